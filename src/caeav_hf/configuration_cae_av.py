@@ -1,0 +1,484 @@
+"""Configuration of CAE-AV: sub-configurations of the three frozen towers, the presets of the tasks, validation.
+
+Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Interactive Enrichment"; the presets hold
+the sizes of its Table I and of the authors' code.
+"""
+
+from dataclasses import fields
+from typing import Any, ClassVar, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import ClapAudioConfig, PreTrainedConfig
+
+from .labels import AVE_CATEGORIES
+
+
+TASKS = ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")
+
+
+def _tuples_to_lists(config: PreTrainedConfig, *names: str) -> None:
+    """JSON knows no tuples: a configuration must equal itself after saving and loading."""
+    for name in names:
+        if isinstance(getattr(config, name), tuple):
+            setattr(config, name, list(getattr(config, name)))
+
+
+def _positive(config: PreTrainedConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        values = value if isinstance(value, list | tuple) else (value,)
+        if not values or any(v <= 0 for v in values):
+            raise ValueError(f"`{name}` of {type(config).__name__} must be positive, got {value}")
+
+
+def _probability(config: PreTrainedConfig, *names: str) -> None:
+    for name in names:
+        if not 0.0 <= getattr(config, name) < 1.0:
+            raise ValueError(f"`{name}` of {type(config).__name__} must lie in [0, 1), got {getattr(config, name)}")
+
+
+def _divisible(config: PreTrainedConfig, name: str, value: int, by_name: str, by: int) -> None:
+    if value % by:
+        raise ValueError(f"`{by_name}` ({by}) of {type(config).__name__} must divide `{name}` ({value})")
+
+
+@strict
+class CaeAvVisionConfig(PreTrainedConfig):
+    r"""
+    The frozen Swin Transformer V2 that reads the frames, built by timm. The defaults are
+    `swinv2_large_window12_192`, the tower of the paper's main results.
+
+    Args:
+        image_size (`int`, defaults to 192): Side of the square frame in pixels.
+        patch_size (`int`, defaults to 4): Side of a patch in pixels.
+        num_channels (`int`, defaults to 3): Colour channels.
+        embed_dim (`int`, defaults to 192): Channels of the first stage; every later stage doubles them.
+        depths (`list[int]`): Blocks of each stage.
+        num_heads (`list[int]`): Attention heads of each stage.
+        window_size (`int`, defaults to 12): Side of an attention window in tokens.
+        mlp_ratio (`float`, defaults to 4.0): Hidden width of a block's feed-forward over its channels.
+        pretrained_window_sizes (`list[int]`): Window sizes of the pre-training, per stage; 0 where they are the same.
+    """
+
+    model_type = "cae_av_vision"
+    base_config_key = "vision_config"
+
+    image_size: int = 192
+    patch_size: int = 4
+    num_channels: int = 3
+    embed_dim: int = 192
+    depths: list[int] | tuple[int, ...] = (2, 2, 18, 2)
+    num_heads: list[int] | tuple[int, ...] = (6, 12, 24, 48)
+    window_size: int = 12
+    mlp_ratio: float | int = 4.0
+    pretrained_window_sizes: list[int] | tuple[int, ...] = (0, 0, 0, 0)
+
+    def __post_init__(self, **kwargs):
+        _tuples_to_lists(self, "depths", "num_heads", "pretrained_window_sizes")
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation."""
+        _positive(self, "image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size")
+        for name in ("num_heads", "pretrained_window_sizes"):
+            if len(getattr(self, name)) != len(self.depths):
+                raise ValueError(
+                    f"`{name}` of CaeAvVisionConfig needs one value a stage ({len(self.depths)} by `depths`), "
+                    f"got {list(getattr(self, name))}"
+                )
+        _divisible(self, "image_size", self.image_size, "patch_size", self.patch_size)
+        for stage, heads in enumerate(self.num_heads):
+            _divisible(self, f"channels of stage {stage + 1}", self.embed_dim * 2**stage, "num_heads", heads)
+
+
+@strict
+class CaeAvAudioConfig(ClapAudioConfig):
+    r"""
+    The frozen HTS-AT that hears the segments: transformers' `ClapAudioModel`, plus the front end that makes its input.
+    The defaults are the public AudioSet HTS-AT.
+
+    Args:
+        sampling_rate (`int`, defaults to 32000): Samples a second of the waveform.
+        fft_window_size (`int`, defaults to 1024): Samples of an analysis window.
+        hop_length (`int`, defaults to 320): Samples between analysis windows.
+        frequency_min (`float`, defaults to 50): Lower edge of the mel filters in Hz.
+        frequency_max (`float`, defaults to 14000): Upper edge of the mel filters in Hz.
+        tile_seconds (`int`, defaults to 10): Seconds that a segment is repeated to before its spectrogram is taken.
+    """
+
+    model_type = "cae_av_audio"
+
+    sampling_rate: int = 32000
+    fft_window_size: int = 1024
+    hop_length: int = 320
+    frequency_min: float | int = 50
+    frequency_max: float | int = 14000
+    tile_seconds: int = 10
+
+    def __post_init__(self, **kwargs):
+        _tuples_to_lists(self, "depths", "num_attention_heads", "patch_size", "patch_stride")
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation."""
+        _positive(
+            self,
+            *("window_size", "num_mel_bins", "spec_size", "depths", "num_attention_heads", "patch_embeds_hidden_size"),
+            *("sampling_rate", "fft_window_size", "hop_length", "tile_seconds"),
+        )
+        if self.enable_fusion:
+            raise ValueError("`enable_fusion` of CaeAvAudioConfig must be False: a segment is one spectrogram")
+        if len(self.num_attention_heads) != len(self.depths):
+            raise ValueError(
+                f"`num_attention_heads` of CaeAvAudioConfig needs one value a stage ({len(self.depths)} by `depths`), "
+                f"got {list(self.num_attention_heads)}"
+            )
+        _divisible(self, "spec_size", self.spec_size, "num_mel_bins", self.num_mel_bins)
+        width = self.patch_embeds_hidden_size * 2 ** (len(self.depths) - 1)
+        if self.hidden_size != width:
+            raise ValueError(
+                f"`hidden_size` of CaeAvAudioConfig must be the width of the last stage, {width} by "
+                f"`patch_embeds_hidden_size` and `depths`, got {self.hidden_size}"
+            )
+        if not 0 <= self.frequency_min < self.frequency_max <= self.sampling_rate / 2:
+            raise ValueError(
+                "`frequency_min` and `frequency_max` of CaeAvAudioConfig must satisfy "
+                "0 <= frequency_min < frequency_max <= sampling_rate / 2, "
+                f"got {self.frequency_min}, {self.frequency_max} at {self.sampling_rate} Hz"
+            )
+
+
+@strict
+class CaeAvTextConfig(PreTrainedConfig):
+    r"""
+    The frozen CLIP text tower that reads the captions, built by open_clip. The defaults are those of `ViT-L-14`.
+
+    Args:
+        vocab_size (`int`, defaults to 49408): Tokens; a smaller vocabulary keeps the most frequent merges.
+        context_length (`int`, defaults to 77): Tokens of a caption, start and end included.
+        hidden_size (`int`, defaults to 768): Width of the token features.
+        num_hidden_layers (`int`, defaults to 12): Layers.
+        num_attention_heads (`int`, defaults to 12): Attention heads.
+        mlp_ratio (`float`, defaults to 4.0): Hidden width of the feed-forward over `hidden_size`.
+        hidden_act (`str`, defaults to `"quick_gelu"`): `"quick_gelu"` (OpenAI's weights) or `"gelu"` (most others).
+    """
+
+    model_type = "cae_av_text"
+    base_config_key = "text_config"
+
+    vocab_size: int = 49408
+    context_length: int = 77
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    mlp_ratio: float | int = 4.0
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation."""
+        _positive(self, "vocab_size", "context_length", "hidden_size", "num_hidden_layers", "num_attention_heads")
+        if not 514 <= self.vocab_size <= 49408:
+            raise ValueError(
+                "`vocab_size` of CaeAvTextConfig must lie between 514 (the byte tokens and the two specials of CLIP's "
+                f"vocabulary) and 49408 (all of it), got {self.vocab_size}"
+            )
+        _divisible(self, "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+
+
+@strict
+class CaeAvConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`CaeAvModel`] and the `CaeAvFor...` classes. `CaeAvConfig.from_preset(task)` gives the paper's
+    sizes; the defaults below are those of `ave`.
+
+    Args:
+        vision_config, audio_config, text_config (`dict` or configuration): The three frozen towers.
+        task (`str`): One of `ave`, `avvp`, `avs_s4`, `avs_ms3`, `avqa`.
+        formulation (`str`, defaults to `"paper"`):
+            `"paper"` computes the printed equations, `"official"` what the authors' code computes, so that
+            checkpoints trained with it give the same numbers.
+        interaction (`str`, defaults to `"cae_av"`): Interaction layer of the paired blocks: `"cae_av"` or `"avmoe"`.
+        num_frames (`int`, defaults to 10): Segments of a clip, one frame each. Any other number works at run time.
+        segment_seconds (`float`, defaults to 1.0): Seconds of a segment.
+        adapter_stages (`list[int]`, defaults to `(1, 3)`): Stages with AVMoE adapters, counted from 1.
+        num_cross_modal_experts, num_unimodal_experts (`int`): Experts of an AVMoE module (Table I).
+        num_latent_tokens (`int`, defaults to 32): Latent tokens of an expert that attends through them.
+        adapter_reduction (`int`, defaults to 8): Channels over the bottleneck's channels in an expert.
+        adapter_groups (`int`, defaults to 2): Groups of an expert's two projections.
+        adapter_batch_norm, adapter_gate (`bool`): Batch normalisation in, and a learnable gate behind, an expert.
+        unimodal_attention (`str`): Attention inside the stream in unimodal experts: none, self, latent or dot.
+        router_noise_std (`float`): Standard deviation of the noise on routing logits while training.
+        load_balancing_loss_weight (`float`): Weight of the routing's divergence from uniform.
+        gate_dim (`int`, defaults to 128): Width of CASTE's agreement gate (Eq. 1 to 4).
+        topk_ratio (`float`, defaults to 0.3): Share of a frame's tokens that CASTE and CASE enrich (rho).
+        use_case (`bool`, defaults to `True`): Whether captions enrich the last stage.
+        caption_mapper_heads, caption_bottleneck_dim (`int`): Sizes of the caption mapper (Eq. 15, 16).
+        case_num_heads (`int`, defaults to 8): Attention heads of CASE.
+        attention_dropout, branch_dropout (`float`): On CASE's attention maps, and on its and the mapper's branches.
+        projection_dim (`int`, defaults to 512): Width of the space in which the losses compare modalities.
+        contrastive_temperature (`float`, defaults to 0.2): Start value of InfoNCE's learnable temperature (Eq. 22).
+        caption_loss_weight, alignment_loss_weight, entropy_loss_weight (`float`): alpha, beta, gamma (Eq. 25).
+        entropy_sign (`str`, defaults to `"as_printed"`):
+            Eq. 24 prints minus the entropy, which rewards flat selections; `"sharpen"` rewards sharp ones, as the
+            paper's text wants.
+        event_head (`str`, defaults to `"cmbs"`): Head of event localization, `"cmbs"` or `"mlp"` (Appendix B).
+        head_visual_dim, head_audio_dim, head_hidden_size, head_num_heads, head_intermediate_size (`int`),
+            head_dropout (`float`): Sizes of the temporal relation blocks of the task heads.
+        initializer_range (`float`, defaults to 0.02): Standard deviation of new linear weights in the task heads.
+
+    ```python
+    >>> from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
+
+    >>> configuration = CaeAvConfig.from_preset("ave", size="toy")
+    >>> model = CaeAvForEventLocalization(configuration)
+    ```
+    """
+
+    model_type = "cae_av"
+    sub_configs_defaults: ClassVar[dict] = {
+        "vision_config": CaeAvVisionConfig,
+        "audio_config": CaeAvAudioConfig,
+        "text_config": CaeAvTextConfig,
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    audio_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+
+    task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave"
+    formulation: Literal["paper", "official"] = "paper"
+    interaction: str = "cae_av"
+    num_frames: int = 10
+    segment_seconds: float | int = 1.0
+
+    adapter_stages: list[int] | tuple[int, ...] = (1, 3)
+    num_cross_modal_experts: int = 1
+    num_unimodal_experts: int = 1
+    num_latent_tokens: int = 32
+    adapter_reduction: int = 8
+    adapter_groups: int = 2
+    adapter_batch_norm: bool = True
+    adapter_gate: bool = True
+    unimodal_attention: Literal["none", "self", "latent", "dot"] = "none"
+    router_noise_std: float | int = 0.0
+    load_balancing_loss_weight: float | int = 0.0
+
+    gate_dim: int = 128
+    topk_ratio: float | int = 0.3
+
+    use_case: bool = True
+    caption_mapper_heads: int = 8
+    caption_bottleneck_dim: int = 48
+    case_num_heads: int = 8
+    attention_dropout: float | int = 0.1
+    branch_dropout: float | int = 0.2
+
+    projection_dim: int = 512
+    contrastive_temperature: float | int = 0.2
+    caption_loss_weight: float | int = 0.10
+    alignment_loss_weight: float | int = 0.05
+    entropy_loss_weight: float | int = 0.003
+    entropy_sign: Literal["as_printed", "sharpen"] = "as_printed"
+
+    event_head: Literal["cmbs", "mlp"] = "cmbs"
+    head_visual_dim: int = 512
+    head_audio_dim: int = 128
+    head_hidden_size: int = 256
+    head_num_heads: int = 4
+    head_intermediate_size: int = 1024
+    head_dropout: float | int = 0.1
+    initializer_range: float | int = 0.02
+
+    def __post_init__(self, **kwargs):
+        _tuples_to_lists(self, "adapter_stages")
+        if self.id2label is None and kwargs.get("num_labels") is None:
+            self.id2label = dict(enumerate(AVE_CATEGORIES))
+        # The base class derives `label2id` only where it makes up the names itself.
+        if self.id2label is not None and self.label2id is None:
+            self.label2id = {name: int(index) for index, name in self.id2label.items()}
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation: every message names the field."""
+        _positive(
+            self,
+            *("num_frames", "segment_seconds", "num_latent_tokens", "adapter_reduction", "adapter_groups", "gate_dim"),
+            *("caption_mapper_heads", "caption_bottleneck_dim", "case_num_heads", "projection_dim", "head_num_heads"),
+            *("head_visual_dim", "head_audio_dim", "head_hidden_size", "head_intermediate_size"),
+            "contrastive_temperature",
+        )
+        _probability(self, "attention_dropout", "branch_dropout", "head_dropout")
+        if not 0.0 < self.topk_ratio <= 1.0:
+            raise ValueError(f"`topk_ratio` of CaeAvConfig must lie in (0, 1], got {self.topk_ratio}")
+        if min(self.num_cross_modal_experts, self.num_unimodal_experts) < 0 or not self.num_experts:
+            raise ValueError(
+                "`num_cross_modal_experts` and `num_unimodal_experts` of CaeAvConfig must not be negative "
+                f"and not both be 0, got {self.num_cross_modal_experts} and {self.num_unimodal_experts}"
+            )
+        for name in ("caption_loss_weight", "alignment_loss_weight", "entropy_loss_weight", "router_noise_std"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` of CaeAvConfig must not be negative, got {getattr(self, name)}")
+        vision_depths, audio_depths = list(self.vision_config.depths), list(self.audio_config.depths)
+        if len(vision_depths) != len(audio_depths) or any(
+            n_v % n_a for n_v, n_a in zip(vision_depths, audio_depths, strict=False)
+        ):
+            raise ValueError(
+                "the stages of `vision_config` and `audio_config` must pair: as many stages, and in each a number of "
+                f"visual blocks divisible by the audio blocks; got `depths` {vision_depths} and {audio_depths}"
+            )
+        stages = range(1, len(vision_depths) + 1)
+        if any(stage not in stages for stage in self.adapter_stages):
+            raise ValueError(
+                f"`adapter_stages` of CaeAvConfig must name stages from {list(stages)}, got {self.adapter_stages}"
+            )
+        widths = (self.visual_hidden_size, self.audio_hidden_size)
+        for name, width in zip(("visual_hidden_size", "audio_hidden_size"), widths, strict=True):
+            _divisible(self, name, width, "case_num_heads", self.case_num_heads)
+        _divisible(
+            self,
+            "text_config.hidden_size",
+            self.text_config.hidden_size,
+            "caption_mapper_heads",
+            self.caption_mapper_heads,
+        )
+        _divisible(self, "head_hidden_size", self.head_hidden_size, "head_num_heads", self.head_num_heads)
+        for name, width in (
+            ("vision_config.embed_dim", self.vision_config.embed_dim),
+            ("audio_config.patch_embeds_hidden_size", self.audio_config.patch_embeds_hidden_size),
+        ):
+            _divisible(self, name, width, "adapter_reduction", self.adapter_reduction)
+            # Both projections of an expert are grouped, so the groups divide its bottleneck too.
+            _divisible(
+                self,
+                f"{name} / adapter_reduction",
+                width // self.adapter_reduction,
+                "adapter_groups",
+                self.adapter_groups,
+            )
+
+    @property
+    def num_experts(self) -> int:
+        """Experts of one AVMoE module, cross-modal ones first."""
+        return self.num_cross_modal_experts + self.num_unimodal_experts
+
+    @property
+    def visual_hidden_size(self) -> int:
+        """Channels of the last visual stage."""
+        return self.vision_config.embed_dim * 2 ** (len(self.vision_config.depths) - 1)
+
+    @property
+    def audio_hidden_size(self) -> int:
+        """Channels of the last audio stage."""
+        return self.audio_config.hidden_size
+
+    @property
+    def is_official(self) -> bool:
+        """Whether the authors' code, rather than the printed equations, is followed."""
+        return self.formulation == "official"
+
+    @classmethod
+    def from_preset(cls, task: str, size: str = "full", **overrides: Any) -> "CaeAvConfig":
+        """
+        The configuration of a task, in the paper's sizes or in sizes that train on a laptop's processor.
+
+        Args:
+            task: One of `ave`, `avvp`, `avs_s4`, `avs_ms3`, `avqa`.
+            size: `"full"` (Swin-V2-L, HTS-AT, CLIP ViT-L-14) or `"toy"` (towers of a few hundred thousand weights).
+            overrides: Any field of the configuration. A dict for a sub-configuration changes only the values it names.
+
+        Raises:
+            ValueError: `task` or `size` is none of the above, or a value is rejected by the validation.
+        """
+        if task not in TASKS:
+            raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}")
+        if size not in ("full", "toy"):
+            raise ValueError(f"`size` must be 'full' or 'toy', got {size!r}")
+        known = {field.name for field in fields(cls)} | {"num_labels", "attn_implementation"}
+        if unknown := sorted(set(overrides) - known):
+            raise ValueError(f"CaeAvConfig has no field {', '.join(f'`{name}`' for name in unknown)}")
+        values: dict[str, Any] = {"task": task, **_PRESETS[task]}
+        if size == "toy":
+            values |= _TOY
+        for name, value in overrides.items():
+            is_partial = name in cls.sub_configs_defaults and isinstance(value, dict)
+            values[name] = {**values.get(name, {}), **value} if is_partial else value
+        if "num_labels" in overrides or "id2label" in overrides:
+            values = {k: v for k, v in values.items() if k not in ("num_labels", "id2label") or k in overrides}
+        return cls(**values)
+
+
+# Model sizes of Table I and of the authors' training scripts; learning rates and schedules are in the recipes.
+_PRESETS: dict[str, dict[str, Any]] = {
+    "ave": {"id2label": dict(enumerate(AVE_CATEGORIES))},
+    "avvp": {
+        "num_labels": 25,
+        "adapter_stages": (1, 2, 3, 4),
+        "adapter_batch_norm": False,
+        "unimodal_attention": "dot",
+    },
+    "avs_s4": {
+        "num_labels": 1,
+        "num_frames": 5,
+        "adapter_stages": (1, 2, 3, 4),
+        "num_latent_tokens": 87,
+        "adapter_batch_norm": False,
+        "adapter_gate": False,
+        "unimodal_attention": "self",
+        "router_noise_std": 0.01,
+        "entropy_loss_weight": 0.005,
+    },
+    "avs_ms3": {
+        "num_labels": 1,
+        "num_frames": 5,
+        "num_latent_tokens": 87,
+        "adapter_batch_norm": False,
+        "adapter_gate": False,
+        "unimodal_attention": "latent",
+        "router_noise_std": 0.01,
+        "load_balancing_loss_weight": 0.01,
+        "entropy_loss_weight": 0.005,
+    },
+    "avqa": {
+        "num_labels": 42,
+        "adapter_stages": (1, 2, 3, 4),
+        "num_unimodal_experts": 2,
+        "num_latent_tokens": 2,
+        "adapter_groups": 4,
+        "adapter_batch_norm": False,
+        "adapter_gate": False,
+        "caption_loss_weight": 0.08,
+        "alignment_loss_weight": 0.03,
+        "entropy_loss_weight": 0.005,
+    },
+}
+
+_TOY: dict[str, Any] = {
+    "vision_config": {
+        "image_size": 64,
+        "embed_dim": 16,
+        "depths": (1, 1, 2, 1),
+        "num_heads": (1, 2, 4, 8),
+        "window_size": 4,
+    },
+    "audio_config": {
+        "spec_size": 64,
+        "num_mel_bins": 32,
+        "patch_embeds_hidden_size": 16,
+        "hidden_size": 128,
+        "depths": (1, 1, 2, 1),
+        "num_attention_heads": (1, 2, 4, 8),
+        "window_size": 4,
+        "tile_seconds": 1,
+    },
+    "text_config": {"vocab_size": 1026, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},
+    "num_latent_tokens": 4,
+    "adapter_reduction": 4,
+    "adapter_groups": 2,
+    "gate_dim": 32,
+    "caption_bottleneck_dim": 16,
+    "projection_dim": 64,
+    "head_visual_dim": 64,
+    "head_audio_dim": 32,
+    "head_hidden_size": 64,
+    "head_intermediate_size": 128,
+}
