@@ -1,3 +1,29 @@
 """CAE-AV audio-visual learning for the Hugging Face ecosystem."""
 
+from transformers import AutoConfig, AutoModel
+
+from .configuration_cae_av import CaeAvAudioConfig, CaeAvConfig, CaeAvTextConfig, CaeAvVisionConfig
+from .errors import CaeAvError, DataError, MediaError
+from .modeling import CaeAvForEventLocalization, CaeAvModel, CaeAvPreTrainedModel
+
+
+AutoConfig.register(CaeAvVisionConfig.model_type, CaeAvVisionConfig)
+AutoConfig.register(CaeAvAudioConfig.model_type, CaeAvAudioConfig)
+AutoConfig.register(CaeAvTextConfig.model_type, CaeAvTextConfig)
+AutoConfig.register(CaeAvConfig.model_type, CaeAvConfig)
+AutoModel.register(CaeAvConfig, CaeAvModel)
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "CaeAvAudioConfig",
+    "CaeAvConfig",
+    "CaeAvError",
+    "CaeAvForEventLocalization",
+    "CaeAvModel",
+    "CaeAvPreTrainedModel",
+    "CaeAvTextConfig",
+    "CaeAvVisionConfig",
+    "DataError",
+    "MediaError",
+]

@@ -134,6 +134,13 @@ class CaeAvAudioConfig(ClapAudioConfig):
                 f"got {list(self.num_attention_heads)}"
             )
         _divisible(self, "spec_size", self.spec_size, "num_mel_bins", self.num_mel_bins)
+        stride = self.patch_stride if isinstance(self.patch_stride, int) else min(self.patch_stride)
+        smallest = self.spec_size // stride // 2 ** (len(self.depths) - 1)
+        if smallest < self.window_size:
+            raise ValueError(
+                f"`window_size` ({self.window_size}) of CaeAvAudioConfig must fit the last stage's grid, {smallest} "
+                "tokens wide by `spec_size`, `patch_stride` and `depths`"
+            )
         width = self.patch_embeds_hidden_size * 2 ** (len(self.depths) - 1)
         if self.hidden_size != width:
             raise ValueError(
@@ -467,7 +474,7 @@ _TOY: dict[str, Any] = {
         "hidden_size": 128,
         "depths": (1, 1, 2, 1),
         "num_attention_heads": (1, 2, 4, 8),
-        "window_size": 4,
+        "window_size": 2,
         "tile_seconds": 1,
     },
     "text_config": {"vocab_size": 1026, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4},

@@ -1,0 +1,262 @@
+"""
+AVMoE adapters: a router mixes experts that carry the other modality into a stream with experts of the stream alone.
+
+The baseline that CAE-AV extends (its Table I); an adapter reads the tokens of both modalities and returns what is
+added to the stream.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..configuration_cae_av import CaeAvConfig
+from .frames import FrameLayout
+
+
+class CrossModalMap(nn.Module):
+    r"""
+    Brings the other modality's tokens y (N, L', C') to the stream's shape by a linear map A over tokens and a linear
+    map W over channels: Y = A y W^T + a s^T + 1 b^T, with a and b their biases and s the row sums of W.
+
+    Y is as large as the stream, and A is the most expensive product of the whole model, so Y is not formed where few
+    queries read it: both directions of an attention over Y factor through y, at 2 n L L' instead of L L' min(C, C')
+    operations for n queries.
+    """
+
+    def __init__(self, num_tokens: int, other_tokens: int, hidden_size: int, other_size: int):
+        super().__init__()
+        self.tokens = nn.Linear(other_tokens, num_tokens)
+        self.channels = nn.Linear(other_size, hidden_size)
+
+    def forward(self, other: Tensor) -> Tensor:
+        """(N, L', C') -> (N, L, C), in the cheaper order of the two maps."""
+        weight = self.channels.weight
+        if weight.shape[0] < weight.shape[1]:
+            mapped = self.tokens.weight @ F.linear(other, weight)
+        else:
+            mapped = F.linear(self.tokens.weight @ other, weight)
+        return mapped + self.tokens.bias[:, None] * weight.sum(1) + self.channels.bias
+
+    def mean(self, other: Tensor) -> Tensor:
+        """Mean over the mapped tokens: (N, L', C') -> (N, C)."""
+        weight = self.channels.weight
+        pooled = self.tokens.weight.mean(0) @ other
+        return F.linear(pooled, weight) + self.tokens.bias.mean() * weight.sum(1) + self.channels.bias
+
+    def factors(self, num_queries: int) -> bool:
+        """Whether so many queries are cheaper answered without forming Y."""
+        return 2 * num_queries < min(self.channels.weight.shape)
+
+    def attend(self, queries: Tensor, other: Tensor) -> Tensor:
+        """softmax(q Y^T) Y for queries (n, C) shared by all frames, unscaled: (N, n, C)."""
+        weight = self.channels.weight
+        if not self.factors(len(queries)):
+            mapped = self(other)
+            return (queries @ mapped.transpose(1, 2)).softmax(-1) @ mapped
+        row_sums = weight.sum(1)
+        # What is constant over the tokens Y (the channel bias) does not move the softmax and is left out.
+        scores = F.linear((queries @ weight) @ other.transpose(1, 2), self.tokens.weight)
+        probs = (scores + (queries @ row_sums)[:, None] * self.tokens.bias).softmax(-1)
+        gathered = F.linear((probs @ self.tokens.weight) @ other, weight)
+        return gathered + (probs @ self.tokens.bias)[..., None] * row_sums + self.channels.bias
+
+
+class GroupedLinear(nn.Module):
+    """A linear map without bias in which each group of output channels reads one group of input channels."""
+
+    def __init__(self, in_features: int, out_features: int, groups: int):
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(torch.empty(out_features, in_features // groups))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def forward(self, states: Tensor) -> Tensor:
+        # One dense product with the blocks on the diagonal beats a strided product a group: the map is narrow.
+        return F.linear(states, torch.block_diag(*self.weight.chunk(self.groups)))
+
+
+class LatentAttention(nn.Module):
+    """What an expert reads through: latent tokens and the gate of what they bring back (initially 0)."""
+
+    def __init__(self, num_latent_tokens: int, hidden_size: int):
+        super().__init__()
+        self.latents = nn.Parameter(torch.empty(num_latent_tokens, hidden_size))
+        self.gate = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.uniform_(self.latents)
+        nn.init.zeros_(self.gate)
+
+    def forward(self, states: Tensor, gathered: Tensor) -> Tensor:
+        """`states` (N, L, C) attend to the latents, which have `gathered` (N, n, C) what they attended to."""
+        tokens = self.latents + gathered
+        return states + self.gate * F.scaled_dot_product_attention(states, tokens, tokens, scale=1.0)
+
+
+class FrameAttention(nn.Module):
+    """Multi-head attention between the frames of a clip, at each token position (unimodal attention `self`)."""
+
+    def __init__(self, hidden_size: int, num_heads: int = 4, dropout: float = 0.2):
+        super().__init__()
+        self.num_heads = num_heads
+        self.dropout = dropout
+        self.qkv = nn.Linear(hidden_size, 3 * hidden_size)
+        self.output = nn.Linear(hidden_size, hidden_size)
+
+    def forward(self, states: Tensor, frames: FrameLayout) -> Tensor:
+        # (B, T, L, 3, heads, d) -> three of (B * L, heads, T, d)
+        qkv = frames.to_grid(self.qkv(states)).unflatten(-1, (3, self.num_heads, -1))
+        query, key, value = qkv.permute(3, 0, 2, 4, 1, 5).flatten(1, 2).unbind(0)
+        mask = frames.attention_mask()
+        if mask is not None:
+            mask = mask.repeat_interleave(states.shape[1], dim=0)
+        dropout = self.dropout if self.training else 0.0
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+        attended = attended.unflatten(0, (frames.batch_size, states.shape[1])).permute(0, 3, 1, 2, 4).flatten(3)
+        return self.output(frames.to_list(attended))
+
+
+class Expert(nn.Module):
+    """
+    One expert: attention, then a bottleneck between two layer norms.
+
+    Args:
+        config: Sizes and options of the adapters.
+        hidden_size: Channels C of the stream.
+        cross_modal: Whether it reads the other modality; only then is the bottleneck non-linear.
+    """
+
+    def __init__(self, config: CaeAvConfig, hidden_size: int, cross_modal: bool):
+        super().__init__()
+        self.cross_modal = cross_modal
+        self.attention_type = "latent" if cross_modal else config.unimodal_attention
+        if self.attention_type == "latent":
+            self.latent_attention = LatentAttention(config.num_latent_tokens, hidden_size)
+        elif self.attention_type == "self":
+            self.frame_attention = FrameAttention(hidden_size)
+        elif self.attention_type == "dot":
+            self.attention_gate = nn.Parameter(torch.empty(1))
+        bottleneck = hidden_size // config.adapter_reduction
+        self.norm_before = nn.LayerNorm(hidden_size)
+        self.down = GroupedLinear(hidden_size, bottleneck, config.adapter_groups)
+        self.up = GroupedLinear(bottleneck, hidden_size, config.adapter_groups)
+        self.norm_after = nn.LayerNorm(hidden_size)
+        if config.adapter_batch_norm:
+            self.batch_norm_down = nn.BatchNorm1d(bottleneck)
+            self.batch_norm_up = nn.BatchNorm1d(hidden_size)
+        self.gate = nn.Parameter(torch.empty(1)) if config.adapter_gate else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for gate in (self.gate, getattr(self, "attention_gate", None)):
+            if gate is not None:
+                nn.init.zeros_(gate)
+
+    def attend(self, states: Tensor, frames: FrameLayout, gathered: Tensor | None) -> Tensor:
+        """The expert's attention on (N, L, C); `gathered` is what its latents found in the other modality."""
+        if self.attention_type == "latent":
+            if gathered is None:
+                latents = self.latent_attention.latents
+                gathered = F.scaled_dot_product_attention(
+                    latents.expand(len(states), -1, -1), states, states, scale=1.0
+                )
+            return self.latent_attention(states, gathered)
+        if self.attention_type == "self":
+            return self.frame_attention(states, frames)
+        if self.attention_type == "dot":
+            # Rows are normalised, then applied down the columns, as in the authors' code.
+            rows = (states @ states.transpose(1, 2)).softmax(-1)
+            return states + self.attention_gate * (rows.transpose(1, 2) @ states)
+        return states
+
+    def forward(self, states: Tensor, frames: FrameLayout, gathered: Tensor | None = None) -> Tensor:
+        """(N, L, C) -> (N, L, C)."""
+        hidden = self.down(self.norm_before(self.attend(states, frames, gathered)))
+        if hasattr(self, "batch_norm_down"):
+            hidden = self.batch_norm_down(hidden.flatten(0, 1)).view_as(hidden)
+        if self.cross_modal:
+            hidden = F.relu(hidden)
+        hidden = self.up(hidden)
+        if hasattr(self, "batch_norm_up"):
+            hidden = self.batch_norm_up(hidden.flatten(0, 1)).view_as(hidden)
+        hidden = self.norm_after(hidden)
+        return hidden if self.gate is None else self.gate * hidden
+
+
+class Router(nn.Module):
+    """One weight an expert and frame, from the mean tokens of both modalities: two (N, C) -> (N, experts)."""
+
+    def __init__(self, config: CaeAvConfig, hidden_size: int):
+        super().__init__()
+        self.noise_std = config.router_noise_std
+        self.hidden = nn.Linear(2 * hidden_size, 128)
+        self.bottleneck = nn.Linear(128, 32)
+        self.logits = nn.Linear(32, config.num_experts)
+
+    def forward(self, stream_mean: Tensor, other_mean: Tensor) -> Tensor:
+        hidden = F.relu(self.hidden(torch.cat([stream_mean, other_mean], dim=-1)))
+        logits = self.logits(F.relu(self.bottleneck(hidden)))
+        if self.training and self.noise_std:
+            logits = logits + self.noise_std * torch.randn_like(logits)
+        return logits.softmax(-1)
+
+
+class AVMoE(nn.Module):
+    """
+    The adapter of one stream: what it adds, as a mixture of experts weighted per frame.
+
+    Args:
+        config: Sizes and options of the adapters.
+        num_tokens, hidden_size: L and C of the stream.
+        other_tokens, other_size: L' and C' of the other modality.
+    """
+
+    def __init__(self, config: CaeAvConfig, num_tokens: int, hidden_size: int, other_tokens: int, other_size: int):
+        super().__init__()
+        self.cross_modal_map = CrossModalMap(num_tokens, other_tokens, hidden_size, other_size)
+        self.router = Router(config, hidden_size)
+        self.cross_modal_experts = nn.ModuleList(
+            Expert(config, hidden_size, cross_modal=True) for _ in range(config.num_cross_modal_experts)
+        )
+        self.unimodal_experts = nn.ModuleList(
+            Expert(config, hidden_size, cross_modal=False) for _ in range(config.num_unimodal_experts)
+        )
+
+    def forward(self, states: Tensor, other: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor]:
+        """
+        Args:
+            states: (N, L, C), the stream.
+            other: (N, L', C'), the other modality.
+            frames: Which clips the N frames belong to.
+
+        Returns:
+            What is added to the stream (N, L, C), and the routing weights (N, experts), cross-modal experts first.
+        """
+        probs = self.router(states.mean(1), self.cross_modal_map.mean(other))
+        mixed: Tensor | None = None
+        gathered: tuple[Tensor, ...] = ()
+        if self.cross_modal_experts:
+            latents = [expert.latent_attention.latents for expert in self.cross_modal_experts]
+            found = self.cross_modal_map.attend(torch.cat(latents), other)
+            gathered = found.split([len(latent) for latent in latents], dim=1)
+        experts = [*self.cross_modal_experts, *self.unimodal_experts]
+        for index, expert in enumerate(experts):
+            read = gathered[index] if index < len(gathered) else None
+            weighted = probs[:, index, None, None] * expert(states, frames, read)
+            mixed = weighted if mixed is None else mixed + weighted
+        assert mixed is not None  # the configuration asks for at least one expert
+        return mixed, probs
+
+
+def load_balancing_loss(router_probs: Tensor) -> Tensor:
+    """
+    Divergence of uniform routing from the mean routing weights of (N, experts), a scalar.
+
+    As the authors' code has it, the sum of -log of the means: the divergence times the number of experts, plus a
+    constant, so that it is smallest, but not 0, where all experts get the same.
+    """
+    return -router_probs.mean(0).clamp_min(1e-9).log().sum()

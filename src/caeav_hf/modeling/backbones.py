@@ -1,0 +1,329 @@
+"""
+The frozen towers as stages of blocks, a block being two residual branches: attention and feed-forward.
+
+An interaction layer decides when each branch runs and on what, so the towers here hand out their blocks instead of
+running them. What depends on frozen weights alone - position biases, attention masks - is computed once and kept.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block, window_partition
+from torch import Tensor, nn
+from transformers import ClapAudioModel
+from transformers.models.clap.modeling_clap import ClapAudioLayer
+
+from ..configuration_cae_av import CaeAvAudioConfig, CaeAvVisionConfig
+from ..errors import CaeAvError
+
+
+@dataclass(frozen=True)
+class FrozenBlock:
+    """
+    One block of a tower. Both branches map tokens (N, L, C) to what is added to them, norms included.
+
+    Attributes:
+        attention: The attention branch.
+        feed_forward: The feed-forward branch.
+    """
+
+    attention: Callable[[Tensor], Tensor]
+    feed_forward: Callable[[Tensor], Tensor]
+
+    def __call__(self, tokens: Tensor) -> Tensor:
+        """The whole block."""
+        tokens = tokens + self.attention(tokens)
+        return tokens + self.feed_forward(tokens)
+
+
+class Tower(Protocol):
+    """What the encoder asks of a backbone."""
+
+    num_stages: int
+
+    def stage_sizes(self) -> list[tuple[int, int]]:
+        """Tokens and channels of each stage."""
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """Inputs of N frames to the tokens (N, L, C) that enter the first stage."""
+
+    def enter_stage(self, stage: int, tokens: Tensor) -> Tensor:
+        """Tokens as they leave stage `stage` - 1, downsampled for stage `stage`; the first stage changes nothing."""
+
+    def blocks(self, stage: int) -> list[FrozenBlock]:
+        """The blocks of a stage."""
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        """The norm behind the last stage."""
+
+
+@dataclass
+class _Constant:
+    """A tensor computed from frozen parameters, until one of them changes."""
+
+    key: tuple = ()
+    value: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def get(self, parameters: list[Tensor], dtype: torch.dtype, compute: Callable[[], Tensor]) -> Tensor:
+        if any(parameter.requires_grad for parameter in parameters) and torch.is_grad_enabled():
+            return compute().to(dtype)
+        key = (dtype, *((p.data_ptr(), 0 if p.is_inference() else p._version, p.device) for p in parameters))
+        if key != self.key:
+            # A tensor made in inference mode could not be used in a training step later.
+            with (
+                torch.inference_mode(False),
+                torch.no_grad(),
+                torch.autocast(parameters[0].device.type, enabled=False),
+            ):
+                self.key, self.value = key, compute().to(dtype).contiguous()
+        return self.value
+
+
+def _shift_mask(height: int, width: int, window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
+    """
+    Additive mask (windows, tokens, tokens) that keeps what a cyclic shift brought together from attending: -100
+    between tokens of different regions, as both towers were trained with.
+    """
+
+    def regions(length: int, size: int, offset: int) -> Tensor:
+        position = torch.arange(length, device=like.device)
+        return (position >= length - size).int() + (position >= length - offset).int()
+
+    region = 3 * regions(height, window[0], shift[0])[:, None] + regions(width, window[1], shift[1])
+    windows = window_partition(region[None, :, :, None], window).flatten(1)
+    return like.new_zeros(()).masked_fill(windows[:, :, None] != windows[:, None, :], -100.0)
+
+
+def _window_bias(
+    table: Tensor, index: Tensor, grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
+) -> Tensor:
+    """
+    What is added to the attention scores of each window and head, (windows * heads, M, M), from a table (entries,
+    heads) of relative positions and the entry (M, M) of each pair of tokens.
+    """
+    bias = table[index.view(-1)].view(*index.shape, -1).permute(2, 0, 1)[None]
+    height, width = (length + -length % size for length, size in zip(grid, window, strict=True))
+    if any(shift):
+        bias = bias + _shift_mask(height, width, window, shift, like=bias)[:, None]
+    else:
+        bias = bias.expand((height // window[0]) * (width // window[1]), -1, -1, -1)
+    return bias.flatten(0, 1)
+
+
+def _windowed_attention(
+    tokens: Tensor,
+    grid: tuple[int, int],
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    project: Callable[[Tensor], Tensor],
+    num_heads: int,
+    bias: Callable[[torch.dtype], Tensor],
+    prepare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    scale: float,
+) -> Tensor:
+    """
+    Attention within (shifted) windows, before the output projection.
+
+    Windows and heads share one axis, so that a bias a window and head needs no copy a frame.
+
+    Args:
+        tokens: (N, L, C).
+        grid: Height and width of the tokens; multiples of the window once padded.
+        window, shift: Size of a window and of the cyclic shift.
+        project: (N, H, W, C) -> (N, H, W, 3 C), queries, keys and values.
+        num_heads: Heads.
+        bias: For a dtype, what is added to the scores: (windows * heads, M, M).
+        prepare: Changes queries and keys before their product.
+        scale: Factor on the product.
+    """
+    height, width = grid
+    num_frames, _, channels = tokens.shape
+    image = tokens.view(num_frames, height, width, channels)
+    pad_bottom, pad_right = -height % window[0], -width % window[1]
+    if pad_bottom or pad_right:
+        image = F.pad(image, (0, 0, 0, pad_right, 0, pad_bottom))
+    if any(shift):
+        image = image.roll((-shift[0], -shift[1]), dims=(1, 2))
+    rows, columns = image.shape[1] // window[0], image.shape[2] // window[1]
+    # (N, rows, M_h, columns, M_w, 3, heads, d) -> three of (N, rows * columns * heads, M_h * M_w, d)
+    qkv = project(image).view(num_frames, rows, window[0], columns, window[1], 3, num_heads, -1)
+    qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, num_frames, rows * columns * num_heads, -1, qkv.shape[-1])
+    query, key, value = qkv.unbind(0)
+    query, key = prepare(query, key)
+    attended = F.scaled_dot_product_attention(query, key, value.to(query.dtype), bias(query.dtype)[None], scale=scale)
+    attended = attended.view(num_frames, rows, columns, num_heads, window[0], window[1], -1)
+    image = attended.permute(0, 1, 4, 2, 5, 3, 6).reshape(num_frames, rows * window[0], columns * window[1], channels)
+    if any(shift):
+        image = image.roll(shift, dims=(1, 2))
+    if pad_bottom or pad_right:
+        image = image[:, :height, :width]
+    return image.reshape(num_frames, -1, channels)
+
+
+class SwinV2Tower(SwinTransformerV2):
+    """timm's Swin Transformer V2 under timm's own parameter names; tokens are row-major, (N, H * W, C)."""
+
+    def __init__(self, config: CaeAvVisionConfig):
+        super().__init__(
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            in_chans=config.num_channels,
+            num_classes=0,
+            embed_dim=config.embed_dim,
+            depths=tuple(config.depths),
+            num_heads=tuple(config.num_heads),
+            window_size=config.window_size,
+            mlp_ratio=config.mlp_ratio,
+            pretrained_window_sizes=tuple(config.pretrained_window_sizes),
+            drop_path_rate=0.0,
+        )
+        self.num_stages = len(config.depths)
+        self._biases: dict[tuple[int, int], _Constant] = {}
+
+    def stage_sizes(self) -> list[tuple[int, int]]:
+        grids = [layer.output_resolution for layer in self.layers]
+        return [(h * w, self.embed_dim * 2**stage) for stage, (h, w) in enumerate(grids)]
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """(N, 3, H, W) pixels -> (N, L, C)."""
+        size = self.patch_embed.img_size
+        if inputs.shape[-2:] != size:
+            raise CaeAvError(
+                f"`pixel_values_videos` must have frames of {size[0]}x{size[1]} pixels, "
+                f"got {inputs.shape[-2]}x{inputs.shape[-1]}"
+            )
+        return self.patch_embed(inputs).flatten(1, 2)
+
+    def enter_stage(self, stage: int, tokens: Tensor) -> Tensor:
+        if stage == 0:
+            return tokens
+        height, width = self.layers[stage - 1].output_resolution
+        return self.layers[stage].downsample(tokens.unflatten(1, (height, width))).flatten(1, 2)
+
+    def blocks(self, stage: int) -> list[FrozenBlock]:
+        def make(index: int, block: SwinTransformerV2Block) -> FrozenBlock:
+            return FrozenBlock(
+                attention=lambda tokens: block.norm1(self._attention(stage, index, block, tokens)),
+                feed_forward=lambda tokens: block.norm2(block.mlp(tokens)),
+            )
+
+        return [make(index, block) for index, block in enumerate(self.layers[stage].blocks)]
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        return self.norm(tokens)
+
+    def _attention(self, stage: int, index: int, block: SwinTransformerV2Block, tokens: Tensor) -> Tensor:
+        attention = block.attn
+        grid = self.layers[stage].output_resolution
+        window, shift = block.window_size, block.shift_size
+
+        def compute_bias() -> Tensor:
+            table = attention.cpb_mlp(attention.relative_coords_table).view(-1, attention.num_heads)
+            return _window_bias(16 * table.sigmoid(), attention.relative_position_index, grid, window, shift)
+
+        constant = self._biases.setdefault((stage, index), _Constant())
+        parameters = list(attention.cpb_mlp.parameters())
+        zeros = torch.zeros_like(attention.q_bias)
+        qkv_bias = torch.cat([attention.q_bias, zeros, attention.v_bias])
+
+        def prepare(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+            scale = attention.logit_scale.clamp(max=4.605170185988092).exp()  # log(100), as timm clamps it
+            scale = scale.repeat(query.shape[1] // attention.num_heads, 1, 1).to(query.dtype)
+            return F.normalize(query, dim=-1) * scale, F.normalize(key, dim=-1)
+
+        attended = _windowed_attention(
+            tokens,
+            grid,
+            window,
+            shift,
+            project=lambda image: F.linear(image, attention.qkv.weight, qkv_bias),
+            num_heads=attention.num_heads,
+            bias=lambda dtype: constant.get(parameters, dtype, compute_bias),
+            prepare=prepare,
+            scale=1.0,
+        )
+        return attention.proj(attended)
+
+
+class HtsatTower(ClapAudioModel):
+    """Transformers' HTS-AT (`ClapAudioModel`) under its own parameter names; tokens are row-major, (N, H * W, C)."""
+
+    config: CaeAvAudioConfig
+
+    def __init__(self, config: CaeAvAudioConfig):
+        super().__init__(config)
+        self.num_stages = len(config.depths)
+        self._biases: dict[tuple[int, int], _Constant] = {}
+
+    def stage_sizes(self) -> list[tuple[int, int]]:
+        resolutions = self.audio_encoder.input_resolutions
+        width = self.config.patch_embeds_hidden_size
+        return [(h * w, width * 2**stage) for stage, (h, w) in enumerate(resolutions)]
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """(N, 1, frames, mel bins) log-mel -> (N, L, C)."""
+        encoder = self.audio_encoder
+        if inputs.shape[1] != 1 or inputs.shape[3] != self.config.num_mel_bins:
+            raise CaeAvError(
+                f"`input_features` must end in (1, frames, {self.config.num_mel_bins}), got {tuple(inputs.shape[1:])}"
+            )
+        normalised = encoder.batch_norm(inputs.transpose(1, 3)).transpose(1, 3)
+        return encoder.patch_embed(encoder.reshape_mel2img(normalised))
+
+    def enter_stage(self, stage: int, tokens: Tensor) -> Tensor:
+        if stage == 0:
+            return tokens
+        encoder = self.audio_encoder
+        return encoder.layers[stage - 1].downsample(tokens, encoder.input_resolutions[stage - 1])
+
+    def blocks(self, stage: int) -> list[FrozenBlock]:
+        def make(index: int, block: ClapAudioLayer) -> FrozenBlock:
+            return FrozenBlock(
+                attention=lambda tokens: self._attention(stage, index, block, tokens),
+                feed_forward=lambda tokens: block.output(block.intermediate(block.layernorm_after(tokens))),
+            )
+
+        return [make(index, block) for index, block in enumerate(self.audio_encoder.layers[stage].blocks)]
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        return self.audio_encoder.norm(tokens)
+
+    def _attention(self, stage: int, index: int, block: ClapAudioLayer, tokens: Tensor) -> Tensor:
+        grid = self.audio_encoder.input_resolutions[stage]
+        block.set_shift_and_window_size(grid)
+        attention = block.attention.self
+        window = (int(block.window_size), int(block.window_size))
+        shift = (int(block.shift_size), int(block.shift_size))
+
+        def compute_bias() -> Tensor:
+            table = attention.relative_position_bias_table
+            return _window_bias(table, attention.relative_position_index, grid, window, shift)
+
+        constant = self._biases.setdefault((stage, index), _Constant())
+        projections = (attention.query, attention.key, attention.value)
+        attended = _windowed_attention(
+            block.layernorm_before(tokens),
+            grid,
+            window,
+            shift,
+            project=lambda image: torch.cat([projection(image) for projection in projections], dim=-1),
+            num_heads=attention.num_attention_heads,
+            bias=lambda dtype: constant.get([attention.relative_position_bias_table], dtype, compute_bias),
+            prepare=lambda query, key: (query, key),
+            scale=attention.attention_head_size**-0.5,
+        )
+        return block.attention.output.dense(attended)
+
+
+def build_towers(vision_config: CaeAvVisionConfig, audio_config: CaeAvAudioConfig) -> tuple[Tower, Tower]:
+    """The visual and the audio tower of a configuration, without weights."""
+    return SwinV2Tower(vision_config), HtsatTower(audio_config)
+
+
+def freeze(tower: nn.Module) -> None:
+    """No gradient into the parameters, evaluation mode; whoever holds the tower keeps it in that mode."""
+    tower.requires_grad_(False)
+    tower.eval()

@@ -1,0 +1,143 @@
+"""
+Captions on their way into the model: the frozen CLIP text tower, its feature cache, and the mapper (Eq. 15, 16).
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from open_clip.transformer import LayerNorm, QuickGELU, TextTransformer
+from torch import Tensor, nn
+
+from ..configuration_cae_av import CaeAvConfig, CaeAvTextConfig
+from .attention import MultiHeadAttention
+
+
+class ClipTextTower(TextTransformer):
+    """
+    The text tower of CLIP as open_clip builds it, without the projection: the last hidden layer after the final norm.
+
+    A caption is encoded once: the features of the `cache_size` captions read last are kept, so that an epoch over a
+    data set that fits, and every frozen use after the first, costs a look-up.
+    """
+
+    cache_size = 4096
+
+    def __init__(self, config: CaeAvTextConfig):
+        super().__init__(
+            context_length=config.context_length,
+            vocab_size=config.vocab_size,
+            width=config.hidden_size,
+            heads=config.num_attention_heads,
+            layers=config.num_hidden_layers,
+            mlp_ratio=config.mlp_ratio,
+            output_dim=None,
+            pool_type="none",
+            proj_type="none",
+            act_layer=QuickGELU if config.hidden_act == "quick_gelu" else nn.GELU,
+            norm_layer=LayerNorm,
+        )
+        self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
+
+    def init_non_persistent_buffers(self) -> None:
+        """The causal mask is not in a checkpoint; it is made anew after loading on the meta device."""
+        self.attn_mask.copy_(self.build_causal_mask())
+
+    def _apply(self, fn, recurse=True):
+        self._cache.clear()
+        return super()._apply(fn, recurse)
+
+    def load_state_dict(self, *args, **kwargs):
+        self._cache.clear()
+        return super().load_state_dict(*args, **kwargs)
+
+    def encode(self, ids: Tensor) -> Tensor:
+        """Token features (B, N, D) of token ids (B, N), N at most the context length."""
+        states, mask = self._embeds(ids)
+        if mask is not None:
+            mask = mask[: ids.shape[1], : ids.shape[1]].to(states.dtype)
+        return self.ln_final(self.transformer(states, attn_mask=mask))
+
+    @torch.no_grad()
+    def forward(self, ids: Tensor) -> Tensor:  # type: ignore[override]
+        """As `encode`, through the cache; rows that occur twice are encoded once."""
+        rows = [row.tobytes() for row in ids.cpu().numpy()]
+        missing = {row: index for index, row in enumerate(rows) if row not in self._cache}
+        fresh: dict[bytes, Tensor] = {}
+        if missing:
+            encoded = self.encode(ids[torch.tensor(list(missing.values()), device=ids.device)])
+            fresh = dict(zip(missing, encoded.unbind(0), strict=True))
+        features = torch.stack([fresh[row] if row in fresh else self._cache[row] for row in rows])
+        for row in rows:
+            # A row cut from the batch would keep the whole batch in memory.
+            self._cache[row] = fresh[row].clone() if row in fresh else self._cache[row]
+            self._cache.move_to_end(row)
+        while len(self._cache) > self.cache_size:
+            self._cache.popitem(last=False)
+        return features
+
+
+@dataclass
+class Captions:
+    """
+    The two captions of each clip, ready for CASE.
+
+    Attributes:
+        visual: (B, N, C_v) features of the visual caption.
+        audio: (B, N', C_a) features of the audio caption.
+        visual_mask, audio_mask: (B, N) and (B, N') bool, true for real tokens; `None` when every position counts.
+        present: (B,) bool, false for clips without captions; `None` when all have them.
+    """
+
+    visual: Tensor
+    audio: Tensor
+    visual_mask: Tensor | None = None
+    audio_mask: Tensor | None = None
+    present: Tensor | None = None
+
+
+class Bottleneck(nn.Module):
+    """Linear down, GELU, linear up; the up projection starts at zero, so that captions begin without effect."""
+
+    def __init__(self, in_features: int, bottleneck: int, out_features: int):
+        super().__init__()
+        self.down = nn.Linear(in_features, bottleneck)
+        self.up = nn.Linear(bottleneck, out_features)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
+        nn.init.zeros_(self.down.bias)
+        nn.init.zeros_(self.up.weight)
+        nn.init.zeros_(self.up.bias)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.up(nn.functional.gelu(self.down(states)))
+
+
+class CaptionMapper(nn.Module):
+    """Self-attention shared by both captions, then a bottleneck to the width of each modality (Eq. 15, 16)."""
+
+    def __init__(self, config: CaeAvConfig):
+        super().__init__()
+        width = config.text_config.hidden_size
+        self.attention = MultiHeadAttention(config, width, config.caption_mapper_heads)
+        self.norm = nn.LayerNorm(width)
+        self.dropout = nn.Dropout(config.branch_dropout)
+        self.visual_bottleneck = Bottleneck(width, config.caption_bottleneck_dim, config.visual_hidden_size)
+        self.audio_bottleneck = Bottleneck(width, config.caption_bottleneck_dim, config.audio_hidden_size)
+
+    def shared(self, features: Tensor, mask: Tensor | None) -> Tensor:
+        """LN(s + MHA(s)) of caption features (B, N, D)."""
+        key_mask = None if mask is None else mask[:, None, None, :]
+        return self.norm(features + self.dropout(self.attention(features, features, key_mask)))
+
+    def forward(self, captions: Captions) -> Captions:
+        """Text features (B, N, D) in, features of each modality's width out; masks are passed on."""
+        return Captions(
+            visual=self.visual_bottleneck(self.shared(captions.visual, captions.visual_mask)),
+            audio=self.audio_bottleneck(self.shared(captions.audio, captions.audio_mask)),
+            visual_mask=captions.visual_mask,
+            audio_mask=captions.audio_mask,
+            present=captions.present,
+        )

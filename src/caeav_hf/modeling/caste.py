@@ -1,0 +1,196 @@
+"""
+CASTE: cross-modal agreement steers spatial against temporal enrichment (Section III-B, Eq. 1 to 9).
+
+Where sound and picture agree in a frame, the frame's own tokens are a good context; where they disagree, its
+neighbours in time are the better one. A gate weighs the two, and only the most salient tokens are enriched.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..configuration_cae_av import CaeAvConfig
+from .frames import FrameLayout
+
+
+def num_kept(config: CaeAvConfig, num_tokens: int) -> int:
+    """K, the number of tokens of a frame that are enriched (Eq. 9)."""
+    if config.is_official:
+        return max(1, math.floor(config.topk_ratio * num_tokens))
+    return math.ceil(config.topk_ratio * num_tokens)
+
+
+def top_tokens(states: Tensor, kept: int) -> Tensor:
+    """Indices (N, K) of the K tokens of (N, L, C) with the largest squared L2 norm."""
+    return states.detach().square().sum(-1).topk(kept, dim=-1).indices
+
+
+def keep_only(states: Tensor, selected: Tensor) -> Tensor:
+    """(N, L, C) with every token but those at `selected` (N, K) set to 0."""
+    mask = states.new_zeros(states.shape[:2]).scatter(1, selected, 1.0)
+    return states * mask[..., None]
+
+
+class TemporalConv(nn.Module):
+    """Depthwise convolution (kernel 3, zero padding) along the frames at each token position, then pointwise (Eq. 7)."""
+
+    def __init__(self, hidden_size: int):
+        super().__init__()
+        self.depthwise = nn.Conv1d(hidden_size, hidden_size, kernel_size=3, padding=1, groups=hidden_size)
+        self.pointwise = nn.Linear(hidden_size, hidden_size)
+
+    def mix(self, states: Tensor, frames: FrameLayout) -> Tensor:
+        """The depthwise part, (N, L, C) -> (N, L, C)."""
+        # Three scaled copies, shifted by a frame: the layout stays (frames, tokens, channels) throughout.
+        past, present, future = self.depthwise.weight.squeeze(1).unbind(-1)
+        grid = frames.to_grid(states)
+        mixed = torch.addcmul(self.depthwise.bias, grid, present)
+        if frames.num_frames > 1:
+            before = F.pad(grid[:, :-1] * past, (0, 0, 0, 0, 1, 0))
+            after = F.pad(grid[:, 1:] * future, (0, 0, 0, 0, 0, 1))
+            mixed = mixed + before + after
+        return frames.to_list(mixed)
+
+    def forward(self, states: Tensor, frames: FrameLayout) -> Tensor:
+        return self.pointwise(self.mix(states, frames))
+
+
+class AgreementGate(nn.Module):
+    """
+    Weighs spatial against temporal enrichment by how far the modalities agree (Eq. 1 to 4).
+
+    Means over tokens are projected to `gate_dim`; their cosine g pushes the logits of an MLP apart: + g for spatial,
+    - g for temporal.
+    """
+
+    def __init__(self, config: CaeAvConfig, hidden_size: int, other_size: int):
+        super().__init__()
+        self.stream_projection = nn.Linear(hidden_size, config.gate_dim)
+        self.other_projection = nn.Linear(other_size, config.gate_dim)
+        self.hidden = nn.Linear(4 * config.gate_dim, config.gate_dim // 2)
+        self.logits = nn.Linear(config.gate_dim // 2, 2)
+
+    def forward(self, states: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, L, C), (N, L', C') -> weights (N, 2), spatial first, and the agreement (N,) in [-1, 1]."""
+        stream_mean = self.stream_projection(states.mean(1))
+        other_mean = self.other_projection(other.mean(1))
+        agreement = F.cosine_similarity(stream_mean, other_mean, dim=-1)
+        features = torch.cat([stream_mean, other_mean, stream_mean - other_mean, stream_mean * other_mean], dim=-1)
+        logits = self.logits(F.relu(self.hidden(features)))
+        logits = logits + torch.stack([agreement, -agreement], dim=-1)
+        return logits.softmax(-1), agreement
+
+
+class SpatialEnrichment(nn.Module):
+    """
+    Separable attention within a frame (Eq. 5, 6): gated keys summed to one context, which scales every value.
+
+    The key projection is linear, so the sum is taken first and projected once a frame instead of once a token.
+    """
+
+    def __init__(self, config: CaeAvConfig, hidden_size: int):
+        super().__init__()
+        self.is_official = config.is_official
+        self.gate_projection = nn.Linear(hidden_size, 1)
+        self.key_projection = nn.Linear(hidden_size, hidden_size)
+        self.value_projection = nn.Linear(hidden_size, hidden_size)
+        self.output_projection = nn.Linear(hidden_size, hidden_size)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.gamma = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.gamma)
+        for module in (self.gate_projection, self.key_projection, self.value_projection, self.output_projection):
+            nn.init.normal_(module.weight, std=0.001)
+            nn.init.zeros_(module.bias)
+
+    def context(self, states: Tensor) -> Tensor:
+        """The frame's context (N, 1, C), from all its tokens."""
+        scores = self.gate_projection(states)
+        gate = scores.softmax(1) if self.is_official else scores.sigmoid()
+        summed = gate.transpose(1, 2) @ states
+        return F.linear(summed, self.key_projection.weight) + gate.sum(1, keepdim=True) * self.key_projection.bias
+
+    def forward(self, states: Tensor, context: Tensor) -> Tensor:
+        """Enrich tokens (N, K, C) by the frame's context (N, 1, C)."""
+        enriched = self.output_projection(self.value_projection(states) * context)
+        if self.is_official:
+            return states + self.gamma * self.norm(enriched)
+        return self.norm(states + self.gamma * enriched)
+
+
+class TemporalEnrichment(nn.Module):
+    """Convolution along time at each token position (Eq. 7, 8)."""
+
+    def __init__(self, config: CaeAvConfig, hidden_size: int):
+        super().__init__()
+        self.is_official = config.is_official
+        self.conv = TemporalConv(hidden_size)
+        self.norm = nn.LayerNorm(hidden_size)
+        self.gamma = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.gamma)
+
+    def forward(self, states: Tensor, mixed: Tensor) -> Tensor:
+        """Enrich tokens (N, K, C) by their depthwise mix along time (N, K, C)."""
+        enriched = self.conv.pointwise(mixed)
+        if self.is_official:
+            return states + self.gamma * self.norm(enriched)
+        return self.norm(states + self.gamma * enriched)
+
+
+class CASTE(nn.Module):
+    """
+    Enrichment of one stream, one module a direction.
+
+    Args:
+        config: Formulation, gate width and share of enriched tokens.
+        hidden_size: Channels C of the stream.
+        other_size: Channels C' of the other modality.
+    """
+
+    def __init__(self, config: CaeAvConfig, hidden_size: int, other_size: int):
+        super().__init__()
+        self.config = config
+        self.agreement_gate = AgreementGate(config, hidden_size, other_size)
+        self.spatial = SpatialEnrichment(config, hidden_size)
+        self.temporal = TemporalEnrichment(config, hidden_size)
+        self.gamma = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.gamma)
+
+    def forward(self, states: Tensor, other: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor, Tensor]:
+        """
+        Args:
+            states: (N, L, C), the stream.
+            other: (N, L', C'), the other modality.
+            frames: Which clips the N frames belong to.
+
+        Returns:
+            What is added to the stream (N, L, C), the weights (N, 2) of spatial and temporal enrichment, and the
+            agreement (N,) of the modalities.
+        """
+        weights, agreement = self.agreement_gate(states, other)
+        spatial_weight, temporal_weight = weights[:, None, :1], weights[:, None, 1:]
+        context = self.spatial.context(states)
+        mixed = self.temporal.conv.mix(states, frames)
+        kept = num_kept(self.config, states.shape[1])
+        if self.config.is_official:
+            # The input decides which tokens are kept, so only those are computed.
+            selected = top_tokens(states, kept)[..., None].expand(-1, -1, states.shape[2])
+            tokens = states.gather(1, selected)
+            enriched = spatial_weight * self.spatial(tokens, context)
+            enriched = enriched + temporal_weight * self.temporal(tokens, mixed.gather(1, selected))
+            enriched = self.gamma * enriched
+            added = enriched.new_zeros(states.shape).scatter(1, selected, enriched)
+        else:
+            enriched = spatial_weight * self.spatial(states, context) + temporal_weight * self.temporal(states, mixed)
+            added = self.gamma * keep_only(enriched, top_tokens(enriched, kept))
+        return added, weights, agreement

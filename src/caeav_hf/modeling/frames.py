@@ -1,0 +1,62 @@
+"""Frames of a batch of clips: which are real, and how to go between a list of frames and a grid of clips."""
+
+import torch
+from torch import Tensor
+
+from ..errors import CaeAvError
+
+
+class FrameLayout:
+    """
+    Where each frame of a batch belongs.
+
+    Everything that looks at one frame at a time works on a list of the real frames, (N, ...), so that padding costs
+    nothing and enters no statistic. What looks along time works on the grid of clips, (B, T, ...), in which padded
+    frames are zero.
+
+    Args:
+        batch_size, num_frames: Size of the grid, B and T.
+        mask: (B, T) bool, true for real frames; `None` when all are.
+
+    Raises:
+        CaeAvError: The mask has another shape, or a clip without a real frame.
+    """
+
+    def __init__(self, batch_size: int, num_frames: int, mask: Tensor | None = None):
+        self.batch_size = batch_size
+        self.num_frames = num_frames
+        self.mask: Tensor | None = None
+        if mask is None:
+            return
+        mask = mask.bool()
+        if mask.shape != (batch_size, num_frames):
+            raise CaeAvError(
+                f"`frame_mask` must have one value a frame, ({batch_size}, {num_frames}), got {tuple(mask.shape)}"
+            )
+        if not bool(mask.all()):
+            if not bool(mask.any(dim=1).all()):
+                raise CaeAvError("`frame_mask` must leave at least one real frame in every clip")
+            self.mask = mask
+
+    def to_list(self, grid: Tensor) -> Tensor:
+        """(B, T, ...) -> (N, ...), the real frames in order."""
+        if self.mask is None:
+            return grid.flatten(0, 1)
+        return grid[self.mask]
+
+    def to_grid(self, frames: Tensor) -> Tensor:
+        """(N, ...) -> (B, T, ...), zero where a frame is padded."""
+        if self.mask is None:
+            return frames.unflatten(0, (self.batch_size, self.num_frames))
+        grid = frames.new_zeros(self.batch_size, self.num_frames, *frames.shape[1:])
+        grid[self.mask] = frames
+        return grid
+
+    def clip_of_frame(self, device: torch.device) -> Tensor:
+        """(N,) the index of the clip that each real frame belongs to."""
+        index = torch.arange(self.batch_size, device=device)[:, None].expand(-1, self.num_frames)
+        return self.to_list(index)
+
+    def attention_mask(self) -> Tensor | None:
+        """(B, 1, 1, T) bool for attention along time, or `None` when every frame is real."""
+        return None if self.mask is None else self.mask[:, None, None, :]

@@ -1,0 +1,160 @@
+"""
+Interaction layers: one paired block, that is, who acts in which order (Eq. 10 to 13).
+
+A layer gets the tokens of both streams and the pair's two frozen blocks, and drives the frozen branches itself, since
+published methods act before, beside or after them. `register_interaction` adds a method without touching the encoder.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from ..configuration_cae_av import CaeAvConfig
+from ..errors import CaeAvError
+from .avmoe import AVMoE
+from .backbones import FrozenBlock
+from .caste import CASTE
+from .frames import FrameLayout
+
+
+@dataclass(frozen=True)
+class PairPosition:
+    """
+    Where a pair of blocks stands.
+
+    Attributes:
+        stage: Its stage, counted from 1.
+        is_first: Whether it is the first pair of the stage.
+        visual_tokens, visual_size, audio_tokens, audio_size: L and C of both streams there.
+    """
+
+    stage: int
+    is_first: bool
+    visual_tokens: int
+    visual_size: int
+    audio_tokens: int
+    audio_size: int
+
+
+class FrozenStep(GradientCheckpointingLayer):
+    """A frozen block that runs alone."""
+
+    def forward(self, tokens: Tensor, block: FrozenBlock) -> Tensor:
+        return block(tokens)
+
+
+class InteractionLayer(GradientCheckpointingLayer):
+    """
+    Base class. `forward` takes the streams (N, L, C), the frozen blocks, and the layout of the frames, and returns the
+    new streams with what explains them: enrichment weights (2, N, 2), agreement (N,), routing weights (4, N, experts),
+    each of them `None` where the layer has no such part.
+    """
+
+    def __init__(self, config: CaeAvConfig, position: PairPosition):
+        super().__init__()
+        self.config = config
+        self.position = position
+
+
+_INTERACTIONS: dict[str, type[InteractionLayer]] = {}
+
+
+def register_interaction(name: str) -> Callable[[type[InteractionLayer]], type[InteractionLayer]]:
+    """Make a layer class available as `CaeAvConfig(interaction=name)`."""
+
+    def register(layer_class: type[InteractionLayer]) -> type[InteractionLayer]:
+        _INTERACTIONS[name] = layer_class
+        return layer_class
+
+    return register
+
+
+def build_interaction(config: CaeAvConfig, position: PairPosition) -> InteractionLayer:
+    """
+    The layer that the configuration names.
+
+    Raises:
+        CaeAvError: No layer is registered under `config.interaction`.
+    """
+    if config.interaction not in _INTERACTIONS:
+        known = ", ".join(sorted(_INTERACTIONS))
+        raise CaeAvError(f"`interaction` of CaeAvConfig must be one of {known}, got {config.interaction!r}")
+    return _INTERACTIONS[config.interaction](config, position)
+
+
+@register_interaction("avmoe")
+class AVMoEInteraction(InteractionLayer):
+    """The baseline: two AVMoE adapters a stream, beside the attention branch and beside the feed-forward branch."""
+
+    uses_caste = False
+
+    def __init__(self, config: CaeAvConfig, position: PairPosition):
+        super().__init__(config, position)
+        visual, audio = (
+            (position.visual_tokens, position.visual_size),
+            (position.audio_tokens, position.audio_size),
+        )
+        self.has_adapters = position.stage in config.adapter_stages
+        self.has_caste = self.uses_caste and position.is_first
+        if self.has_caste:
+            self.visual_caste = CASTE(config, position.visual_size, position.audio_size)
+            self.audio_caste = CASTE(config, position.audio_size, position.visual_size)
+        if self.has_adapters:
+            self.visual_attention_adapter = AVMoE(config, *visual, *audio)
+            self.audio_attention_adapter = AVMoE(config, *audio, *visual)
+            self.visual_feed_forward_adapter = AVMoE(config, *visual, *audio)
+            self.audio_feed_forward_adapter = AVMoE(config, *audio, *visual)
+
+    def forward(
+        self, visual: Tensor, audio: Tensor, visual_block: FrozenBlock, audio_block: FrozenBlock, frames: FrameLayout
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        weights = agreement = None
+        visual_in, audio_in = visual, audio
+        if self.has_caste:
+            visual_added, visual_weights, visual_agreement = self.visual_caste(visual, audio, frames)
+            audio_added, audio_weights, audio_agreement = self.audio_caste(audio, visual, frames)
+            visual_in, audio_in = visual + visual_added, audio + audio_added
+            weights = torch.stack([visual_weights, audio_weights])
+            agreement = (visual_agreement + audio_agreement) / 2
+
+        if not self.has_adapters:
+            if not self.has_caste:
+                return visual_block(visual), self._whole_audio_block(audio, audio_block), weights, agreement, None
+            visual = visual_in + visual_block.attention(visual)
+            visual = visual + visual_block.feed_forward(visual)
+            audio = self._whole_audio_block(audio, audio_block) + audio_added
+            return visual, audio, weights, agreement, None
+
+        visual_added, visual_probs_1 = self.visual_attention_adapter(visual_in, audio_in, frames)
+        audio_added, audio_probs_1 = self.audio_attention_adapter(audio_in, visual_in, frames)
+        # The frozen branches read the block's own input, not the enriched one.
+        visual = visual + visual_block.attention(visual) + visual_added
+        if self.config.is_official:
+            audio = self._whole_audio_block(audio, audio_block) + audio_added
+        else:
+            audio = audio + audio_block.attention(audio) + audio_added
+        visual_added, visual_probs_2 = self.visual_feed_forward_adapter(visual, audio, frames)
+        audio_added, audio_probs_2 = self.audio_feed_forward_adapter(audio, visual, frames)
+        visual = visual + visual_block.feed_forward(visual) + visual_added
+        if self.config.is_official:
+            audio = audio + audio_added
+        else:
+            audio = audio + audio_block.feed_forward(audio) + audio_added
+        probs = torch.stack([visual_probs_1, audio_probs_1, visual_probs_2, audio_probs_2])
+        return visual, audio, weights, agreement, probs
+
+    def _whole_audio_block(self, audio: Tensor, block: FrozenBlock) -> Tensor:
+        # The authors' video parsing never runs its audio blocks, and its checkpoints depend on that.
+        if self.config.is_official and self.config.task == "avvp":
+            return audio
+        return block(audio)
+
+
+@register_interaction("cae_av")
+class CaeAvInteraction(AVMoEInteraction):
+    """CAE-AV: CASTE once a stage, at its first pair, before the adapters."""
+
+    uses_caste = True

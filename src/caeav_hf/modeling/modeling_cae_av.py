@@ -1,0 +1,488 @@
+"""
+CAE-AV as Transformers models: the paired encoder over two frozen towers, captions, CASE, and the task heads.
+
+Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Interactive Enrichment".
+"""
+
+import os
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput, can_return_tuple, logging
+
+from ..configuration_cae_av import CaeAvConfig
+from ..errors import CaeAvError
+from .avmoe import load_balancing_loss
+from .backbones import Tower, build_towers, freeze
+from .captions import CaptionMapper, Captions, ClipTextTower
+from .case import CASE, CASEOutput, masked_mean
+from .frames import FrameLayout
+from .heads.event_localization import CMBSHead, MLPHead
+from .interaction import FrozenStep, PairPosition, build_interaction
+from .losses import (
+    AlignmentProjections,
+    caption_contrastive_loss,
+    modality_alignment_loss,
+    selection_entropy_loss,
+)
+from .pretrained import load_towers
+
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass
+class CaeAvModelOutput(ModelOutput):
+    r"""
+    Output of [`CaeAvModel`]; padded frames are zero.
+
+    Attributes:
+        loss (`torch.FloatTensor` of shape `(1,)`, with `return_loss=True`): Weighted sum of the terms below.
+        loss_dict (`dict[str, torch.FloatTensor]`, with `return_loss=True`): The unweighted terms.
+        visual_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_frames, visual_tokens, visual_size)`):
+            Last visual stage after CASE, before the tower's final norm.
+        audio_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_frames, audio_tokens, audio_size)`):
+            Last audio stage after CASE.
+        visual_feature_maps (`tuple(torch.FloatTensor)`, with `output_feature_maps=True`):
+            One `(batch_size, num_frames, tokens, size)` a stage, before CASE, the last one after the final norm.
+        agreement (`tuple(torch.FloatTensor)`): One `(batch_size, num_frames)` a stage, cosine of the modalities (Eq. 1).
+        enrichment_weights (`tuple(torch.FloatTensor)`):
+            One `(batch_size, num_frames, 2)` a stage: the visual stream's spatial and temporal weight (Eq. 4).
+        audio_enrichment_weights (`tuple(torch.FloatTensor)`): Likewise of the audio stream.
+        router_probs (`tuple(torch.FloatTensor)`):
+            One `(batch_size, num_frames, 4, experts)` a paired block with adapters: visual and audio beside attention,
+            visual and audio beside the feed-forward.
+        caption_agreement (`torch.FloatTensor` of shape `(batch_size, num_frames)`, with captions):
+            Cosine of each frame and its visual caption (Eq. 19).
+        audio_caption_agreement (`torch.FloatTensor` of shape `(batch_size, num_frames)`, with captions): Likewise.
+        visual_selected_tokens (`torch.LongTensor` of shape `(batch_size, num_frames, kept)`, with captions):
+            The tokens that CASE enriched.
+        audio_selected_tokens (`torch.LongTensor` of shape `(batch_size, num_frames, kept)`, with captions): Likewise.
+        frame_mask (`torch.BoolTensor` of shape `(batch_size, num_frames)`): True for real frames.
+    """
+
+    loss: torch.FloatTensor | None = None
+    loss_dict: dict[str, Tensor] | None = None
+    visual_hidden_state: torch.FloatTensor | None = None
+    audio_hidden_state: torch.FloatTensor | None = None
+    visual_feature_maps: tuple[torch.FloatTensor, ...] | None = None
+    agreement: tuple[torch.FloatTensor, ...] | None = None
+    enrichment_weights: tuple[torch.FloatTensor, ...] | None = None
+    audio_enrichment_weights: tuple[torch.FloatTensor, ...] | None = None
+    router_probs: tuple[torch.FloatTensor, ...] | None = None
+    caption_agreement: torch.FloatTensor | None = None
+    audio_caption_agreement: torch.FloatTensor | None = None
+    visual_selected_tokens: torch.LongTensor | None = None
+    audio_selected_tokens: torch.LongTensor | None = None
+    frame_mask: torch.BoolTensor | None = None
+
+
+@dataclass
+class CaeAvEventLocalizationOutput(CaeAvModelOutput):
+    r"""
+    Output of [`CaeAvForEventLocalization`]: that of [`CaeAvModel`], `loss` being the task's plus the weighted terms.
+
+    Attributes:
+        event_logits (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Whether something happens.
+        class_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): What happens in the clip.
+        av_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`, with head `cmbs`):
+            The part of the class logits that comes from each modality's strongest moments.
+        frame_log_probs (`torch.FloatTensor` of shape `(batch_size, num_frames, num_labels + 1)`, with head `mlp`):
+            Log-probabilities of each frame's class, background last.
+    """
+
+    event_logits: torch.FloatTensor | None = None
+    class_logits: torch.FloatTensor | None = None
+    av_logits: torch.FloatTensor | None = None
+    frame_log_probs: torch.FloatTensor | None = None
+
+
+class CaeAvPreTrainedModel(PreTrainedModel):
+    """Initialisation, freezing, and construction from separately pretrained towers, for all CAE-AV models."""
+
+    config: CaeAvConfig
+    config_class = CaeAvConfig
+    base_model_prefix = "model"
+    main_input_name = "pixel_values_videos"
+    input_modalities = ("video", "audio", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ("FrozenStep", "AVMoEInteraction", "CaeAvInteraction", "CASE")
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            # Its running statistics are buffers, which only the base class initialises safely.
+            super()._init_weights(module)
+        elif hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+        elif isinstance(module, ClipTextTower):
+            module.init_parameters()
+        if hasattr(module, "init_non_persistent_buffers"):
+            module.init_non_persistent_buffers()
+
+    @property
+    def cae_av(self) -> "CaeAvModel":
+        """The model without head."""
+        return cast("CaeAvModel", self.base_model)
+
+    @property
+    def loss_weights(self) -> dict[str, float]:
+        """Weights of the auxiliary terms by name, to be changed in place, for example by a warm-up."""
+        return self.cae_av.auxiliary_loss_weights
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Frames are no tokens: the patch embedding stands where text models have their embedding."""
+        return cast(Any, self.cae_av.vision_tower).patch_embed.proj
+
+    @classmethod
+    def from_backbones(
+        cls,
+        vision: str | os.PathLike,
+        audio: str | os.PathLike,
+        text: str | os.PathLike,
+        task: str = "ave",
+        **overrides: Any,
+    ):
+        """
+        A model on separately pretrained towers, its own layers newly initialised.
+
+        Args:
+            vision: A timm name (`swinv2_large_window12_192.ms_in22k`), a Hub repository (`hf-hub:org/name`), or a
+                local folder in timm's Hub format (`config.json` and `model.safetensors`).
+            audio: A Hub repository or local folder that `transformers.ClapModel` or `ClapAudioModel` saved.
+            text: An open_clip name, with the weights' tag behind a slash (`ViT-L-14/openai`), a Hub repository
+                (`hf-hub:org/name`), or a local folder in open_clip's Hub format.
+            task: Preset whose other sizes are used.
+            overrides: Fields of the configuration; the towers' own sizes come from the towers.
+
+        Raises:
+            CaeAvError: A tower cannot be found, or is none of the supported kinds.
+        """
+        towers = load_towers(vision, audio, text, front_end=overrides.pop("audio_config", None))
+        config = CaeAvConfig.from_preset(task, **towers.configs, **overrides)
+        model = cls(config)
+        base = model.cae_av
+        cast(nn.Module, base.vision_tower).load_state_dict(towers.vision)
+        cast(nn.Module, base.audio_tower).load_state_dict(towers.audio)
+        base.text_tower.load_state_dict(towers.text)
+        return model.eval()
+
+
+class CaeAvModel(CaeAvPreTrainedModel):
+    """
+    Two frozen towers whose blocks run in pairs with interaction layers between them, captions, and CASE.
+
+    Args:
+        config: The configuration.
+    """
+
+    def __init__(self, config: CaeAvConfig):
+        super().__init__(config)
+        vision_tower, audio_tower = build_towers(config.vision_config, config.audio_config)
+        self.vision_tower = cast(nn.Module, vision_tower)
+        self.audio_tower = cast(nn.Module, audio_tower)
+        self.text_tower = ClipTextTower(config.text_config)
+        for tower in self.towers():
+            freeze(tower)
+        self.frozen_step = FrozenStep()
+        self.interactions = nn.ModuleList()
+        sizes = zip(vision_tower.stage_sizes(), audio_tower.stage_sizes(), strict=True)
+        for stage, ((visual_tokens, visual_size), (audio_tokens, audio_size)) in enumerate(sizes):
+            positions = [
+                PairPosition(stage + 1, index == 0, visual_tokens, visual_size, audio_tokens, audio_size)
+                for index in range(config.audio_config.depths[stage])
+            ]
+            self.interactions.append(nn.ModuleList(build_interaction(config, position) for position in positions))
+        if config.use_case:
+            self.caption_mapper = CaptionMapper(config)
+            self.case = CASE(config)
+            self.projections = AlignmentProjections(config)
+        self.auxiliary_loss_weights = {
+            "caption": float(config.caption_loss_weight),
+            "alignment": float(config.alignment_loss_weight),
+            "entropy": float(config.entropy_loss_weight),
+            "load_balancing": float(config.load_balancing_loss_weight),
+        }
+        self.post_init()
+
+    def towers(self) -> tuple[nn.Module, ...]:
+        """The frozen towers: vision, audio, text."""
+        return self.vision_tower, self.audio_tower, self.text_tower
+
+    def train(self, mode: bool = True) -> "CaeAvModel":
+        super().train(mode)
+        for tower in self.towers():
+            tower.eval()
+        return self
+
+    def get_caption_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """
+        Frozen text features, as `visual_caption_embeds` and `audio_caption_embeds` take them.
+
+        Args:
+            ids: (B, N) token ids of captions.
+            mask: Not needed, CLIP's text tower looks back only; accepted so that a tokenizer's output can be passed.
+
+        Returns:
+            (B, N, D).
+        """
+        return self.text_tower(ids)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.FloatTensor,
+        input_features: torch.FloatTensor,
+        frame_mask: torch.BoolTensor | None = None,
+        visual_caption_ids: torch.LongTensor | None = None,
+        audio_caption_ids: torch.LongTensor | None = None,
+        visual_caption_mask: torch.Tensor | None = None,
+        audio_caption_mask: torch.Tensor | None = None,
+        visual_caption_embeds: torch.FloatTensor | None = None,
+        audio_caption_embeds: torch.FloatTensor | None = None,
+        return_loss: bool = False,
+        output_feature_maps: bool = False,
+        **kwargs: Any,
+    ) -> CaeAvModelOutput:
+        r"""
+        Args:
+            pixel_values_videos: `(batch_size, num_frames, channels, height, width)`, normalised frames.
+            input_features: `(batch_size, num_frames, 1, frames, mel_bins)`, log-mel in dB of each segment.
+            frame_mask: `(batch_size, num_frames)`, true for real frames; all are where it is absent.
+            visual_caption_ids, audio_caption_ids: `(batch_size, tokens)`, CLIP token ids.
+            visual_caption_mask, audio_caption_mask: `(batch_size, tokens)`, true for real tokens. A row without any
+                says that the clip has no caption.
+            visual_caption_embeds, audio_caption_embeds: `(batch_size, tokens, size)`, features that the text tower
+                gave before, instead of ids.
+            return_loss: Whether to compute the auxiliary losses.
+            output_feature_maps: Whether to return the visual tokens of every stage.
+
+        Raises:
+            CaeAvError: Shapes do not fit each other or the configuration, or only one caption is given.
+        """
+        if pixel_values_videos.ndim != 5 or input_features.ndim != 5:
+            raise CaeAvError(
+                "`pixel_values_videos` must be (batch, frames, channels, height, width) and `input_features` (batch, "
+                f"frames, 1, frames, mel bins), got {tuple(pixel_values_videos.shape)} and {tuple(input_features.shape)}"
+            )
+        if pixel_values_videos.shape[:2] != input_features.shape[:2]:
+            raise CaeAvError(
+                "`pixel_values_videos` and `input_features` must agree in batch and frames, got "
+                f"{tuple(pixel_values_videos.shape[:2])} and {tuple(input_features.shape[:2])}"
+            )
+        batch_size, num_frames = pixel_values_videos.shape[:2]
+        frames = FrameLayout(batch_size, num_frames, frame_mask)
+        vision, audition = cast(Tower, self.vision_tower), cast(Tower, self.audio_tower)
+        visual = vision.embed(frames.to_list(pixel_values_videos).to(self.dtype))
+        audio = audition.embed(frames.to_list(input_features).to(self.dtype))
+
+        explained: dict[str, list[Tensor]] = {name: [] for name in ("weights", "agreement", "router", "maps")}
+        for stage, layers in enumerate(self.interactions):
+            visual, audio = vision.enter_stage(stage, visual), audition.enter_stage(stage, audio)
+            visual_blocks, audio_blocks = vision.blocks(stage), audition.blocks(stage)
+            alone = len(visual_blocks) // len(audio_blocks) - 1
+            for pair, layer in enumerate(cast(nn.ModuleList, layers)):
+                first = pair * (alone + 1)
+                for block in visual_blocks[first : first + alone]:
+                    visual = self.frozen_step(visual, block)
+                visual, audio, weights, agreement, probs = layer(
+                    visual, audio, visual_blocks[first + alone], audio_blocks[pair], frames
+                )
+                for name, value in (("weights", weights), ("agreement", agreement), ("router", probs)):
+                    if value is not None:
+                        explained[name].append(value)
+            if output_feature_maps:
+                explained["maps"].append(visual)
+
+        captions = self._captions(
+            batch_size,
+            (visual_caption_ids, visual_caption_mask, visual_caption_embeds),
+            (audio_caption_ids, audio_caption_mask, audio_caption_embeds),
+        )
+        case: CASEOutput | None = None
+        new_visual, new_audio = visual, audio
+        if captions is not None:
+            case = self.case(visual, audio, self.caption_mapper(captions), frames, caption_layout=frames)
+            new_visual, new_audio = case.visual, case.audio
+        loss, loss_dict = None, None
+        if return_loss:
+            loss_dict = self._losses(new_visual, new_audio, captions, case, frames, explained["router"])
+            weighted = [self.auxiliary_loss_weights[name] * value for name, value in loss_dict.items()]
+            loss = torch.stack(weighted).sum() if weighted else new_visual.new_zeros(())
+
+        maps = explained["maps"]
+        if maps:
+            maps[-1] = vision.final_norm(maps[-1])
+        grid = frames.to_grid
+        optional: dict[str, Any] = {}
+        if case is not None:
+            optional = {
+                "caption_agreement": grid(case.visual_agreement),
+                "audio_caption_agreement": grid(case.audio_agreement),
+                "visual_selected_tokens": grid(case.visual_selected),
+                "audio_selected_tokens": grid(case.audio_selected),
+            }
+        if explained["weights"]:
+            optional["enrichment_weights"] = tuple(grid(weights[0]) for weights in explained["weights"])
+            optional["audio_enrichment_weights"] = tuple(grid(weights[1]) for weights in explained["weights"])
+        return CaeAvModelOutput(
+            loss=cast(Any, loss),
+            loss_dict=loss_dict,
+            visual_hidden_state=cast(Any, grid(new_visual)),
+            audio_hidden_state=cast(Any, grid(new_audio)),
+            visual_feature_maps=tuple(grid(tokens) for tokens in maps) or None,
+            agreement=tuple(grid(agreement) for agreement in explained["agreement"]) or None,
+            router_probs=tuple(grid(probs.transpose(0, 1)) for probs in explained["router"]) or None,
+            frame_mask=torch.ones_like(pixel_values_videos[:, :, 0, 0, 0], dtype=torch.bool)
+            if frame_mask is None
+            else frame_mask.bool(),
+            **optional,
+        )
+
+    def _captions(
+        self,
+        batch_size: int,
+        visual: tuple[Tensor | None, Tensor | None, Tensor | None],
+        audio: tuple[Tensor | None, Tensor | None, Tensor | None],
+    ) -> Captions | None:
+        """Text features of both captions from (ids, mask, embeds), or `None` without captions."""
+        given = []
+        for name, (ids, mask, embeds) in (("visual", visual), ("audio", audio)):
+            if ids is not None and embeds is not None:
+                raise CaeAvError(f"give either `{name}_caption_ids` or `{name}_caption_embeds`, not both")
+            source = embeds if embeds is not None else ids
+            if source is None:
+                continue
+            if len(source) != batch_size or (mask is not None and mask.shape != source.shape[:2]):
+                raise CaeAvError(
+                    f"`{name}_caption_*` must have one row a clip ({batch_size}) and a mask of the same length, got "
+                    f"{tuple(source.shape)} and mask {None if mask is None else tuple(mask.shape)}"
+                )
+            features = embeds if embeds is not None else self.text_tower(cast(Tensor, ids))
+            given.append((features.to(self.dtype), None if mask is None else mask.bool()))
+        if len(given) == 1:
+            raise CaeAvError("CASE needs both captions of a clip: give the visual and the audio one, or neither")
+        if not given:
+            if self.config.use_case:
+                logger.warning_once("No captions given: CASE and the losses that need captions are skipped.")
+            return None
+        if not self.config.use_case:
+            return None
+        (visual_features, visual_mask), (audio_features, audio_mask) = given
+        present = None
+        if visual_mask is not None and audio_mask is not None:
+            present = visual_mask.any(1) & audio_mask.any(1)
+            # Attention over no key at all is undefined; what comes of these rows is not used.
+            visual_mask, audio_mask = visual_mask | ~present[:, None], audio_mask | ~present[:, None]
+        if self.config.is_official:
+            # The authors' code attends to all positions, padding included.
+            visual_mask = audio_mask = None
+        return Captions(visual_features, audio_features, visual_mask, audio_mask, present)
+
+    def _losses(
+        self,
+        visual: Tensor,
+        audio: Tensor,
+        captions: Captions | None,
+        case: CASEOutput | None,
+        frames: FrameLayout,
+        router_probs: list[Tensor],
+    ) -> dict[str, Tensor]:
+        """The unweighted auxiliary terms (Eq. 22 to 25) over the real frames."""
+        losses: dict[str, Tensor] = {}
+        if self.auxiliary_loss_weights["load_balancing"] and router_probs:
+            modules = torch.cat(router_probs)  # (modules, N, experts)
+            losses["load_balancing"] = torch.stack([load_balancing_loss(probs) for probs in modules]).mean()
+        if not self.config.use_case:
+            return losses
+        visual_projected = self.projections.visual(visual.mean(1))
+        audio_projected = self.projections.audio(audio.mean(1))
+        losses["alignment"] = modality_alignment_loss(visual_projected, audio_projected)
+        if captions is None or case is None:
+            return losses
+        clip = frames.clip_of_frame(visual.device)
+        visual_log_probs, audio_log_probs = case.visual_saliency, case.audio_saliency
+        visual_caption = self.projections.visual_caption(masked_mean(case.visual_caption, captions.visual_mask))
+        audio_caption = self.projections.audio_caption(masked_mean(case.audio_caption, captions.audio_mask))
+        if captions.present is not None:
+            with_caption = captions.present[clip]
+            visual_projected, audio_projected = visual_projected[with_caption], audio_projected[with_caption]
+            visual_log_probs, audio_log_probs = visual_log_probs[with_caption], audio_log_probs[with_caption]
+            clip = clip[with_caption]
+        temperature = self.projections.temperature
+        losses["caption"] = caption_contrastive_loss(
+            visual_projected, visual_caption, clip, temperature
+        ) + caption_contrastive_loss(audio_projected, audio_caption, clip, temperature)
+        losses["entropy"] = selection_entropy_loss(visual_log_probs, audio_log_probs, self.config.entropy_sign)
+        return losses
+
+
+class CaeAvForEventLocalization(CaeAvPreTrainedModel):
+    """
+    [`CaeAvModel`] with a head that says, for each segment of a clip, whether its event is both seen and heard, and for
+    the clip what it is (AVE).
+
+    Args:
+        config: The configuration; `event_head` chooses the head.
+    """
+
+    def __init__(self, config: CaeAvConfig):
+        super().__init__(config)
+        self.model = CaeAvModel(config)
+        self.head = CMBSHead(config) if config.event_head == "cmbs" else MLPHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.FloatTensor,
+        input_features: torch.FloatTensor,
+        frame_mask: torch.BoolTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        **kwargs: Any,
+    ) -> CaeAvEventLocalizationOutput:
+        r"""
+        Args:
+            pixel_values_videos, input_features, frame_mask, kwargs: See [`CaeAvModel.forward`].
+            labels: `(batch_size, num_frames)`, class of each frame, `num_labels` for background, -100 for padding.
+
+        Returns:
+            [`CaeAvEventLocalizationOutput`]
+        """
+        outputs = self.model(
+            pixel_values_videos, input_features, frame_mask, return_loss=labels is not None, return_dict=True, **kwargs
+        )
+        frames = FrameLayout(*pixel_values_videos.shape[:2], frame_mask)
+        visual = cast(Tower, self.model.vision_tower).final_norm(outputs.visual_hidden_state).mean(2)
+        logits = self.head(visual, outputs.audio_hidden_state.mean(2), frames)
+        values = dict(outputs)
+        if labels is not None:
+            if labels.shape != logits.event.shape:
+                raise CaeAvError(
+                    f"`labels` must be (batch, frames), {tuple(logits.event.shape)}, got {tuple(labels.shape)}"
+                )
+            if frames.mask is not None:
+                labels = cast(Any, labels.masked_fill(~frames.mask, -100))
+            task_loss = self.head.loss(logits, labels)
+            values["loss"] = task_loss + outputs.loss
+            values["loss_dict"] = {"task": task_loss, **outputs.loss_dict}
+        return CaeAvEventLocalizationOutput(
+            **values,
+            event_logits=logits.event,
+            class_logits=logits.clip_class,
+            av_logits=logits.strongest,
+            frame_log_probs=logits.frame_class,
+        )
+
+
+__all__ = [
+    "CaeAvEventLocalizationOutput",
+    "CaeAvForEventLocalization",
+    "CaeAvModel",
+    "CaeAvModelOutput",
+    "CaeAvPreTrainedModel",
+]
