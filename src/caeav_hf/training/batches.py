@@ -1,0 +1,79 @@
+"""From a data set of clips to the batches of one epoch, with an account of the clips that could not be decoded."""
+
+from collections.abc import Callable, Iterator, Sized
+from itertools import islice
+from typing import Any, TypedDict
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+
+Collator = Callable[[list[Any]], dict[str, torch.Tensor] | None]
+
+
+class ClipBatch(TypedDict):
+    """One batch: the model's inputs (`None` when no clip of it could be decoded) and which clips they are."""
+
+    inputs: dict[str, torch.Tensor] | None
+    indices: list[int]
+    requested: int
+
+
+class _NumberedClips(Dataset):
+    """Hands on every clip with its number, so that a batch knows which clips it kept."""
+
+    def __init__(self, dataset: Any) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> tuple[int, Any]:
+        return index, self.dataset[index]
+
+
+class _NumberedCollator:
+    """Drops the clips that the data set gave up on (`None`) and remembers which ones stayed."""
+
+    def __init__(self, collator: Collator) -> None:
+        self.collator = collator
+
+    def __call__(self, numbered: list[tuple[int, Any]]) -> ClipBatch:
+        kept = [(index, clip) for index, clip in numbered if clip is not None]
+        inputs = self.collator([clip for _, clip in kept]) if kept else None
+        return {
+            "inputs": None if inputs is None else dict(inputs),
+            "indices": [index for index, _ in kept],
+            "requested": len(numbered),
+        }
+
+
+def clip_loader(
+    dataset: Sized,
+    batches: list[list[int]],
+    collator: Collator,
+    *,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> DataLoader:
+    """
+    A loader of exactly these batches of clip numbers.
+
+    It draws its worker seeds from a generator of its own: making or resuming a loader must not move the random
+    numbers that dropout will see.
+    """
+    return DataLoader(
+        _NumberedClips(dataset),
+        batch_sampler=batches,
+        collate_fn=_NumberedCollator(collator),
+        num_workers=num_workers,
+        pin_memory=pin_memory,
+        generator=torch.Generator(),
+    )
+
+
+def windows(loader: DataLoader, size: int) -> Iterator[list[ClipBatch]]:
+    """The batches of the loader in lists of `size`, one list a step; the last may be shorter."""
+    batches = iter(loader)
+    while window := list(islice(batches, size)):
+        yield window

@@ -1,0 +1,176 @@
+"""From a recipe to what the loop works on: the model, its processor, the data of a split, the captions."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, DistributedDataParallelKwargs
+
+from ..configuration_cae_av import CaeAvConfig
+from ..data import CaeAvDataset
+from ..errors import CaeAvError
+from ..processing import CaeAvProcessor
+from .captions import SIDES, CaptionFeatures
+from .recipe import Recipe
+from .run_folder import without_progress_bars
+from .tasks import get_task
+
+
+def build_accelerator(recipe: Recipe, run_folder: Path | None = None) -> Accelerator:
+    """
+    The accelerator of a run, or of an evaluation where there is no run folder.
+
+    Raises:
+        CaeAvError: the precision is not to be had on this device, or a tracker is not installed.
+    """
+    try:
+        return Accelerator(
+            mixed_precision=recipe.mixed_precision,
+            log_with=recipe.report_to or None if run_folder is not None else None,
+            project_dir=None if run_folder is None else str(run_folder / "trackers"),
+            # Without captions the parts that read them take no part in a step.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+        )
+    except (ValueError, ImportError) as error:
+        raise CaeAvError(
+            f"`mixed_precision` {recipe.mixed_precision}, `report_to` {recipe.report_to}: {error}"
+        ) from error
+
+
+def build_model(recipe: Recipe, class_names: list[str]) -> Any:
+    """
+    The model to train, for these classes: from `recipe.model`, else a preset on the towers that the recipe names, else
+    (toy size) on the toy towers that come with the package.
+
+    Raises:
+        CaeAvError: no model and no towers are named, something cannot be loaded, or `model_config` is wrong.
+    """
+    task = get_task(recipe.task)
+    labels = {
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: number for number, name in enumerate(class_names)},
+    }
+    towers = {"vision": recipe.vision_tower, "audio": recipe.audio_tower, "text": recipe.text_tower}
+    try:
+        if recipe.model is not None:
+            config = CaeAvConfig.from_pretrained(recipe.model, **recipe.model_config, **labels)
+            # A head for other classes starts anew; everything else is taken over.
+            with without_progress_bars():
+                model = task.model_class.from_pretrained(recipe.model, config=config, ignore_mismatched_sizes=True)
+            return freeze_towers(model)
+        if recipe.size == "toy" and not any(towers.values()):
+            from ..assets import toy_towers
+
+            towers = toy_towers()
+        if missing := [f"{name}_tower" for name, tower in towers.items() if tower is None]:
+            raise CaeAvError(
+                f"recipe values {', '.join(missing)} are missing: name a model to start from (model), or the three "
+                "pretrained towers (vision_tower, audio_tower, text_tower)"
+            )
+        return task.model_class.from_backbones(
+            **towers, task=recipe.task, size=recipe.size, **recipe.model_config, **labels
+        )
+    except CaeAvError:
+        raise
+    except (OSError, ValueError, TypeError) as error:
+        source = recipe.model or f"preset {recipe.task}, {recipe.size}"
+        raise CaeAvError(
+            f"{source}: no model can be made of it with model_config {recipe.model_config}: {error}"
+        ) from error
+
+
+def load_trained_model(model_class: Any, folder: str | Path) -> Any:
+    """
+    A model from the folder of a checkpoint.
+
+    Raises:
+        CaeAvError: there is none.
+    """
+    try:
+        with without_progress_bars():
+            return freeze_towers(model_class.from_pretrained(folder))
+    except (OSError, ValueError) as error:
+        raise CaeAvError(f"{folder}: cannot be loaded as a {model_class.__name__}: {error}") from error
+
+
+def freeze_towers(model: Any) -> Any:
+    """Freeze the towers of a model that was loaded: `from_pretrained` makes new parameters, all of them trainable."""
+    for tower in model.cae_av.towers():
+        tower.requires_grad_(False)
+    return model
+
+
+def build_processor(model: Any, folder: str | Path | None = None) -> CaeAvProcessor:
+    """The processor saved in a model folder, or the one that follows from the model's configuration."""
+    if folder is not None and (Path(folder) / "processor_config.json").is_file():
+        processor = CaeAvProcessor.from_pretrained(folder)
+        processor.id2label = dict(model.config.id2label)
+        return processor
+    return CaeAvProcessor.from_config(model.config)
+
+
+def load_split(recipe: Recipe, split: str, processor: Any) -> CaeAvDataset:
+    """
+    The clips of a split of `recipe.data`.
+
+    Raises:
+        CaeAvError: no data set is named, or it has no such split.
+    """
+    data = CaeAvDataset(_data_folder(recipe), processor, split=split, cache_dir=recipe.cache_dir)
+    columns = [f"{side}_caption" for side in SIDES if f"{side}_caption" in data.rows.column_names]
+    if not recipe.use_captions and columns:
+        data = CaeAvDataset(data.rows.remove_columns(columns), processor, cache_dir=recipe.cache_dir)
+    if not len(data):
+        raise CaeAvError(f"{recipe.data}: split {split!r} has no clips")
+    return data
+
+
+def class_names(data: CaeAvDataset) -> list[str]:
+    """Names of the classes of a data set, in the order of their labels."""
+    return list(data.rows.features["label"].names)
+
+
+def read_class_names(recipe: Recipe) -> list[str]:
+    """The classes of the training split, for which no processor is needed."""
+    return class_names(CaeAvDataset(_data_folder(recipe), None, split=recipe.train_split))
+
+
+def _data_folder(recipe: Recipe) -> str:
+    if recipe.data is None:
+        raise CaeAvError("recipe value 'data' is missing: name a folder that a builder of dataset_scripts/ wrote")
+    return recipe.data
+
+
+def check_classes(data: CaeAvDataset, model: Any, source: str) -> None:
+    """
+    Raises:
+        CaeAvError: the classes of the data set are not those of the model.
+    """
+    names, expected = class_names(data), [model.config.id2label[number] for number in range(model.config.num_labels)]
+    if names != expected:
+        raise CaeAvError(f"{source}: has the classes {', '.join(names)}; the model knows {', '.join(expected)}")
+
+
+def read_captions(model: Any, processor: Any, splits: list[CaeAvDataset], *, show_progress: bool) -> CaptionFeatures:
+    """Features of every caption of these splits."""
+    if not model.config.use_case:
+        splits = []
+    return CaptionFeatures(
+        model.cae_av,
+        (caption for data in splits for caption in _token_ids(data, processor)),
+        context_length=model.config.text_config.context_length,
+        keep_padding=model.config.is_official,
+        show_progress=show_progress,
+    )
+
+
+def _token_ids(data: CaeAvDataset, processor: Any) -> Iterator[tuple[int, ...]]:
+    for side in SIDES:
+        if f"{side}_caption" not in data.rows.column_names:
+            continue
+        texts = list(dict.fromkeys(text for text in data.rows[f"{side}_caption"] if text))
+        if texts:
+            inputs = processor(visual_captions=texts, audio_captions=texts)
+            ids, mask = inputs[f"{side}_caption_ids"], inputs[f"{side}_caption_mask"]
+            yield from (tuple(row[kept].tolist()) for row, kept in zip(ids, mask.to(torch.bool), strict=True))

@@ -1,0 +1,241 @@
+"""
+Checkpoints that a kill at any moment cannot break.
+
+```
+checkpoints/
+  frozen-1f2e3d4c5b6a7980.safetensors   the towers, written once; every checkpoint holds a hard link to it
+  step-00000500/                        a whole model folder: config, weights, processor ...
+    training_state/                     ... and what training goes on from: optimizer.pt, loop.json, random-0.pt
+  last -> step-00000500                 links, replaced atomically
+  best -> step-00000500
+```
+
+A checkpoint is written under a temporary name and renamed when it is complete, so a folder called `step-...` is always
+whole. The newest one and the best one are kept.
+"""
+
+import hashlib
+import json
+import os
+import pickle
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors.torch import save_file
+from torch import nn
+
+from ..errors import CaeAvError
+from .run_folder import without_progress_bars
+from .state import LoopState, random_state, set_random_state
+
+
+TRAINED_FILE = "model-00001-of-00002.safetensors"
+FROZEN_FILE = "model-00002-of-00002.safetensors"
+STATE_FOLDER = "training_state"
+
+
+def trained_names(model: nn.Module) -> set[str]:
+    """
+    Names in the state dict of `model` that training changes: parameters with gradients, and the buffers (batch-norm
+    statistics) outside frozen towers. A frozen tower is a module that has parameters and trains none of them.
+    """
+    frozen_modules: set[nn.Module] = set()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            frozen_modules.update(module.modules())
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for module_name, module in model.named_modules():
+        if module not in frozen_modules:
+            prefix = f"{module_name}." if module_name else ""
+            names.update(prefix + name for name, _ in module.named_buffers(recurse=False))
+    return names & set(model.state_dict())
+
+
+class CheckpointStore:
+    """The `checkpoints` folder of a run. One per process; only the main process writes model files."""
+
+    def __init__(self, folder: Path, accelerator: Accelerator) -> None:
+        self.folder = folder
+        self.accelerator = accelerator
+        if accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            # Left behind by a run that was killed while it wrote or removed a checkpoint.
+            for leftover in folder.glob(".partial-*"):
+                if leftover.is_dir() and not leftover.is_symlink():
+                    shutil.rmtree(leftover)
+                else:
+                    leftover.unlink()
+        accelerator.wait_for_everyone()
+
+    def save(
+        self,
+        model: nn.Module,
+        processor: Any,
+        optimizer: Any,
+        state: LoopState,
+        name: str,
+    ) -> Path:
+        """
+        Write a checkpoint called `name` (see `new_name`), point `last` to it, `best` to `state.best_checkpoint`, and
+        remove those that are neither. All processes call it together.
+
+        Returns:
+            The folder of the checkpoint, complete.
+        """
+        partial = self.folder / ".partial-checkpoint"
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            (partial / STATE_FOLDER).mkdir(parents=True)
+            with without_progress_bars():
+                self._save_model(self.accelerator.unwrap_model(model), partial)
+            processor.save_pretrained(partial)
+            scaler = getattr(self.accelerator, "scaler", None)
+            torch.save(
+                {"optimizer": optimizer.state_dict(), "scaler": None if scaler is None else scaler.state_dict()},
+                partial / STATE_FOLDER / "optimizer.pt",
+            )
+            (partial / STATE_FOLDER / "loop.json").write_text(json.dumps(state.to_dict(), indent=1), encoding="utf-8")
+        self.accelerator.wait_for_everyone()
+        torch.save(random_state(), partial / STATE_FOLDER / f"random-{self.accelerator.process_index}.pt")
+        self.accelerator.wait_for_everyone()
+        if self.accelerator.is_main_process:
+            _flush(partial)
+            os.rename(partial, self.folder / name)
+            self._link("last", name)
+            self.link_best(state)
+            for folder in sorted(self.folder.glob("step-*")):
+                if folder.name not in (name, state.best_checkpoint):
+                    self._remove(folder)
+                elif folder.name != name and (folder / STATE_FOLDER).exists():
+                    # The best model is kept to be used; its optimizer state, twice its size, is not needed any more.
+                    self._remove(folder / STATE_FOLDER)
+        self.accelerator.wait_for_everyone()
+        return self.folder / name
+
+    def new_name(self, step: int) -> str:
+        """A name for a checkpoint of this step; an epoch can end on a step that already has one."""
+        name, number = f"step-{step:08d}", 1
+        while (self.folder / name).exists():
+            number += 1
+            name = f"step-{step:08d}-{number}"
+        return name
+
+    def link_best(self, state: LoopState) -> None:
+        """Point `best` to the best checkpoint of `state`, which a kill between two renames may have kept from it."""
+        if state.best_checkpoint is not None and (self.folder / state.best_checkpoint).is_dir():
+            self._link("best", state.best_checkpoint)
+
+    def _save_model(self, model: Any, folder: Path) -> None:
+        trained = trained_names(model)
+        weights = model.state_dict()
+        frozen = {name: tensor for name, tensor in weights.items() if name not in trained}
+        if not frozen:
+            model.save_pretrained(folder)
+            return
+        # Two shards under an index are an ordinary model folder to `from_pretrained`. The frozen shard is the same in
+        # every checkpoint, so all of them share one file.
+        model.save_pretrained(folder, state_dict={name: weights[name] for name in weights if name in trained})
+        os.rename(folder / "model.safetensors", folder / TRAINED_FILE)
+        shared = self.folder / f"frozen-{_signature(frozen)}.safetensors"
+        if not shared.exists():
+            partial = self.folder / f".partial-{shared.name}"
+            save_file({name: tensor.contiguous() for name, tensor in frozen.items()}, partial, {"format": "pt"})
+            os.replace(partial, shared)
+        _hard_link(shared, folder / FROZEN_FILE)
+        index = {
+            "metadata": {"total_size": sum(tensor.numel() * tensor.element_size() for tensor in weights.values())},
+            "weight_map": {name: TRAINED_FILE if name in trained else FROZEN_FILE for name in weights},
+        }
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+    def _link(self, link: str, target: str) -> None:
+        temporary = self.folder / f".partial-{link}"
+        temporary.unlink(missing_ok=True)
+        temporary.symlink_to(target, target_is_directory=True)
+        os.replace(temporary, self.folder / link)
+
+    def _remove(self, folder: Path) -> None:
+        """Remove a folder so that a half-removed one is never seen under its name."""
+        doomed = self.folder / f".partial-removed-{folder.parent.name}-{folder.name}"
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.rename(folder, doomed)
+        shutil.rmtree(doomed)
+
+
+def _signature(tensors: dict[str, torch.Tensor]) -> str:
+    """A short name for a set of weights, from their names, shapes and a sample of their values."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().reshape(-1)
+        sample = tensor[:: max(1, tensor.numel() // 64)].to(device="cpu", dtype=torch.float64)
+        digest.update(f"{name} {tuple(tensors[name].shape)} {tensors[name].dtype}".encode())
+        digest.update(sample.contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _hard_link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(source, target)
+
+
+def _flush(folder: Path) -> None:
+    """Bring every file of the folder to the disk before its rename is, so that a power cut cannot part the two."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """
+    The checkpoint to go on from: `path` itself, or the last one of the run folder `path`.
+
+    Raises:
+        CaeAvError: there is no training state.
+    """
+    path = Path(path)
+    for candidate in (path, path / "checkpoints" / "last"):
+        if (candidate / STATE_FOLDER / "loop.json").is_file():
+            return candidate.resolve()
+    raise CaeAvError(
+        f"{path}: no checkpoint to resume from; expected a run folder with checkpoints/last, or a checkpoint folder "
+        f"with {STATE_FOLDER}/ (the best checkpoint keeps none once a newer one exists)"
+    )
+
+
+def read_loop_state(checkpoint: Path) -> LoopState:
+    """The loop's counters in a checkpoint folder."""
+    path = checkpoint / STATE_FOLDER / "loop.json"
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CaeAvError(f"{path}: cannot be read as a training state: {error}") from error
+    return LoopState.from_dict(values, str(path))
+
+
+def restore_training_state(checkpoint: Path, optimizer: Any, accelerator: Accelerator) -> None:
+    """
+    Load the optimizer, the loss scaler and this process's random generators from a checkpoint folder.
+
+    Raises:
+        CaeAvError: a file is missing or broken, or belongs to a model with other trained parameters.
+    """
+    folder = checkpoint / STATE_FOLDER
+    try:
+        saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        optimizer.load_state_dict(saved["optimizer"])
+        scaler = getattr(accelerator, "scaler", None)
+        if scaler is not None and saved["scaler"] is not None:
+            scaler.load_state_dict(saved["scaler"])
+        # A process that the run did not have before keeps the generators it was seeded with.
+        random_file = folder / f"random-{accelerator.process_index}.pt"
+        if random_file.exists():
+            set_random_state(torch.load(random_file, map_location="cpu", weights_only=True))
+    except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CaeAvError(f"{folder}: cannot be read as a training state: {error}") from error

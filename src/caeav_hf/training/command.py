@@ -1,0 +1,93 @@
+"""The command line of `train.py`."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..errors import CaeAvError
+from .recipe import Recipe, add_recipe_flags, find_recipe, load_recipe, override_recipe, recipe_flags
+
+
+_EPILOG = """\
+examples:
+  train.py --task ave --size toy --data toy_parquet --output-dir runs/toy
+  accelerate launch train.py --task ave --data ave_parquet --output-dir runs/ave --mixed-precision bf16 \\
+      --vision-tower swinv2_large_window12_192.ms_in22k --audio-tower DIR --text-tower ViT-L-14/openai
+  train.py --resume runs/ave
+  train.py --evaluate runs/ave/checkpoints/best --split test --out test.json
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser: what to do, and one flag for every recipe value."""
+    parser = argparse.ArgumentParser(
+        prog="train.py",
+        description="Train a CAE-AV model by a recipe, go on with a run, or score a checkpoint.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--recipe", metavar="FILE", help="recipe file; by default the one of --task and --size")
+    action = parser.add_mutually_exclusive_group()
+    action.add_argument("--resume", metavar="RUN", help="run folder, or a checkpoint in it, to go on from")
+    action.add_argument("--evaluate", metavar="CHECKPOINT", help="score this model folder in place of training")
+    parser.add_argument("--split", help="split to score with --evaluate; by default the recipe's eval_split")
+    parser.add_argument("--out", metavar="FILE", help="also write the scores of --evaluate to this JSON file")
+    add_recipe_flags(parser)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 2 after an error that has been printed in one line."""
+    parser = build_parser()
+    options = parser.parse_args(arguments)
+    try:
+        recipe = override_recipe(_base_recipe(options), recipe_flags(options))
+        # Heavy libraries are loaded only after the arguments have been found to be right.
+        if options.evaluate is not None:
+            _evaluate(options, recipe)
+        else:
+            from .run import train
+
+            result = train(recipe, resume=options.resume)
+            if result.is_main_process:
+                print(f"best checkpoint: {result.best_checkpoint}")
+    except CaeAvError as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _base_recipe(options: argparse.Namespace) -> Recipe:
+    """The recipe below the flags: a file, that of the run to go on with or to score, or the preset's."""
+    if options.recipe is not None:
+        return load_recipe(options.recipe)
+    for path in (options.resume, options.evaluate):
+        if path is not None:
+            # `path` is a run folder or <run>/checkpoints/<checkpoint>.
+            for folder in (Path(path), *Path(path).resolve().parents[:2]):
+                if (folder / "recipe.yaml").is_file():
+                    recipe = load_recipe(folder / "recipe.yaml")
+                    # A run folder may have been moved or copied since.
+                    return override_recipe(recipe, {"output_dir": str(folder)})
+    task, size = getattr(options, "task", Recipe.task), getattr(options, "size", Recipe.size)
+    return load_recipe(find_recipe(task, size))
+
+
+def _evaluate(options: argparse.Namespace, recipe: Recipe) -> None:
+    from accelerate import PartialState
+
+    from .run import score
+
+    split = options.split or recipe.eval_split
+    metrics = score(options.evaluate, recipe, split)
+    if PartialState().is_main_process:
+        text = json.dumps({"checkpoint": options.evaluate, "data": recipe.data, "split": split, **metrics}, indent=2)
+        print(text)
+        if options.out is not None:
+            try:
+                Path(options.out).write_text(text + "\n", encoding="utf-8")
+            except OSError as error:
+                raise CaeAvError(f"{options.out}: cannot be written: {error}") from error

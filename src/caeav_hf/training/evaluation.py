@@ -1,0 +1,66 @@
+"""Score a model on a split: once over all clips, the same on any number of processes."""
+
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object, send_to_device
+from tqdm import tqdm
+
+from ..errors import CaeAvError
+from .batches import Collator, clip_loader
+from .captions import CaptionFeatures
+from .order import ordered_batches
+from .tasks import TaskDefinition
+
+
+def evaluate(
+    model: torch.nn.Module,
+    dataset: Any,
+    collator: Collator,
+    task: TaskDefinition,
+    accelerator: Accelerator,
+    *,
+    batch_size: int,
+    num_workers: int = 0,
+    captions: CaptionFeatures | None = None,
+    description: str = "evaluating",
+) -> dict[str, float]:
+    """
+    The metrics of `task` over a data set, and `clips` and `dropped_clips`: how many were scored, how many could not
+    be decoded. All processes call it together and get the same numbers.
+
+    Raises:
+        CaeAvError: no clip could be decoded.
+    """
+    # Each process scores its own share and the shares may differ by a batch, so the bare model runs: the wrapper of
+    # distributed training would wait for the others at every batch.
+    model = accelerator.unwrap_model(model)
+    batches = ordered_batches(
+        len(dataset),
+        batch_size,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+    )
+    loader = clip_loader(dataset, batches, collator, num_workers=num_workers)
+    was_training = model.training
+    model.eval()
+    scored = []
+    with torch.no_grad():
+        for batch in tqdm(
+            loader, desc=description, unit="batch", disable=not accelerator.is_main_process, leave=False
+        ):
+            if batch["inputs"] is None:
+                continue
+            inputs = batch["inputs"] if captions is None else captions.insert(batch["inputs"])
+            inputs = send_to_device(inputs, accelerator.device)
+            outputs = model(**{name: value for name, value in inputs.items() if name not in task.target_names})
+            scored += list(zip(batch["indices"], task.score_clips(outputs, inputs), strict=True))
+    model.train(was_training)
+    if accelerator.num_processes > 1:
+        scored = gather_object(scored)
+    if not scored:
+        raise CaeAvError(f"{description}: none of the {len(dataset)} clips could be decoded")
+    scored.sort(key=lambda item: item[0])
+    metrics = task.summarize([scores for _, scores in scored])
+    return {**metrics, "clips": len(scored), "dropped_clips": len(dataset) - len(scored)}

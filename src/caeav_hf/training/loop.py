@@ -1,0 +1,304 @@
+"""The training loop: epochs of steps, evaluated, saved, resumable at any step, the same for every task."""
+
+import math
+import time
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, gather_object, send_to_device
+from tqdm import tqdm
+
+from ..errors import CaeAvError
+from .batches import ClipBatch, Collator, clip_loader, windows
+from .captions import CaptionFeatures
+from .checkpointing import CheckpointStore, restore_training_state, trained_names
+from .evaluation import evaluate
+from .order import epoch_batches
+from .recipe import Recipe
+from .run_folder import RunFolder
+from .schedule import build_optimizer, entropy_weight, learning_rate, set_learning_rate
+from .state import LoopState
+from .tasks import TaskDefinition
+
+
+class Trainer:
+    """
+    Trains `model` by a recipe on Accelerate, with one process or many.
+
+    Args:
+        model: A `CaeAvFor...` model: it returns `loss` and `loss_dict`, and has a `loss_weights` dict.
+        processor: Saved beside the model in every checkpoint.
+        train_data, eval_data: Map-style data sets of processed clips; `None` stands for a clip that cannot be decoded.
+        collator: Makes the model's inputs from a list of clips.
+        captions: Features of the frozen text tower, computed once; without them the model computes its own.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        task: TaskDefinition,
+        model: Any,
+        processor: Any,
+        train_data: Any,
+        eval_data: Any,
+        collator: Collator,
+        accelerator: Accelerator,
+        run: RunFolder,
+        captions: CaptionFeatures | None = None,
+    ) -> None:
+        self.recipe, self.task, self.processor, self.collator = recipe, task, processor, collator
+        self.train_data, self.eval_data, self.captions = train_data, eval_data, captions
+        self.accelerator, self.run = accelerator, run
+        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
+        self.store = CheckpointStore(run.checkpoints, accelerator)
+        self.full_entropy_weight = self.bare_model.loss_weights["entropy"]
+        trained = trained_names(self.bare_model)
+        self.statistics = [
+            buffer
+            for name, buffer in self.bare_model.named_buffers()
+            if name in trained and buffer.is_floating_point()
+        ]
+        self.state = LoopState(order=self._order())
+
+    @property
+    def bare_model(self) -> Any:
+        """The model without the wrapper of distributed training."""
+        return self.accelerator.unwrap_model(self.model)
+
+    def resume(self, checkpoint: Any, state: LoopState) -> None:
+        """
+        Go on from a checkpoint folder whose weights are already in the model.
+
+        Raises:
+            CaeAvError: it stopped inside an epoch whose order of clips this recipe does not repeat.
+        """
+        if state.batches_done and state.order != self._order():
+            raise CaeAvError(
+                f"{checkpoint}: stopped inside an epoch of {state.order}, but now it would be {self._order()}; "
+                "these can change only between epochs"
+            )
+        self.state = state
+        self.state.order = self._order()
+        restore_training_state(checkpoint, self.optimizer, self.accelerator)
+        if self.accelerator.is_main_process:
+            self.store.link_best(state)
+            if state.history:
+                self.run.write_history(state.history)
+
+    def fit(self) -> LoopState:
+        """
+        Train until the recipe is fulfilled.
+
+        Raises:
+            CaeAvError: too many steps in a row without a finite loss and gradient, or no clip can be decoded.
+        """
+        while not self._is_done():
+            started = time.perf_counter()
+            self._train_epoch()
+            self._evaluate_and_save(started)
+        return self.state
+
+    def _is_done(self) -> bool:
+        state, recipe = self.state, self.recipe
+        out_of_steps = recipe.max_steps is not None and state.step >= recipe.max_steps
+        out_of_patience = recipe.patience is not None and state.evaluations_since_best >= recipe.patience
+        return state.epoch >= recipe.epochs or out_of_steps or out_of_patience
+
+    def _order(self) -> dict[str, int]:
+        return {
+            "seed": self.recipe.seed,
+            "clips": len(self.train_data),
+            "batch_size": self.recipe.batch_size,
+            "accumulation_steps": self.recipe.accumulation_steps,
+            "processes": self.accelerator.num_processes,
+        }
+
+    def _train_epoch(self) -> None:
+        """Train to the end of the running epoch, or to `max_steps`."""
+        state, recipe = self.state, self.recipe
+        set_learning_rate(self.optimizer, learning_rate(recipe, state.epoch))
+        self.bare_model.loss_weights["entropy"] = entropy_weight(recipe, self.full_entropy_weight, state.epoch)
+        self.model.train()
+        batches = epoch_batches(
+            len(self.train_data),
+            recipe.batch_size,
+            seed=recipe.seed,
+            epoch=state.epoch,
+            process_index=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+        )
+        # Batches that were done before a resume are cut off here, so none of their clips is decoded again.
+        loader = clip_loader(
+            self.train_data,
+            batches[state.batches_done :],
+            self.collator,
+            num_workers=recipe.num_workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+        )
+        with tqdm(
+            total=math.ceil(len(batches) / recipe.accumulation_steps),
+            initial=state.batches_done // recipe.accumulation_steps,
+            desc=f"epoch {state.epoch + 1}/{recipe.epochs}",
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+        ) as progress:
+            for window in windows(loader, recipe.accumulation_steps):
+                loss = self._step(window)
+                state.batches_done += len(window)
+                state.step += 1
+                progress.update()
+                if loss is not None:
+                    progress.set_postfix(loss=f"{loss:.4f}")
+                    self.accelerator.log(
+                        {"train/step_loss": loss, "learning_rate": learning_rate(recipe, state.epoch)}, state.step
+                    )
+                if recipe.save_steps and state.step % recipe.save_steps == 0:
+                    self._save(self.store.new_name(state.step))
+                if state.step == recipe.max_steps:
+                    break
+        if state.batches_done >= len(batches):
+            state.epoch += 1
+            state.batches_done = 0
+
+    def _step(self, window: list[ClipBatch]) -> float | None:
+        """
+        One update of the optimizer from the batches of a window. Every clip weighs the same, wherever it lies: a batch
+        counts by its clips out of all clips of the window on all processes.
+
+        Returns:
+            The mean loss over the clips, or `None` where the step was skipped.
+        """
+        accelerator, state = self.accelerator, self.state
+        kept = torch.tensor([len(batch["indices"]) for batch in window], device=accelerator.device)
+        dropped = torch.tensor([batch["requested"] for batch in window], device=accelerator.device) - kept
+        counts = accelerator.gather(torch.stack([kept, dropped])[None])
+        state.dropped_clips += int(counts[:, 1].sum())
+        # The contrastive loss gathers over processes, so a batch is used where every process has one, or nowhere.
+        usable = (counts[:, 0] > 0).all(dim=0).tolist()
+        clips = int(counts[:, 0][:, usable].sum())
+        if not clips:
+            return None
+
+        statistics = [buffer.clone() for buffer in self.statistics]
+        batches = [batch for batch, use in zip(window, usable, strict=True) if use]
+        losses: list[tuple[int, dict[str, torch.Tensor]]] = []
+        for number, batch in enumerate(batches, start=1):
+            synchronise = nullcontext() if number == len(batches) else accelerator.no_sync(self.model)
+            with synchronise:
+                inputs = batch["inputs"] or {}
+                if self.captions is not None:
+                    inputs = self.captions.insert(inputs)
+                outputs = self.model(**send_to_device(inputs, accelerator.device, non_blocking=True))
+                # The mean of gradients over processes is taken by the wrapper; `num_processes` undoes it.
+                share = len(batch["indices"]) * accelerator.num_processes / clips
+                accelerator.backward(outputs.loss * share)
+            parts = {"loss": outputs.loss, **(outputs.loss_dict or {})}
+            losses.append((len(batch["indices"]), {name: part.detach() for name, part in parts.items()}))
+
+        totals = _total(losses)
+        if accelerator.num_processes > 1:  # not every process need have captions, and so the same losses
+            totals = _merge(gather_object([totals]))
+        loss = totals["loss"][0] / clips
+        if not math.isfinite(loss) or not self._update():
+            self.optimizer.zero_grad()
+            for buffer, before in zip(self.statistics, statistics, strict=True):
+                buffer.copy_(before)
+            self._count_skipped_step()
+            return None
+        self.optimizer.zero_grad()
+        state.skipped_in_a_row = 0
+        state.loss_totals = _merge([state.loss_totals, totals])
+        return loss
+
+    def _update(self) -> bool:
+        """Clip the gradient and let the optimizer step; `False` where the gradient was not finite."""
+        accelerator = self.accelerator
+        trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        limit = math.inf if self.recipe.max_grad_norm is None else self.recipe.max_grad_norm
+        norm = accelerator.clip_grad_norm_(trained, limit)
+        # With fp16 the loss scaler sees the same overflow itself and lowers its scale when asked to step.
+        if accelerator.scaler is None and not torch.isfinite(norm):
+            return False
+        self.optimizer.step()
+        return not self.optimizer.step_was_skipped
+
+    def _count_skipped_step(self) -> None:
+        self.state.skipped_steps += 1
+        self.state.skipped_in_a_row += 1
+        if self.state.skipped_in_a_row >= self.recipe.max_skipped_steps:
+            raise CaeAvError(
+                f"the loss or its gradient was not finite in {self.state.skipped_in_a_row} steps in a row, up to step "
+                f"{self.state.step + 1} in epoch {self.state.epoch + 1}; lower learning_rate, set max_grad_norm, or "
+                "use bf16 in place of fp16"
+            )
+
+    def _evaluate_and_save(self, started: float) -> None:
+        """Score the evaluation split, add a line to the history, save, and note whether this was the best so far."""
+        state, recipe, accelerator = self.state, self.recipe, self.accelerator
+        if accelerator.num_processes > 1:  # batch-norm statistics of the first process, as the checkpoint will hold
+            for buffer in self.statistics:
+                buffer.copy_(broadcast(buffer.clone()))
+        metrics = evaluate(
+            self.model,
+            self.eval_data,
+            self.collator,
+            self.task,
+            accelerator,
+            batch_size=recipe.eval_batch_size,
+            num_workers=recipe.num_workers,
+            captions=self.captions,
+            description=f"evaluating on {recipe.eval_split}",
+        )
+        last_epoch = state.epoch - 1 if state.batches_done == 0 else state.epoch
+        record: dict[str, Any] = {
+            "epoch": last_epoch + 1,
+            "step": state.step,
+            "learning_rate": learning_rate(recipe, last_epoch),
+            "entropy_weight": entropy_weight(recipe, self.full_entropy_weight, last_epoch),
+            **{f"train/{name}": value / clips for name, (value, clips) in state.loss_totals.items()},
+            **{f"eval/{name}": value for name, value in metrics.items()},
+            "train/dropped_clips": state.dropped_clips,
+            "train/skipped_steps": state.skipped_steps,
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        if state.batches_done == 0:
+            state.loss_totals, state.dropped_clips, state.skipped_steps = {}, 0, 0
+        name = self.store.new_name(state.step)
+        value = metrics[self.task.best_metric]
+        if self.task.is_better(value, state.best_value):
+            state.best_value, state.best_checkpoint, state.evaluations_since_best = value, name, 0
+        else:
+            state.evaluations_since_best += 1
+        state.history.append(record)
+        accelerator.log({key: value for key, value in record.items() if key != "step"}, state.step)
+        if accelerator.is_main_process:
+            self.run.write_history(state.history)
+            tqdm.write(
+                f"epoch {record['epoch']}, step {state.step}: loss {record.get('train/loss', math.nan):.4f}, "
+                f"{recipe.eval_split} {self.task.best_metric} {value:.4f} (best {state.best_value:.4f})"
+            )
+        self._save(name)
+
+    def _save(self, name: str) -> None:
+        self.store.save(self.model, self.processor, self.optimizer, self.state, name)
+
+
+def _total(losses: list[tuple[int, dict[str, torch.Tensor]]]) -> dict[str, list[float]]:
+    """Each loss summed over clips, and over how many clips, from batch means and the clips of each batch."""
+    totals: dict[str, list[float]] = {}
+    for clips, parts in losses:
+        # One transfer for all losses of a batch.
+        values = torch.stack([part.double() for part in parts.values()]).tolist()
+        totals = _merge([totals, {name: [value * clips, clips] for name, value in zip(parts, values, strict=True)}])
+    return totals
+
+
+def _merge(several: list[dict[str, list[float]]]) -> dict[str, list[float]]:
+    merged: dict[str, list[float]] = {}
+    for totals in several:
+        for name, (value, clips) in totals.items():
+            before = merged.get(name, [0.0, 0])
+            merged[name] = [before[0] + value, before[1] + clips]
+    return merged

@@ -1,0 +1,235 @@
+"""Recipes: every value of a training run in one flat YAML file, every value also a flag of the command line."""
+
+import argparse
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..errors import CaeAvError
+
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def _value(default: Any, text: str) -> Any:
+    """A recipe field with its default and the line that `train.py --help` prints for it."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """
+    All values of a run. `training/recipes/<preset>.yaml` holds those of a preset and where each comes from.
+
+    An epoch is one pass over the training split, a step one update of the optimizer, a batch what one process puts
+    through the model at once; a step takes `accumulation_steps` batches on every process.
+    """
+
+    task: str = _value("ave", "task: which model, metric and data set")
+    size: str = _value("full", "size of a model built from a preset: full or toy")
+    model: str | None = _value(None, "model folder or Hub id to start from; without it a preset is built on towers")
+    vision_tower: str | None = _value(None, "weights of the frozen visual tower: a file, a folder or a Hub id")
+    audio_tower: str | None = _value(None, "weights of the frozen audio tower: a file, a folder or a Hub id")
+    text_tower: str | None = _value(None, "weights of the frozen text tower: a file, a folder or a Hub id")
+    model_config: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "changes to the model configuration, as KEY=VALUE ..."}
+    )
+
+    data: str | None = _value(None, "data set folder written by a builder of dataset_scripts/")
+    train_split: str = _value("train", "split to train on")
+    eval_split: str = _value("validation", "split to evaluate on after each epoch")
+    use_captions: bool = _value(True, "read the captions of the data set, where it has any")
+    cache_dir: str | None = _value(None, "folder for processed clips, so that each is decoded once; it grows large")
+    num_workers: int = _value(0, "processes that decode clips ahead of the model")
+
+    output_dir: str | None = _value(None, "run folder: recipe, history, curves, checkpoints")
+    seed: int = _value(0, "seed of the initial weights, the order of the clips and dropout")
+    epochs: int = _value(50, "passes over the training split")
+    max_steps: int | None = _value(None, "stop after this many steps, even inside an epoch")
+    batch_size: int = _value(2, "clips a batch, on each process")
+    eval_batch_size: int = _value(2, "clips a batch in evaluation, on each process")
+    accumulation_steps: int = _value(4, "batches a step")
+    mixed_precision: str = _value("no", "no, fp16 or bf16")
+
+    learning_rate: float = _value(5e-4, "learning rate of Adam in the first epochs")
+    adam_beta1: float = _value(0.9, "decay of Adam's mean of gradients")
+    adam_beta2: float = _value(0.999, "decay of Adam's mean of squared gradients")
+    weight_decay: float = _value(0.0, "weight decay of Adam")
+    lr_decay_factor: float = _value(0.65, "the learning rate is multiplied by this ...")
+    lr_decay_epochs: int = _value(10, "... every so many epochs")
+    max_grad_norm: float | None = _value(None, "clip the gradient to this norm")
+    entropy_warmup_epochs: int = _value(5, "epochs during which the weight of the selection entropy (gamma) is 0")
+
+    save_steps: int | None = _value(None, "also write a checkpoint every so many steps")
+    patience: int | None = _value(None, "stop after so many evaluations without a better one")
+    max_skipped_steps: int = _value(25, "fail after so many steps in a row with a loss or gradient that is not finite")
+    report_to: list[str] = field(
+        default_factory=list, metadata={"help": "trackers of Accelerate: tensorboard, wandb, ..., or all"}
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "eval_batch_size", "accumulation_steps", "lr_decay_epochs"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("max_steps", "save_steps", "patience"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, name, "at least 1, or null", value)
+        for name in ("num_workers", "entropy_warmup_epochs", "weight_decay", "seed"):
+            _require(getattr(self, name) >= 0, name, "not negative", getattr(self, name))
+        for name in ("learning_rate", "lr_decay_factor", "max_skipped_steps"):
+            _require(getattr(self, name) > 0, name, "positive", getattr(self, name))
+        for name in ("adam_beta1", "adam_beta2"):
+            _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
+        grad_norm = self.max_grad_norm
+        _require(grad_norm is None or grad_norm > 0, "max_grad_norm", "positive, or null", grad_norm)
+        _require(self.size in ("full", "toy"), "size", "full or toy", self.size)
+        precision = self.mixed_precision
+        _require(precision in ("no", "fp16", "bf16"), "mixed_precision", "no, fp16 or bf16", precision)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The values by name, in the order of the fields."""
+        return {item.name: getattr(self, item.name) for item in fields(self)}
+
+    def to_yaml(self) -> str:
+        """The recipe as YAML text that [`load_recipe`] reads back to an equal recipe."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def _require(condition: bool, name: str, expected: str, value: Any) -> None:
+    if not condition:
+        raise CaeAvError(f"recipe value {name!r} must be {expected}, got {value!r}")
+
+
+def available_recipes() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find_recipe(task: str, size: str = "full") -> Path:
+    """
+    The file of the recipe of a task in a size.
+
+    Raises:
+        CaeAvError: no such recipe; the message lists those that exist.
+    """
+    path = RECIPES / f"{task if size == 'full' else f'{task}_{size}'}.yaml"
+    if not path.is_file():
+        raise CaeAvError(f"no recipe for task {task!r} in size {size!r}; there are {', '.join(available_recipes())}")
+    return path
+
+
+def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
+    """
+    Read a recipe file and put `overrides` (recipe names, values of the right type or as text) over it.
+
+    Raises:
+        CaeAvError: the file cannot be read, or a key or a value is wrong; the message names the file and the key.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise CaeAvError(f"{path}: cannot be read as a recipe: {error}") from error
+    if not isinstance(values, dict):
+        raise CaeAvError(f"{path}: a recipe is a mapping of names to values, got {type(values).__name__}")
+    hints = typing.get_type_hints(Recipe)
+    for key in values:
+        if key not in hints:
+            raise CaeAvError(f"{path}: unknown recipe key {key!r}; known keys are {', '.join(sorted(hints))}")
+    try:
+        recipe = Recipe(**{key: _coerce(key, value, hints[key]) for key, value in values.items()})
+    except CaeAvError as error:
+        raise CaeAvError(f"{path}: {error}") from error
+    return override_recipe(recipe, overrides or {})
+
+
+def override_recipe(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
+    """
+    The recipe with some values changed; entries of `model_config` are merged, everything else is replaced.
+
+    Raises:
+        CaeAvError: an unknown name or a value of the wrong type or range.
+    """
+    hints = typing.get_type_hints(Recipe)
+    changed: dict[str, Any] = {}
+    for key, value in overrides.items():
+        if key not in hints:
+            raise CaeAvError(f"unknown recipe key {key!r}; known keys are {', '.join(sorted(hints))}")
+        value = _coerce(key, value, hints[key])
+        changed[key] = {**getattr(recipe, key), **value} if isinstance(value, dict) else value
+    return replace(recipe, **changed)
+
+
+def _coerce(name: str, value: Any, hint: Any) -> Any:
+    """Bring a YAML or command-line value to the type of its field: YAML reads 5e-4 as text and 1 as an integer."""
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    if type(None) in options and (value is None or value == "null"):
+        return None
+    kind = next(option for option in options if option is not type(None))
+    origin = typing.get_origin(kind) or kind
+    if origin is list:
+        items = value.replace(",", " ").split() if isinstance(value, str) else value
+        if isinstance(items, list) and all(isinstance(item, str) for item in items):
+            return [item for item in items if item != "none"]
+    elif origin is bool and isinstance(value, str) and value.lower() in ("true", "false"):
+        return value.lower() == "true"
+    elif origin in (int, float) and not isinstance(value, bool):
+        try:
+            number = float(value)
+            if origin is float or number.is_integer():
+                return origin(number)
+        except (TypeError, ValueError, OverflowError):
+            pass
+    elif isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
+        return value
+    raise CaeAvError(f"recipe value {name!r} must be {_EXPECTED[origin]}, got {value!r}")
+
+
+_EXPECTED = {
+    list: "a list of names",
+    dict: "a mapping",
+    bool: "true or false",
+    int: "an integer",
+    float: "a number",
+    str: "text",
+}
+
+
+class _KeyValues(argparse.Action):
+    """Collects KEY=VALUE arguments into a dict; the values are read as YAML, so numbers and booleans are theirs."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        collected = dict(getattr(namespace, self.dest, None) or {})
+        for item in values:
+            key, equals, text = item.partition("=")
+            if not key or not equals:
+                parser.error(f"{option_string} takes KEY=VALUE, got {item!r}")
+            collected[key] = yaml.safe_load(text)
+        setattr(namespace, self.dest, collected)
+
+
+def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
+    """Add one flag for every recipe value: `learning_rate` is `--learning-rate`. Flags not given leave no trace."""
+    hints = typing.get_type_hints(Recipe)
+    group = parser.add_argument_group("recipe values (each overrides the recipe file)")
+    for item in fields(Recipe):
+        flag = "--" + item.name.replace("_", "-")
+        text = item.metadata["help"].replace("%", "%%")
+        if hints[item.name] == dict[str, Any]:
+            group.add_argument(
+                flag, nargs="+", action=_KeyValues, default=argparse.SUPPRESS, metavar="KEY=VALUE", help=text
+            )
+        elif hints[item.name] is bool:
+            group.add_argument(flag, action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=text)
+        else:
+            group.add_argument(flag, default=argparse.SUPPRESS, metavar=item.name.split("_")[-1].upper(), help=text)
+
+
+def recipe_flags(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The recipe values that were given as flags."""
+    names: Sequence[str] = [item.name for item in fields(Recipe)]
+    return {name: value for name, value in vars(arguments).items() if name in names}

@@ -1,0 +1,126 @@
+"""A whole run: train by a recipe, go on with an interrupted run, or score a checkpoint."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate.utils import set_seed
+
+from ..data import CaeAvCollator
+from ..errors import CaeAvError
+from .build import (
+    build_accelerator,
+    build_model,
+    build_processor,
+    check_classes,
+    load_split,
+    load_trained_model,
+    read_captions,
+    read_class_names,
+)
+from .checkpointing import find_checkpoint, read_loop_state
+from .evaluation import evaluate
+from .loop import Trainer
+from .recipe import Recipe
+from .run_folder import RunFolder
+from .state import LoopState
+from .tasks import get_task
+
+
+@dataclass
+class TrainingResult:
+    """What a run leaves in memory: the model as last trained, its processor, the loop's state, and the run folder."""
+
+    model: Any
+    processor: Any
+    state: LoopState
+    folder: Path
+    is_main_process: bool = True
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """Folder of the model that scored best on the evaluation split."""
+        return self.folder / "checkpoints" / "best"
+
+
+def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
+    """
+    Train by a recipe.
+
+    Args:
+        recipe: `data` and `output_dir` have to be set.
+        resume: A run folder or a checkpoint in one to go on from; its weights are loaded in place of new ones.
+
+    Raises:
+        CaeAvError: see the parts; the message says which recipe value or file is at fault.
+    """
+    if recipe.output_dir is None:
+        raise CaeAvError("recipe value 'output_dir' is missing: name a folder for the run")
+    task = get_task(recipe.task)
+    checkpoint = None if resume is None else find_checkpoint(resume)
+    run = RunFolder(recipe.output_dir)
+    accelerator = build_accelerator(recipe, run.path)
+    with accelerator.main_process_first():
+        run.refuse_overwriting(resumed=checkpoint is not None)
+    set_seed(recipe.seed)
+    if checkpoint is None:
+        model = build_model(recipe, read_class_names(recipe))
+        processor = build_processor(model, recipe.model)
+    else:
+        model = load_trained_model(task.model_class, checkpoint)
+        processor = build_processor(model, checkpoint)
+    train_data = load_split(recipe, recipe.train_split, processor)
+    eval_data = load_split(recipe, recipe.eval_split, processor)
+    for data in (train_data, eval_data):
+        check_classes(data, model, f"{recipe.data}")
+    if accelerator.is_main_process:
+        run.start(recipe, accelerator)
+    accelerator.wait_for_everyone()
+    if recipe.report_to:
+        accelerator.init_trackers("caeav-hf", config=_flat(recipe))
+    model.to(accelerator.device)
+    captions = read_captions(model, processor, [train_data, eval_data], show_progress=accelerator.is_main_process)
+    # From here on random numbers are drawn for dropout, which must differ between processes.
+    set_seed(recipe.seed, device_specific=True)
+    collator = CaeAvCollator()
+    trainer = Trainer(recipe, task, model, processor, train_data, eval_data, collator, accelerator, run, captions)
+    if checkpoint is not None:
+        trainer.resume(checkpoint, read_loop_state(checkpoint))
+    try:
+        state = trainer.fit()
+    finally:
+        accelerator.end_training()
+    return TrainingResult(trainer.bare_model, processor, state, run.path, accelerator.is_main_process)
+
+
+def score(checkpoint: str | Path, recipe: Recipe, split: str) -> dict[str, float]:
+    """
+    The metrics of a model folder on a split of `recipe.data`.
+
+    Raises:
+        CaeAvError: the folder, the data set or the split is not what it should be.
+    """
+    task = get_task(recipe.task)
+    accelerator = build_accelerator(recipe)
+    model = load_trained_model(task.model_class, checkpoint)
+    processor = build_processor(model, checkpoint)
+    data = load_split(recipe, split, processor)
+    check_classes(data, model, f"{recipe.data}")
+    model = accelerator.prepare_model(model, evaluation_mode=True)
+    return evaluate(
+        model,
+        data,
+        CaeAvCollator(),
+        task,
+        accelerator,
+        batch_size=recipe.eval_batch_size,
+        num_workers=recipe.num_workers,
+        captions=read_captions(model, processor, [data], show_progress=accelerator.is_main_process),
+        description=f"evaluating on {split}",
+    )
+
+
+def _flat(recipe: Recipe) -> dict[str, Any]:
+    """The recipe in the types that every tracker takes."""
+    values = recipe.to_dict()
+    return {name: value if isinstance(value, int | float | str) else str(value) for name, value in values.items()}

@@ -1,0 +1,93 @@
+"""The folder of a run: what was asked for, with which versions, and how it went."""
+
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from transformers.utils import logging
+
+from .. import __version__
+from ..errors import CaeAvError
+from .recipe import Recipe
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".partial-{path.name}")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+@contextmanager
+def without_progress_bars() -> Iterator[None]:
+    """Keep Transformers' own bars for loading and saving out of the way of the run's."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def environment(accelerator: Accelerator) -> dict[str, Any]:
+    """Versions and devices that the numbers of a run may depend on."""
+    packages = ("torchvision", "transformers", "accelerate", "datasets", "timm", "open_clip_torch", "av")
+    device = accelerator.device
+    return {
+        "caeav_hf": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        **{package: importlib.metadata.version(package) for package in packages},
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "num_processes": accelerator.num_processes,
+        "threads": torch.get_num_threads(),
+    }
+
+
+class RunFolder:
+    """
+    `recipe.yaml`, `environment.json`, `history.jsonl` (one line an evaluation), `curves.png` and `checkpoints/`.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the checkpoints lie."""
+        return self.path / "checkpoints"
+
+    def refuse_overwriting(self, *, resumed: bool) -> None:
+        """
+        Raises:
+            CaeAvError: the folder already holds a run and this one does not resume it.
+        """
+        if not resumed and (self.checkpoints / "last").exists():
+            raise CaeAvError(
+                f"{self.path}: already holds a run; resume it with --resume {self.path}, or choose another output_dir"
+            )
+
+    def start(self, recipe: Recipe, accelerator: Accelerator) -> None:
+        """Make the folder and write what is known before the first step."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_text(self.path / "recipe.yaml", recipe.to_yaml())
+        write_text(self.path / "environment.json", json.dumps(environment(accelerator), indent=2) + "\n")
+
+    def write_history(self, history: list[dict[str, Any]]) -> None:
+        """Write `history.jsonl` and draw `curves.png` from all records so far."""
+        write_text(self.path / "history.jsonl", "".join(json.dumps(record) + "\n" for record in history))
+        # Drawing is only needed here, and matplotlib takes a second to import.
+        from ..visualization import plot_curves
+
+        temporary = self.path / ".partial-curves.png"
+        plot_curves(history, path=temporary)
+        os.replace(temporary, self.path / "curves.png")

@@ -1,0 +1,77 @@
+"""Where a run stands: the loop's own counters, and the state of every random generator."""
+
+import random
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..errors import CaeAvError
+
+
+@dataclass
+class LoopState:
+    """
+    Counters of the loop. They are plain numbers, saved as JSON beside the weights.
+
+    `batches_done` counts the batches of the running epoch that each process has used. `loss_totals` (a sum over clips
+    and the number of clips, for each loss), `dropped_clips` and `skipped_steps` belong to that epoch too, so that a
+    resumed epoch reports the same. `order` is what the order of the clips depends on besides the epoch.
+    """
+
+    epoch: int = 0
+    batches_done: int = 0
+    step: int = 0
+    loss_totals: dict[str, list[float]] = field(default_factory=dict)
+    dropped_clips: int = 0
+    skipped_steps: int = 0
+    skipped_in_a_row: int = 0
+    best_value: float | None = None
+    best_checkpoint: str | None = None
+    evaluations_since_best: int = 0
+    order: dict[str, int] = field(default_factory=dict)
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A JSON-serialisable copy."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any], source: str) -> "LoopState":
+        """
+        The state that `to_dict` described.
+
+        Raises:
+            CaeAvError: the values are those of another version; `source` names the file.
+        """
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise CaeAvError(f"{source}: not a training state of this version: {error}") from error
+
+
+def random_state() -> dict[str, Any]:
+    """The state of the random generators of Python, NumPy and PyTorch, in types that load with `weights_only=True`."""
+    version, internal, gauss = random.getstate()
+    name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
+    return {
+        "python": [version, list(internal), gauss],
+        "numpy": [name, torch.from_numpy(np.asarray(keys, dtype=np.int64)), position, has_gauss, cached],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def set_random_state(state: dict[str, Any]) -> None:
+    """
+    Put the generators back to where `random_state` found them. The generators of CUDA devices are set only when as
+    many devices are there as were then.
+    """
+    version, internal, gauss = state["python"]
+    random.setstate((version, tuple(internal), gauss))
+    name, keys, position, has_gauss, cached = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(state["torch"])
+    if torch.cuda.is_available() and len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])

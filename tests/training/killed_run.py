@@ -1,0 +1,49 @@
+"""Run as a program: a tiny training that kills itself with SIGKILL at a chosen moment. The tests resume it."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import torch
+from tiny_training import TinyData, tiny_recipe, tiny_trainer
+
+
+def kill_myself(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def main(folder: str, moment: str) -> None:
+    torch.set_num_threads(1)
+    recipe = tiny_recipe(save_steps=5, max_steps=10, epochs=9)
+    train = TinyData(14)
+    trainer = tiny_trainer(folder, recipe, train=train)
+    if moment == "between checkpoints":
+        step = trainer._step
+
+        def step_seven(window):
+            return kill_myself() if trainer.state.step == 7 else step(window)
+
+        trainer._step = step_seven
+    elif moment == "while a checkpoint is written":
+        save = torch.save
+
+        def save_second(content, path, **options):
+            if trainer.state.step > 5 and str(path).endswith("random-0.pt"):
+                kill_myself()
+            save(content, path, **options)
+
+        torch.save = save_second
+    elif moment == "before a checkpoint is linked":
+        link = trainer.store._link
+        trainer.store._link = lambda name, target: kill_myself() if trainer.state.step > 5 else link(name, target)
+    elif moment == "between last and best":
+        trainer.store.link_best = lambda state: kill_myself() if state.step > 5 else None
+    trainer.fit()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,75 @@
+"""What a checkpoint holds and what it does not."""
+
+import os
+
+import torch
+from safetensors.torch import load_file
+from tiny_training import TinyModel, tiny_model, tiny_recipe, tiny_trainer
+
+from caeav_hf.training.checkpointing import trained_names
+
+
+def test_trained_names_are_adapters_heads_and_their_statistics():
+    names = trained_names(tiny_model())
+    assert names == {
+        *("adapter.weight", "adapter.bias", "head.weight", "head.bias", "norm.weight", "norm.bias"),
+        *("norm.running_mean", "norm.running_var", "norm.num_batches_tracked"),
+    }
+
+
+def test_a_checkpoint_is_a_model_folder(tmp_path):
+    trainer = tiny_trainer(tmp_path, tiny_recipe())
+    trainer.fit()
+    for name in ("last", "best"):
+        loaded = TinyModel.from_pretrained(tmp_path / "checkpoints" / name)
+        assert (tmp_path / "checkpoints" / name / "processor_config.json").is_file()
+    for name, tensor in trainer.bare_model.state_dict().items():
+        assert torch.equal(tensor, TinyModel.from_pretrained(tmp_path / "checkpoints" / "last").state_dict()[name])
+    assert not loaded.training
+
+
+def test_frozen_weights_are_stored_once_and_have_no_optimizer_state(tmp_path):
+    trainer = tiny_trainer(tmp_path, tiny_recipe(epochs=4))
+    trainer.fit()
+    checkpoints = tmp_path / "checkpoints"
+    frozen = checkpoints / "last" / "model-00002-of-00002.safetensors"
+    (shared,) = checkpoints.glob("frozen-*.safetensors")
+    assert os.path.samefile(frozen, shared)
+    assert all(name.startswith("tower.") for name in load_file(frozen))
+    assert not any(
+        name.startswith("tower.") for name in load_file(checkpoints / "last/model-00001-of-00002.safetensors")
+    )
+    optimizer = torch.load(checkpoints / "last/training_state/optimizer.pt", weights_only=True)["optimizer"]
+    trained = [parameter for parameter in trainer.bare_model.parameters() if parameter.requires_grad]
+    assert len(optimizer["state"]) == len(trained) == 6
+
+
+def test_only_the_newest_and_the_best_are_kept(tmp_path):
+    trainer = tiny_trainer(tmp_path, tiny_recipe(epochs=5, save_steps=1))
+    worse = iter([1.0, 0.5, 2.0, 3.0, 4.0])
+    summarize = trainer.task.summarize
+    object.__setattr__(trainer, "task", _with_values(trainer.task, worse))
+    trainer.fit()
+    assert summarize is not trainer.task.summarize
+    checkpoints = tmp_path / "checkpoints"
+    folders = sorted(path.name for path in checkpoints.glob("step-*"))
+    assert folders == [trainer.state.best_checkpoint, (checkpoints / "last").resolve().name]
+    assert (checkpoints / "best").resolve().name == trainer.state.best_checkpoint
+    # The best model stays usable; only the newest one can be trained further.
+    assert not (checkpoints / "best" / "training_state").exists()
+    TinyModel.from_pretrained(checkpoints / "best")
+
+
+def _with_values(task, values):
+    from dataclasses import replace
+
+    return replace(task, summarize=lambda clips: {"error": next(values)})
+
+
+def test_a_file_system_without_hard_links_gets_copies(tmp_path, monkeypatch):
+    def no_links(source, target):
+        raise OSError("not supported")
+
+    monkeypatch.setattr(os, "link", no_links)
+    tiny_trainer(tmp_path, tiny_recipe(epochs=1)).fit()
+    TinyModel.from_pretrained(tmp_path / "checkpoints" / "last")

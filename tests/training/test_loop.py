@@ -1,0 +1,170 @@
+"""What a step weighs, what is logged, what is skipped, when the loop stops."""
+
+import json
+
+import pytest
+import torch
+from tiny_training import TINY, TinyData, collate, tiny_model, tiny_recipe, tiny_trainer
+
+from caeav_hf.errors import CaeAvError
+from caeav_hf.training.evaluation import evaluate
+
+
+def weights_after(folder, recipe, train, **config):
+    model = tiny_model(dropout=0.0, batch_norm=False, **config)
+    trainer = tiny_trainer(folder, recipe, train=train, model=model)
+    trainer.fit()
+    return model.state_dict(), trainer
+
+
+@pytest.mark.parametrize("broken", [(), (3,), (0, 1, 5)], ids=["whole", "one broken", "three broken"])
+def test_accumulation_equals_a_bigger_batch(tmp_path, broken):
+    small = tiny_recipe(epochs=2, batch_size=2, accumulation_steps=4)
+    big = tiny_recipe(epochs=2, batch_size=8, accumulation_steps=1)
+    accumulated, _ = weights_after(tmp_path / "small", small, TinyData(13, broken=broken))
+    at_once, _ = weights_after(tmp_path / "big", big, TinyData(13, broken=broken))
+    for name, tensor in at_once.items():
+        torch.testing.assert_close(accumulated[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+def test_entropy_weight_is_zero_first_and_then_the_models(tmp_path):
+    model = tiny_model()
+    trainer = tiny_trainer(tmp_path, tiny_recipe(epochs=3, entropy_warmup_epochs=2), model=model)
+    trainer.fit()
+    batches_an_epoch = 6
+    assert model.seen_entropy_weights == [0.0] * 2 * batches_an_epoch + [0.5] * batches_an_epoch
+    assert [record["entropy_weight"] for record in trainer.state.history] == [0.0, 0.0, 0.5]
+
+
+def test_learning_rate_falls_in_steps(tmp_path):
+    trainer = tiny_trainer(tmp_path, tiny_recipe(epochs=5, lr_decay_epochs=2, lr_decay_factor=0.5))
+    trainer.fit()
+    assert [record["learning_rate"] for record in trainer.state.history] == [0.01, 0.01, 0.005, 0.005, 0.0025]
+
+
+def test_broken_clips_are_counted_and_the_rest_is_trained_on(tmp_path):
+    train = TinyData(6, broken=(2, 4))
+    trainer = tiny_trainer(tmp_path, tiny_recipe(epochs=1), train=train, test=TinyData(5, broken=(0,)))
+    trainer.fit()
+    record = trainer.state.history[0]
+    assert record["train/dropped_clips"] == 2
+    assert (record["eval/clips"], record["eval/dropped_clips"]) == (4, 1)
+
+
+def test_a_split_of_broken_clips_only_is_an_error(tmp_path):
+    with pytest.raises(CaeAvError, match="none of the 3 clips could be decoded"):
+        tiny_trainer(tmp_path, tiny_recipe(), test=TinyData(3, broken=(0, 1, 2))).fit()
+
+
+def test_the_logged_loss_is_the_mean_over_clips(tmp_path):
+    train = TinyData(5)
+    recipe = tiny_recipe(epochs=1, learning_rate=1e-12, batch_size=2, accumulation_steps=2)
+    model = tiny_model(dropout=0.0, batch_norm=False)
+    trainer = tiny_trainer(tmp_path, recipe, train=train, model=model)
+    trainer.fit()
+    with torch.no_grad():
+        expected = (model(train.features).logits - train.labels).square().mean().item()
+    assert trainer.state.history[0]["train/loss"] == pytest.approx(expected, rel=1e-5)
+    assert trainer.state.history[0]["train/fit"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_step_that_is_not_finite_is_skipped_without_a_trace(tmp_path):
+    recipe = tiny_recipe(epochs=1, batch_size=2, accumulation_steps=2)
+    poisoned, trainer = TinyData(4), None
+    poisoned.features[1] = torch.nan
+    model = tiny_model()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    trainer = tiny_trainer(tmp_path, recipe, train=poisoned, model=model)
+    trainer.fit()
+    assert trainer.state.history[0]["train/skipped_steps"] == 1
+    for name, tensor in model.state_dict().items():
+        if not name.endswith("num_batches_tracked"):
+            assert torch.equal(tensor, before[name]), name
+
+
+def test_a_gradient_that_is_not_finite_is_skipped(tmp_path):
+    train = TinyData(4)
+    model = tiny_model()
+    model.head.weight.register_hook(lambda gradient: gradient * torch.inf)
+    trainer = tiny_trainer(tmp_path, tiny_recipe(epochs=1), train=train, model=model)
+    trainer.fit()
+    assert trainer.state.history[0]["train/skipped_steps"] == 1
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_many_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path):
+    poisoned = TinyData(12)
+    poisoned.features[:] = torch.nan
+    with pytest.raises(CaeAvError, match=r"not finite in 2 steps in a row.*epoch 1"):
+        tiny_trainer(tmp_path, tiny_recipe(max_skipped_steps=2), train=poisoned).fit()
+
+
+def test_patience_ends_the_run(tmp_path):
+    # A learning rate of almost nothing gives no better evaluation after the first.
+    recipe = tiny_recipe(epochs=9, patience=2, learning_rate=1e-30, entropy_warmup_epochs=0)
+    trainer = tiny_trainer(tmp_path, recipe, model=tiny_model(batch_norm=False))
+    trainer.fit()
+    assert [record["epoch"] for record in trainer.state.history] == [1, 2, 3]
+    assert trainer.state.best_checkpoint == "step-00000003"
+
+
+def test_gradients_are_clipped_where_the_recipe_says_so(tmp_path):
+    model = tiny_model(dropout=0.0)
+    trainer = tiny_trainer(tmp_path, tiny_recipe(max_grad_norm=1e-3), model=model)
+    norms = []
+    step = trainer.optimizer.step
+
+    def watched():
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norms.append(torch.nn.utils.get_total_norm(gradients).item())
+        step()
+
+    trainer.optimizer.step = watched
+    trainer.fit()
+    assert norms
+    assert max(norms) <= 1e-3 * (1 + 1e-4)
+
+
+def test_bf16_runs_and_keeps_float32_weights(tmp_path):
+    trainer = tiny_trainer(tmp_path, tiny_recipe(epochs=1, mixed_precision="bf16"))
+    trainer.fit()
+    assert {parameter.dtype for parameter in trainer.bare_model.parameters()} == {torch.float32}
+
+
+def test_evaluation_is_the_metric_computed_by_hand(tmp_path):
+    data = TinyData(7, broken=(2,), seed=3)
+    model = tiny_model()
+    trainer = tiny_trainer(tmp_path, tiny_recipe())
+    metrics = evaluate(model, data, collate, TINY, trainer.accelerator, batch_size=3)
+    model.eval()
+    kept = [0, 1, 3, 4, 5, 6]
+    with torch.no_grad():
+        expected = (model(data.features[kept]).logits - data.labels[kept]).abs().double().mean().item()
+    assert metrics == {"error": pytest.approx(expected, rel=1e-6), "clips": 6, "dropped_clips": 1}
+
+
+def test_evaluation_leaves_no_trace(tmp_path):
+    model = tiny_model()
+    trainer = tiny_trainer(tmp_path, tiny_recipe())
+    model.train()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    random = torch.get_rng_state()
+    evaluate(model, TinyData(5), collate, TINY, trainer.accelerator, batch_size=2, num_workers=1)
+    assert torch.equal(random, torch.get_rng_state())
+    assert model.training
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_run_leaves_its_papers(tmp_path):
+    trainer = tiny_trainer(tmp_path, tiny_recipe(epochs=2))
+    trainer.fit()
+    assert json.loads((tmp_path / "environment.json").read_text())["torch"] == torch.__version__
+    records = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
+    assert records == trainer.state.history
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_new_run_does_not_overwrite_an_old_one(tmp_path):
+    tiny_trainer(tmp_path, tiny_recipe(epochs=1)).fit()
+    with pytest.raises(CaeAvError, match="already holds a run"):
+        tiny_trainer(tmp_path, tiny_recipe(epochs=1))

@@ -1,0 +1,125 @@
+"""Recipes: files, flags, errors."""
+
+import argparse
+
+import pytest
+
+from caeav_hf.configuration_cae_av import CaeAvConfig
+from caeav_hf.errors import CaeAvError
+from caeav_hf.training.recipe import (
+    Recipe,
+    add_recipe_flags,
+    available_recipes,
+    find_recipe,
+    load_recipe,
+    override_recipe,
+    recipe_flags,
+)
+
+
+def write(tmp_path, text):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", available_recipes())
+def test_shipped_recipes_load_and_fit_their_preset(name):
+    task, _, _ = name.partition("_toy")
+    recipe = load_recipe(find_recipe(task, "toy" if name.endswith("_toy") else "full"))
+    assert CaeAvConfig.from_preset(recipe.task, recipe.size).task == task
+
+
+def test_the_ave_recipe_holds_the_papers_values():
+    recipe = load_recipe(find_recipe("ave"))
+    assert (recipe.epochs, recipe.learning_rate, recipe.batch_size, recipe.accumulation_steps) == (50, 5e-4, 2, 4)
+    assert (recipe.lr_decay_factor, recipe.entropy_warmup_epochs) == (0.65, 5)
+
+
+def test_a_recipe_survives_its_own_yaml(tmp_path):
+    recipe = Recipe(model_config={"use_case": False}, report_to=["tensorboard"], learning_rate=1e-4, max_grad_norm=1.0)
+    assert load_recipe(write(tmp_path, recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rat: 1", "learning_rat"),
+        ("epochs: many", "'epochs' must be an integer"),
+        ("epochs: 1.5", "'epochs' must be an integer"),
+        ("epochs: 0", "'epochs' must be at least 1"),
+        ("epochs: true", "'epochs' must be an integer"),
+        ("use_captions: 3", "'use_captions' must be true or false"),
+        ("task: [a]", "'task' must be text"),
+        ("report_to: 3", "'report_to' must be a list of names"),
+        ("model_config: 3", "'model_config' must be a mapping"),
+        ("mixed_precision: fp8", "'mixed_precision' must be no, fp16 or bf16"),
+        ("learning_rate: -1", "'learning_rate' must be positive"),
+        ("- a", "mapping of names to values"),
+        ("a: [", "cannot be read as a recipe"),
+    ],
+)
+def test_errors_name_the_file_and_the_key(tmp_path, text, message):
+    path = write(tmp_path, text)
+    with pytest.raises(CaeAvError) as error:
+        load_recipe(path)
+    assert str(path) in str(error.value)
+    assert message in str(error.value)
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(CaeAvError, match=r"none\.yaml"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+def test_an_unknown_recipe_lists_those_there_are():
+    with pytest.raises(CaeAvError, match="ave, ave_toy"):
+        find_recipe("cooking")
+
+
+def test_yaml_numbers_without_a_dot_are_numbers(tmp_path):
+    assert load_recipe(write(tmp_path, "learning_rate: 5e-4\nepochs: 5e1")).learning_rate == 5e-4
+    assert load_recipe(write(tmp_path, "learning_rate: 1")).learning_rate == 1.0
+
+
+def parse(*arguments):
+    parser = argparse.ArgumentParser()
+    add_recipe_flags(parser)
+    return recipe_flags(parser.parse_args(arguments))
+
+
+def test_every_value_has_a_flag():
+    given = {
+        name: {"a": 1} if isinstance(value, dict) else value
+        for name, value in Recipe().to_dict().items()
+        if value is not None
+    }
+    arguments = []
+    for name, value in given.items():
+        flag = "--" + name.replace("_", "-")
+        if isinstance(value, bool):
+            arguments.append(flag if value else "--no-" + name.replace("_", "-"))
+        elif isinstance(value, dict):
+            arguments += [flag, "a=1"]
+        else:
+            arguments += [flag, ",".join(value) or "none" if isinstance(value, list) else str(value)]
+    assert override_recipe(Recipe(epochs=1), parse(*arguments)) == Recipe(model_config={"a": 1})
+
+
+def test_flags_override_and_others_stay():
+    recipe = Recipe(model_config={"use_case": True, "topk_ratio": 0.5}, seed=3)
+    flags = parse("--learning-rate", "1e-3", "--model-config", "use_case=false", "--report-to", "tensorboard,wandb")
+    changed = override_recipe(recipe, flags)
+    assert changed.learning_rate == 1e-3
+    assert changed.model_config == {"use_case": False, "topk_ratio": 0.5}
+    assert changed.report_to == ["tensorboard", "wandb"]
+    assert changed.seed == 3
+
+
+def test_null_unsets_a_value():
+    assert override_recipe(Recipe(max_grad_norm=1.0), parse("--max-grad-norm", "null")).max_grad_norm is None
+
+
+def test_a_wrong_flag_value_names_the_value():
+    with pytest.raises(CaeAvError, match="'epochs' must be an integer, got 'x'"):
+        override_recipe(Recipe(), parse("--epochs", "x"))

@@ -1,0 +1,126 @@
+"""A model of a few weights with everything the training loop must cope with: a frozen tower, dropout, batch norm."""
+
+import json
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput
+
+from caeav_hf.training.loop import Trainer
+from caeav_hf.training.recipe import Recipe
+from caeav_hf.training.run_folder import RunFolder
+from caeav_hf.training.tasks import TaskDefinition
+
+
+class TinyConfig(PreTrainedConfig):
+    model_type = "caeav_tiny_test"
+
+    def __init__(self, dropout=0.5, batch_norm=True, **kwargs):
+        self.dropout = dropout
+        self.batch_norm = batch_norm
+        super().__init__(**kwargs)
+
+
+class TinyModel(PreTrainedModel):
+    config_class = TinyConfig
+
+    def __init__(self, config):
+        super().__init__(config)
+        self.tower = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+        self.adapter = nn.Linear(8, 8)
+        self.norm = nn.BatchNorm1d(8) if config.batch_norm else nn.Identity()
+        self.dropout = nn.Dropout(config.dropout)
+        self.head = nn.Linear(8, 1)
+        self.loss_weights = {"caption": 0.1, "alignment": 0.05, "entropy": 0.5}
+        self.seen_entropy_weights: list[float] = []
+        self.post_init()
+        self.tower.requires_grad_(False)
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        model = super().from_pretrained(*args, **kwargs)
+        model.tower.requires_grad_(False)  # loading makes new parameters, which are not frozen
+        return model
+
+    def train(self, mode=True):
+        super().train(mode)
+        self.tower.eval()
+        return self
+
+    def forward(self, features, labels=None):
+        frames = self.tower(features.flatten(0, 1))
+        hidden = self.dropout(torch.relu(self.norm(self.adapter(frames))))
+        logits = self.head(hidden).view(features.shape[:2]).mean(1)
+        if labels is None:
+            return ModelOutput(logits=logits, loss=None)
+        self.seen_entropy_weights.append(self.loss_weights["entropy"])
+        fit = (logits - labels).square().mean()
+        entropy = logits.square().mean()
+        loss = fit + self.loss_weights["entropy"] * entropy
+        return ModelOutput(logits=logits, loss=loss, loss_dict={"fit": fit, "entropy": entropy})
+
+
+class TinyProcessor:
+    def save_pretrained(self, folder):
+        (Path(folder) / "processor_config.json").write_text(json.dumps({"tiny": True}))
+
+
+class TinyData(torch.utils.data.Dataset):
+    """Clips of random numbers; `broken` ones cannot be decoded; `read` lists the clips that were."""
+
+    def __init__(self, num_clips=12, broken=(), seed=0):
+        generator = torch.Generator().manual_seed(seed)
+        self.features = torch.randn(num_clips, 3, 4, generator=generator)
+        self.labels = self.features.mean(1).sum(1)
+        self.broken = set(broken)
+        self.read = []
+
+    def __len__(self):
+        return len(self.features)
+
+    def __getitem__(self, index):
+        self.read.append(index)
+        return None if index in self.broken else {"features": self.features[index], "labels": self.labels[index]}
+
+
+def collate(clips):
+    return {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}
+
+
+def score_clips(outputs, inputs):
+    return [{"error": error} for error in (outputs.logits - inputs["labels"]).abs().cpu().unbind(0)]
+
+
+def summarize(clips):
+    return {"error": float(torch.stack([clip["error"] for clip in clips]).double().mean())}
+
+
+TINY = TaskDefinition("tiny", TinyModel, "error", score_clips, summarize, higher_is_better=False)
+
+
+def tiny_recipe(**values):
+    defaults = {"epochs": 3, "accumulation_steps": 2, "learning_rate": 0.01, "entropy_warmup_epochs": 1}
+    return Recipe(**{**defaults, **values})
+
+
+def tiny_model(seed=0, **config):
+    torch.manual_seed(seed)
+    return TinyModel(TinyConfig(**config))
+
+
+def tiny_trainer(folder, recipe, *, train=None, test=None, model=None, resume=None):
+    """A trainer in `folder`, seeded as a run is."""
+    AcceleratorState._reset_state()  # it is one for the whole process and remembers the last precision
+    accelerator = Accelerator(cpu=True, mixed_precision=recipe.mixed_precision)
+    run = RunFolder(folder)
+    run.refuse_overwriting(resumed=resume is not None)
+    run.start(recipe, accelerator)
+    model = tiny_model() if model is None else model
+    torch.manual_seed(recipe.seed)
+    train = TinyData() if train is None else train
+    test = TinyData(5, seed=1) if test is None else test
+    return Trainer(recipe, TINY, model, TinyProcessor(), train, test, collate, accelerator, run)
