@@ -5,6 +5,8 @@ The baseline that CAE-AV extends (its Table I); an adapter reads the tokens of b
 added to the stream.
 """
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -240,7 +242,9 @@ class AVMoE(nn.Module):
         mixed: Tensor | None = None
         gathered: tuple[Tensor, ...] = ()
         if self.cross_modal_experts:
-            latents = [expert.latent_attention.latents for expert in self.cross_modal_experts]
+            latents: list[Tensor] = [
+                cast(Expert, expert).latent_attention.latents for expert in self.cross_modal_experts
+            ]
             found = self.cross_modal_map.attend(torch.cat(latents), other)
             gathered = found.split([len(latent) for latent in latents], dim=1)
         experts = [*self.cross_modal_experts, *self.unimodal_experts]

@@ -252,6 +252,8 @@ class HtsatTower(ClapAudioModel):
     """Transformers' HTS-AT (`ClapAudioModel`) under its own parameter names; tokens are row-major, (N, H * W, C)."""
 
     config: CaeAvAudioConfig
+    # Its blocks run through `_windowed_attention`, not through Transformers' eager attention.
+    _supports_sdpa = True
 
     def __init__(self, config: CaeAvAudioConfig):
         super().__init__(config)

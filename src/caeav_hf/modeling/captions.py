@@ -59,7 +59,7 @@ class ClipTextTower(TextTransformer):
         return self.ln_final(self.transformer(states, attn_mask=mask))
 
     @torch.no_grad()
-    def forward(self, ids: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, ids: Tensor) -> Tensor:
         """As `encode`, through the cache; rows that occur twice are encoded once."""
         rows = [row.tobytes() for row in ids.cpu().numpy()]
         missing = {row: index for index, row in enumerate(rows) if row not in self._cache}

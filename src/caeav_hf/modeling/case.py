@@ -80,7 +80,7 @@ def masked_mean(states: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class CASEStream(nn.Module):
-    """The layers of one modality: its own attention, its caption, the other modality, feed-forward, time, injection."""
+    """The layers of one modality: own attention, caption, other modality, feed-forward, time, injection."""
 
     def __init__(self, config: CaeAvConfig, hidden_size: int, other_size: int):
         super().__init__()
@@ -128,7 +128,7 @@ class CASEStream(nn.Module):
         saliency = enriched.square().sum(-1)
         log_probs = (saliency.float() / temperature).log_softmax(-1)
         kept = num_kept(self.config, states.shape[1])
-        if not self.config.is_official:
+        if self.gamma is not None:
             gate = agreement.sigmoid()[:, None, None]
             selected = top_tokens(enriched, kept)
             return states + self.gamma * keep_only(gate * self.norm(enriched), selected), selected, log_probs

@@ -34,7 +34,7 @@ def keep_only(states: Tensor, selected: Tensor) -> Tensor:
 
 
 class TemporalConv(nn.Module):
-    """Depthwise convolution (kernel 3, zero padding) along the frames at each token position, then pointwise (Eq. 7)."""
+    """Depthwise convolution (kernel 3, zero padding) along time at each token position, then pointwise (Eq. 7)."""
 
     def __init__(self, hidden_size: int):
         super().__init__()
@@ -46,6 +46,7 @@ class TemporalConv(nn.Module):
         # Three scaled copies, shifted by a frame: the layout stays (frames, tokens, channels) throughout.
         past, present, future = self.depthwise.weight.squeeze(1).unbind(-1)
         grid = frames.to_grid(states)
+        assert self.depthwise.bias is not None
         mixed = torch.addcmul(self.depthwise.bias, grid, present)
         if frames.num_frames > 1:
             before = F.pad(grid[:, :-1] * past, (0, 0, 0, 0, 1, 0))

@@ -41,14 +41,15 @@ class CaeAvModelOutput(ModelOutput):
 
     Attributes:
         loss (`torch.FloatTensor` of shape `(1,)`, with `return_loss=True`): Weighted sum of the terms below.
-        loss_dict (`dict[str, torch.FloatTensor]`, with `return_loss=True`): The unweighted terms.
+        loss_dict (`dict[str, torch.Tensor]`, with `return_loss=True`): The unweighted terms.
         visual_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_frames, visual_tokens, visual_size)`):
             Last visual stage after CASE, before the tower's final norm.
         audio_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_frames, audio_tokens, audio_size)`):
             Last audio stage after CASE.
         visual_feature_maps (`tuple(torch.FloatTensor)`, with `output_feature_maps=True`):
             One `(batch_size, num_frames, tokens, size)` a stage, before CASE, the last one after the final norm.
-        agreement (`tuple(torch.FloatTensor)`): One `(batch_size, num_frames)` a stage, cosine of the modalities (Eq. 1).
+        agreement (`tuple(torch.FloatTensor)`):
+            One `(batch_size, num_frames)` a stage, cosine of the modalities (Eq. 1).
         enrichment_weights (`tuple(torch.FloatTensor)`):
             One `(batch_size, num_frames, 2)` a stage: the visual stream's spatial and temporal weight (Eq. 4).
         audio_enrichment_weights (`tuple(torch.FloatTensor)`): Likewise of the audio stream.
@@ -64,20 +65,20 @@ class CaeAvModelOutput(ModelOutput):
         frame_mask (`torch.BoolTensor` of shape `(batch_size, num_frames)`): True for real frames.
     """
 
-    loss: torch.FloatTensor | None = None
+    loss: torch.Tensor | None = None
     loss_dict: dict[str, Tensor] | None = None
-    visual_hidden_state: torch.FloatTensor | None = None
-    audio_hidden_state: torch.FloatTensor | None = None
-    visual_feature_maps: tuple[torch.FloatTensor, ...] | None = None
-    agreement: tuple[torch.FloatTensor, ...] | None = None
-    enrichment_weights: tuple[torch.FloatTensor, ...] | None = None
-    audio_enrichment_weights: tuple[torch.FloatTensor, ...] | None = None
-    router_probs: tuple[torch.FloatTensor, ...] | None = None
-    caption_agreement: torch.FloatTensor | None = None
-    audio_caption_agreement: torch.FloatTensor | None = None
-    visual_selected_tokens: torch.LongTensor | None = None
-    audio_selected_tokens: torch.LongTensor | None = None
-    frame_mask: torch.BoolTensor | None = None
+    visual_hidden_state: torch.Tensor | None = None
+    audio_hidden_state: torch.Tensor | None = None
+    visual_feature_maps: tuple[torch.Tensor, ...] | None = None
+    agreement: tuple[torch.Tensor, ...] | None = None
+    enrichment_weights: tuple[torch.Tensor, ...] | None = None
+    audio_enrichment_weights: tuple[torch.Tensor, ...] | None = None
+    router_probs: tuple[torch.Tensor, ...] | None = None
+    caption_agreement: torch.Tensor | None = None
+    audio_caption_agreement: torch.Tensor | None = None
+    visual_selected_tokens: torch.Tensor | None = None
+    audio_selected_tokens: torch.Tensor | None = None
+    frame_mask: torch.Tensor | None = None
 
 
 @dataclass
@@ -94,10 +95,10 @@ class CaeAvEventLocalizationOutput(CaeAvModelOutput):
             Log-probabilities of each frame's class, background last.
     """
 
-    event_logits: torch.FloatTensor | None = None
-    class_logits: torch.FloatTensor | None = None
-    av_logits: torch.FloatTensor | None = None
-    frame_log_probs: torch.FloatTensor | None = None
+    event_logits: torch.Tensor | None = None
+    class_logits: torch.Tensor | None = None
+    av_logits: torch.Tensor | None = None
+    frame_log_probs: torch.Tensor | None = None
 
 
 class CaeAvPreTrainedModel(PreTrainedModel):
@@ -118,11 +119,11 @@ class CaeAvPreTrainedModel(PreTrainedModel):
             # Its running statistics are buffers, which only the base class initialises safely.
             super()._init_weights(module)
         elif hasattr(module, "reset_parameters"):
-            module.reset_parameters()
+            cast(Any, module).reset_parameters()
         elif isinstance(module, ClipTextTower):
             module.init_parameters()
         if hasattr(module, "init_non_persistent_buffers"):
-            module.init_non_persistent_buffers()
+            cast(Any, module).init_non_persistent_buffers()
 
     @property
     def cae_av(self) -> "CaeAvModel":
@@ -157,13 +158,17 @@ class CaeAvPreTrainedModel(PreTrainedModel):
             text: An open_clip name, with the weights' tag behind a slash (`ViT-L-14/openai`), a Hub repository
                 (`hf-hub:org/name`), or a local folder in open_clip's Hub format.
             task: Preset whose other sizes are used.
-            overrides: Fields of the configuration; the towers' own sizes come from the towers.
+            overrides: Fields of the configuration. The towers' own sizes come from the towers; of `audio_config` only
+                what no checkpoint holds may be given: the front end's rate, window, hop, frequencies and tiling.
 
         Raises:
-            CaeAvError: A tower cannot be found, or is none of the supported kinds.
+            CaeAvError: A tower cannot be found, is none of the supported kinds, or its sizes are given.
         """
+        for name in ("vision_config", "text_config"):
+            if name in overrides:
+                raise CaeAvError(f"`{name}` comes from the tower itself and cannot be given to `from_backbones`")
         towers = load_towers(vision, audio, text, front_end=overrides.pop("audio_config", None))
-        config = CaeAvConfig.from_preset(task, **towers.configs, **overrides)
+        config = CaeAvConfig.from_preset(task, **{**towers.configs, **overrides})
         model = cls(config)
         base = model.cae_av
         cast(nn.Module, base.vision_tower).load_state_dict(towers.vision)
@@ -235,15 +240,15 @@ class CaeAvModel(CaeAvPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values_videos: torch.FloatTensor,
-        input_features: torch.FloatTensor,
-        frame_mask: torch.BoolTensor | None = None,
-        visual_caption_ids: torch.LongTensor | None = None,
-        audio_caption_ids: torch.LongTensor | None = None,
+        pixel_values_videos: torch.Tensor,
+        input_features: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        visual_caption_ids: torch.Tensor | None = None,
+        audio_caption_ids: torch.Tensor | None = None,
         visual_caption_mask: torch.Tensor | None = None,
         audio_caption_mask: torch.Tensor | None = None,
-        visual_caption_embeds: torch.FloatTensor | None = None,
-        audio_caption_embeds: torch.FloatTensor | None = None,
+        visual_caption_embeds: torch.Tensor | None = None,
+        audio_caption_embeds: torch.Tensor | None = None,
         return_loss: bool = False,
         output_feature_maps: bool = False,
         **kwargs: Any,
@@ -266,8 +271,9 @@ class CaeAvModel(CaeAvPreTrainedModel):
         """
         if pixel_values_videos.ndim != 5 or input_features.ndim != 5:
             raise CaeAvError(
-                "`pixel_values_videos` must be (batch, frames, channels, height, width) and `input_features` (batch, "
-                f"frames, 1, frames, mel bins), got {tuple(pixel_values_videos.shape)} and {tuple(input_features.shape)}"
+                "`pixel_values_videos` must be (batch, frames, channels, height, width) and `input_features` "
+                "(batch, frames, 1, frames, mel bins), got "
+                f"{tuple(pixel_values_videos.shape)} and {tuple(input_features.shape)}"
             )
         if pixel_values_videos.shape[:2] != input_features.shape[:2]:
             raise CaeAvError(
@@ -330,10 +336,10 @@ class CaeAvModel(CaeAvPreTrainedModel):
             optional["enrichment_weights"] = tuple(grid(weights[0]) for weights in explained["weights"])
             optional["audio_enrichment_weights"] = tuple(grid(weights[1]) for weights in explained["weights"])
         return CaeAvModelOutput(
-            loss=cast(Any, loss),
+            loss=loss,
             loss_dict=loss_dict,
-            visual_hidden_state=cast(Any, grid(new_visual)),
-            audio_hidden_state=cast(Any, grid(new_audio)),
+            visual_hidden_state=grid(new_visual),
+            audio_hidden_state=grid(new_audio),
             visual_feature_maps=tuple(grid(tokens) for tokens in maps) or None,
             agreement=tuple(grid(agreement) for agreement in explained["agreement"]) or None,
             router_probs=tuple(grid(probs.transpose(0, 1)) for probs in explained["router"]) or None,
@@ -439,10 +445,10 @@ class CaeAvForEventLocalization(CaeAvPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values_videos: torch.FloatTensor,
-        input_features: torch.FloatTensor,
-        frame_mask: torch.BoolTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        pixel_values_videos: torch.Tensor,
+        input_features: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> CaeAvEventLocalizationOutput:
         r"""
@@ -456,7 +462,7 @@ class CaeAvForEventLocalization(CaeAvPreTrainedModel):
         outputs = self.model(
             pixel_values_videos, input_features, frame_mask, return_loss=labels is not None, return_dict=True, **kwargs
         )
-        frames = FrameLayout(*pixel_values_videos.shape[:2], frame_mask)
+        frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
         visual = cast(Tower, self.model.vision_tower).final_norm(outputs.visual_hidden_state).mean(2)
         logits = self.head(visual, outputs.audio_hidden_state.mean(2), frames)
         values = dict(outputs)
@@ -466,7 +472,7 @@ class CaeAvForEventLocalization(CaeAvPreTrainedModel):
                     f"`labels` must be (batch, frames), {tuple(logits.event.shape)}, got {tuple(labels.shape)}"
                 )
             if frames.mask is not None:
-                labels = cast(Any, labels.masked_fill(~frames.mask, -100))
+                labels = labels.masked_fill(~frames.mask, -100)
             task_loss = self.head.loss(logits, labels)
             values["loss"] = task_loss + outputs.loss
             values["loss_dict"] = {"task": task_loss, **outputs.loss_dict}

@@ -16,6 +16,10 @@ from ..configuration_cae_av import CaeAvAudioConfig
 from ..errors import CaeAvError
 
 
+# What of the audio configuration describes the spectrogram rather than the tower.
+FRONT_END = {"sampling_rate", "fft_window_size", "hop_length", "frequency_min", "frequency_max", "tile_seconds"}
+
+
 @dataclass
 class PretrainedTowers:
     """
@@ -103,9 +107,8 @@ def _load_audio(name: str, front_end: dict[str, Any]) -> tuple[dict[str, Any], d
         if isinstance(error, CaeAvError):
             raise
         raise CaeAvError(f"`audio`: cannot load {name!r} with transformers: {error}") from error
-    unknown = set(front_end) - {"sampling_rate", "fft_window_size", "hop_length", "frequency_min", "frequency_max"}
-    if unknown - {"tile_seconds"}:
-        raise CaeAvError(f"`audio_config`: only front-end values may be set beside `audio`, got {sorted(unknown)}")
+    if unknown := sorted(set(front_end) - FRONT_END):
+        raise CaeAvError(f"`audio_config`: beside `audio`, only {sorted(FRONT_END)} may be given, got {unknown}")
     architecture = set(CaeAvAudioConfig.__dataclass_fields__)
     values = {key: value for key, value in model.config.to_dict().items() if key in architecture}
     for key in ("transformers_version", "architectures", "dtype"):

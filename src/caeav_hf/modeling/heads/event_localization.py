@@ -35,7 +35,7 @@ class EventLogits:
     Attributes:
         event: (B, T) logits of "something happens in this frame".
         clip_class: (B, classes) logits of what it is.
-        strongest: (B, classes) the part of `clip_class` that comes from each modality's strongest moments; head `cmbs`.
+        strongest: (B, classes) the part of `clip_class` from each modality's strongest moments; head `cmbs`.
         frame_class: (B, T, classes + 1) log-probabilities of each frame, background last; head `mlp`.
     """
 
@@ -249,8 +249,8 @@ def event_targets(labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
         num_labels: Number of classes.
 
     Returns:
-        (B, T) float, 1 where something happens; and (B,) the clip's class, -100 where nothing ever does. A clip has one
-        class; where frames name several, the first counts.
+        (B, T) float, 1 where something happens; and (B,) the clip's class, -100 where nothing ever does. A clip has
+        one class; where frames name several, the first counts.
     """
     is_event = (labels != num_labels) & (labels != IGNORED)
     first = is_event.int().argmax(1, keepdim=True)

@@ -1,0 +1,52 @@
+"""Small models with nothing left at zero, and batches for them."""
+
+import torch
+from torch import Tensor
+
+from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
+from caeav_hf.modeling import CaeAvPreTrainedModel
+
+
+def toy_model(seed: int = 0, attn_implementation: str = "sdpa", **overrides) -> CaeAvForEventLocalization:
+    """A toy model in evaluation mode whose gates and residual scales, zero at the start, are all at work."""
+    torch.manual_seed(seed)
+    config = CaeAvConfig.from_preset(overrides.pop("task", "ave"), size="toy", **overrides)
+    model = CaeAvForEventLocalization._from_config(config, attn_implementation=attn_implementation)
+    return randomise(model).eval()
+
+
+def randomise(model: CaeAvPreTrainedModel) -> CaeAvPreTrainedModel:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and (parameter.ndim < 2 or "up.weight" in name):
+                parameter.add_(0.3 * torch.randn_like(parameter))
+        for name, buffer in model.named_buffers():
+            if "tower" not in name and name.endswith("running_var"):
+                buffer.uniform_(0.5, 1.5)
+    return model
+
+
+def toy_batch(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 4, seed: int = 0) -> dict[str, Tensor]:
+    """Random inputs of the right shapes, captions with padding, labels with background."""
+    generator = torch.Generator().manual_seed(seed)
+    size, audio = config.vision_config.image_size, config.audio_config
+
+    def ids(length: int) -> tuple[Tensor, Tensor]:
+        lengths = torch.randint(3, length + 1, (batch_size, 1), generator=generator)
+        mask = torch.arange(length) < lengths
+        tokens = torch.randint(1, config.text_config.vocab_size - 2, (batch_size, length), generator=generator)
+        return tokens * mask, mask.long()
+
+    visual_ids, visual_mask = ids(9)
+    audio_ids, audio_mask = ids(7)
+    frames = audio.tile_seconds * audio.sampling_rate // audio.hop_length + 1
+    shape = (batch_size, num_frames)
+    return {
+        "pixel_values_videos": torch.randn(*shape, 3, size, size, generator=generator),
+        "input_features": 15 * torch.randn(*shape, 1, frames, audio.num_mel_bins, generator=generator) - 30,
+        "visual_caption_ids": visual_ids,
+        "visual_caption_mask": visual_mask,
+        "audio_caption_ids": audio_ids,
+        "audio_caption_mask": audio_mask,
+        "labels": torch.randint(0, config.num_labels + 1, shape, generator=generator),
+    }

@@ -1,0 +1,155 @@
+"""The log-mel front end equals HTS-AT's, and batches equal single clips."""
+
+import numpy as np
+import pytest
+import torch
+from golden import GoldenCase
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caeav_hf.errors import CaeAvError
+from caeav_hf.processing import CaeAvFeatureExtractor, count_segments
+
+
+RATE = 32_000
+
+
+def noise(seconds: float, seed: int = 0) -> np.ndarray:
+    samples = np.random.default_rng(seed).uniform(-0.5, 0.5, round(seconds * RATE))
+    return samples.astype(np.float32)
+
+
+def test_golden_log_mel():
+    case = GoldenCase("htsat_small")
+    extractor = CaeAvFeatureExtractor(tile_seconds=1)
+    features = extractor(list(case.inputs["waveform"]), sampling_rate=RATE)["input_features"]
+    assert features.shape == (2, 1, 1, 101, 64)
+    assert features.dtype == torch.float32
+    # 1.3e-5 dB is reached.
+    assert (features[:, 0, 0] - case.outputs["logmel"]).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("segment_seconds", [1.0, 2.0, 0.7, 2.5, 3.0, 10.0])
+def test_tiling_equals_the_spectrogram_of_the_whole_tile(segment_seconds):
+    """Segments that divide the tile are computed from two periods; all others from the whole tile."""
+    extractor = CaeAvFeatureExtractor(segment_seconds=segment_seconds)
+    segment = noise(segment_seconds)
+    features = extractor(segment, sampling_rate=RATE)["input_features"]
+    assert features.shape == (1, 1, 1, 1001, 64)
+    tile = torch.from_numpy(np.resize(segment, 10 * RATE))
+    spectrum = torch.stft(
+        tile, 1024, 320, window=torch.hann_window(1024, periodic=True), center=True, return_complex=True
+    )
+    expected = 10 * torch.log10((spectrum.abs().square().T @ torch.from_numpy(extractor.mel_filters)).clamp(1e-10))
+    torch.testing.assert_close(features[0, 0, 0], expected, atol=1e-4, rtol=0)
+
+
+def test_silence_is_the_floor_and_padding_is_zero():
+    extractor = CaeAvFeatureExtractor()
+    inputs = extractor([np.zeros(RATE, np.float32), noise(3)], sampling_rate=RATE)
+    assert (inputs["input_features"][0, 0] == -100).all()
+    assert (inputs["input_features"][0, 1:] == 0).all()
+    assert inputs["frame_mask"].tolist() == [[True, False, False], [True] * 3]
+
+
+def test_batch_equals_single():
+    extractor = CaeAvFeatureExtractor()
+    waveforms = [noise(3.0, 1), noise(0.3, 2), noise(1.96, 3), noise(2.3, 4)]
+    batch = extractor(waveforms, sampling_rate=RATE)
+    for index, waveform in enumerate(waveforms):
+        single = extractor(waveform, sampling_rate=RATE)["input_features"][0]
+        assert len(single) == count_segments(len(waveform) / RATE) == batch["frame_mask"][index].sum()
+        assert torch.equal(batch["input_features"][index, : len(single)], single)
+
+
+def test_last_segment_is_filled_with_silence():
+    extractor = CaeAvFeatureExtractor(tile_seconds=1)
+    waveform = noise(1.5)
+    padded = np.concatenate([waveform, np.zeros(RATE // 2, np.float32)])
+    torch.testing.assert_close(
+        extractor(waveform, sampling_rate=RATE)["input_features"], extractor(padded, RATE)["input_features"]
+    )
+
+
+def test_num_segments_cuts():
+    extractor = CaeAvFeatureExtractor(tile_seconds=1)
+    waveform = noise(3)
+    cut = extractor(waveform, RATE, num_segments=2)["input_features"]
+    assert torch.equal(cut, extractor(waveform, RATE)["input_features"][:, :2])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    samples=st.lists(st.integers(1, 3 * 8000), min_size=1, max_size=4),
+    segment_seconds=st.sampled_from([0.5, 1.0, 1.3]),
+    tile_seconds=st.sampled_from([1.3, 2, 3.0]),
+    mels=st.sampled_from([8, 16]),
+)
+def test_shapes(samples, segment_seconds, tile_seconds, mels):
+    extractor = CaeAvFeatureExtractor(
+        feature_size=mels,
+        sampling_rate=8000,
+        fft_window_size=256,
+        hop_length=80,
+        frequency_max=4000,
+        segment_seconds=segment_seconds,
+        tile_seconds=tile_seconds,
+    )
+    inputs = extractor([np.zeros(n) for n in samples], sampling_rate=8000)
+    counts = [count_segments(n / 8000, segment_seconds) for n in samples]
+    frames = round(tile_seconds * 8000) // 80 + 1
+    assert inputs["input_features"].shape == (len(samples), max(counts), 1, frames, mels)
+    assert inputs["frame_mask"].sum(1).tolist() == counts
+    assert extractor.num_spectrogram_frames == frames
+
+
+def test_array_kinds_give_the_same():
+    extractor = CaeAvFeatureExtractor(tile_seconds=1)
+    waveform = noise(1)
+    expected = extractor(waveform, RATE)["input_features"]
+    for other in (torch.from_numpy(waveform), waveform.astype(np.float64), [waveform], (waveform,)):
+        assert torch.equal(extractor(other, RATE)["input_features"], expected)
+    arrays = extractor(waveform, RATE, return_tensors="np")
+    assert isinstance(arrays["input_features"], np.ndarray)
+    np.testing.assert_array_equal(arrays["input_features"], expected.numpy())
+
+
+def test_save_and_load(tmp_path):
+    extractor = CaeAvFeatureExtractor(feature_size=32, segment_seconds=0.5, tile_seconds=2, frequency_max=9000)
+    extractor.save_pretrained(tmp_path)
+    loaded = CaeAvFeatureExtractor.from_pretrained(tmp_path)
+    assert loaded.to_dict() == extractor.to_dict()
+    assert "mel_filters" not in (tmp_path / "preprocessor_config.json").read_text()
+    waveform = noise(2)
+    assert torch.equal(loaded(waveform, RATE)["input_features"], extractor(waveform, RATE)["input_features"])
+
+
+@pytest.mark.parametrize(
+    ("audio", "rate", "words"),
+    [
+        (noise(1), None, "`sampling_rate` of the waveforms must be given"),
+        (noise(1), 44_100, "44100 Hz; expected 32000 Hz"),
+        (np.zeros((2, RATE), np.float32), RATE, r"waveform 0 has shape \(2, 32000\)"),
+        ([noise(1), np.zeros(0, np.float32)], RATE, r"waveform 1 has shape \(0,\)"),
+        (np.zeros(RATE, np.int16), RATE, "expected floats"),
+        ([noise(1), np.full(RATE, np.nan, np.float32)], RATE, "waveform 1 holds values that are not finite"),
+        ([], RATE, "empty list"),
+    ],
+)
+def test_errors(audio, rate, words):
+    with pytest.raises(CaeAvError, match=words):
+        CaeAvFeatureExtractor()(audio, sampling_rate=rate)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "words"),
+    [
+        ({"frequency_max": 17_000}, "`frequency_max`"),
+        ({"segment_seconds": 2.0, "tile_seconds": 1}, "`tile_seconds` must be at least"),
+        ({"segment_seconds": 0}, "positive"),
+        ({"segment_seconds": 0.01, "tile_seconds": 0.01}, "half a window"),
+    ],
+)
+def test_configuration_errors(kwargs, words):
+    with pytest.raises(CaeAvError, match=words):
+        CaeAvFeatureExtractor(**kwargs)
