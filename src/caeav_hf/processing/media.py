@@ -1,0 +1,668 @@
+"""Decoding of clips with PyAV: the frame at the middle of every segment, and the sound of the same seconds.
+
+Time. A clip's time zero is the first timestamp of its video stream; the sound is laid on the same time line, whatever
+timestamp its own stream starts with. Segment t of a clip that is read from `start` covers the seconds
+[start + t * segment_seconds, start + (t + 1) * segment_seconds). Its frame is the one on show at its middle: the last
+decoded frame whose timestamp is not later. Timestamps decide, never frame counts, so any frame rate may vary.
+
+Short clips. Only the segments that the video stream reaches are returned; see [`count_segments`]. Sound that ends
+before its last segment is filled up with silence, sound that goes on longer is cut.
+
+Broken clips. A packet that cannot be decoded is passed over: the last good frame stays on show, and lost sound becomes
+silence of the same length. A file that breaks off is a shorter clip, with a warning in the log, as long as its index
+(the `moov` atom of an mp4) and at least one frame can be read. Everything else raises [`~errors.MediaError`].
+
+Which stream. FFmpeg's choice of the best one: the default stream first, then the one with more data. Cover pictures
+are no video.
+"""
+
+import errno
+import io
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import IO, Any
+
+import av
+import numpy as np
+from transformers.utils import logging
+
+from ..errors import CaeAvError, MediaError
+
+
+logger = logging.get_logger(__name__)
+
+MediaSource = str | os.PathLike | bytes | IO[bytes] | Mapping[str, Any]
+"""A path, the bytes of a file, an open binary file, or a mapping with `"bytes"` and `"path"` as `datasets` has it."""
+
+# Share of a segment that a clip may go on after its last whole segment before that rest becomes a segment of its own:
+# encoders round durations up to whole frames (10.02 s), and a tenth of a second shows and sounds like nothing.
+_SEGMENT_REST = 0.1
+# Timestamps come in ticks of the stream's time base; two that mean the same instant may differ by rounding.
+_TIME_EPSILON = 1e-6
+# Seeking aims this much earlier than wanted (seconds): decoders of sound need some packets before they are exact.
+_SEEK_MARGIN = 0.5
+# A jump in the sound's timestamps of more than this (seconds, just under one AAC packet at 48 kHz) is a gap.
+_AUDIO_JITTER = 0.02
+
+# Demuxers that read one self-contained file. Playlists and scripts (hls, concat, dash, sdp, ...) are left out because
+# they make FFmpeg open other files and addresses than the one that was given.
+_FORMATS = (
+    "mov,mp4,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,h264,hevc,m4v,ogg,wav,w64,aiff,au,caf,mp3,aac,flac,ac3,"
+    "eac3,amr,dts,mxf,nut,dv,rm,wv,tta,ape"
+)
+_EXPECTED = "expected a media file with a video and an audio stream, such as mp4, mkv, webm, mov or avi"
+
+
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """
+    The decoded segments of a clip, n of them.
+
+    Attributes:
+        frames: (n, H, W, 3) uint8 RGB, the frame at the middle of each segment, turned as the file says.
+        waveform: (n * samples of a segment,) float32, mono, in [-1, 1]. Sample 0 is the first segment's first instant.
+            Empty if the clip was read with `with_audio=False`.
+        frame_times: (n,) float64, seconds after the clip's time zero at which the frames are shown first.
+        duration: Seconds of video from `start` to `end` or, if earlier, the end of the stream.
+        frame_rate: Frames a second, on average, of the video stream; 0 where the file does not tell.
+        size: (H, W) of the frames.
+        name: What error messages call the clip.
+        sampling_rate: Samples a second of `waveform`.
+    """
+
+    frames: np.ndarray
+    waveform: np.ndarray
+    frame_times: np.ndarray
+    duration: float
+    frame_rate: float
+    size: tuple[int, int]
+    name: str
+    sampling_rate: int
+
+
+@dataclass(frozen=True)
+class MediaInfo:
+    """
+    What the header of a media file says. Values of a stream that is missing are None.
+
+    Attributes:
+        name: What error messages call the file.
+        duration: Seconds that the file announces, None where it does not.
+        has_video, has_audio: Whether there is a stream of that kind.
+        frame_rate: Frames a second, on average.
+        size: (H, W) as stored, before the file's rotation is applied.
+        sampling_rate: Samples a second of the stored sound.
+        channels: Channels of the stored sound.
+    """
+
+    name: str
+    duration: float | None
+    has_video: bool
+    has_audio: bool
+    frame_rate: float | None = None
+    size: tuple[int, int] | None = None
+    sampling_rate: int | None = None
+    channels: int | None = None
+
+
+def count_segments(duration: float, segment_seconds: float = 1.0, num_segments: int | None = None) -> int:
+    """
+    Number of real segments in `duration` seconds: one for every started `segment_seconds`, at least 1 and at most
+    `num_segments`. A rest below a tenth of a segment is rounding, not a segment: 10.02 s are ten segments of one
+    second, 9.95 s too, 10.3 s are eleven and 0.3 s are one.
+    """
+    # The epsilon keeps 1.1 s, which is 1.1000000000000001, at one segment.
+    count = max(1, math.ceil(duration / segment_seconds - _SEGMENT_REST - _TIME_EPSILON))
+    return count if num_segments is None else min(count, num_segments)
+
+
+def source_name(source: MediaSource) -> str:
+    """What error messages call a source: its path, the name of its file object, or its number of bytes."""
+    if isinstance(source, Mapping):
+        path = source.get("path")
+        return str(path) if path else source_name(source.get("bytes") or b"")
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"<{len(source)} bytes>"
+    if isinstance(source, str | os.PathLike):
+        return os.fsdecode(os.fspath(source))
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) else f"<{type(source).__name__}>"
+
+
+def load_clip(
+    source: MediaSource,
+    *,
+    num_segments: int,
+    sampling_rate: int,
+    segment_seconds: float = 1.0,
+    start: float = 0.0,
+    end: float | None = None,
+    name: str | None = None,
+    with_audio: bool = True,
+    num_threads: int = 0,
+) -> Clip:
+    """
+    Decode the first `num_segments` segments of a clip; a shorter clip gives fewer (see [`count_segments`]).
+
+    Only the frames that are kept are converted to RGB, and decoding stops with the last segment.
+
+    Args:
+        source: Path, bytes, binary file object (read from its beginning, left open), or `{"bytes": ..., "path": ...}`.
+        num_segments: Most segments to return.
+        sampling_rate: Samples a second of the returned waveform.
+        segment_seconds: Seconds of a segment.
+        start, end: Part of the video to read, in seconds after its time zero; `end=None` reads to its end.
+        name: What to call the clip in errors; by default what [`source_name`] says.
+        with_audio: Whether the sound is wanted. Without it the file needs no audio stream.
+        num_threads: Threads of the video decoder; 0 lets FFmpeg choose. Workers that decode side by side want 1.
+
+    Raises:
+        MediaError: `source` is missing, empty, no media file, has no video (or, if wanted, no audio) stream, ends
+            before `start`, or none of it can be decoded. The message begins with the clip's name.
+        CaeAvError: An argument is out of range.
+    """
+    _check_range(start, end, sampling_rate)
+    if num_segments < 1:
+        raise CaeAvError(f"`num_segments` must be at least 1, got {num_segments}")
+    if not segment_seconds > 0 or round(segment_seconds * sampling_rate) < 1:
+        raise CaeAvError(f"`segment_seconds` must be positive, got {segment_seconds}")
+    media = _Source.of(source, name)
+    request = _Request(num_segments, segment_seconds, sampling_rate, start, end, with_audio, num_threads)
+    if start > _SEEK_MARGIN:
+        try:
+            return _read_clip(media, request, seek=True)
+        except _SeekMissedError:
+            # Some containers have no index, or a wrong one: those are read from their beginning.
+            logger.debug(f"{media.name}: seeking to {start} s missed")
+    return _read_clip(media, request, seek=False)
+
+
+def load_audio(
+    source: MediaSource,
+    *,
+    sampling_rate: int,
+    start: float = 0.0,
+    end: float | None = None,
+    name: str | None = None,
+) -> np.ndarray:
+    """
+    Decode the sound of a file (wav, flac, mp3, or the audio stream of a video) to mono.
+
+    Args:
+        source: As in [`load_clip`].
+        sampling_rate: Samples a second of the returned waveform.
+        start, end: Part to read, in seconds after the sound's first timestamp; `end=None` reads to its end.
+        name: What to call the file in errors.
+
+    Returns:
+        (samples,) float32 in [-1, 1].
+
+    Raises:
+        MediaError: No sound can be decoded from `source`; the message begins with its name.
+        CaeAvError: An argument is out of range.
+    """
+    _check_range(start, end, sampling_rate)
+    media = _Source.of(source, name)
+    with media.open() as container:
+        stream = _audio_stream(container, media.name)
+        origin = _start_time(stream, container)
+        if end is None and (announced := _announced_end(stream, container)) is not None:
+            # A timestamp far beyond the announced end is damage, and silence up to it would fill the memory.
+            end = max(announced, start) + 1.0
+        track = _AudioTrack(sampling_rate, origin + start, None if end is None else origin + end)
+        for frame in _decoded_frames(container, [stream], done := set()):
+            if track.push(frame):
+                done.add(stream.index)
+        waveform = track.waveform()
+    if not waveform.size:
+        raise MediaError(
+            f"{media.name}: no sound could be decoded from {start} s on; expected a readable audio stream"
+        )
+    return waveform
+
+
+def probe(source: MediaSource, *, name: str | None = None) -> MediaInfo:
+    """
+    Read the header of a media file; nothing is decoded, so a file that breaks off later is not noticed.
+
+    Raises:
+        MediaError: `source` is missing, empty or no media file. A missing stream is no error here.
+    """
+    media = _Source.of(source, name)
+    with media.open() as container:
+        video, audio = _best_stream(container, "video"), _best_stream(container, "audio")
+        for stream in filter(None, (video, audio)):
+            _with_decoder(stream, media.name)
+        return MediaInfo(
+            name=media.name,
+            duration=_seconds(container.duration, Fraction(1, av.time_base)),
+            has_video=video is not None,
+            has_audio=audio is not None,
+            frame_rate=_frame_rate(video) or None if video is not None else None,
+            size=(video.height, video.width) if video is not None else None,
+            sampling_rate=audio.sample_rate if audio is not None else None,
+            channels=audio.channels if audio is not None else None,
+        )
+
+
+@dataclass(frozen=True)
+class _Request:
+    """The arguments of [`load_clip`], and what follows from them alone."""
+
+    num_segments: int
+    segment_seconds: float
+    sampling_rate: int
+    start: float
+    end: float | None
+    with_audio: bool
+    num_threads: int
+
+    @property
+    def stop(self) -> float:
+        """Second at which the last wanted segment ends, or `end` if that is earlier."""
+        stop = self.start + self.num_segments * self.segment_seconds
+        return stop if self.end is None else min(stop, self.end)
+
+    @property
+    def middles(self) -> list[float]:
+        """Seconds at which the wanted segments show their frame: their middles, but always before `end`."""
+        last = self.stop - 2 * _TIME_EPSILON
+        count = count_segments(self.stop - self.start, self.segment_seconds, self.num_segments)
+        return [min(self.start + (t + 0.5) * self.segment_seconds, last) for t in range(count)]
+
+
+class _SeekMissedError(Exception):
+    """Seeking is not possible, or landed later than what is wanted."""
+
+
+class _Source:
+    """A media source that can be opened, more than once, as a PyAV container; every failure is a MediaError."""
+
+    def __init__(self, target: str | IO[bytes], name: str):
+        self.target = target
+        self.name = name
+
+    @classmethod
+    def of(cls, source: MediaSource, name: str | None) -> "_Source":
+        name = name or source_name(source)
+        content: Any = source
+        if isinstance(source, Mapping):
+            content = source.get("path") if source.get("bytes") is None else source["bytes"]
+            if content is None:
+                raise MediaError(f"{name}: neither bytes nor a path; expected a mapping with `bytes` or `path`")
+        if isinstance(content, bytes | bytearray | memoryview):
+            if not len(content):
+                raise MediaError(f"{name}: empty; {_EXPECTED}")
+            return cls(io.BytesIO(content), name)
+        if isinstance(content, str | os.PathLike):
+            return cls(_checked_path(content, name), name)
+        return cls(_checked_file(content, name), name)
+
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+        try:
+            if not isinstance(self.target, str):
+                self.target.seek(0)
+            # Names and titles in a file's metadata need not be UTF-8, and none of them is read here.
+            with av.open(self.target, mode="r", options=options, metadata_errors="replace") as container:
+                yield container
+        except (av.FFmpegError, OSError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            if getattr(error, "errno", None) == errno.EINVAL:
+                # FFmpeg's whole answer to a format outside the allowed ones.
+                reason = "its format is not one that holds a clip"
+            raise MediaError(f"{self.name}: cannot be read as media ({reason}); {_EXPECTED}") from error
+
+
+def _checked_path(source: str | os.PathLike, name: str) -> str:
+    path = os.fsdecode(os.fspath(source))
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", path):
+        raise MediaError(f"{name}: is an address, not a file; expected a local path (download it first)")
+    if os.path.isdir(path):
+        raise MediaError(f"{name}: is a directory; {_EXPECTED}")
+    if not os.path.exists(path):
+        raise MediaError(f"{name}: no such file; {_EXPECTED}")
+    if os.path.isfile(path) and not os.path.getsize(path):
+        raise MediaError(f"{name}: empty file; {_EXPECTED}")
+    # The prefix keeps FFmpeg from reading a file's name as a protocol ("concat:...", "pipe:0").
+    return f"file:{path}"
+
+
+def _checked_file(source: Any, name: str) -> IO[bytes]:
+    if isinstance(source, io.TextIOBase):
+        raise MediaError(f"{name}: opened as text; expected a file opened in binary mode")
+    if not hasattr(source, "read"):
+        raise CaeAvError(
+            f"{type(source).__name__} is no media source; expected a path, bytes, a binary file object or a mapping "
+            "with `bytes` or `path`"
+        )
+    seekable = getattr(source, "seekable", None)
+    if not hasattr(source, "seek") or (seekable is not None and not seekable()):
+        # Pipes and sockets: most containers need to be read back and forth.
+        return io.BytesIO(source.read())
+    return source
+
+
+def _check_range(start: float, end: float | None, sampling_rate: int) -> None:
+    if sampling_rate < 1:
+        raise CaeAvError(f"`sampling_rate` must be positive, got {sampling_rate}")
+    if not 0 <= start < math.inf:
+        raise CaeAvError(f"`start` must be a time of 0 s or later, got {start}")
+    if end is not None and not end > start:
+        raise CaeAvError(f"`end` must be later than `start`, got {start} to {end}")
+
+
+def _best_stream(container: Any, kind: str) -> Any:
+    """The stream of a kind that FFmpeg finds best, or None; a cover picture is not a video."""
+    streams = [
+        stream
+        for stream in container.streams
+        if stream.type == kind and not stream.disposition & av.stream.Disposition.attached_pic
+    ]
+    best = container.streams.best(kind)
+    return best if best in streams else next(iter(streams), None)
+
+
+def _video_stream(container: Any, name: str) -> Any:
+    stream = _best_stream(container, "video")
+    if stream is None:
+        raise MediaError(f"{name}: no video stream; {_EXPECTED}")
+    return _with_decoder(stream, name)
+
+
+def _audio_stream(container: Any, name: str) -> Any:
+    stream = _best_stream(container, "audio")
+    if stream is None:
+        raise MediaError(f"{name}: no audio stream; {_EXPECTED}")
+    return _with_decoder(stream, name)
+
+
+def _with_decoder(stream: Any, name: str) -> Any:
+    if stream.codec_context is None:
+        raise MediaError(f"{name}: FFmpeg has no decoder for its {stream.type} stream; expected a common codec")
+    return stream
+
+
+def _seconds(ticks: int | None, time_base: Any) -> float | None:
+    """A timestamp in seconds; None if there is none, or none that makes sense, as in damaged files."""
+    if ticks is None or not time_base:
+        return None
+    return float(ticks * time_base)
+
+
+def _start_time(stream: Any, container: Any) -> float:
+    """First timestamp of a stream in seconds."""
+    start = _seconds(stream.start_time, stream.time_base)
+    return (container.start_time or 0) / av.time_base if start is None else start
+
+
+def _frame_rate(stream: Any) -> float:
+    return float(stream.average_rate or stream.guessed_rate or 0)
+
+
+def _announced_end(stream: Any, container: Any) -> float | None:
+    """Seconds after the stream's time zero at which the header says that it ends."""
+    end = _seconds(stream.duration, stream.time_base)
+    return _seconds(container.duration, Fraction(1, av.time_base)) if end is None else end
+
+
+def _decoded_frames(container: Any, streams: list[Any], done: set[int]) -> Iterator[Any]:
+    """
+    The frames of `streams` in the order of the file, until all their indices are in `done` (which the caller fills).
+    Packets that cannot be decoded are passed over; a file that breaks off ends the iteration.
+    """
+    packets = container.demux(*streams)
+    while len(done) < len(streams):
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except IndexError:
+            # PyAV knows the streams of the header only; a packet of another one ends its iteration, but not the file.
+            packets = container.demux(*streams)
+            continue
+        except (av.FFmpegError, OSError) as error:
+            logger.debug(f"demuxing ended early: {error}")
+            # The demuxer cannot go on; what the decoders still hold is good.
+            for stream in streams:
+                yield from [] if stream.index in done else _decode(stream, None)
+            return
+        if packet.stream.index not in done:
+            yield from _decode(packet.stream, packet)
+
+
+def _decode(stream: Any, packet: Any) -> list[Any]:
+    try:
+        return stream.decode(packet)
+    except av.FFmpegError as error:
+        logger.debug(f"packet of stream {stream.index} passed over: {error}")
+        return []
+
+
+def _read_clip(media: _Source, request: _Request, seek: bool) -> Clip:
+    """One pass over the file, from shortly before `start` (`seek`) or from its beginning."""
+    with media.open() as container:
+        video = _video_stream(container, media.name)
+        video.thread_type = "AUTO"
+        video.codec_context.thread_count = request.num_threads
+        streams = [video]
+        if request.with_audio:
+            streams.append(_audio_stream(container, media.name))
+        origin = _start_time(video, container)
+        if seek:
+            try:
+                container.seek(round((origin + request.start - _SEEK_MARGIN) * av.time_base))
+            except (av.FFmpegError, OSError, OverflowError) as error:
+                raise _SeekMissedError from error
+
+        picker = _FramePicker([origin + middle for middle in request.middles], _frame_rate(video))
+        track = _AudioTrack(request.sampling_rate, origin + request.start, origin + request.stop)
+        for frame in _decoded_frames(container, streams, done := set()):
+            if isinstance(frame, av.VideoFrame):
+                if picker.push(frame):
+                    done.add(video.index)
+            elif track.push(frame):
+                done.add(streams[1].index)
+        reached_end = video.index not in done
+
+        if seek and (
+            picker.first_time is None
+            or picker.first_time > origin + request.middles[0] + _TIME_EPSILON
+            or (request.with_audio and _starts_late(track, streams[1], container, origin + request.start))
+        ):
+            raise _SeekMissedError
+        if picker.first_time is None:
+            raise MediaError(f"{media.name}: no frame could be decoded; expected a readable video stream")
+        if request.with_audio and track.first_time is None:
+            raise MediaError(f"{media.name}: no sound could be decoded; expected a readable audio stream")
+
+        announced = _announced_end(video, container)
+        video_end = picker.end_time - origin
+        if not reached_end:
+            video_end = max(video_end, announced or 0.0)
+        if video_end <= request.start + _TIME_EPSILON:
+            raise MediaError(
+                f"{media.name}: its video ends at {video_end:.2f} s; expected it to outlast `start` {request.start} s"
+            )
+        if reached_end and announced is not None and announced - video_end > request.segment_seconds:
+            logger.warning(f"{media.name}: breaks off after {video_end:.2f} s of the {announced:.2f} s it announces")
+        duration = (video_end if request.end is None else min(video_end, request.end)) - request.start
+
+        count = count_segments(duration, request.segment_seconds, len(request.middles))
+        frames, times = picker.finish(count)
+        samples = count * round(request.segment_seconds * request.sampling_rate) if request.with_audio else 0
+        return Clip(
+            frames=frames,
+            waveform=track.waveform(samples),
+            frame_times=times - origin,
+            duration=duration,
+            frame_rate=_frame_rate(video),
+            size=(frames.shape[1], frames.shape[2]),
+            name=media.name,
+            sampling_rate=request.sampling_rate,
+        )
+
+
+def _starts_late(track: "_AudioTrack", stream: Any, container: Any, begin: float) -> bool:
+    """Whether seeking lost sound: what was decoded begins after the wanted instant, although the stream does not."""
+    if track.first_time is None:
+        return True
+    return (
+        track.first_time > begin + _TIME_EPSILON and track.first_time > _start_time(stream, container) + _AUDIO_JITTER
+    )
+
+
+class _FramePicker:
+    """
+    Takes decoded frames one by one and keeps those on show at the `targets` (ascending, seconds). One frame is held at
+    a time, and only a frame that is kept is converted.
+    """
+
+    def __init__(self, targets: list[float], frame_rate: float):
+        self.targets = targets
+        self.frame_rate = frame_rate
+        self.first_time: float | None = None
+        self._shown: Any = None
+        self._shown_time = -math.inf
+        self._images: list[np.ndarray] = []
+        self._times: list[float] = []
+
+    def push(self, frame: Any) -> bool:
+        """Take the next frame; True once no more are needed."""
+        time = _seconds(frame.pts, frame.time_base)
+        if time is None:
+            # Raw streams carry no timestamps: their frames follow each other at the stream's rate.
+            time = 0.0 if self._shown is None else self.end_time
+        if time <= self._shown_time:
+            return False
+        if self._shown is None:
+            self.first_time = time
+        else:
+            # A target before the very first frame takes that one, the nearest there is.
+            while len(self._images) < len(self.targets) and self.targets[len(self._images)] < time - _TIME_EPSILON:
+                self._take()
+        self._shown, self._shown_time = frame, time
+        return len(self._images) == len(self.targets)
+
+    def finish(self, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Frames of the first `count` targets, (count, H, W, 3) uint8, and their times; the last frame stays on."""
+        while len(self._images) < count:
+            self._take()
+        return np.stack(self._images[:count]), np.array(self._times[:count])
+
+    @property
+    def end_time(self) -> float:
+        """Second at which the last frame seen so far goes off."""
+        duration = _seconds(self._shown.duration, self._shown.time_base)
+        return self._shown_time + (duration or (1 / self.frame_rate if self.frame_rate else 0.0))
+
+    def _take(self) -> None:
+        if self._times and self._times[-1] == self._shown_time:
+            image = self._images[-1]
+        else:
+            image = _upright(self._to_rgb(self._shown), self._shown)
+        self._images.append(image)
+        self._times.append(self._shown_time)
+
+    def _to_rgb(self, frame: Any) -> np.ndarray:
+        """(h, w, 3) uint8 as stored. A stream that changes its size keeps that of its first kept frame."""
+        if not self._images:
+            self._stored_size = (frame.width, frame.height)
+        width, height = self._stored_size
+        return frame.to_ndarray(format="rgb24", width=width, height=height)
+
+
+def _upright(image: np.ndarray, frame: Any) -> np.ndarray:
+    """
+    Turn and mirror an image (h, w, 3) as the frame's display matrix says, to the nearest right angle. The matrix sends
+    the stored pixel (p, q) to (a * p + c * q, b * p + d * q), x to the right and y down.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return image
+    a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5]
+    if abs(int(b)) > abs(int(a)):
+        image, flip_x, flip_y = image.transpose(1, 0, 2), c < 0, b < 0
+    else:
+        flip_x, flip_y = a < 0, d < 0
+    return np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
+
+
+class _AudioTrack:
+    """
+    Takes decoded audio frames one by one and lays their sound, mono at `rate`, on the time line that begins at `begin`
+    and ends at `end` (seconds).
+
+    Frames that follow each other without a gap run through one resampler. Where a timestamp jumps (a lost packet), or
+    the sound's format changes, the next run is laid where its own timestamp says.
+    """
+
+    def __init__(self, rate: int, begin: float, end: float | None):
+        self.rate = rate
+        self.begin = begin
+        self.end = end
+        self.first_time: float | None = None
+        self._resampler: Any = None
+        self._format: tuple[str, str, int] | None = None
+        self._run_time = 0.0
+        self._run_samples = 0
+        self._cursor = 0
+        self._pieces: list[tuple[int, np.ndarray]] = []
+
+    def push(self, frame: Any) -> bool:
+        """Take the next frame; True once the end of the time line is reached."""
+        expected = self._run_time + self._run_samples / frame.sample_rate
+        time = _seconds(frame.pts, frame.time_base)
+        time = expected if time is None else time
+        if self.first_time is None:
+            self.first_time = time
+        # One frame more than needed, since a resampler's last samples before its end of input are less exact.
+        if self.end is not None and time >= self.end + _AUDIO_JITTER:
+            return True
+        described = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if described != self._format or abs(time - expected) > _AUDIO_JITTER:
+            self._flush()
+            # Integer samples, because swresample then scales a downmix so that it cannot exceed full scale (stereo
+            # becomes the mean of its channels); with floating point it would add the channels' powers.
+            self._resampler = av.AudioResampler(format="s32p", layout="mono", rate=self.rate)
+            self._format = described
+            self._run_time, self._run_samples = time, 0
+            self._cursor = round((time - self.begin) * self.rate)
+        self._run_samples += frame.samples
+        # The resampler is to go on through jitter, and would fill or cut at every wrong timestamp.
+        frame.pts = None
+        self._store(self._resampler.resample(frame))
+        return False
+
+    def waveform(self, samples: int | None = None) -> np.ndarray:
+        """(samples,) float32; silence where there is no sound. Without a number: to the end of the sound."""
+        self._flush()
+        limit = None if self.end is None else max(0, round((self.end - self.begin) * self.rate))
+        if samples is None:
+            samples = max((offset + len(piece) for offset, piece in self._pieces), default=0)
+            samples = samples if limit is None else min(samples, limit)
+        waveform = np.zeros(max(0, samples), dtype=np.float32)
+        for offset, piece in self._pieces:
+            first, last = max(offset, 0), min(offset + len(piece), samples, samples if limit is None else limit)
+            if last > first:
+                waveform[first:last] = piece[first - offset : last - offset]
+        return waveform
+
+    def _flush(self) -> None:
+        if self._resampler is not None:
+            self._store(self._resampler.resample(None))
+            self._resampler = None
+
+    def _store(self, frames: list[Any]) -> None:
+        for frame in frames:
+            piece = frame.to_ndarray().reshape(-1).astype(np.float32) / np.float32(2**31)
+            # Sound from before the beginning, which seeking brings along, is not worth keeping.
+            if self._cursor + len(piece) > 0:
+                self._pieces.append((self._cursor, piece))
+            self._cursor += len(piece)
