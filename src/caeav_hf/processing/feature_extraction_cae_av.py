@@ -1,0 +1,186 @@
+"""Log-mel spectrograms of one-second segments, the audio front end of HTS-AT: waveform -> `input_features`."""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.audio_utils import mel_filter_bank
+from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
+from transformers.feature_extraction_utils import BatchFeature
+
+from ..errors import CaeAvError
+from .media import count_segments
+
+
+# Power below which a band counts as silent; 10 log10 of it, -100 dB, is the lowest value of a spectrogram.
+_POWER_FLOOR = 1e-10
+
+
+class CaeAvFeatureExtractor(SequenceFeatureExtractor):
+    r"""
+    Cuts mono waveforms into segments and turns every segment into a log-mel spectrogram.
+
+    Each segment is repeated until it fills `tile_seconds` (HTS-AT listens to ten seconds). Its spectrogram is the
+    power of a short-time Fourier transform with a periodic Hann window, centred with reflection, through Slaney mel
+    filters normalised by area, in dB: 10 log10(max(power, 1e-10)). It has tile_seconds * sampling_rate / hop_length
+    + 1 frames.
+
+    Args:
+        feature_size (`int`, defaults to 64): Mel bands.
+        sampling_rate (`int`, defaults to 32000): Samples a second that a waveform must have.
+        padding_value (`float`, defaults to 0.0): Value of the features of padded segments.
+        fft_window_size (`int`, defaults to 1024): Samples of an analysis window.
+        hop_length (`int`, defaults to 320): Samples between analysis windows.
+        frequency_min (`float`, defaults to 50): Lower edge of the mel filters in Hz.
+        frequency_max (`float`, defaults to 14000): Upper edge of the mel filters in Hz.
+        segment_seconds (`float`, defaults to 1.0): Seconds of a segment.
+        tile_seconds (`float`, defaults to 10): Seconds that a segment is repeated to.
+    """
+
+    model_input_names = ["input_features", "frame_mask"]  # noqa: RUF012 (the base class's own form)
+
+    def __init__(
+        self,
+        feature_size: int = 64,
+        sampling_rate: int = 32_000,
+        padding_value: float = 0.0,
+        fft_window_size: int = 1024,
+        hop_length: int = 320,
+        frequency_min: float = 50,
+        frequency_max: float = 14_000,
+        segment_seconds: float = 1.0,
+        tile_seconds: float = 10,
+        **kwargs: Any,
+    ):
+        super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        if not 0 <= frequency_min < frequency_max <= sampling_rate / 2:
+            raise CaeAvError(
+                "`frequency_min` and `frequency_max` must satisfy 0 <= frequency_min < frequency_max <= sampling_rate "
+                f"/ 2, got {frequency_min} and {frequency_max} at {sampling_rate} Hz"
+            )
+        if not 0 < segment_seconds <= tile_seconds:
+            raise CaeAvError(
+                f"`tile_seconds` must be at least `segment_seconds`, which must be positive, got {tile_seconds} and "
+                f"{segment_seconds}"
+            )
+        self.fft_window_size = fft_window_size
+        self.hop_length = hop_length
+        self.frequency_min = frequency_min
+        self.frequency_max = frequency_max
+        self.segment_seconds = segment_seconds
+        self.tile_seconds = tile_seconds
+        if round(tile_seconds * sampling_rate) <= fft_window_size // 2:
+            raise CaeAvError(
+                f"`tile_seconds` must be more than half a window of {fft_window_size} samples, got {tile_seconds} at "
+                f"{sampling_rate} Hz"
+            )
+        # `to_dict` of the base class knows this name and leaves it out of what is saved.
+        self.mel_filters = mel_filter_bank(
+            num_frequency_bins=fft_window_size // 2 + 1,
+            num_mel_filters=feature_size,
+            min_frequency=frequency_min,
+            max_frequency=frequency_max,
+            sampling_rate=sampling_rate,
+            norm="slaney",
+            mel_scale="slaney",
+        ).astype(np.float32)
+
+    @property
+    def segment_samples(self) -> int:
+        """Samples of a segment."""
+        return round(self.segment_seconds * self.sampling_rate)
+
+    @property
+    def num_spectrogram_frames(self) -> int:
+        """Frames of a segment's spectrogram."""
+        return round(self.tile_seconds * self.sampling_rate) // self.hop_length + 1
+
+    def __call__(
+        self,
+        audio: Any,
+        sampling_rate: int | None = None,
+        num_segments: int | None = None,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        """
+        Args:
+            audio: One waveform (samples,), mono, as array or tensor of floats in [-1, 1], or a list of them.
+            sampling_rate: Samples a second of the waveforms. Must be that of the extractor; nothing is resampled here.
+            num_segments: Most segments of a clip; what comes later is left out. None keeps all.
+            return_tensors: `"pt"` or `"np"`.
+
+        Returns:
+            `input_features` (B, T, 1, frames, mels) float32 in dB, and `frame_mask` (B, T) bool, True where a segment
+            is real. T is that of the longest waveform; padded segments hold `padding_value`. A waveform whose last
+            segment is not full is filled up with silence (see [`~processing.media.count_segments`]).
+
+        Raises:
+            CaeAvError: A waveform is not mono, empty, of integers or not finite, or the rate is missing or another.
+        """
+        if sampling_rate is None:
+            raise CaeAvError(f"`sampling_rate` of the waveforms must be given; expected {self.sampling_rate}")
+        if sampling_rate != self.sampling_rate:
+            raise CaeAvError(
+                f"`sampling_rate` is {sampling_rate} Hz; expected {self.sampling_rate} Hz: resample the sound first"
+            )
+        given = audio if isinstance(audio, list | tuple) else [audio]
+        waveforms = [self._checked(waveform, index) for index, waveform in enumerate(given)]
+        if not waveforms:
+            raise CaeAvError("`audio` is an empty list; expected at least one waveform")
+        segments = [self._segments(waveform, num_segments) for waveform in waveforms]
+        counts = torch.tensor([len(part) for part in segments])
+        frame_mask = torch.arange(int(counts.max())) < counts[:, None]
+        features = torch.full(
+            (*frame_mask.shape, 1, self.num_spectrogram_frames, self.feature_size), float(self.padding_value)
+        )
+        features[frame_mask] = self._log_mel(torch.cat(segments))[:, None]
+        return BatchFeature({"input_features": features, "frame_mask": frame_mask}, tensor_type=return_tensors)
+
+    def _checked(self, waveform: Any, index: int) -> torch.Tensor:
+        waveform = torch.as_tensor(waveform).detach().cpu()
+        if waveform.ndim != 1 or not waveform.numel():
+            raise CaeAvError(
+                f"waveform {index} has shape {tuple(waveform.shape)}; expected mono sound of shape (samples,)"
+            )
+        if not waveform.is_floating_point():
+            raise CaeAvError(f"waveform {index} is of {waveform.dtype}; expected floats in [-1, 1]")
+        if not bool(waveform.isfinite().all()):
+            raise CaeAvError(f"waveform {index} holds values that are not finite; expected floats in [-1, 1]")
+        return waveform.float()
+
+    def _segments(self, waveform: torch.Tensor, num_segments: int | None) -> torch.Tensor:
+        """(samples,) -> (segments, samples of a segment), the last one filled up with silence."""
+        count = count_segments(len(waveform) / self.sampling_rate, self.segment_seconds, num_segments)
+        samples = count * self.segment_samples
+        waveform = torch.nn.functional.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
+        return waveform.view(count, self.segment_samples)
+
+    def _log_mel(self, segments: torch.Tensor) -> torch.Tensor:
+        """(n, samples of a segment) -> (n, frames, mels) in dB, of the segments repeated to `tile_seconds`."""
+        tile_samples = round(self.tile_seconds * self.sampling_rate)
+        repeats, rest = divmod(tile_samples, self.segment_samples)
+        period, offset = divmod(self.segment_samples, self.hop_length)
+        # Frames at either end whose window reaches past the sound into its reflection.
+        edge = math.ceil(self.fft_window_size / 2 / self.hop_length)
+        if repeats > 2 and not rest and not offset and edge <= period // 2:
+            # Repeated sound has a periodic spectrogram: away from its ends every period has the same frames, so two
+            # periods hold all that are different.
+            short = self._spectrogram(segments.repeat(1, 2))
+            inner = short[:, edge : edge + period].repeat(1, repeats - 1, 1)
+            return torch.cat([short[:, :edge], inner, short[:, edge + period :]], dim=1)
+        return self._spectrogram(segments.repeat(1, repeats + 1)[:, :tile_samples])
+
+    def _spectrogram(self, sound: torch.Tensor) -> torch.Tensor:
+        """(n, samples) -> (n, samples / hop_length + 1, mels) in dB."""
+        spectrum = torch.stft(
+            sound,
+            n_fft=self.fft_window_size,
+            hop_length=self.hop_length,
+            window=torch.hann_window(self.fft_window_size),
+            center=True,
+            pad_mode="reflect",
+            return_complex=True,
+        )
+        power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)
+        return 10 * (power @ torch.from_numpy(self.mel_filters)).clamp(min=_POWER_FLOOR).log10()
