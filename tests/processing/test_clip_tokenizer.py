@@ -20,7 +20,7 @@ TEXTS = [
     "!",
     " ! ",
     "a!b !! !?!",
-    "naïve café — “quotes” … it’s",
+    "naïve café — “quotes” … it\u2019s",
     "日本語のテスト 🎸🎶👩‍👩‍👧",
     "&lt;b&gt; rock &amp;amp; roll",
     "ﬁne Ⅷ ½ İSTANBUL ΣΊΣΥΦΟΣ ß",
@@ -65,10 +65,10 @@ def test_equals_open_clip(tokenizer, reference):
 @settings(max_examples=200, deadline=None)
 @given(
     text=st.text(
-        # Assigned in every version of Unicode at hand. The long s counts as an s after an apostrophe in open_clip only.
+        # Assigned in every version of Unicode. Only open_clip takes a long s after an apostrophe for an s.
         st.characters(
             max_codepoint=0x2FFF,
-            exclude_characters="ſ",
+            exclude_characters="\u017f",
             categories=["Lu", "Ll", "Lo", "N", "P", "Sm", "Sc", "So", "Zs"],
         ),
         max_size=60,

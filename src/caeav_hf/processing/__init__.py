@@ -2,6 +2,7 @@
 
 from .feature_extraction_cae_av import CaeAvFeatureExtractor
 from .media import Clip, MediaInfo, count_segments, load_audio, load_clip, probe
+from .tokenization import build_clip_tokenizer, clean_caption
 from .video_processing_cae_av import CaeAvVideoProcessor
 
 
@@ -10,6 +11,8 @@ __all__ = [
     "CaeAvVideoProcessor",
     "Clip",
     "MediaInfo",
+    "build_clip_tokenizer",
+    "clean_caption",
     "count_segments",
     "load_audio",
     "load_clip",

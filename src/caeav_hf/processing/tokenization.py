@@ -1,0 +1,67 @@
+"""The tokenizer of the captions: CLIP's byte-pair encoding, from the vocabulary file inside open_clip's package."""
+
+import gzip
+
+from open_clip.tokenizer import bytes_to_unicode, default_bpe, get_clean_fn
+from transformers import CLIPTokenizer
+
+from ..errors import CaeAvError
+
+
+# Every byte, once inside a word and once as its end.
+_NUM_BYTE_SYMBOLS = 512
+_FULL_VOCAB_SIZE = 49_408
+_BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
+
+_clean = get_clean_fn("lower")
+
+
+def clean_caption(text: str) -> str:
+    """
+    A caption as open_clip cleans it: wrongly decoded characters repaired and HTML entities resolved (ftfy, html), runs
+    of white space made one space, lower case.
+    """
+    return _clean(text)
+
+
+def build_clip_tokenizer(vocab_size: int = _FULL_VOCAB_SIZE, context_length: int = 77) -> CLIPTokenizer:
+    """
+    Build CLIP's tokenizer without a download.
+
+    `build_clip_tokenizer()(clean_caption(text), padding="max_length", truncation=True)` gives the ids of
+    `open_clip.SimpleTokenizer()(text)`: start token, text, end token, then the pad id 0, in all `context_length` ids;
+    a longer text is cut and keeps its end token. Without [`clean_caption`] the tokenizer itself still lowers the case
+    and unites white space. One difference is meant: no text stands for a special token. open_clip reads the words
+    `<start_of_text>` and `<end_of_text>` inside a caption as its two special tokens, here they are words. Beyond that,
+    only characters that Unicode has not assigned and a few archaic combinations can differ.
+
+    Args:
+        vocab_size: Ids in all: 512 symbols for bytes, the most frequent merges, and the two special tokens, which come
+            last. 49408 is CLIP's own vocabulary; a smaller one cuts words into more tokens.
+        context_length: Most ids of a caption, special tokens included.
+
+    Raises:
+        CaeAvError: An argument is out of range.
+    """
+    smallest = _NUM_BYTE_SYMBOLS + 2
+    if not smallest <= vocab_size <= _FULL_VOCAB_SIZE:
+        raise CaeAvError(f"`vocab_size` must be from {smallest} to {_FULL_VOCAB_SIZE}, got {vocab_size}")
+    if context_length < 3:
+        raise CaeAvError(f"`context_length` must be at least 3 (start, one token, end), got {context_length}")
+    symbols = list(bytes_to_unicode().values())
+    with gzip.open(default_bpe(), "rt", encoding="utf-8") as lines:
+        next(lines)  # the file's version
+        merges = [tuple(next(lines).split()) for _ in range(vocab_size - smallest)]
+    vocab = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *("".join(merge) for merge in merges), _BOS, _EOS]
+    return CLIPTokenizer(
+        vocab={token: index for index, token in enumerate(vocab)},
+        merges=merges,
+        bos_token=_BOS,
+        eos_token=_EOS,
+        unk_token=_EOS,
+        # open_clip pads with id 0, which is the symbol "!". Being a special token, it would be looked for in texts,
+        # unless special tokens in texts are to be read as text.
+        pad_token=symbols[0],
+        split_special_tokens=True,
+        model_max_length=context_length,
+    )
