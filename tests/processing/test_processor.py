@@ -1,7 +1,5 @@
 """From files, arrays and captions to the model's tensors, and from its outputs to intervals."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -94,10 +92,9 @@ def test_save_and_load_bit_for_bit(processor, paths, tmp_path):
     assert loaded.id2label == LABELS
     captions = [["a dog!", "a café"], ["barking", "music & talk"]]
     assert_same(loaded(paths[:2], None, *captions), processor(paths[:2], None, *captions))
-    again = tmp_path / "again"
-    loaded.save_pretrained(again)
-    for file in ("processor_config.json", "tokenizer_config.json", "tokenizer.json"):
-        assert json.loads((again / file).read_text()) == json.loads((tmp_path / file).read_text()), file
+    loaded.save_pretrained(tmp_path / "again")
+    first, again = (folder / "processor_config.json" for folder in (tmp_path, tmp_path / "again"))
+    assert first.read_bytes() == again.read_bytes()
 
 
 def test_loading_with_overrides(processor, tmp_path):

@@ -2,12 +2,14 @@
 
 from .feature_extraction_cae_av import CaeAvFeatureExtractor
 from .media import Clip, MediaInfo, count_segments, load_audio, load_clip, probe
+from .processing_cae_av import CaeAvProcessor
 from .tokenization import build_clip_tokenizer, clean_caption
 from .video_processing_cae_av import CaeAvVideoProcessor
 
 
 __all__ = [
     "CaeAvFeatureExtractor",
+    "CaeAvProcessor",
     "CaeAvVideoProcessor",
     "Clip",
     "MediaInfo",

@@ -1,0 +1,377 @@
+"""The processor of CAE-AV: clips and captions -> the tensors of the model, and its outputs -> labelled intervals."""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import CLIPTokenizer
+from transformers.feature_extraction_utils import BatchFeature
+from transformers.processing_utils import ProcessorMixin
+
+from ..errors import CaeAvError
+from .feature_extraction_cae_av import CaeAvFeatureExtractor
+from .media import Clip, MediaSource, count_segments, load_audio, load_clip, source_name
+from .tokenization import build_clip_tokenizer, clean_caption
+from .video_processing_cae_av import CaeAvVideoProcessor
+
+
+class CaeAvProcessor(ProcessorMixin):
+    r"""
+    Bundles the feature extractor, the video processor and the tokenizer of CAE-AV.
+
+    Args:
+        feature_extractor ([`CaeAvFeatureExtractor`]): Makes `input_features` of the sound.
+        video_processor ([`CaeAvVideoProcessor`]): Makes `pixel_values_videos` of the frames.
+        tokenizer ([`~transformers.CLIPTokenizer`]): Makes ids of the captions.
+        num_frames (`int`, defaults to 10): Most segments of a clip that is read from a file.
+        id2label (`dict[int, str]`, *optional*): Names of the classes.
+
+    ```python
+    >>> processor = CaeAvProcessor.from_config(model.config)
+    >>> inputs = processor("dog.mp4", visual_captions="a dog", audio_captions="a dog barks")
+    >>> events = processor.post_process_event_localization(model(**inputs))
+    ```
+    """
+
+    def __init__(
+        self,
+        feature_extractor: Any = None,
+        video_processor: Any = None,
+        tokenizer: Any = None,
+        num_frames: int = 10,
+        id2label: Mapping[int, str] | None = None,
+    ):
+        if num_frames < 1:
+            raise CaeAvError(f"`num_frames` must be at least 1, got {num_frames}")
+        self.num_frames = num_frames
+        # JSON knows only strings as keys.
+        self.id2label = None if id2label is None else {int(index): name for index, name in id2label.items()}
+        super().__init__(feature_extractor, video_processor, tokenizer)
+
+    @classmethod
+    def from_config(cls, config: Any) -> "CaeAvProcessor":
+        """The processor whose outputs fit a model with this [`CaeAvConfig`]."""
+        audio, text, side = config.audio_config, config.text_config, config.vision_config.image_size
+        return cls(
+            feature_extractor=CaeAvFeatureExtractor(
+                feature_size=audio.num_mel_bins,
+                sampling_rate=audio.sampling_rate,
+                fft_window_size=audio.fft_window_size,
+                hop_length=audio.hop_length,
+                frequency_min=audio.frequency_min,
+                frequency_max=audio.frequency_max,
+                segment_seconds=config.segment_seconds,
+                tile_seconds=audio.tile_seconds,
+            ),
+            video_processor=CaeAvVideoProcessor(size={"height": side, "width": side}),
+            tokenizer=build_clip_tokenizer(text.vocab_size, text.context_length),
+            num_frames=config.num_frames,
+            id2label=config.id2label,
+        )
+
+    @classmethod
+    def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        # The base class asks the Auto classes, which know this package's classes only after they were registered.
+        own = ("num_frames", "id2label")
+        kwargs = {name: value for name, value in kwargs.items() if name not in own}
+        return [
+            part.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            for part in (CaeAvFeatureExtractor, CaeAvVideoProcessor, CLIPTokenizer)
+        ]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [
+            *("pixel_values_videos", "input_features", "frame_mask"),
+            *("visual_caption_ids", "visual_caption_mask", "audio_caption_ids", "audio_caption_mask"),
+        ]
+
+    @property
+    def segment_seconds(self) -> float:
+        """Seconds of a segment."""
+        return self.feature_extractor.segment_seconds
+
+    @property
+    def sampling_rate(self) -> int:
+        """Samples a second of the sound that the model hears."""
+        return self.feature_extractor.sampling_rate
+
+    def load_clip(self, source: MediaSource, **kwargs: Any) -> Clip:
+        """[`~processing.media.load_clip`] with this processor's segments and rate; `kwargs` are its arguments."""
+        return load_clip(
+            source,
+            **{
+                "num_segments": self.num_frames,
+                "segment_seconds": self.segment_seconds,
+                "sampling_rate": self.sampling_rate,
+                **kwargs,
+            },
+        )
+
+    def __call__(
+        self,
+        videos: Any = None,
+        audio: Any = None,
+        visual_captions: str | Sequence[str | None] | None = None,
+        audio_captions: str | Sequence[str | None] | None = None,
+        sampling_rate: int | None = None,
+        return_tensors: str | None = "pt",
+    ) -> BatchFeature:
+        """
+        Make the inputs of the model from one clip or a list of clips.
+
+        Args:
+            videos: A clip is a media file (path, bytes, binary file object or `{"bytes": ..., "path": ...}`), a
+                [`~processing.media.Clip`], or its frames (T, H, W, 3), uint8 RGB, one a segment. Files give their
+                first `num_frames` segments.
+            audio: The sound of each clip, in place of the one in its file: a waveform (samples,), float in [-1, 1], or
+                a media file. Frames need it; it has to fill as many segments as there are frames.
+            visual_captions, audio_captions: What is seen and what is heard in each clip. Both or neither, and for all
+                clips or for none; None in a list is no caption.
+            sampling_rate: Samples a second of waveforms in `audio`. Must be that of the model.
+            return_tensors: `"pt"` or `"np"`.
+
+        Returns:
+            - **pixel_values_videos** (B, T, 3, size, size) float32.
+            - **input_features** (B, T, 1, frames, mels) float32, log-mel in dB.
+            - **frame_mask** (B, T) bool, True where a segment is real; shorter clips are padded with zeros at the end.
+            - **visual_caption_ids**, **visual_caption_mask**, **audio_caption_ids**, **audio_caption_mask**
+              (B, context_length) int64; id 0 and mask 0 are padding. Left out without captions.
+
+            Captions alone give only their four tensors.
+
+        Raises:
+            MediaError: A file is no decodable clip. The message begins with its name.
+            CaeAvError: Numbers of clips, waveforms and captions differ, or one has another shape, type or rate.
+        """
+        data: dict[str, torch.Tensor] = {}
+        if videos is not None or audio is not None:
+            data |= self._process_clips(videos, audio, sampling_rate)
+        captions = {
+            "visual": _caption_list(visual_captions, "visual"),
+            "audio": _caption_list(audio_captions, "audio"),
+        }
+        if captions["visual"] is not None or captions["audio"] is not None:
+            data |= self._process_captions(captions, len(data["frame_mask"]) if data else None)
+        if not data:
+            raise CaeAvError("nothing to process; expected `videos`, with or without captions")
+        return BatchFeature(data, tensor_type=return_tensors)
+
+    def _process_clips(self, videos: Any, audio: Any, sampling_rate: int | None) -> dict[str, torch.Tensor]:
+        if videos is None:
+            raise CaeAvError("`audio` was given without `videos`; expected both, since the model hears and sees")
+        sources = list(videos) if isinstance(videos, list | tuple) or getattr(videos, "ndim", 0) == 5 else [videos]
+        if not sources:
+            raise CaeAvError("`videos` is an empty list; expected at least one clip")
+        sounds = [None] * len(sources)
+        if audio is not None:
+            sounds = list(audio) if isinstance(audio, list | tuple) else [audio]
+        if len(sounds) != len(sources):
+            raise CaeAvError(f"{len(sources)} clips but {len(sounds)} sounds in `audio`; expected one for each clip")
+        clips = [
+            self._frames_and_waveform(index, source, sound, sampling_rate)
+            for index, (source, sound) in enumerate(zip(sources, sounds, strict=True))
+        ]
+        seen = self.video_processor([frames for frames, _ in clips], input_data_format="channels_last")
+        heard = self.feature_extractor([waveform for _, waveform in clips], sampling_rate=self.sampling_rate)
+        return {
+            "pixel_values_videos": seen["pixel_values_videos"],
+            "input_features": heard["input_features"],
+            "frame_mask": seen["frame_mask"],
+        }
+
+    def _frames_and_waveform(self, index: int, source: Any, sound: Any, rate: int | None) -> tuple[Any, Any]:
+        """Frames (T, H, W, 3) of a clip and its waveform, of as many segments."""
+        if _is_array(source):
+            name, frames, most = f"clip {index}", source, None
+            if frames.ndim != 4 or frames.shape[-1] != 3:
+                raise CaeAvError(f"clip {index} has frames of shape {tuple(frames.shape)}; expected (T, H, W, 3)")
+            if sound is None:
+                raise CaeAvError(f"clip {index} is given as frames without sound; expected its waveform in `audio`")
+        else:
+            clip = source if isinstance(source, Clip) else self._read(index, source, with_audio=sound is None)
+            name, frames, most = clip.name, clip.frames, self.num_frames
+            if sound is None:
+                if clip.sampling_rate != self.sampling_rate or not clip.waveform.size:
+                    raise CaeAvError(
+                        f"{clip.name}: read with {clip.waveform.size} samples at {clip.sampling_rate} Hz; expected "
+                        f"sound at {self.sampling_rate} Hz"
+                    )
+                return frames, clip.waveform
+        waveform = self._waveform(index, sound, rate)
+        count = count_segments(len(waveform) / self.sampling_rate, self.segment_seconds, most)
+        if count != len(frames):
+            raise CaeAvError(
+                f"{name}: {len(frames)} frames but a sound of {len(waveform) / self.sampling_rate:.2f} s, which is "
+                f"{count} segments; expected as many segments as frames"
+            )
+        return frames, waveform[: count * self.feature_extractor.segment_samples]
+
+    def _waveform(self, index: int, sound: Any, rate: int | None) -> Any:
+        """(samples,) at the model's rate, from a waveform or a media file."""
+        if not _is_array(sound):
+            return load_audio(sound, sampling_rate=self.sampling_rate, name=_name(index, sound))
+        if sound.ndim != 1:
+            raise CaeAvError(
+                f"sound {index} has shape {tuple(sound.shape)}; expected a mono waveform (samples,), several as a list"
+            )
+        if rate != self.sampling_rate:
+            given = "no `sampling_rate` was given" if rate is None else f"`sampling_rate` is {rate} Hz"
+            raise CaeAvError(f"{given}; expected waveforms at {self.sampling_rate} Hz: resample them first")
+        return sound
+
+    def _read(self, index: int, source: Any, with_audio: bool) -> Clip:
+        readable = isinstance(source, str | os.PathLike | bytes | Mapping) or hasattr(source, "read")
+        if not readable:
+            raise CaeAvError(
+                f"clip {index} is a {type(source).__name__}; expected a media file (path, bytes, binary file object), "
+                "a `Clip`, or an array of frames (T, H, W, 3)"
+            )
+        return self.load_clip(source, with_audio=with_audio, name=_name(index, source))
+
+    def _process_captions(
+        self, captions: dict[str, list[str] | None], num_clips: int | None
+    ) -> dict[str, torch.Tensor]:
+        data = {}
+        for kind, texts in captions.items():
+            if texts is None:
+                raise CaeAvError(f"`{kind}_captions` are missing; expected both kinds of captions or neither")
+            expected = num_clips or len(captions["visual"] or ())
+            if len(texts) != expected:
+                raise CaeAvError(f"{len(texts)} captions in `{kind}_captions`; expected {expected}, one for each clip")
+            encoded = self.tokenizer(
+                [clean_caption(text) for text in texts], padding="max_length", truncation=True, return_tensors="pt"
+            )
+            data[f"{kind}_caption_ids"] = encoded["input_ids"]
+            data[f"{kind}_caption_mask"] = encoded["attention_mask"]
+        return data
+
+    def post_process_event_localization(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        segment_seconds: float | None = None,
+        frame_mask: torch.Tensor | None = None,
+    ) -> list[dict[str, Any]]:
+        """
+        Turn the output of [`CaeAvForEventLocalization`] into labelled segments and intervals.
+
+        A segment carries the clip's most likely class where sigmoid(event logit) > `threshold`, else it is background.
+        Its score is sigmoid(event logit) * softmax(class logits)[class], whether it is background or not.
+
+        Args:
+            outputs: `event_logits` (B, T), `class_logits` (B, C) and, if the model gave it, `agreement` (per stage
+                (B, T) cosine between the modalities).
+            threshold: From 0 to 1.
+            segment_seconds: Seconds of a segment; by default the processor's.
+            frame_mask: (B, T), True where a segment is real; by default that of `outputs`, or all. Padded segments are
+                left out of everything below.
+
+        Returns:
+            For each clip a dict of
+            - **intervals**: runs of segments with the same label, without background: dicts of `label`, `label_id`,
+              `start` and `end` (seconds after the clip's first segment began) and `score`, the mean of the segments'.
+            - **segments**: label of each segment, or `"background"`.
+            - **scores**: score of each segment.
+            - **agreement**: agreement of each segment at the last stage, or None if the model gave none.
+
+        Raises:
+            CaeAvError: A tensor has another shape than stated, or `threshold` lies outside [0, 1].
+        """
+        if not 0 <= threshold <= 1:
+            raise CaeAvError(f"`threshold` must lie in [0, 1], got {threshold}")
+        seconds = self.segment_seconds if segment_seconds is None else segment_seconds
+        event_logits, class_logits = outputs["event_logits"], outputs["class_logits"]
+        if event_logits.ndim != 2 or class_logits.ndim != 2 or len(event_logits) != len(class_logits):
+            raise CaeAvError(
+                "expected `event_logits` (B, T) and `class_logits` (B, C), got shapes "
+                f"{tuple(event_logits.shape)} and {tuple(class_logits.shape)}"
+            )
+        if frame_mask is None:
+            frame_mask = outputs.get("frame_mask")
+        if frame_mask is None:
+            frame_mask = torch.ones_like(event_logits, dtype=torch.bool)
+        if frame_mask.shape != event_logits.shape:
+            raise CaeAvError(
+                f"`frame_mask` has shape {tuple(frame_mask.shape)}; expected that of `event_logits`, "
+                f"{tuple(event_logits.shape)}"
+            )
+        stages = outputs.get("agreement")
+        agreement = None if not stages else stages[-1].detach().float().cpu()
+        events = event_logits.detach().float().sigmoid().cpu()
+        chances, labels = class_logits.detach().float().softmax(-1).max(-1)
+        scores = events * chances.cpu()[:, None]
+        results = []
+        for clip, label_id in enumerate(labels.tolist()):
+            real = frame_mask[clip].bool().nonzero().flatten().tolist()
+            active = [segment for segment in real if events[clip, segment] > threshold]
+            label = self._label(label_id)
+            results.append(
+                {
+                    "intervals": [
+                        {
+                            "label": label,
+                            "label_id": label_id,
+                            "start": run[0] * seconds,
+                            "end": (run[-1] + 1) * seconds,
+                            "score": float(scores[clip, run].mean()),
+                        }
+                        for run in _runs(active)
+                    ],
+                    "segments": [label if segment in active else "background" for segment in real],
+                    "scores": scores[clip, real].tolist(),
+                    "agreement": None if agreement is None else agreement[clip, real].tolist(),
+                }
+            )
+        return results
+
+    def _label(self, label_id: int) -> str:
+        if self.id2label is None:
+            return f"LABEL_{label_id}"
+        if label_id not in self.id2label:
+            raise CaeAvError(
+                f"class {label_id} of the outputs has no name in `id2label`, which has {len(self.id2label)} names; "
+                "expected a processor made for the same classes as the model"
+            )
+        return self.id2label[label_id]
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, np.ndarray | torch.Tensor)
+
+
+def _name(index: int, source: Any) -> str:
+    """What errors call a source of a list: its path, or its place where it has none."""
+    name = source_name(source)
+    return f"clip {index} {name}" if name.startswith("<") else name
+
+
+def _caption_list(captions: str | Sequence[str | None] | None, kind: str) -> list[str] | None:
+    """The captions as a list, or None where there are none at all."""
+    if captions is None:
+        return None
+    texts = [captions] if isinstance(captions, str) else list(captions)
+    missing = [index for index, text in enumerate(texts) if text is None]
+    if len(missing) == len(texts):
+        return None
+    if missing:
+        raise CaeAvError(
+            f"`{kind}_captions` has no caption for clip {', '.join(map(str, missing))}; expected captions for all "
+            "clips of a batch or for none"
+        )
+    if wrong := [text for text in texts if not isinstance(text, str)]:
+        raise CaeAvError(f"`{kind}_captions` holds a {type(wrong[0]).__name__}; expected strings")
+    return [text for text in texts if text is not None]
+
+
+def _runs(segments: list[int]) -> list[list[int]]:
+    """Ascending numbers, split where one is left out."""
+    runs: list[list[int]] = []
+    for segment in segments:
+        if runs and segment == runs[-1][-1] + 1:
+            runs[-1].append(segment)
+        else:
+            runs.append([segment])
+    return runs
