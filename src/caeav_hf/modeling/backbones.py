@@ -6,18 +6,19 @@ running them. What depends on frozen weights alone - position biases, attention 
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block, window_partition
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import ClapAudioModel
 from transformers.models.clap.modeling_clap import ClapAudioLayer
 
 from ..configuration_cae_av import CaeAvAudioConfig, CaeAvVisionConfig
 from ..errors import CaeAvError
+from .frozen import FrozenConstant
 
 
 @dataclass(frozen=True)
@@ -58,28 +59,6 @@ class Tower(Protocol):
 
     def final_norm(self, tokens: Tensor) -> Tensor:
         """The norm behind the last stage."""
-
-
-@dataclass
-class _Constant:
-    """A tensor computed from frozen parameters, until one of them changes."""
-
-    key: tuple = ()
-    value: Tensor = field(default_factory=lambda: torch.empty(0))
-
-    def get(self, parameters: list[Tensor], dtype: torch.dtype, compute: Callable[[], Tensor]) -> Tensor:
-        if any(parameter.requires_grad for parameter in parameters) and torch.is_grad_enabled():
-            return compute().to(dtype)
-        key = (dtype, *((p.data_ptr(), 0 if p.is_inference() else p._version, p.device) for p in parameters))
-        if key != self.key:
-            # A tensor made in inference mode could not be used in a training step later.
-            with (
-                torch.inference_mode(False),
-                torch.no_grad(),
-                torch.autocast(parameters[0].device.type, enabled=False),
-            ):
-                self.key, self.value = key, compute().to(dtype).contiguous()
-        return self.value
 
 
 def _shift_mask(height: int, width: int, window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
@@ -181,7 +160,7 @@ class SwinV2Tower(SwinTransformerV2):
             drop_path_rate=0.0,
         )
         self.num_stages = len(config.depths)
-        self._biases: dict[tuple[int, int], _Constant] = {}
+        self._biases: dict[tuple[int, int], FrozenConstant] = {}
 
     def stage_sizes(self) -> list[tuple[int, int]]:
         grids = [layer.output_resolution for layer in self.layers]
@@ -224,7 +203,7 @@ class SwinV2Tower(SwinTransformerV2):
             table = attention.cpb_mlp(attention.relative_coords_table).view(-1, attention.num_heads)
             return _window_bias(16 * table.sigmoid(), attention.relative_position_index, grid, window, shift)
 
-        constant = self._biases.setdefault((stage, index), _Constant())
+        constant = self._biases.setdefault((stage, index), FrozenConstant())
         parameters = list(attention.cpb_mlp.parameters())
         zeros = torch.zeros_like(attention.q_bias)
         qkv_bias = torch.cat([attention.q_bias, zeros, attention.v_bias])
@@ -258,7 +237,7 @@ class HtsatTower(ClapAudioModel):
     def __init__(self, config: CaeAvAudioConfig):
         super().__init__(config)
         self.num_stages = len(config.depths)
-        self._biases: dict[tuple[int, int], _Constant] = {}
+        self._biases: dict[tuple[int, int], FrozenConstant] = {}
 
     def stage_sizes(self) -> list[tuple[int, int]]:
         resolutions = self.audio_encoder.input_resolutions
@@ -304,7 +283,7 @@ class HtsatTower(ClapAudioModel):
             table = attention.relative_position_bias_table
             return _window_bias(table, attention.relative_position_index, grid, window, shift)
 
-        constant = self._biases.setdefault((stage, index), _Constant())
+        constant = self._biases.setdefault((stage, index), FrozenConstant())
         projections = (attention.query, attention.key, attention.value)
         attended = _windowed_attention(
             block.layernorm_before(tokens),
@@ -323,9 +302,3 @@ class HtsatTower(ClapAudioModel):
 def build_towers(vision_config: CaeAvVisionConfig, audio_config: CaeAvAudioConfig) -> tuple[Tower, Tower]:
     """The visual and the audio tower of a configuration, without weights."""
     return SwinV2Tower(vision_config), HtsatTower(audio_config)
-
-
-def freeze(tower: nn.Module) -> None:
-    """No gradient into the parameters, evaluation mode; whoever holds the tower keeps it in that mode."""
-    tower.requires_grad_(False)
-    tower.eval()

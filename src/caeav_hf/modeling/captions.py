@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvConfig, CaeAvTextConfig
 from .attention import MultiHeadAttention
+from .frozen import fingerprint
 
 
 class ClipTextTower(TextTransformer):
@@ -38,18 +39,11 @@ class ClipTextTower(TextTransformer):
             norm_layer=LayerNorm,
         )
         self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
+        self._cached_weights: tuple = ()
 
     def init_non_persistent_buffers(self) -> None:
         """The causal mask is not in a checkpoint; it is made anew after loading on the meta device."""
         self.attn_mask.copy_(self.build_causal_mask())
-
-    def _apply(self, fn, recurse=True):
-        self._cache.clear()
-        return super()._apply(fn, recurse)
-
-    def load_state_dict(self, *args, **kwargs):
-        self._cache.clear()
-        return super().load_state_dict(*args, **kwargs)
 
     def encode(self, ids: Tensor) -> Tensor:
         """Token features (B, N, D) of token ids (B, N), N at most the context length."""
@@ -61,6 +55,10 @@ class ClipTextTower(TextTransformer):
     @torch.no_grad()
     def forward(self, ids: Tensor) -> Tensor:
         """As `encode`, through the cache; rows that occur twice are encoded once."""
+        weights = fingerprint(self.parameters())
+        if weights != self._cached_weights:
+            self._cache.clear()
+            self._cached_weights = weights
         rows = [row.tobytes() for row in ids.cpu().numpy()]
         missing = {row: index for index, row in enumerate(rows) if row not in self._cache}
         fresh: dict[bytes, Tensor] = {}

@@ -101,6 +101,6 @@ def selection_entropy_loss(visual_log_probs: Tensor, audio_log_probs: Tensor, si
         visual_log_probs, audio_log_probs: (N, L) log-probabilities over a frame's tokens.
         sign: `"as_printed"` gives minus the entropy, `"sharpen"` the entropy.
     """
-    terms = [-(log_p.exp() * log_p).sum(-1).mean() for log_p in (visual_log_probs, audio_log_probs)]
+    terms = [-(log_p.exp() * log_p).sum() / max(1, len(log_p)) for log_p in (visual_log_probs, audio_log_probs)]
     entropy = torch.stack(terms).sum()
     return -entropy if sign == "as_printed" else entropy

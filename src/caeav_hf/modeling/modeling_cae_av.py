@@ -16,10 +16,11 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from .avmoe import load_balancing_loss
-from .backbones import Tower, build_towers, freeze
+from .backbones import Tower, build_towers
 from .captions import CaptionMapper, Captions, ClipTextTower
 from .case import CASE, CASEOutput, masked_mean
 from .frames import FrameLayout
+from .frozen import freeze
 from .heads.event_localization import CMBSHead, MLPHead
 from .interaction import FrozenStep, PairPosition, build_interaction
 from .losses import (
@@ -140,6 +141,14 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         return cast(Any, self.cae_av.vision_tower).patch_embed.proj
 
     @classmethod
+    def from_pretrained(cls, *args: Any, **kwargs: Any):
+        """See `PreTrainedModel.from_pretrained`, which makes every loaded parameter trainable; the towers are not."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        model = loaded[0] if isinstance(loaded, tuple) else loaded
+        model.cae_av.freeze_towers()
+        return loaded
+
+    @classmethod
     def from_backbones(
         cls,
         vision: str | os.PathLike,
@@ -191,8 +200,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
         self.vision_tower = cast(nn.Module, vision_tower)
         self.audio_tower = cast(nn.Module, audio_tower)
         self.text_tower = ClipTextTower(config.text_config)
-        for tower in self.towers():
-            freeze(tower)
+        self.freeze_towers()
         self.frozen_step = FrozenStep()
         self.interactions = nn.ModuleList()
         sizes = zip(vision_tower.stage_sizes(), audio_tower.stage_sizes(), strict=True)
@@ -217,6 +225,11 @@ class CaeAvModel(CaeAvPreTrainedModel):
     def towers(self) -> tuple[nn.Module, ...]:
         """The frozen towers: vision, audio, text."""
         return self.vision_tower, self.audio_tower, self.text_tower
+
+    def freeze_towers(self) -> None:
+        """No gradient into the towers."""
+        for tower in self.towers():
+            freeze(tower)
 
     def train(self, mode: bool = True) -> "CaeAvModel":
         super().train(mode)

@@ -1,0 +1,38 @@
+"""What it means to be frozen: no gradient, evaluation mode, and results that are computed once."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+
+def freeze(module: nn.Module) -> None:
+    """No gradient into the parameters, evaluation mode; whoever holds the module keeps it in that mode."""
+    module.requires_grad_(False)
+    module.eval()
+
+
+def fingerprint(parameters: Iterable[Tensor]) -> tuple:
+    """A value that changes when one of the parameters is written to, moved or replaced."""
+    return tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in parameters)
+
+
+@dataclass
+class FrozenConstant:
+    """A tensor computed from frozen parameters, kept until one of them changes."""
+
+    key: tuple = ()
+    value: Tensor = field(default_factory=lambda: torch.empty(0))
+
+    def get(self, parameters: list[Tensor], dtype: torch.dtype, compute: Callable[[], Tensor]) -> Tensor:
+        """The value in `dtype`; parameters that somebody has unfrozen are read anew each time."""
+        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+            return compute().to(dtype)
+        key = (dtype, fingerprint(parameters))
+        if key != self.key:
+            # A tensor made in inference mode could not be used in a training step later.
+            device_type = parameters[0].device.type
+            with torch.inference_mode(False), torch.no_grad(), torch.autocast(device_type, enabled=False):
+                self.key, self.value = key, compute().to(dtype).contiguous()
+        return self.value
