@@ -248,9 +248,14 @@ class CaeAvConfig(PreTrainedConfig):
         "text_config": CaeAvTextConfig,
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
-    audio_config: dict | PreTrainedConfig | None = None
-    text_config: dict | PreTrainedConfig | None = None
+    # A dict, or nothing, becomes the class that `sub_configs_defaults` names.
+    vision_config: Any = None
+    audio_config: Any = None
+    text_config: Any = None
+
+    # Declared here so that defaults can be set before the base class does.
+    id2label: dict[int, str] | dict[str, str] | None = None
+    label2id: dict[str, int] | dict[str, str] | None = None
 
     task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave"
     formulation: Literal["paper", "official"] = "paper"

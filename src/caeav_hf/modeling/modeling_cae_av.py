@@ -155,6 +155,7 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         audio: str | os.PathLike,
         text: str | os.PathLike,
         task: str = "ave",
+        size: str = "full",
         **overrides: Any,
     ):
         """
@@ -167,6 +168,7 @@ class CaeAvPreTrainedModel(PreTrainedModel):
             text: An open_clip name, with the weights' tag behind a slash (`ViT-L-14/openai`), a Hub repository
                 (`hf-hub:org/name`), or a local folder in open_clip's Hub format.
             task: Preset whose other sizes are used.
+            size: Size of that preset, `"full"` or `"toy"`.
             overrides: Fields of the configuration. The towers' own sizes come from the towers; of `audio_config` only
                 what no checkpoint holds may be given: the front end's rate, window, hop, frequencies and tiling.
 
@@ -177,7 +179,7 @@ class CaeAvPreTrainedModel(PreTrainedModel):
             if name in overrides:
                 raise CaeAvError(f"`{name}` comes from the tower itself and cannot be given to `from_backbones`")
         towers = load_towers(vision, audio, text, front_end=overrides.pop("audio_config", None))
-        config = CaeAvConfig.from_preset(task, **{**towers.configs, **overrides})
+        config = CaeAvConfig.from_preset(task, size, **{**towers.configs, **overrides})
         model = cls(config)
         base = model.cae_av
         cast(nn.Module, base.vision_tower).load_state_dict(towers.vision)

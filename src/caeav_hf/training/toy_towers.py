@@ -1,0 +1,224 @@
+"""
+Makes the toy towers that the package ships: each is trained on one modality of the toy corpus, to be frozen later.
+
+    python -m caeav_hf.training.toy_towers --out toy_towers
+
+The vision tower learns the class of a frame, the audio tower the class of a second of sound (background being a class
+of its own for both), the text tower the class of a caption. They are saved as their own libraries save them: timm,
+Transformers and open_clip.
+"""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import open_clip
+import timm
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save_file
+from timm.models import save_for_hf
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+from transformers import ClapAudioConfig, ClapAudioModel
+
+from ..configuration_cae_av import CaeAvConfig
+from ..data.toy import CLASSES, MISALIGNMENTS, render_frame, render_sound
+from ..data.toy.scene import plan_event_clips
+from ..modeling.backbones import HtsatTower, SwinV2Tower, Tower
+from ..modeling.captions import ClipTextTower
+from ..processing import CaeAvProcessor
+
+
+# A frame of the corpus is rendered larger than the tower reads it, as a video would be.
+FRAME_SIZE = 96
+
+# An open_clip model has an image side too; nothing reads this one.
+_UNUSED_IMAGE_TOWER = {"image_size": 16, "patch_size": 16, "layers": 1, "width": 16, "head_width": 16}
+
+
+def pooled(tower: Tower, inputs: Tensor) -> Tensor:
+    """Mean over the tokens of the last stage, (N, C)."""
+    tokens = tower.embed(inputs)
+    for stage in range(tower.num_stages):
+        tokens = tower.enter_stage(stage, tokens)
+        for block in tower.blocks(stage):
+            tokens = block(tokens)
+    return tower.final_norm(tokens).mean(1)
+
+
+def train_classifier(
+    name: str,
+    model: nn.Module,
+    features: Callable[[Tensor], Tensor],
+    train: tuple[Tensor, Tensor],
+    test: tuple[Tensor, Tensor],
+    epochs: int,
+    generator: torch.Generator,
+) -> float:
+    """Train `model` with a linear classifier on top of `features`; returns the accuracy on `test`."""
+    num_classes = int(train[1].max()) + 1
+    model.train()
+    with torch.no_grad():
+        width = features(train[0][:2]).shape[1]
+    head = nn.Linear(width, num_classes)
+    parameters = [*model.parameters(), *head.parameters()]
+    batch_size, count = 64, len(train[1])
+    steps = epochs * (count // batch_size)
+    optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.02)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=2e-3, total_steps=steps)
+    bar = tqdm(total=steps, desc=f"Training the {name} tower", unit="step")
+    for _ in range(epochs):
+        order = torch.randperm(count, generator=generator)[: count // batch_size * batch_size]
+        for batch in order.view(-1, batch_size):
+            loss = F.cross_entropy(head(features(train[0][batch])), train[1][batch])
+            optimizer.zero_grad()
+            loss.backward()
+            nn.utils.clip_grad_norm_(parameters, 1.0)
+            optimizer.step()
+            schedule.step()
+            bar.set_postfix(loss=f"{loss.item():.3f}")
+            bar.update()
+    bar.close()
+    model.eval()
+    with torch.no_grad():
+        predictions = torch.cat([head(features(part)).argmax(-1) for part in test[0].split(batch_size)])
+    return float((predictions == test[1]).float().mean())
+
+
+def frames_and_labels(processor: CaeAvProcessor, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """`count` frames as the vision tower reads them, and their classes; the last class is background."""
+    labels = np.arange(count) % (len(CLASSES) + 1)
+    clips = [
+        render_frame(rng, None if label == len(CLASSES) else int(label), FRAME_SIZE)[None]
+        for label in tqdm(labels, desc="Rendering frames", unit="frame")
+    ]
+    pixels = processor.video_processor(clips, return_tensors="pt")["pixel_values_videos"]
+    return pixels[:, 0], torch.from_numpy(labels)
+
+
+def sounds_and_labels(processor: CaeAvProcessor, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+    """`count` seconds of sound as the audio tower reads them, and their classes; the last class is background."""
+    extractor = processor.feature_extractor
+    labels = np.arange(count) % (len(CLASSES) + 1)
+    waveforms = [
+        render_sound(rng, None if label == len(CLASSES) else int(label), extractor.sampling_rate)
+        for label in tqdm(labels, desc="Synthesising sounds", unit="sound")
+    ]
+    features = extractor(waveforms, sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_features"]
+    return features[:, 0], torch.from_numpy(labels)
+
+
+def captions_and_labels(processor: CaeAvProcessor, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Token ids of `count` visual and `count` audio captions, and the classes of their clips."""
+    scenes = plan_event_clips(count, (1, 0, 0), 0.3, dict.fromkeys(MISALIGNMENTS, 1.0), seed)
+    texts = [scene.visual_caption for scene in scenes] + [scene.audio_caption for scene in scenes]
+    ids = processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")["input_ids"]
+    return ids, torch.tensor([scene.class_id for scene in scenes] * 2)
+
+
+def make_towers(out: Path, seed: int = 0, samples: int = 4500, epochs: int = 10) -> dict[str, float]:
+    """
+    Train and save the three towers.
+
+    Args:
+        out: Folder; gets `vision`, `audio`, `text` and `report.json`.
+        seed: Seed of samples and weights.
+        samples: Training samples of the visual and of the audio tower.
+        epochs: Passes over them.
+
+    Returns:
+        Accuracy of each tower on samples it has not seen.
+    """
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    config = CaeAvConfig.from_preset("ave", size="toy")
+    processor = CaeAvProcessor.from_config(config)
+    accuracy: dict[str, float] = {}
+
+    vision = SwinV2Tower(config.vision_config)
+    data = [frames_and_labels(processor, n, np.random.default_rng([seed, n])) for n in (samples, 1800)]
+    accuracy["vision"] = train_classifier(
+        "vision", vision, lambda pixels: pooled(vision, pixels), data[0], data[1], epochs, generator
+    )
+    sizes = config.vision_config
+    arguments = {
+        "img_size": sizes.image_size,
+        "embed_dim": sizes.embed_dim,
+        "depths": list(sizes.depths),
+        "num_heads": list(sizes.num_heads),
+        "window_size": sizes.window_size,
+    }
+    timm_model = timm.create_model("swinv2_tiny_window8_256", num_classes=0, **arguments)
+    timm_model.load_state_dict(vision.state_dict())
+    save_for_hf(timm_model, str(out / "vision"), model_args=arguments, safe_serialization=True)
+
+    audio = HtsatTower(config.audio_config)
+    data = [sounds_and_labels(processor, n, np.random.default_rng([seed, n])) for n in (samples, 1800)]
+    accuracy["audio"] = train_classifier(
+        "audio", audio, lambda mels: pooled(cast(Tower, audio), mels), data[0], data[1], epochs, generator
+    )
+    known = ClapAudioConfig.__dataclass_fields__
+    values = {key: value for key, value in config.audio_config.to_dict().items() if key in known}
+    clap = ClapAudioModel(ClapAudioConfig(**values))
+    clap.load_state_dict(audio.state_dict())
+    clap.save_pretrained(out / "audio")
+
+    text = ClipTextTower(config.text_config)
+
+    def last_token(ids: Tensor) -> Tensor:
+        # As CLIP pools: the end token, which has the highest id, has seen all others.
+        return text.encode(ids)[torch.arange(len(ids)), ids.argmax(-1)]
+
+    ids, labels = captions_and_labels(processor, samples // 3, seed)
+    other_ids, other_labels = captions_and_labels(processor, 300, seed + 1)
+    accuracy["text"] = train_classifier(
+        "text", text, last_token, (ids, labels), (other_ids, other_labels), max(1, epochs // 3), generator
+    )
+    save_clip(text, config, out / "text")
+    (out / "report.json").write_text(json.dumps({"seed": seed, "samples": samples, "accuracy": accuracy}, indent=2))
+    return accuracy
+
+
+def save_clip(text: ClipTextTower, config: CaeAvConfig, out: Path) -> None:
+    """A text tower as the folder that `open_clip.create_model("local-dir:...")` reads."""
+    out.mkdir(parents=True, exist_ok=True)
+    sizes = config.text_config
+    text_config = {
+        "context_length": sizes.context_length,
+        "vocab_size": sizes.vocab_size,
+        "width": sizes.hidden_size,
+        "heads": sizes.num_attention_heads,
+        "layers": sizes.num_hidden_layers,
+    }
+    model_config = {
+        "embed_dim": _UNUSED_IMAGE_TOWER["width"],
+        "quick_gelu": sizes.hidden_act == "quick_gelu",
+        "vision_cfg": _UNUSED_IMAGE_TOWER,
+        "text_cfg": text_config,
+    }
+    (out / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_config}, indent=2))
+    clip = open_clip.create_model(f"local-dir:{out}", load_weights=False, force_custom_text=True)
+    clip.text.load_state_dict(text.state_dict(), strict=False)
+    save_file(
+        {name: value.contiguous() for name, value in clip.state_dict().items()}, out / "open_clip_model.safetensors"
+    )
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--samples", type=int, default=4500, help="training samples of the visual and the audio tower")
+    parser.add_argument("--epochs", type=int, default=10)
+    arguments = parser.parse_args()
+    accuracy = make_towers(arguments.out, arguments.seed, arguments.samples, arguments.epochs)
+    print("accuracy on unseen samples:", ", ".join(f"{name} {value:.1%}" for name, value in accuracy.items()))
+
+
+if __name__ == "__main__":
+    main()
