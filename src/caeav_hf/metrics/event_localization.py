@@ -1,0 +1,191 @@
+"""
+Accuracy of audio-visual event localization, as defined for AVE: over all segments, background included.
+
+A segment is predicted as background where sigmoid(event logit) <= 0.5, that is, where the logit is not positive, and
+as the class with the clip's highest class logit elsewhere. Background is the label after the last class (28 in AVE).
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+
+from caeav_hf.errors import DataError
+
+
+IGNORED_LABEL = -100
+
+_CITATION = """\
+@inproceedings{tian2018ave,
+  title={Audio-Visual Event Localization in Unconstrained Videos},
+  author={Tian, Yapeng and Shi, Jing and Li, Bochen and Duan, Zhiyao and Xu, Chenliang},
+  booktitle={ECCV},
+  year={2018}
+}
+"""
+
+_INPUTS = """
+Args:
+    event_logits: list of length T (a clip's segments): logit of "this segment is an audio-visual event".
+    class_logits: list of length C: the clip's class logits.
+    labels: list of length T: class of each segment, C for background, -100 for segments that do not count.
+Returns:
+    accuracy, foreground_accuracy, background_accuracy: shares in [0, 1], None where there is no such segment.
+    per_class: the accuracy over the segments of each class that occurs, by its label, or by its name if
+        `compute` is given `id2label`.
+    num_segments: segments that count.
+"""
+
+
+def event_localization_accuracy(event_logits: Any, class_logits: Any, labels: Any) -> float:
+    """
+    Share of segments whose class, or background, is predicted right.
+
+    Args:
+        event_logits: (B, T) array or tensor, is-event logits.
+        class_logits: (B, C) array or tensor, class logits of the clip.
+        labels: (B, T) integers in [0, C], C for background; -100 for segments that do not count.
+
+    Returns:
+        Accuracy in [0, 1] over all segments of all clips.
+
+    Raises:
+        DataError: Shapes do not fit, a label is out of range, a logit is not a number, or no segment counts.
+    """
+    predicted, expected, _ = _predict(event_logits, class_logits, labels)
+    return float(np.mean(predicted == expected))
+
+
+def event_localization_scores(
+    event_logits: Any, class_logits: Any, labels: Any, id2label: Mapping[int, str] | None = None
+) -> dict[str, Any]:
+    """
+    The accuracy and what it is made of.
+
+    Args:
+        event_logits, class_logits, labels: As for [`event_localization_accuracy`].
+        id2label: Names of the classes, for `per_class`; without them it has the labels themselves.
+
+    Returns:
+        `accuracy` over all segments; `foreground_accuracy` over the segments that have an event and
+        `background_accuracy` over the others (None where there are none); `per_class`, a dict from the name of each
+        class that occurs, "background" included, to the accuracy over its segments; `num_segments`. Accuracies are in
+        [0, 1].
+
+    Raises:
+        DataError: As for [`event_localization_accuracy`].
+    """
+    predicted, expected, background = _predict(event_logits, class_logits, labels)
+    right = predicted == expected
+    names: dict[int, Any] = {label: label for label in range(background + 1)}
+    if id2label is not None:
+        if len(id2label) != background:
+            raise DataError(f"`id2label` must name the {background} classes of `class_logits`, got {len(id2label)}")
+        names = {**id2label, background: "background"}
+
+    def share(chosen: np.ndarray) -> float | None:
+        return float(right[chosen].mean()) if chosen.any() else None
+
+    return {
+        "accuracy": float(right.mean()),
+        "foreground_accuracy": share(expected != background),
+        "background_accuracy": share(expected == background),
+        "per_class": {names[int(label)]: float(right[expected == label].mean()) for label in np.unique(expected)},
+        "num_segments": int(expected.size),
+    }
+
+
+class EventLocalizationAccuracy(evaluate.Metric):
+    """
+    [`event_localization_scores`] as a metric that accumulates over batches and processes.
+
+    ```python
+    >>> metric = EventLocalizationAccuracy()
+    >>> metric.add_batch(event_logits=event_logits, class_logits=class_logits, labels=labels)  # (B, T), (B, C), (B, T)
+    >>> metric.compute()["accuracy"]
+    ```
+
+    With several processes pass `num_process`, `process_id` and a common `experiment_id` and `cache_dir`, as for every
+    `evaluate` metric: process 0 gets the scores of all, the others None. Batches may differ in T. Arguments are those
+    of `evaluate.Metric`.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {
+                    "event_logits": datasets.Sequence(datasets.Value("float32")),
+                    "class_logits": datasets.Sequence(datasets.Value("float32")),
+                    "labels": datasets.Sequence(datasets.Value("int64")),
+                }
+            ),
+        )
+
+    def add_batch(self, *, event_logits: Any, class_logits: Any, labels: Any, **kwargs: Any) -> None:
+        """Adds a batch of clips: (B, T), (B, C) and (B, T) arrays or tensors of any floating or integer type."""
+        # Checked here, where the batch at fault is known, and as float32, which Arrow can hold (bfloat16 it cannot).
+        batch = _arrays(event_logits, class_logits, labels)
+        super().add_batch(event_logits=batch[0], class_logits=batch[1], labels=batch[2], **kwargs)
+
+    def _compute(
+        self, event_logits: Any, class_logits: Any, labels: Any, id2label: Mapping[int, str] | None = None
+    ) -> dict[str, Any]:
+        if len(sizes := {len(clip) for clip in class_logits}) > 1:
+            raise DataError(f"`class_logits` must have one number of classes in all batches, got {sorted(sizes)}")
+        longest = max(len(clip) for clip in labels)
+        return event_localization_scores(
+            _pad(event_logits, longest, 0.0),
+            np.asarray(class_logits),
+            _pad(labels, longest, IGNORED_LABEL).astype(np.int64),
+            id2label,
+        )
+
+
+def _predict(event_logits: Any, class_logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, int]:
+    """Predicted and expected labels of the segments that count, each (n,), and the background's label."""
+    event_logits, class_logits, labels = _arrays(event_logits, class_logits, labels)
+    background = class_logits.shape[1]
+    # In logits, not probabilities: rounding would make a sigmoid just above one half equal to it.
+    predicted = np.where(event_logits <= 0, background, class_logits.argmax(1)[:, None])
+    counted = labels != IGNORED_LABEL
+    if not counted.any():
+        raise DataError(f"`labels` has no segment that counts: all of its {labels.size} are {IGNORED_LABEL}")
+    return predicted[counted], labels[counted], background
+
+
+def _arrays(event_logits: Any, class_logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    event, classes, expected = (_to_numpy(values) for values in (event_logits, class_logits, labels))
+    if event.ndim != 2 or classes.ndim != 2 or event.shape != expected.shape or len(event) != len(classes):
+        raise DataError(
+            "expected `event_logits` (B, T), `class_logits` (B, C) and `labels` (B, T), "
+            f"got {event.shape}, {classes.shape} and {expected.shape}"
+        )
+    if not np.issubdtype(expected.dtype, np.integer):
+        raise DataError(f"`labels` must be integers, got {expected.dtype}")
+    event, classes, expected = event.astype(np.float32), classes.astype(np.float32), expected.astype(np.int64)
+    counted = expected != IGNORED_LABEL
+    wrong = counted & ((expected < 0) | (expected > classes.shape[1]))
+    if wrong.any():
+        raise DataError(
+            f"`labels` must be in [0, {classes.shape[1]}] (the last one is background) or {IGNORED_LABEL}, "
+            f"got {expected[wrong][0]}"
+        )
+    if np.isnan(event[counted]).any() or np.isnan(classes[counted.any(1)]).any():
+        raise DataError("`event_logits` or `class_logits` has values that are not numbers (NaN)")
+    return event, classes, expected
+
+
+def _to_numpy(values: Any) -> np.ndarray:
+    if hasattr(values, "detach"):
+        values = values.detach().cpu()
+        values = values.float() if values.is_floating_point() else values
+    return np.asarray(values)
+
+
+def _pad(rows: Any, length: int, value: float) -> np.ndarray:
+    return np.stack([np.pad(np.asarray(row), (0, length - len(row)), constant_values=value) for row in rows])
