@@ -1,0 +1,47 @@
+"""Makes the toy corpus: `python dataset_scripts/toy.py --out DIR --num-clips 240 --misalignment-rate 0.5`."""
+
+import argparse
+import os
+
+from caeav_hf.data.toy import LAYOUTS, MISALIGNMENTS, MediaFormat, generate
+from caeav_hf.errors import CaeAvError
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--out", required=True, help="folder to write")
+    parser.add_argument("--layout", choices=sorted(LAYOUTS), default="ave", help="data set whose layout to follow")
+    parser.add_argument("--num-clips", type=int, default=240, help="clips in all")
+    parser.add_argument("--split", type=float, nargs=3, default=(4, 1, 1), metavar=("TRAIN", "VALIDATION", "TEST"))
+    parser.add_argument("--misalignment-rate", type=float, default=0.0, help="share of misaligned clips")
+    for kind in MISALIGNMENTS:
+        option = f"--{kind.replace('_', '-')}"
+        parser.add_argument(option, type=float, default=1.0, metavar="WEIGHT", help="weight among the misalignments")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--frame-size", type=int, default=MediaFormat.frame_size, help="side of a frame in pixels")
+    parser.add_argument("--frame-rate", type=int, default=MediaFormat.frame_rate, help="frames a second")
+    parser.add_argument("--sampling-rate", type=int, default=MediaFormat.sampling_rate, help="audio samples a second")
+    parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, help="processes that render")
+    parser.add_argument("--overwrite", action="store_true", help="replace a toy corpus that is already there")
+    options = parser.parse_args(arguments)
+    try:
+        scenes = generate(
+            options.out,
+            options.layout,
+            options.num_clips,
+            split=options.split,
+            misalignment=options.misalignment_rate,
+            misalignment_weights={kind: getattr(options, kind) for kind in MISALIGNMENTS},
+            seed=options.seed,
+            media_format=MediaFormat(options.frame_size, options.frame_rate, options.sampling_rate),
+            num_proc=options.num_proc,
+            overwrite=options.overwrite,
+        )
+    except CaeAvError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    aligned = sum(scene.is_aligned for scene in scenes)
+    print(f"{options.out}: {len(scenes)} clips, {aligned} of them aligned")
+
+
+if __name__ == "__main__":
+    main()

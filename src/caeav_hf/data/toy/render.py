@@ -1,0 +1,97 @@
+"""From a scene to frames, masks, sound, and an mp4 file."""
+
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+
+from .look import paint_backdrop, paint_object, to_uint8
+from .scene import Scene
+from .voice import limit, synthesize_noise, synthesize_voice
+
+
+_FADE_SECONDS = 0.005
+
+
+def render_scene_frame(scene: Scene, time: float, size: int) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """
+    What the camera sees at a moment.
+
+    Args:
+        time: Seconds from the clip's start.
+        size: Side of the frame in pixels.
+
+    Returns:
+        The frame, (size, size, 3) uint8, and for each visible source (by its index in the scene) its mask,
+        (size, size) bool.
+    """
+    segment = scene.segments[int(time)]
+    image = paint_backdrop(scene.backdrops[segment.backdrop], size)
+    masks = {source: paint_object(image, scene.sources[source].look, time) >= 0.5 for source in segment.visible}
+    return to_uint8(image), masks
+
+
+def render_scene_frames(scene: Scene, size: int, frame_rate: int) -> np.ndarray:
+    """All frames of a clip at a frame rate: (seconds * frame_rate, size, size, 3) uint8."""
+    images = [paint_backdrop(backdrop, size) for backdrop in scene.backdrops]
+    frames = np.empty((len(scene.segments) * frame_rate, size, size, 3), np.uint8)
+    for number in range(len(frames)):
+        segment = scene.segments[number // frame_rate]
+        image = images[segment.backdrop].copy()
+        for source in segment.visible:
+            paint_object(image, scene.sources[source].look, number / frame_rate)
+        frames[number] = to_uint8(image)
+    return frames
+
+
+def render_scene_sound(scene: Scene, sampling_rate: int) -> np.ndarray:
+    """The soundtrack of a clip: (seconds * sampling_rate,) float32; sources start and stop at whole seconds."""
+    num_samples = len(scene.segments) * sampling_rate
+    sound = synthesize_noise(scene.noise, num_samples, sampling_rate)
+    fade = np.minimum(1.0, (np.arange(sampling_rate) + 0.5) / (_FADE_SECONDS * sampling_rate)).astype(np.float32)
+    for index, source in enumerate(scene.sources):
+        sounding = [index in segment.sounding for segment in scene.segments]
+        if not any(sounding):
+            continue
+        gate = np.repeat(np.array(sounding, np.float32), sampling_rate).reshape(-1, sampling_rate)
+        for second, on in enumerate(sounding):
+            # Short fades inside the sounding second keep its edges from clicking and from leaking over them.
+            if on and (second == 0 or not sounding[second - 1]):
+                gate[second] *= fade
+            if on and (second + 1 == len(sounding) or not sounding[second + 1]):
+                gate[second] *= fade[::-1]
+        sound += gate.reshape(-1) * synthesize_voice(source.voice, num_samples, sampling_rate)
+    return limit(sound)
+
+
+def write_mp4(path: Path, frames: np.ndarray, sound: np.ndarray, frame_rate: int, sampling_rate: int) -> None:
+    """
+    Writes an H.264 and AAC mp4 file, whole or not at all.
+
+    Args:
+        path: Where to; the folder must exist.
+        frames: (n, height, width, 3) uint8.
+        sound: (samples,) float32, mono.
+        frame_rate: Frames a second.
+        sampling_rate: Samples a second.
+    """
+    partial = path.with_name(f"{path.name}.part")
+    # No B-frames: presentation starts at 0 without an edit list. One thread: the bytes do not depend on the cores.
+    video_options = {"preset": "veryfast", "crf": "20", "bf": "0", "g": str(2 * frame_rate), "threads": "1"}
+    with av.open(str(partial), "w", format="mp4") as container:
+        video = container.add_stream("libx264", rate=frame_rate, options=video_options)
+        video.height, video.width = frames.shape[1:3]
+        video.pix_fmt = "yuv420p"
+        audio = container.add_stream("aac", rate=sampling_rate, layout="mono", options={"aac_coder": "fast"})
+        audio.bit_rate = 64_000
+        for number, pixels in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            picture.pts, picture.time_base = number, Fraction(1, frame_rate)
+            container.mux(video.encode(picture))
+        container.mux(video.encode(None))
+        samples = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[None]), format="fltp", layout="mono")
+        samples.sample_rate, samples.pts, samples.time_base = sampling_rate, 0, Fraction(1, sampling_rate)
+        container.mux(audio.encode(samples))
+        container.mux(audio.encode(None))
+    partial.replace(path)

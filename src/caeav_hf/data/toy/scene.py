@@ -1,0 +1,242 @@
+"""
+What happens in a clip of the toy corpus, second by second, before anything is drawn.
+
+A scene lists its sources (objects with a look and a voice) and, for every one-second segment, which of them are
+visible, which are sounding, which backdrop is in view and whether (and how) sight and sound are misaligned. Renderers
+and layout writers know nothing else, so another data set's form needs only another plan and another writer.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from caeav_hf.errors import DataError
+
+from .classes import CLASSES, TOY_CLASSES
+from .look import BACKDROPS, Backdrop, Look, draw_backdrop, draw_look
+from .voice import NOISE_BEDS, NoiseBed, Voice, draw_noise_bed, draw_voice
+
+
+SPLITS = ("train", "validation", "test")
+
+MISALIGNMENTS = ("off_screen_sound", "silent_object", "wrong_soundtrack", "camera_cut")
+
+NUM_SEGMENTS = 10  # seconds of a clip
+
+# Seconds of an event, in an order in which every beginning averages 5 or more: however few clips a split has, most of
+# its segments are events, and answering "background" everywhere is right for at most half of them.
+_EVENT_SECONDS = (8, 3, 7, 4, 6, 5, 9, 2)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A thing that can be seen and heard."""
+
+    class_id: int
+    look: Look
+    voice: Voice
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One second: indices into the scene's sources and backdrops, and the kind of misalignment, if any."""
+
+    visible: tuple[int, ...] = ()
+    sounding: tuple[int, ...] = ()
+    backdrop: int = 0
+    misalignment: str | None = None
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One clip. `index` is its number in the corpus, `event` the [start, end) second of its audio-visual event."""
+
+    clip_id: str
+    index: int
+    split: str
+    class_id: int
+    event: tuple[int, int]
+    sources: tuple[Source, ...]
+    backdrops: tuple[Backdrop, ...]
+    noise: NoiseBed
+    segments: tuple[Segment, ...]
+    visual_caption: str
+    audio_caption: str
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether no segment shows a source that is not heard, or lets one be heard that is not seen."""
+        return all(segment.misalignment is None for segment in self.segments)
+
+
+def plan_event_clips(
+    num_clips: int,
+    split: Sequence[float],
+    misalignment: float,
+    misalignment_weights: Mapping[str, float],
+    seed: int,
+) -> list[Scene]:
+    """
+    Plans clips with one audio-visual event each, as in AVE: its object is seen and heard in an interval, elsewhere
+    there is background, which in misaligned clips holds sight without its sound or sound without its sight.
+
+    Args:
+        num_clips: Clips in all.
+        split: Weights of training, validation and test.
+        misalignment: Share of the clips of each split that are misaligned, in [0, 1].
+        misalignment_weights: Weight of each kind of `MISALIGNMENTS`; kinds not named get none.
+        seed: Makes the whole plan.
+
+    Returns:
+        The scenes, by split. In every split, and among its aligned and its misaligned clips alike, classes are
+        balanced and events last 5.5 s on average.
+    """
+    kinds = _checked_weights(misalignment_weights)
+    if not 0.0 <= misalignment <= 1.0:
+        raise DataError(f"`misalignment` must be a share of the clips in [0, 1], got {misalignment}")
+    if len(split) != len(SPLITS) or min(split) < 0 or sum(split) <= 0:
+        raise DataError(f"`split` must be {len(SPLITS)} weights for {', '.join(SPLITS)}, got {tuple(split)}")
+    if num_clips < 1:
+        raise DataError(f"`num_clips` must be at least 1, got {num_clips}")
+    scenes: list[Scene] = []
+    for split_name, size in zip(SPLITS, _apportion(num_clips, split), strict=True):
+        rng = np.random.default_rng([seed, len(scenes), SPLITS.index(split_name)])
+        num_misaligned = round(misalignment * size)
+        groups = [
+            (class_id, seconds, kind)
+            for kinds_of_group in (
+                [None] * (size - num_misaligned),
+                _deal(rng, np.repeat(np.arange(len(MISALIGNMENTS)), _apportion(num_misaligned, kinds))),
+            )
+            for class_id, seconds, kind in zip(
+                _deal(rng, np.resize(rng.permutation(len(CLASSES)), len(kinds_of_group))),
+                _deal(rng, np.resize(_EVENT_SECONDS, len(kinds_of_group))),
+                kinds_of_group,
+                strict=True,
+            )
+        ]
+        for position in rng.permutation(size):
+            class_id, seconds, kind = groups[position]
+            index = len(scenes)
+            scenes.append(
+                _event_scene(
+                    np.random.default_rng([seed, index]),
+                    index=index,
+                    split=split_name,
+                    class_id=class_id,
+                    seconds=seconds,
+                    kind=None if kind is None else MISALIGNMENTS[kind],
+                    kinds=kinds,
+                )
+            )
+    return scenes
+
+
+def _event_scene(
+    rng: np.random.Generator,
+    *,
+    index: int,
+    split: str,
+    class_id: int,
+    seconds: int,
+    kind: str | None,
+    kinds: Sequence[float],
+) -> Scene:
+    other_class = int(rng.choice([other for other in range(len(CLASSES)) if other != class_id]))
+    sources = tuple(Source(c, draw_look(rng, c), draw_voice(rng, c)) for c in (class_id, other_class))
+    start = int(rng.integers(0, NUM_SEGMENTS - seconds + 1))
+    end = start + seconds
+    segments = [Segment()] * NUM_SEGMENTS
+    segments[start:end] = [Segment(visible=(0,), sounding=(0,))] * seconds
+    if kind is not None:
+        # Each stretch of background, before and after the event, gets one kind; the first one the kind dealt.
+        for first, last in rng.permutation([run for run in ((0, start), (end, NUM_SEGMENTS)) if run[0] < run[1]]):
+            length = int(rng.integers((last - first + 1) // 2, last - first + 1))
+            offset = int(rng.integers(0, last - first - length + 1))
+            if kind == "camera_cut":  # cuts away from the source while it goes on sounding
+                offset = 0 if first == end else last - first - length
+            segments[first + offset : first + offset + length] = [_misaligned(rng, kind)] * length
+            kind = MISALIGNMENTS[rng.choice(len(MISALIGNMENTS), p=np.array(kinds) / sum(kinds))]
+    backdrops, noise = (draw_backdrop(rng), draw_backdrop(rng)), draw_noise_bed(rng)
+    return Scene(
+        clip_id=f"toy{index:08d}",  # 11 characters, as YouTube's
+        index=index,
+        split=split,
+        class_id=class_id,
+        event=(start, end),
+        sources=sources,
+        backdrops=backdrops,
+        noise=noise,
+        segments=tuple(segments),
+        visual_caption=_visual_caption(rng, sources, backdrops, segments),
+        audio_caption=_audio_caption(rng, sources, noise, segments),
+    )
+
+
+def _misaligned(rng: np.random.Generator, kind: str) -> Segment:
+    """A background segment of a kind. Source 0 is the clip's own, source 1 another one; either may stray."""
+    stray = int(rng.integers(2))
+    if kind == "off_screen_sound":
+        return Segment(sounding=(stray,), misalignment=kind)
+    if kind == "silent_object":
+        return Segment(visible=(stray,), misalignment=kind)
+    if kind == "wrong_soundtrack":
+        return Segment(visible=(stray,), sounding=(1 - stray,), misalignment=kind)
+    return Segment(sounding=(0,), backdrop=1, misalignment=kind)
+
+
+def _visual_caption(
+    rng: np.random.Generator, sources: Sequence[Source], backdrops: Sequence[Backdrop], segments: Sequence[Segment]
+) -> str:
+    own, other = (TOY_CLASSES[source.class_id] for source in sources)
+    place = BACKDROPS[backdrops[0].kind]
+    moves = str(rng.choice(own.seen))
+    sentence = str(
+        rng.choice(
+            [
+                f"{own.look} {moves} in front of {place}",
+                f"in front of {place}, {own.look} {moves}",
+                f"the video shows {own.look} that {moves} before {place}",
+            ]
+        )
+    )
+    if any(1 in segment.visible for segment in segments):
+        sentence += str(rng.choice([f", and {other.look} is seen", f"; {other.look} also appears"]))
+    if any(segment.backdrop for segment in segments):
+        away = BACKDROPS[backdrops[1].kind]
+        sentence += str(rng.choice([f", and the camera cuts to {away}", f"; there is also a view of {away}"]))
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _audio_caption(
+    rng: np.random.Generator, sources: Sequence[Source], noise: NoiseBed, segments: Sequence[Segment]
+) -> str:
+    heard = str(rng.choice(TOY_CLASSES[sources[0].class_id].heard))
+    bed = NOISE_BEDS[noise.kind]
+    if any(1 in segment.sounding for segment in segments):
+        heard += " and " + str(rng.choice(TOY_CLASSES[sources[1].class_id].heard))
+    sentence = str(rng.choice([f"{heard} over {bed}", f"over {bed}, {heard}", f"{heard}, with {bed}"]))
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+def _checked_weights(weights: Mapping[str, float]) -> list[float]:
+    if unknown := sorted(set(weights) - set(MISALIGNMENTS)):
+        raise DataError(f"`misalignment_weights` names {unknown}, expected kinds of {', '.join(MISALIGNMENTS)}")
+    values = [float(weights.get(kind, 0.0)) for kind in MISALIGNMENTS]
+    if min(values) < 0 or sum(values) <= 0:
+        raise DataError(f"`misalignment_weights` must not be negative nor all 0, got {dict(weights)}")
+    return values
+
+
+def _apportion(total: int, weights: Sequence[float]) -> list[int]:
+    """Whole numbers that sum to `total`, as near to the weights as can be (largest remainders)."""
+    quotas = np.array(weights, dtype=float) * total / sum(weights)
+    counts = np.floor(quotas).astype(int)
+    for position in np.argsort(counts - quotas, kind="stable")[: total - int(counts.sum())]:
+        counts[position] += 1
+    return counts.tolist()
+
+
+def _deal(rng: np.random.Generator, cards: Sequence[int] | np.ndarray) -> list[int]:
+    return rng.permutation(np.asarray(cards, dtype=int)).tolist()
