@@ -225,8 +225,7 @@ def test_a_bad_line_is_named(tmp_path, line, message):
 def test_forms_that_are_read_as_published(tmp_path):
     file, report = tmp_path / "valSet.txt", BuildReport()
     file.write_bytes(
-        b"\xef\xbb\xbfCategory&VideoID&Quality&StartTime&EndTime\r\n"
-        b"bell&-a_1&good&0&0\r\n\r\ndrum&-a_1&good&0&10\r\n"
+        b"\xef\xbb\xbfCategory&VideoID&Quality&StartTime&EndTime\r\nbell&-a_1&good&0&0\r\n\r\ndrum&-a_1&good&0&10\r\n"
     )
     lines = read_annotations(file, CLASSES, report)
     assert [tuple(line) for line in lines] == [("bell", "-a_1", "good", 0, 0), ("drum", "-a_1", "good", 0, 10)]
