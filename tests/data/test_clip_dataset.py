@@ -1,5 +1,6 @@
 """The torch data set over a builder's rows: lazily decoded, cached, and not ended by a broken clip."""
 
+import gc
 import shutil
 
 import datasets
@@ -62,6 +63,19 @@ def test_a_loader_gives_batches_for_the_model(parquet, processor):
     assert all(tensor.is_contiguous() for tensor in batches[0].values())
 
 
+def _collect_garbage(worker_id):
+    gc.collect()
+
+
+def test_workers_are_not_stopped_by_what_the_parent_decoded(parquet, processor):
+    clips = CaeAvDataset(parquet, processor, split="test")
+    for row in clips.rows:
+        load_clip(row["media"], num_segments=10, sampling_rate=32_000, num_threads=2)
+    # A worker that waits for ever is an error after the time below.
+    loader = DataLoader(clips, collate_fn=CaeAvCollator(), num_workers=1, worker_init_fn=_collect_garbage, timeout=100)
+    assert len(list(loader)) == len(clips)
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_broken_clips_are_named_once_and_counted_and_do_not_end_the_epoch(breakable, processor, caplog, num_workers):
     media, folder = breakable
@@ -96,7 +110,7 @@ def test_the_cache_saves_decoding_and_changes_nothing(breakable, processor, tmp_
 
 
 def test_the_cache_knows_content_and_settings(breakable, processor, tmp_path):
-    media, folder = breakable
+    _, folder = breakable
     cache = tmp_path / "cache"
     first = CaeAvDataset(folder, processor, split="test", cache_dir=cache)
     before = first[0]["pixel_values_videos"]

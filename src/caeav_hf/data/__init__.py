@@ -1,0 +1,9 @@
+"""Data sets: builders that write Parquet, the torch data set and collator that read it, and the toy corpus."""
+
+from .ave import AveBuilder
+from .builder import BuildReport, ClipBuilder
+from .collator import CaeAvCollator
+from .datasets import CaeAvDataset
+
+
+__all__ = ["AveBuilder", "BuildReport", "CaeAvCollator", "CaeAvDataset", "ClipBuilder"]

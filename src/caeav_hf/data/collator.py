@@ -1,0 +1,120 @@
+"""Clips into a batch: pads time and captions, and says with masks what is real."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from caeav_hf.errors import DataError
+
+
+IGNORED_LABEL = -100
+
+_MODALITIES = ("visual", "audio")
+
+
+@dataclass(frozen=True)
+class CaeAvCollator:
+    """
+    Makes a batch of the clips of a [`CaeAvDataset`].
+
+    Each clip is a dict with `pixel_values_videos` (T, 3, H, W), `input_features` (T, 1, frames, mels), optionally
+    `frame_mask` (T,), `labels` (T,), `visual_caption_ids` and `audio_caption_ids` (N,) or `*_caption_embeds` (N, D),
+    and `*_caption_mask` (N,) with them. Other keys are left out, and so are clips that are None.
+
+    The batch has the same keys with the batch first. T and N are those of the longest clip and caption. Padding is 0,
+    in `labels` -100, in the masks False or 0. If some clip of the batch has a caption of either kind, the batch has
+    both kinds for all; a caption that does not exist has a mask of zeros. If none has one, the batch has none.
+
+    Args:
+        pad_token_id: Id that caption ids are padded with.
+    """
+
+    pad_token_id: int = 0
+
+    def __call__(self, clips: Sequence[Mapping[str, Any] | None]) -> dict[str, torch.Tensor] | None:
+        """
+        Returns:
+            The batch, or None if there is no clip left.
+
+        Raises:
+            DataError: Clips do not fit together (their sizes, or some have labels and others not), a clip's tensors
+                differ in T, or some captions are ids and others embeddings.
+        """
+        kept = [clip for clip in clips if clip is not None]
+        if not kept:
+            return None
+        for clip in kept:
+            _check_lengths(clip)
+        batch = {name: _pad(kept, name, 0.0) for name in ("pixel_values_videos", "input_features")}
+        masks = [{"frame_mask": _frame_mask(clip)} for clip in kept]
+        batch["frame_mask"] = _pad(masks, "frame_mask", False)
+        if _in_all_or_none(kept, "labels"):
+            batch["labels"] = _pad(kept, "labels", IGNORED_LABEL)
+        return batch | self._captions(kept)
+
+    def _captions(self, clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        kinds = {kind for clip in clips for kind in ("ids", "embeds") for m in _MODALITIES if _key(m, kind) in clip}
+        if not kinds:
+            return {}
+        if len(kinds) > 1:
+            raise DataError("a batch needs captions either as `*_caption_ids` or as `*_caption_embeds`, got both")
+        kind = kinds.pop()
+        filler = self.pad_token_id if kind == "ids" else 0.0
+        example = next(clip[_key(m, kind)] for clip in clips for m in _MODALITIES if _key(m, kind) in clip)
+        # One padding token, so that a batch without a single caption of one kind still has something to mask.
+        absent = {
+            "caption": example.new_full((1, *example.shape[1:]), filler),
+            "mask": torch.zeros(1, dtype=torch.long),
+        }
+        batch = {}
+        for modality in _MODALITIES:
+            key, mask_key = _key(modality, kind), _key(modality, "mask")
+            captions = [
+                {
+                    "caption": clip[key],
+                    "mask": clip.get(mask_key, torch.ones(len(clip[key]), dtype=torch.long)),
+                }
+                if key in clip
+                else absent
+                for clip in clips
+            ]
+            batch[key] = _pad(captions, "caption", filler)
+            batch[mask_key] = _pad(captions, "mask", 0)
+        return batch
+
+
+def _key(modality: str, part: str) -> str:
+    return f"{modality}_caption_{part}"
+
+
+def _frame_mask(clip: Mapping[str, Any]) -> torch.Tensor:
+    return clip.get("frame_mask", torch.ones(len(clip["pixel_values_videos"]), dtype=torch.bool))
+
+
+def _check_lengths(clip: Mapping[str, Any]) -> None:
+    names = ("pixel_values_videos", "input_features", "frame_mask", "labels")
+    lengths = {name: len(clip[name]) for name in names if name in clip}
+    if len(set(lengths.values())) != 1:
+        raise DataError(f"the tensors of a clip must have one length T, got {lengths}")
+
+
+def _in_all_or_none(clips: Sequence[Mapping[str, Any]], name: str) -> bool:
+    count = sum(name in clip for clip in clips)
+    if count not in (0, len(clips)):
+        raise DataError(f"`{name}` must be in all clips of a batch or in none, got it in {count} of {len(clips)}")
+    return bool(count)
+
+
+def _pad(clips: Sequence[Mapping[str, Any]], name: str, value: float) -> torch.Tensor:
+    """The tensors `name` of all clips, padded at the end of their first axis, stacked."""
+    tensors = [clip[name] for clip in clips]
+    shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
+    if len(shapes) > 1:
+        raise DataError(f"`{name}` must have one size in all clips of a batch, got {sorted(shapes)}")
+    longest = max(len(tensor) for tensor in tensors)
+    batch = tensors[0].new_full((len(tensors), longest, *shapes.pop()), value)
+    for row, tensor in zip(batch, tensors, strict=True):
+        row[: len(tensor)] = tensor
+    return batch
