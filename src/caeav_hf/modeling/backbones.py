@@ -102,6 +102,7 @@ def _windowed_attention(
     bias: Callable[[torch.dtype], Tensor],
     prepare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
     scale: float,
+    roll_first: bool,
 ) -> Tensor:
     """
     Attention within (shifted) windows, before the output projection.
@@ -117,14 +118,17 @@ def _windowed_attention(
         bias: For a dtype, what is added to the scores: (windows * heads, M, M).
         prepare: Changes queries and keys before their product.
         scale: Factor on the product.
+        roll_first: Whether the cyclic shift comes before the padding; the towers differ.
     """
     height, width = grid
     num_frames, _, channels = tokens.shape
     image = tokens.view(num_frames, height, width, channels)
     pad_bottom, pad_right = -height % window[0], -width % window[1]
+    if any(shift) and roll_first:
+        image = image.roll((-shift[0], -shift[1]), dims=(1, 2))
     if pad_bottom or pad_right:
         image = F.pad(image, (0, 0, 0, pad_right, 0, pad_bottom))
-    if any(shift):
+    if any(shift) and not roll_first:
         image = image.roll((-shift[0], -shift[1]), dims=(1, 2))
     rows, columns = image.shape[1] // window[0], image.shape[2] // window[1]
     # (N, rows, M_h, columns, M_w, 3, heads, d) -> three of (N, rows * columns * heads, M_h * M_w, d)
@@ -135,10 +139,12 @@ def _windowed_attention(
     attended = F.scaled_dot_product_attention(query, key, value.to(query.dtype), bias(query.dtype)[None], scale=scale)
     attended = attended.view(num_frames, rows, columns, num_heads, window[0], window[1], -1)
     image = attended.permute(0, 1, 4, 2, 5, 3, 6).reshape(num_frames, rows * window[0], columns * window[1], channels)
-    if any(shift):
+    if any(shift) and not roll_first:
         image = image.roll(shift, dims=(1, 2))
     if pad_bottom or pad_right:
         image = image[:, :height, :width]
+    if any(shift) and roll_first:
+        image = image.roll(shift, dims=(1, 2))
     return image.reshape(num_frames, -1, channels)
 
 
@@ -223,6 +229,7 @@ class SwinV2Tower(SwinTransformerV2):
             bias=lambda dtype: constant.get(parameters, dtype, compute_bias),
             prepare=prepare,
             scale=1.0,
+            roll_first=True,
         )
         return attention.proj(attended)
 
@@ -247,9 +254,11 @@ class HtsatTower(ClapAudioModel):
     def embed(self, inputs: Tensor) -> Tensor:
         """(N, 1, frames, mel bins) log-mel -> (N, L, C)."""
         encoder = self.audio_encoder
-        if inputs.shape[1] != 1 or inputs.shape[3] != self.config.num_mel_bins:
+        room = encoder.spec_size * encoder.freq_ratio
+        if inputs.shape[1] != 1 or inputs.shape[2] > room or inputs.shape[3] != self.config.num_mel_bins:
             raise CaeAvError(
-                f"`input_features` must end in (1, frames, {self.config.num_mel_bins}), got {tuple(inputs.shape[1:])}"
+                f"`input_features` must end in (1, at most {room} frames, {self.config.num_mel_bins} mel bins), got "
+                f"{tuple(inputs.shape[1:])}"
             )
         normalised = encoder.batch_norm(inputs.transpose(1, 3)).transpose(1, 3)
         return encoder.patch_embed(encoder.reshape_mel2img(normalised))
@@ -295,6 +304,7 @@ class HtsatTower(ClapAudioModel):
             bias=lambda dtype: constant.get([attention.relative_position_bias_table], dtype, compute_bias),
             prepare=lambda query, key: (query, key),
             scale=attention.attention_head_size**-0.5,
+            roll_first=False,
         )
         return block.attention.output.dense(attended)
 

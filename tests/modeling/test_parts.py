@@ -1,0 +1,289 @@
+"""The equations one by one: interaction order, CASTE, CASE, AVMoE options, losses."""
+
+import math
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from helpers import randomise, toy_batch, toy_model
+from torch import Tensor, multiprocessing, nn
+
+from caeav_hf import CaeAvConfig
+from caeav_hf.modeling.avmoe import AVMoE, CrossModalMap
+from caeav_hf.modeling.backbones import FrozenBlock
+from caeav_hf.modeling.captions import Captions
+from caeav_hf.modeling.case import CASE
+from caeav_hf.modeling.caste import CASTE, num_kept
+from caeav_hf.modeling.frames import FrameLayout
+from caeav_hf.modeling.interaction import InteractionLayer, PairPosition, build_interaction, register_interaction
+from caeav_hf.modeling.losses import caption_contrastive_loss, modality_alignment_loss, selection_entropy_loss
+
+
+VISUAL, AUDIO = (6, 16), (8, 32)
+
+
+def config_of(formulation: str = "paper", **overrides) -> CaeAvConfig:
+    config = CaeAvConfig.from_preset(
+        overrides.pop("task", "ave"), size="toy", formulation=formulation, adapter_batch_norm=False, **overrides
+    )
+    config._attn_implementation = "sdpa"
+    return config
+
+
+def pair(config: CaeAvConfig, stage: int = 1, is_first: bool = True) -> InteractionLayer:
+    torch.manual_seed(0)
+    return randomise(build_interaction(config, PairPosition(stage, is_first, *VISUAL, *AUDIO))).eval().double()
+
+
+def streams() -> tuple[Tensor, Tensor, FrozenBlock, FrozenBlock, FrameLayout]:
+    generator = torch.Generator().manual_seed(1)
+    visual = torch.randn(4, *VISUAL, generator=generator, dtype=torch.float64)
+    audio = torch.randn(4, *AUDIO, generator=generator, dtype=torch.float64)
+    blocks = [FrozenBlock(attention=lambda x: x.sin() * 0.5, feed_forward=lambda x: x.cos() * 0.3) for _ in range(2)]
+    return visual, audio, *blocks, FrameLayout(2, 2)
+
+
+@pytest.mark.parametrize("formulation", ["paper", "official"])
+def test_paired_block_follows_the_equations(formulation: str) -> None:
+    """Eq. 10 to 13, written out; the official audio stream runs its whole block first (point 5)."""
+    config = config_of(formulation)
+    layer = pair(config)
+    visual, audio, visual_block, audio_block, frames = streams()
+    new_visual, new_audio, weights, agreement, probs = layer(visual, audio, visual_block, audio_block, frames)
+
+    v = visual + layer.visual_caste(visual, audio, frames)[0]
+    a = audio + layer.audio_caste(audio, visual, frames)[0]
+    dv = layer.visual_attention_adapter(v, a, frames)[0]
+    da = layer.audio_attention_adapter(a, v, frames)[0]
+    v = visual + visual_block.attention(visual) + dv
+    a = (audio_block(audio) if formulation == "official" else audio + audio_block.attention(audio)) + da
+    dv = layer.visual_feed_forward_adapter(v, a, frames)[0]
+    da = layer.audio_feed_forward_adapter(a, v, frames)[0]
+    torch.testing.assert_close(new_visual, v + visual_block.feed_forward(v) + dv)
+    torch.testing.assert_close(new_audio, a + da + (0 if formulation == "official" else audio_block.feed_forward(a)))
+    assert weights.shape == (2, 4, 2)
+    assert agreement.shape == (4,)
+    assert probs.shape == (4, 4, config.num_experts)
+
+
+@pytest.mark.parametrize("formulation", ["paper", "official"])
+def test_stage_without_adapters(formulation: str) -> None:
+    config = config_of(formulation, adapter_stages=(2,))
+    first, later = pair(config), pair(config, is_first=False)
+    visual, audio, visual_block, audio_block, frames = streams()
+    new_visual, new_audio, *_ = first(visual, audio, visual_block, audio_block, frames)
+    v = visual + visual_block.attention(visual) + first.visual_caste(visual, audio, frames)[0]
+    torch.testing.assert_close(new_visual, v + visual_block.feed_forward(v))
+    torch.testing.assert_close(new_audio, audio_block(audio) + first.audio_caste(audio, visual, frames)[0])
+    new_visual, new_audio, *explained = later(visual, audio, visual_block, audio_block, frames)
+    torch.testing.assert_close((new_visual, new_audio), (visual_block(visual), audio_block(audio)))
+    assert explained == [None, None, None]
+
+
+def test_official_video_parsing_skips_the_audio_blocks() -> None:
+    config = config_of("official", task="avvp")
+    layer = pair(config)
+    visual, audio, visual_block, _, frames = streams()
+
+    def never(_: Tensor) -> Tensor:
+        raise AssertionError("the audio block ran")
+
+    layer(visual, audio, visual_block, FrozenBlock(never, never), frames)
+
+
+def test_interactions_can_be_added() -> None:
+    @register_interaction("double_the_picture")
+    class Doubling(InteractionLayer):
+        def forward(self, visual, audio, visual_block, audio_block, frames):
+            return 2 * visual_block(visual), audio_block(audio), None, None, None
+
+    model = toy_model(interaction="double_the_picture")
+    outputs = model(**toy_batch(model.config))
+    assert torch.isfinite(outputs.loss)
+    assert outputs.agreement is None
+    assert outputs.router_probs is None
+
+
+def test_plain_avmoe_has_no_enrichment() -> None:
+    model = toy_model(interaction="avmoe", use_case=False)
+    outputs = model(**toy_batch(model.config))
+    assert outputs.enrichment_weights is None
+    assert outputs.caption_agreement is None
+    assert set(outputs.loss_dict) == {"task"}
+    assert not any("caste" in name or "case." in name for name, _ in model.named_parameters())
+
+
+@pytest.mark.parametrize(("ratio", "tokens", "paper", "official"), [(0.3, 10, 3, 3), (0.3, 12, 4, 3), (0.1, 4, 1, 1)])
+def test_number_of_kept_tokens(ratio: float, tokens: int, paper: int, official: int) -> None:
+    assert num_kept(config_of("paper", topk_ratio=ratio), tokens) == paper
+    assert num_kept(config_of("official", topk_ratio=ratio), tokens) == official
+
+
+def test_caste_of_the_paper_written_out() -> None:
+    """Eq. 1 to 9 token by token."""
+    config = config_of("paper")
+    torch.manual_seed(0)
+    module = randomise(CASTE(config, 16, 32)).double().eval()
+    states, other = torch.randn(3, 6, 16, dtype=torch.float64), torch.randn(3, 8, 32, dtype=torch.float64)
+    added, weights, agreement = module(states, other, FrameLayout(1, 3))
+    gate, spatial, temporal = module.agreement_gate, module.spatial, module.temporal
+    kept = math.ceil(config.topk_ratio * 6)
+    for t in range(3):
+        v, a = gate.stream_projection(states[t].mean(0)), gate.other_projection(other[t].mean(0))
+        g = v @ a / (v.norm() * a.norm())
+        logits = gate.logits(gate.hidden(torch.cat([v, a, v - a, v * a])).relu()) + torch.stack([g, -g])
+        w = logits.softmax(0)
+        torch.testing.assert_close((weights[t], agreement[t]), (w, g))
+        i = spatial.gate_projection(states[t]).sigmoid()
+        context = (i * spatial.key_projection(states[t])).sum(0)
+        enriched = spatial.output_projection(spatial.value_projection(states[t]) * context)
+        x_spatial = spatial.norm(states[t] + spatial.gamma * enriched)
+        window = [states[t + d] if 0 <= t + d < 3 else torch.zeros_like(states[t]) for d in (-1, 0, 1)]
+        kernel = temporal.conv.depthwise.weight[:, 0]
+        mixed = sum(w_ * kernel[:, d] for d, w_ in enumerate(window)) + temporal.conv.depthwise.bias
+        x_temporal = temporal.norm(states[t] + temporal.gamma * temporal.conv.pointwise(mixed))
+        hat = w[0] * x_spatial + w[1] * x_temporal
+        salient = hat.square().sum(-1).argsort(descending=True)[:kept]
+        expected = torch.zeros_like(hat)
+        expected[salient] = module.gamma * hat[salient]
+        torch.testing.assert_close(added[t], expected)
+
+
+def test_new_enrichment_adds_nothing() -> None:
+    """gamma starts at 0, for CASTE and for the paper's CASE; AVMoE's gates start at 0."""
+    torch.manual_seed(0)
+    config = config_of("paper")
+    caste = CASTE(config, 16, 32)
+    states, other = torch.randn(2, 6, 16), torch.randn(2, 8, 32)
+    assert not caste(states, other, FrameLayout(1, 2))[0].any()
+    adapter = AVMoE(config, 6, 16, 8, 32)
+    assert not adapter(states, other, FrameLayout(1, 2))[0].any()
+    case = CASE(config).eval()
+    visual, audio = torch.randn(2, 4, 128), torch.randn(2, 4, 128)
+    output = case(visual, audio, Captions(torch.randn(1, 5, 128), torch.randn(1, 5, 128)), *[FrameLayout(1, 2)] * 2)
+    assert torch.equal(output.visual, visual)
+    assert torch.equal(output.audio, audio)
+
+
+def test_gradient_through_the_caption_agreement_only_in_the_paper() -> None:
+    for formulation, flows in (("paper", True), ("official", False)):
+        config = config_of(formulation)
+        torch.manual_seed(0)
+        stream = randomise(CASE(config)).visual_stream
+        agreement = torch.tensor([0.2, 0.4], requires_grad=True)
+        tokens, bar = torch.randn(2, 4, 128), torch.randn(2, 4, 128)
+        stream.inject(tokens, bar, agreement, torch.ones(()))[0].square().sum().backward()
+        assert (agreement.grad is not None) is flows
+
+
+def test_official_selection_is_drawn_while_training() -> None:
+    config = config_of("official", topk_ratio=0.5)
+    torch.manual_seed(0)
+    stream = randomise(CASE(config)).visual_stream
+    tokens, bar = torch.zeros(1, 8, 128), 0.01 * torch.randn(1, 8, 128)
+    arguments = (tokens, bar, torch.zeros(1), torch.ones(()))
+    stream.eval()
+    assert torch.equal(stream.inject(*arguments)[1], stream.inject(*arguments)[1])
+    stream.train()
+    drawn = {tuple(sorted(stream.inject(*arguments)[1][0].tolist())) for _ in range(20)}
+    assert len(drawn) > 1
+    temperature = nn.Parameter(torch.ones(()))
+    stream.inject(tokens, bar, torch.zeros(1), temperature)[0].square().sum().backward()
+    assert temperature.grad is not None
+
+
+@pytest.mark.parametrize("sizes", [(6, 16, 8, 32), (6, 32, 8, 16), (9, 8, 3, 8)])
+@pytest.mark.parametrize("num_queries", [1, 3, 40])
+def test_cross_modal_map_factors(sizes: tuple[int, ...], num_queries: int) -> None:
+    """However it is computed: y brought to the stream's tokens, then its channels."""
+    torch.manual_seed(0)
+    tokens, width, other_tokens, other_width = sizes
+    module = CrossModalMap(tokens, other_tokens, width, other_width).double()
+    other = torch.randn(2, other_tokens, other_width, dtype=torch.float64)
+    mapped = module.channels(module.tokens(other.transpose(1, 2)).transpose(1, 2))
+    torch.testing.assert_close(module(other), mapped)
+    torch.testing.assert_close(module.mean(other), mapped.mean(1))
+    queries = torch.randn(num_queries, width, dtype=torch.float64)
+    expected = (queries @ mapped.transpose(1, 2)).softmax(-1) @ mapped
+    torch.testing.assert_close(module.attend(queries, other), expected)
+
+
+def brute_force_infonce(frames: Tensor, captions: Tensor, clip: Tensor, temperature: float) -> Tensor:
+    """Every frame beside every frame's caption."""
+    scores = F.normalize(frames, dim=-1) @ F.normalize(captions, dim=-1)[clip].T / temperature
+    losses = []
+    for matrix in (scores, scores.T):
+        for i in range(len(clip)):
+            negatives = matrix[i][clip != clip[i]]
+            losses.append(torch.logsumexp(torch.cat([matrix[i, i : i + 1], negatives]), 0) - matrix[i, i])
+    return torch.stack(losses).mean()
+
+
+def test_caption_contrastive_loss() -> None:
+    torch.manual_seed(0)
+    clip = torch.tensor([0, 0, 0, 1, 2, 2])
+    frames, captions = torch.randn(6, 8), torch.randn(4, 8)  # the last clip has no frame
+    actual = caption_contrastive_loss(frames, captions, clip, torch.tensor(0.2))
+    torch.testing.assert_close(actual, brute_force_infonce(frames, captions, clip, 0.2))
+    alone = caption_contrastive_loss(frames[:3], captions[:1], clip[:3], torch.tensor(0.2))
+    torch.testing.assert_close(alone, torch.zeros(()))
+    assert caption_contrastive_loss(frames[:0], captions, clip[:0], torch.tensor(0.2)) == 0
+
+
+def _one_of_two_processes(rank: int, port: int, results: dict) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.manual_seed(0)
+    frames, captions = torch.randn(6, 8), torch.randn(3, 8)
+    parts = [(slice(0, 3), slice(0, 1), torch.tensor([0, 0, 0])), (slice(3, 6), slice(1, 3), torch.tensor([0, 1, 1]))]
+    of_frames, of_captions, clip = parts[rank]
+    frames.requires_grad_()
+    loss = caption_contrastive_loss(frames[of_frames], captions[of_captions], clip, torch.tensor(0.2))
+    loss.backward()
+    dist.all_reduce(frames.grad)
+    results[rank] = (loss.item(), frames.grad / 2)
+    dist.destroy_process_group()
+
+
+def test_negatives_are_gathered_across_processes() -> None:
+    """Two processes, three frames each: mean loss and averaged gradient are those of one process with all six."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with multiprocessing.Manager() as manager:
+        results = manager.dict()
+        multiprocessing.spawn(_one_of_two_processes, (port, results), nprocs=2)
+        (first, gradient), (second, other_gradient) = results[0], results[1]
+    torch.manual_seed(0)
+    frames, captions = torch.randn(6, 8, requires_grad=True), torch.randn(3, 8)
+    loss = caption_contrastive_loss(frames, captions, torch.tensor([0, 0, 0, 1, 2, 2]), torch.tensor(0.2))
+    loss.backward()
+    torch.testing.assert_close((first + second) / 2, loss.item())
+    torch.testing.assert_close(gradient, frames.grad)
+    torch.testing.assert_close(other_gradient, frames.grad)
+
+
+def test_alignment_and_entropy() -> None:
+    same = torch.randn(4, 8)
+    torch.testing.assert_close(modality_alignment_loss(same, 3 * same), torch.zeros(()), atol=1e-6, rtol=0)
+    torch.testing.assert_close(modality_alignment_loss(same, -same), torch.tensor(2.0))
+    flat = torch.full((2, 8), -math.log(8))
+    sharp = torch.tensor([[0.0] + [-1e4] * 7])
+    torch.testing.assert_close(selection_entropy_loss(flat, flat, "as_printed"), torch.tensor(-2 * math.log(8)))
+    torch.testing.assert_close(selection_entropy_loss(flat, flat, "sharpen"), torch.tensor(2 * math.log(8)))
+    torch.testing.assert_close(selection_entropy_loss(sharp, sharp, "sharpen"), torch.zeros(()))
+
+
+def test_loss_is_the_weighted_sum() -> None:
+    model = toy_model(task="avs_ms3")
+    batch = toy_batch(model.config)
+    batch["labels"] = batch["labels"].clamp(max=model.config.num_labels)
+    outputs = model(**batch)
+    assert set(outputs.loss_dict) == {"task", "caption", "alignment", "entropy", "load_balancing"}
+    weights = {"task": 1.0, "caption": 0.1, "alignment": 0.05, "entropy": 0.005, "load_balancing": 0.01}
+    expected = sum(weights[name] * value for name, value in outputs.loss_dict.items())
+    torch.testing.assert_close(outputs.loss, expected)
+    model.loss_weights["entropy"] = 0.0
+    expected = expected - 0.005 * outputs.loss_dict["entropy"]
+    torch.testing.assert_close(model(**batch).loss, expected)
