@@ -103,7 +103,6 @@ def write_clip(
             streams.append((_video_stream(container, video_codec, fps, size, gop), image, times))
         if second_video is not None:
             stream = _video_stream(container, video_codec, fps, size, gop)
-            stream.disposition = av.stream.Disposition(0)
             streams.append((stream, second_video, times[: len(times) // 2]))
         if audio:
             sound_stream = container.add_stream(audio_codec, rate=audio_rate)
@@ -155,7 +154,7 @@ def write_cover_song(path: str | Path, *, seconds: float = 1.0) -> Path:
         stream.codec_context.layout = "mono"
         cover = container.add_stream("mjpeg", rate=1)
         cover.width, cover.height, cover.pix_fmt = 64, 48, "yuvj420p"
-        cover.disposition = av.stream.Disposition.attached_pic
+        cover.disposition = av.stream.Disposition.attached_pic.value
         frame = av.VideoFrame.from_ndarray(corner_image(0, (48, 64)), format="rgb24")
         container.mux(cover.encode(frame.reformat(format="yuvj420p")))
         container.mux(cover.encode(None))

@@ -65,7 +65,7 @@ def test_from_config_takes_every_size():
         size="toy",
         num_frames=7,
         segment_seconds=0.5,
-        audio_config={"sampling_rate": 16_000, "hop_length": 160, "frequency_max": 8000, "tile_seconds": 2},
+        audio_config={"sampling_rate": 16_000, "hop_length": 160, "frequency_max": 8000},
         text_config={"context_length": 16},
     )
     processor = CaeAvProcessor.from_config(config)
@@ -73,7 +73,7 @@ def test_from_config_takes_every_size():
     assert processor.id2label == {int(index): name for index, name in config.id2label.items()}
     inputs = processor(frames(2), sound(0.5), "a", "b", sampling_rate=16_000)
     assert inputs["pixel_values_videos"].shape == (1, 2, 3, 64, 64)
-    assert inputs["input_features"].shape == (1, 2, 1, 201, 32)
+    assert inputs["input_features"].shape == (1, 2, 1, 101, 32)
     assert inputs["visual_caption_ids"].shape == (1, 16)
     assert len(processor.tokenizer) == config.text_config.vocab_size
 

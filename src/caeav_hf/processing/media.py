@@ -48,6 +48,8 @@ _TIME_EPSILON = 1e-6
 _SEEK_MARGIN = 0.5
 # A jump in the sound's timestamps of more than this (seconds, just under one AAC packet at 48 kHz) is a gap.
 _AUDIO_JITTER = 0.02
+# Gaps of more than this (seconds) in a sound file are no gaps but damaged timestamps.
+_LONGEST_SILENCE = 3600.0
 
 # Demuxers that read one self-contained file. Playlists and scripts (hls, concat, dash, sdp, ...) are left out because
 # they make FFmpeg open other files and addresses than the one that was given.
@@ -211,14 +213,16 @@ def load_audio(
     with media.open() as container:
         stream = _audio_stream(container, media.name)
         origin = _start_time(stream, container)
-        if end is None and (announced := _announced_end(stream, container)) is not None:
-            # A timestamp far beyond the announced end is damage, and silence up to it would fill the memory.
-            end = max(announced, start) + 1.0
         track = _AudioTrack(sampling_rate, origin + start, None if end is None else origin + end)
         for frame in _decoded_frames(container, [stream], done := set()):
             if track.push(frame):
                 done.add(stream.index)
-        waveform = track.waveform()
+    if track.silence > _LONGEST_SILENCE:
+        # Filling the gaps could take more memory than there is.
+        raise MediaError(
+            f"{media.name}: its sound has gaps of {track.silence:.0f} s in all; expected a readable audio stream"
+        )
+    waveform = track.waveform()
     if not waveform.size:
         raise MediaError(
             f"{media.name}: no sound could be decoded from {start} s on; expected a readable audio stream"
@@ -309,8 +313,9 @@ class _Source:
         try:
             if not isinstance(self.target, str):
                 self.target.seek(0)
+            # Not PyAV's `options`: older versions hand them to streams too, and crash where a stream is found late.
             # Names and titles in a file's metadata need not be UTF-8, and none of them is read here.
-            with av.open(self.target, mode="r", options=options, metadata_errors="replace") as container:
+            with av.open(self.target, mode="r", container_options=options, metadata_errors="replace") as container:
                 yield container
         except (av.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -362,8 +367,8 @@ def _best_stream(container: Any, kind: str) -> Any:
     """The stream of a kind that FFmpeg finds best, or None; a cover picture is not a video."""
     streams = [
         stream
-        for stream in container.streams
-        if stream.type == kind and not stream.disposition & av.stream.Disposition.attached_pic
+        for stream in getattr(container.streams, kind)
+        if not stream.disposition & av.stream.Disposition.attached_pic
     ]
     best = container.streams.best(kind)
     return best if best in streams else next(iter(streams), None)
@@ -643,16 +648,25 @@ class _AudioTrack:
     def waveform(self, samples: int | None = None) -> np.ndarray:
         """(samples,) float32; silence where there is no sound. Without a number: to the end of the sound."""
         self._flush()
-        limit = None if self.end is None else max(0, round((self.end - self.begin) * self.rate))
+        limit = None if self.end is None else round((self.end - self.begin) * self.rate)
         if samples is None:
-            samples = max((offset + len(piece) for offset, piece in self._pieces), default=0)
-            samples = samples if limit is None else min(samples, limit)
-        waveform = np.zeros(max(0, samples), dtype=np.float32)
+            samples = self._length if limit is None else min(self._length, limit)
+        waveform = np.zeros(samples, dtype=np.float32)
         for offset, piece in self._pieces:
             first, last = max(offset, 0), min(offset + len(piece), samples, samples if limit is None else limit)
             if last > first:
                 waveform[first:last] = piece[first - offset : last - offset]
         return waveform
+
+    @property
+    def silence(self) -> float:
+        """Seconds, up to the end of the sound, for which there is none."""
+        return (self._length - sum(len(piece) for _, piece in self._pieces)) / self.rate
+
+    @property
+    def _length(self) -> int:
+        """Samples from the beginning of the time line to the end of the sound."""
+        return max((offset + len(piece) for offset, piece in self._pieces), default=0)
 
     def _flush(self) -> None:
         if self._resampler is not None:
