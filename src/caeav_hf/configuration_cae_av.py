@@ -134,13 +134,6 @@ class CaeAvAudioConfig(ClapAudioConfig):
                 f"got {list(self.num_attention_heads)}"
             )
         _divisible(self, "spec_size", self.spec_size, "num_mel_bins", self.num_mel_bins)
-        spectrogram = self.tile_seconds * self.sampling_rate // self.hop_length + 1
-        capacity = self.spec_size * (self.spec_size // self.num_mel_bins)
-        if spectrogram > capacity:
-            raise ValueError(
-                f"`tile_seconds` ({self.tile_seconds}) of CaeAvAudioConfig makes a spectrogram of {spectrogram} frames; "
-                f"`spec_size` and `num_mel_bins` leave room for {capacity}"
-            )
         stride = self.patch_stride if isinstance(self.patch_stride, int) else min(self.patch_stride)
         smallest = self.spec_size // stride // 2 ** (len(self.depths) - 1)
         if smallest < self.window_size:

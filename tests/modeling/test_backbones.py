@@ -208,10 +208,10 @@ def test_configuration_rejects_by_field_name() -> None:
         "num_cross_modal_experts": -1,
         "nonexistent": 1,
         "vision_config": {"num_heads": (1, 2)},
-        "audio_config": {"tile_seconds": 11},
+        "audio_config": {"frequency_max": 20_000},
         "text_config": {"vocab_size": 100},
     }
-    fields = {"vision_config": "num_heads", "audio_config": "tile_seconds", "text_config": "vocab_size"}
+    fields = {"vision_config": "num_heads", "audio_config": "frequency_max", "text_config": "vocab_size"}
     for name, value in wrong.items():
         with pytest.raises((ValueError, StrictDataclassError), match=fields.get(name, name)):
             CaeAvConfig.from_preset("ave", size="toy", **{name: value})
