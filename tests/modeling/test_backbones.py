@@ -117,6 +117,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     root = tmp_path_factory.mktemp("towers")
     vision = shake(timm.create_model("swinv2_tiny_window8_256", num_classes=3, **SWIN))
     save_for_hf(vision, str(root / "vision"), model_args=SWIN, safe_serialization=True)
+    save_for_hf(timm.create_model("test_resnet", num_classes=0), str(root / "resnet"), safe_serialization=True)
     sizes = {
         "spec_size": 64,
         "num_mel_bins": 32,
@@ -135,7 +136,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     (root / "text" / "open_clip_config.json").write_text(json.dumps({"model_cfg": CLIP}))
     clip = shake(open_clip.create_model(f"local-dir:{root / 'text'}", load_weights=False))
     torch.save(clip.state_dict(), root / "text" / "open_clip_pytorch_model.bin")
-    return {name: root / name for name in ("vision", "audio", "clap", "text")}
+    return {name: root / name for name in ("vision", "resnet", "audio", "clap", "text")}
 
 
 @pytest.mark.parametrize("audio", ["audio", "clap"])
@@ -176,7 +177,7 @@ def test_from_backbones(folders: dict[str, Path], audio: str, tmp_path: Path) ->
     [
         ({"vision": "no_such_model"}, "vision.*no_such_model"),
         ({"vision": "org/model"}, "vision.*org/model"),
-        ({"vision": "resnet10t"}, "vision"),
+        ({"vision": "resnet"}, "vision.*Swin Transformer V2"),
         ({"audio": "vision"}, "audio"),
         ({"text": "no-such-clip/openai"}, "text.*no-such-clip"),
         ({"text": "ViT-B-32"}, "text.*ViT-B-32"),
@@ -189,7 +190,7 @@ def test_from_backbones_errors(
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     arguments = {"vision": folders["vision"], "audio": folders["audio"], "text": folders["text"], "size": "toy"}
-    change = {key: folders.get(value, value) if key == "audio" else value for key, value in change.items()}
+    change = {key: folders.get(value, value) if isinstance(value, str) else value for key, value in change.items()}
     with pytest.raises(CaeAvError, match=message):
         CaeAvModel.from_backbones(**{**arguments, **change})
 
