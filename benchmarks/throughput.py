@@ -1,0 +1,240 @@
+"""
+What CAE-AV costs over its bare towers: forward pass, training step, peak memory.
+
+    python benchmarks/throughput.py --out throughput.json
+
+The floor is the forward pass of the same two towers as timm and Transformers run them. Floor and model take turns in
+one process, so that a machine whose speed drifts slows both, and the ratio is the median of the ratios turn by turn.
+Caption features are given, as in training, where each caption is encoded once. Peak memory is that of a process of its
+own for each case: resident memory on a CPU, libraries included, allocated memory on a GPU.
+"""
+
+import argparse
+import contextlib
+import json
+import platform
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from tqdm.auto import tqdm
+from transformers import ClapAudioModel
+
+from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
+
+
+CASES = ("floor forward", "model forward", "model training step")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is measured, and on what."""
+
+    task: str
+    size: str
+    formulation: str
+    device: str
+    threads: int
+    batch_size: int
+    frames: int
+    repeats: int
+    seed: int
+
+
+def make_floor(config: CaeAvConfig, device: str) -> tuple[SwinTransformerV2, ClapAudioModel]:
+    """The two towers without anything of this package around them."""
+    vision, audio = config.vision_config, config.audio_config
+    swin = SwinTransformerV2(
+        img_size=vision.image_size,
+        patch_size=vision.patch_size,
+        embed_dim=vision.embed_dim,
+        depths=tuple(vision.depths),
+        num_heads=tuple(vision.num_heads),
+        window_size=vision.window_size,
+        num_classes=0,
+    )
+    return swin.eval().to(device), ClapAudioModel(audio).eval().to(device)
+
+
+def make_inputs(config: CaeAvConfig, settings: Settings) -> dict[str, torch.Tensor]:
+    """Random inputs of the right sizes, caption features included."""
+    torch.manual_seed(settings.seed)
+    shape = (settings.batch_size, settings.frames)
+    audio, text, size = config.audio_config, config.text_config, config.vision_config.image_size
+    spectrogram = audio.tile_seconds * audio.sampling_rate // audio.hop_length + 1
+    captions = (settings.batch_size, text.context_length, text.hidden_size)
+    inputs = {
+        "pixel_values_videos": torch.randn(*shape, 3, size, size),
+        "input_features": 15 * torch.randn(*shape, 1, spectrogram, audio.num_mel_bins) - 30,
+        "visual_caption_embeds": torch.randn(captions),
+        "audio_caption_embeds": torch.randn(captions),
+        "labels": torch.randint(0, config.num_labels + 1, shape),
+    }
+    return {name: value.to(settings.device) for name, value in inputs.items()}
+
+
+def make_cases(settings: Settings, names: tuple[str, ...], precision: str) -> dict[str, Callable[[], Any]]:
+    """A function to time for each of `names`."""
+    torch.set_num_threads(settings.threads)
+    config = CaeAvConfig.from_preset(settings.task, settings.size, formulation=settings.formulation)
+    inputs = make_inputs(config, settings)
+    labels = inputs.pop("labels")
+    cases: dict[str, Callable[[], Any]] = {}
+
+    def autocast() -> contextlib.AbstractContextManager:
+        if precision == "fp32":
+            return contextlib.nullcontext()
+        return torch.autocast(torch.device(settings.device).type, dtype=torch.bfloat16)
+
+    if "floor forward" in names:
+        swin, htsat = make_floor(config, settings.device)
+        pixels, mels = (inputs[name].flatten(0, 1) for name in ("pixel_values_videos", "input_features"))
+
+        def floor() -> None:
+            with torch.inference_mode(), autocast():
+                swin.forward_features(pixels)
+                htsat(input_features=mels)
+
+        cases["floor forward"] = floor
+    if {"model forward", "model training step"} & set(names):
+        model = CaeAvForEventLocalization(config).eval().to(settings.device)
+        if "model forward" in names:
+
+            def forward() -> None:
+                model.eval()
+                with torch.inference_mode(), autocast():
+                    model(**inputs)
+
+            cases["model forward"] = forward
+        if "model training step" in names:
+            optimizer = torch.optim.Adam(p for p in model.parameters() if p.requires_grad)
+
+            def step() -> None:
+                model.train()
+                with autocast():
+                    loss = model(**inputs, labels=labels).loss
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+
+            cases["model training step"] = step
+    return cases
+
+
+def seconds(function: Callable[[], Any], device: str) -> float:
+    """Time of one call."""
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    function()
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+def measure_time(settings: Settings, precision: str) -> dict[str, Any]:
+    """Median seconds of each case and median ratio to the floor, the cases taking turns."""
+    cases = make_cases(settings, CASES, precision)
+    for name in tqdm(cases, desc=f"{precision}: warm-up", leave=False):
+        cases[name]()
+    turns = []
+    for _ in tqdm(range(settings.repeats), desc=f"{precision}: timing", unit="turn", leave=False):
+        turns.append({name: seconds(function, settings.device) for name, function in cases.items()})
+    floor = [turn["floor forward"] for turn in turns]
+    return {
+        name: {
+            "seconds": statistics.median(turn[name] for turn in turns),
+            "ratio": statistics.median(turn[name] / base for turn, base in zip(turns, floor, strict=True)),
+            "all_seconds": [turn[name] for turn in turns],
+        }
+        for name in cases
+    }
+
+
+def measure_memory(arguments: tuple[Settings, str, str]) -> float:
+    """Peak memory of one case in GB; to be called in a process of its own."""
+    settings, name, precision = arguments
+    function = make_cases(settings, (name,), precision)[name]
+    for _ in range(2):
+        function()
+    if settings.device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(settings.device) / 1e9
+    with contextlib.suppress(OSError):
+        # Unlike getrusage, this does not count what the parent held when it started the process.
+        for line in Path("/proc/self/status").read_text().splitlines():
+            if line.startswith("VmHWM"):
+                return int(line.split()[1]) * 1024 / 1e9
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+
+def describe_machine(settings: Settings) -> dict[str, Any]:
+    """Where the numbers come from."""
+    processor = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                processor = line.partition(":")[2].strip()
+                break
+    machine = {
+        "processor": processor,
+        "threads": settings.threads,
+        "torch": torch.__version__,
+        "timm": timm.__version__,
+    }
+    if settings.device.startswith("cuda"):
+        machine["gpu"] = torch.cuda.get_device_name(settings.device)
+    return machine
+
+
+def report(result: dict[str, Any]) -> str:
+    """The result as a table."""
+    lines = [f"{'':28}{'seconds':>10}{'x floor':>10}{'peak GB':>10}"]
+    for precision, cases in result["precisions"].items():
+        for name, values in cases.items():
+            lines.append(
+                f"{precision + ' ' + name:28}{values['seconds']:10.3f}{values['ratio']:10.2f}{values['peak_gb']:10.2f}"
+            )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="ave")
+    parser.add_argument("--size", default="full", choices=("full", "toy"))
+    parser.add_argument("--formulation", default="paper", choices=("paper", "official"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--batch-size", type=int, default=1, help="clips")
+    parser.add_argument("--frames", type=int, default=10, help="frames of a clip")
+    parser.add_argument("--repeats", type=int, default=5, help="turns; floor and model are timed once in each")
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+    arguments = vars(parser.parse_args())
+    precisions, out = arguments.pop("precisions"), arguments.pop("out")
+    settings = Settings(**arguments)
+    result: dict[str, Any] = {"settings": vars(settings), "machine": describe_machine(settings), "precisions": {}}
+    for precision in precisions:
+        cases = measure_time(settings, precision)
+        for name in tqdm(CASES, desc=f"{precision}: peak memory", leave=False):
+            with get_context("spawn").Pool(1) as pool:
+                cases[name]["peak_gb"] = pool.map(measure_memory, [(settings, name, precision)])[0]
+        result["precisions"][precision] = cases
+    print(report(result))
+    if out is not None:
+        out.write_text(json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
