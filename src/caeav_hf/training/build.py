@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_cae_av import CaeAvConfig
 from ..data import CaeAvDataset
@@ -52,13 +53,17 @@ def build_model(recipe: Recipe, class_names: list[str]) -> Any:
         "label2id": {name: number for number, name in enumerate(class_names)},
     }
     towers = {"vision": recipe.vision_tower, "audio": recipe.audio_tower, "text": recipe.text_tower}
+    for key in recipe.model_config:
+        if key not in CaeAvConfig.__dataclass_fields__:
+            raise CaeAvError(f"recipe value 'model_config': CaeAvConfig has no field {key!r}")
     try:
         if recipe.model is not None:
             config = CaeAvConfig.from_pretrained(recipe.model, **recipe.model_config, **labels)
+            config.validate()  # values put over those of a file are not looked at otherwise
             # A head for other classes starts anew; everything else is taken over.
             with without_progress_bars():
                 model = task.model_class.from_pretrained(recipe.model, config=config, ignore_mismatched_sizes=True)
-            return freeze_towers(model)
+            return model
         if recipe.size == "toy" and not any(towers.values()):
             from ..assets import toy_towers
 
@@ -73,10 +78,10 @@ def build_model(recipe: Recipe, class_names: list[str]) -> Any:
         )
     except CaeAvError:
         raise
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         source = recipe.model or f"preset {recipe.task}, {recipe.size}"
         raise CaeAvError(
-            f"{source}: no model can be made of it with model_config {recipe.model_config}: {error}"
+            f"{source}: no model can be made of it with model_config {recipe.model_config}: {_last_line(error)}"
         ) from error
 
 
@@ -89,16 +94,9 @@ def load_trained_model(model_class: Any, folder: str | Path) -> Any:
     """
     try:
         with without_progress_bars():
-            return freeze_towers(model_class.from_pretrained(folder))
-    except (OSError, ValueError) as error:
-        raise CaeAvError(f"{folder}: cannot be loaded as a {model_class.__name__}: {error}") from error
-
-
-def freeze_towers(model: Any) -> Any:
-    """Freeze the towers of a model that was loaded: `from_pretrained` makes new parameters, all of them trainable."""
-    for tower in model.cae_av.towers():
-        tower.requires_grad_(False)
-    return model
+            return model_class.from_pretrained(folder)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise CaeAvError(f"{folder}: cannot be loaded as a {model_class.__name__}: {_last_line(error)}") from error
 
 
 def build_processor(model: Any, folder: str | Path | None = None) -> CaeAvProcessor:
@@ -174,3 +172,8 @@ def _token_ids(data: CaeAvDataset, processor: Any) -> Iterator[tuple[int, ...]]:
             inputs = processor(visual_captions=texts, audio_captions=texts)
             ids, mask = inputs[f"{side}_caption_ids"], inputs[f"{side}_caption_mask"]
             yield from (tuple(row[kept].tolist()) for row, kept in zip(ids, mask.to(torch.bool), strict=True))
+
+
+def _last_line(error: Exception) -> str:
+    """What an error of a library says in the end; the lines before tell how it came to that."""
+    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()

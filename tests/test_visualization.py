@@ -1,0 +1,135 @@
+"""Pictures: what they show, and that odd inputs still give one."""
+
+import sys
+from types import SimpleNamespace
+
+import matplotlib
+import numpy as np
+import pytest
+from PIL import Image
+
+from caeav_hf.errors import CaeAvError
+from caeav_hf.visualization import plot_curves, plot_event_timeline
+
+
+def clip(segments=10, size=(48, 64), rate=8000, name="dog.mp4"):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (segments, *size, 3), dtype=np.uint8)
+    waveform = rng.normal(0, 0.1, segments * rate).astype(np.float32)
+    return SimpleNamespace(frames=frames, waveform=waveform, duration=float(segments), name=name)
+
+
+def prediction(*intervals, agreement=None, segments=10):
+    keys = ("label", "start", "end", "score")
+    return {
+        "intervals": [dict(zip(keys, interval, strict=True)) for interval in intervals],
+        "agreement": [0.5] * segments if agreement is None else agreement,
+    }
+
+
+def texts(figure):
+    return [text.get_text() for axis in figure.axes for text in axis.texts]
+
+
+def bars(figure):
+    return [(bar.get_x(), bar.get_width(), bar.get_y() > 0.5) for axis in figure.axes for bar in axis.patches]
+
+
+def test_intervals_and_truth_are_bars_with_labels(tmp_path):
+    path = tmp_path / "timeline.png"
+    labels = ["background"] * 2 + ["Bark"] * 3 + ["background"] + ["Cat"] * 4
+    figure = plot_event_timeline(clip(), prediction(("Bark", 2.0, 6.0, 0.93)), labels, path)
+    assert bars(figure) == [(2.0, 4.0, False), (2.0, 3.0, True), (6.0, 4.0, True)]
+    assert texts(figure) == ["Bark  0.93", "Bark", "Cat"]
+    assert figure.axes[0].get_title(loc="left") == "dog.mp4"
+    assert len(figure.axes[0].images) == 10
+    with Image.open(path) as picture:
+        assert picture.size[0] == pytest.approx(1560, abs=2)
+        assert len(set(picture.convert("RGB").resize((64, 64)).getdata())) > 100
+
+
+def test_truth_may_be_intervals():
+    truth = [{"label": "Bark", "start": 0.0, "end": 1.5}]
+    assert bars(plot_event_timeline(clip(), prediction(), truth)) == [(0.0, 1.5, True)]
+
+
+def test_no_event_is_said():
+    assert texts(plot_event_timeline(clip(), prediction())) == ["no event"]
+
+
+def test_labels_stay_inside_the_picture():
+    crowded = prediction(*[("Female speech, woman speaking", float(t), t + 1.0, 0.5) for t in range(0, 10, 2)])
+    figure = plot_event_timeline(clip(), crowded)
+    figure.canvas.draw()  # labels get their places only then
+    renderer = figure.canvas.get_renderer()
+    for axis in figure.axes:
+        for text in (*axis.texts, axis.yaxis.label, *axis.get_yticklabels()):
+            box = text.get_window_extent(renderer)
+            assert box.x0 >= 0
+            assert box.x1 <= figure.bbox.x1
+
+
+def test_agreement_per_stage_gives_a_line_each():
+    stages = [[0.1] * 10, [0.2] * 10, [0.3] * 10]
+    figure = plot_event_timeline(clip(), prediction(agreement=stages))
+    assert len(figure.axes[-1].get_legend().get_texts()) == 3
+
+
+@pytest.mark.parametrize("segments", [1, 3, 60])
+@pytest.mark.parametrize("size", [(32, 32), (90, 30), (30, 120)])
+def test_any_length_and_shape(tmp_path, segments, size):
+    plot_event_timeline(
+        clip(segments, size), prediction(("Cat", 0.0, 1.0, 0.6), segments=segments), path=tmp_path / "picture.png"
+    )
+
+
+def test_a_silent_clip_and_no_agreement(tmp_path):
+    silent = clip()
+    silent.waveform = np.zeros(80000, dtype=np.float32)
+    figure = plot_event_timeline(silent, {"intervals": [], "agreement": None}, path=tmp_path / "silent.png")
+    assert len(figure.axes) == 3
+
+
+def test_errors_name_what_is_wrong(tmp_path):
+    with pytest.raises(CaeAvError, match="frames of shape"):
+        plot_event_timeline(clip(0), prediction())
+    with pytest.raises(CaeAvError, match="'intervals'"):
+        plot_event_timeline(clip(), {})
+    for path in (tmp_path / "no" / "folder.png", tmp_path / "picture.nonsense"):
+        with pytest.raises(CaeAvError, match="cannot be written as a picture"):
+            plot_event_timeline(clip(), prediction(), path=path)
+    with pytest.raises(CaeAvError, match="at least one record"):
+        plot_curves([])
+
+
+def test_curves_show_losses_scores_and_learning_rate(tmp_path):
+    history = [
+        {
+            "epoch": epoch,
+            "step": 10 * epoch,
+            "learning_rate": 0.1 / epoch,
+            "train/loss": 3 / epoch,
+            "train/task": 2 / epoch,
+            "train/dropped_clips": 0,
+            "eval/accuracy": 1 - 1 / epoch,
+            "eval/clips": 5,
+        }
+        for epoch in range(1, 6)
+    ]
+    figure = plot_curves(history, path=tmp_path / "curves.png")
+    losses, scores, rates = figure.axes
+    assert [line.get_label() for line in losses.lines] == ["loss", "task"]
+    assert list(scores.lines[0].get_ydata()) == [record["eval/accuracy"] for record in history]
+    assert list(rates.lines[0].get_ydata()) == [record["learning_rate"] for record in history]
+    assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+def test_pyplot_is_left_alone():
+    backend = matplotlib.get_backend() if "matplotlib.pyplot" in sys.modules else None
+    plot_event_timeline(clip(), prediction())
+    if backend is None:
+        assert "matplotlib.pyplot" not in sys.modules
+    else:
+        import matplotlib.pyplot as plt
+
+        assert plt.get_fignums() == []

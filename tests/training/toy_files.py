@@ -1,0 +1,67 @@
+"""Real small clips, built as a data set, and an untrained toy model, made once for all tests that want them."""
+
+import atexit
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from caeav_hf.configuration_cae_av import CaeAvConfig
+from caeav_hf.data import AveBuilder
+from caeav_hf.data.toy import CLASSES, MediaFormat, generate
+from caeav_hf.modeling import CaeAvForEventLocalization
+from caeav_hf.processing import CaeAvProcessor
+
+
+@cache
+def _folder() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="caeav-toy-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+@cache
+def toy_corpus() -> Path:
+    """A folder with `media/`, `captions.json`, `toy.json` and the annotations of 16 clips."""
+    corpus = _folder() / "corpus"
+    media_format = MediaFormat(frame_size=64, frame_rate=4)
+    generate(corpus, num_clips=16, split=(10, 3, 3), misalignment=0.5, media_format=media_format, progress=False)
+    return corpus
+
+
+def toy_clips(count: int) -> list[str]:
+    return [str(path) for path in sorted((toy_corpus() / "media").glob("*.mp4"))[:count]]
+
+
+@cache
+def toy_data() -> Path:
+    """The corpus as Parquet."""
+    corpus, data = toy_corpus(), _folder() / "data"
+    AveBuilder(
+        annotations=str(corpus / "annotations"),
+        media=str(corpus / "media"),
+        captions=str(corpus / "captions.json"),
+        cache_dir=str(_folder() / "cache"),
+    ).build(data)
+    return data
+
+
+@cache
+def toy_model() -> Path:
+    """The folder of an untrained toy model and its processor."""
+    torch.manual_seed(0)
+    config = CaeAvConfig.from_preset("ave", size="toy", id2label=dict(enumerate(CLASSES)))
+    model = CaeAvForEventLocalization(config).eval()
+    with torch.no_grad():  # scores on both sides of the threshold, so that results are not all alike
+        model.head.event_classifier.weight.mul_(30)
+        # New models begin without an effect of captions; here they have one.
+        model.model.case.visual_stream.gamma.fill_(1)
+        model.model.case.audio_stream.gamma.fill_(1)
+        model.model.caption_mapper.visual_bottleneck.up.weight.normal_()
+        model.model.caption_mapper.audio_bottleneck.up.weight.normal_()
+    folder = _folder() / "model"
+    model.save_pretrained(folder)
+    CaeAvProcessor.from_config(config).save_pretrained(folder)
+    return folder
