@@ -1,0 +1,181 @@
+"""The whole package in one go: a toy corpus, training, evaluation, saving, reloading, prediction, pictures."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from .data import AveBuilder, CaeAvCollator, CaeAvDataset
+from .data.toy import generate
+from .errors import CaeAvError
+from .pipelines import AudioVisualEventLocalizationPipeline
+from .training import Recipe, find_recipe, load_recipe
+from .training.build import build_processor, load_trained_model
+from .training.evaluation import evaluate
+from .training.run import train
+from .training.run_folder import without_progress_bars
+from .training.tasks import get_task
+from .visualization import plot_event_timeline
+
+
+@dataclass(frozen=True)
+class _Size:
+    clips: int
+    recipe: dict[str, Any]
+
+
+_FULL = _Size(clips=288, recipe={})
+_QUICK = _Size(clips=24, recipe={"epochs": 1, "batch_size": 4})
+
+
+def run_demo(out: str | Path, *, seed: int = 0, quick: bool = False) -> dict[str, Any]:
+    """
+    Make a corpus in which a third of the clips are misaligned, train the toy preset on it, and show what it learned.
+
+    Args:
+        out: Folder for everything; a demo that is already there is an error.
+        seed: Seed of the corpus and of training.
+        quick: A few clips and one epoch.
+
+    Returns:
+        What `report.json` in `out` holds: accuracies on held-out clips, aligned and misaligned, and the baseline.
+
+    Raises:
+        CaeAvError: `out` is not empty, or the reloaded model does not predict what the model in memory does.
+    """
+    out, started, size = Path(out), time.perf_counter(), _QUICK if quick else _FULL
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise CaeAvError(f"{out}: is not an empty folder; give another one with --out")
+
+    _say(f"1/5 Making {size.clips} clips of things that move and sound, a third of them misaligned")
+    corpus = out / "corpus"
+    generate(corpus, layout="ave", num_clips=size.clips, misalignment=1 / 3, seed=seed, num_proc=2)
+
+    _say("2/5 Building the data set as Parquet, with the builder of AVE")
+    with without_progress_bars():
+        AveBuilder(
+            annotations=str(corpus / "annotations"),
+            media=str(corpus / "media"),
+            captions=str(corpus / "captions.json"),
+            cache_dir=str(out / "cache"),
+        ).build(out / "dataset")
+
+    _say("3/5 Training the toy preset: adapters and head on frozen towers")
+    paths = {"data": str(out / "dataset"), "output_dir": str(out / "run"), "cache_dir": str(out / "cache")}
+    recipe = load_recipe(find_recipe("ave", "toy"), {**size.recipe, **paths, "seed": seed})
+    result = train(recipe)
+
+    _say("4/5 Evaluating on held-out clips")
+    with without_progress_bars():
+        model = load_trained_model(get_task("ave").model_class, result.best_checkpoint)
+    processor = build_processor(model, result.best_checkpoint)
+    truth = json.loads((corpus / "toy.json").read_text(encoding="utf-8"))["clips"]
+    data = CaeAvDataset(out / "dataset", processor, split="test", cache_dir=recipe.cache_dir)
+    report = _evaluate_by_alignment(model, data, processor, truth, recipe)
+
+    _say("5/5 Saving, reloading, predicting and drawing")
+    model.save_pretrained(out / "model")
+    processor.save_pretrained(out / "model")
+    with without_progress_bars():
+        reloaded = load_trained_model(type(model), out / "model")
+    in_memory = AudioVisualEventLocalizationPipeline(model, processor=processor, device="cpu")
+    from_disk = AudioVisualEventLocalizationPipeline(
+        reloaded, processor=build_processor(reloaded, out / "model"), device="cpu"
+    )
+    chosen = {}
+    for name, aligned in (("aligned", True), ("misaligned", False)):
+        rows = [row for row in data.rows if truth[row["video_id"]]["aligned"] == aligned]
+        row, prediction = _most_telling(rows, in_memory)
+        if from_disk(_clip(row)) != prediction:
+            raise CaeAvError(f"{out / 'model'}: the reloaded model does not predict what the model in memory does")
+        picture = out / f"{name}.png"
+        names = [*model.config.id2label.values(), "background"]
+        plot_event_timeline(
+            processor.load_clip(row["media"]),
+            prediction,
+            truth=[names[label] for label in row["segment_labels"]],
+            path=picture,
+            segment_seconds=processor.segment_seconds,
+            title=f"{row['video_id']}, held out, {name}{_kinds(truth[row['video_id']])}",
+        )
+        chosen[name] = row["video_id"]
+    report |= {"pictures": chosen, "seed": seed, "seconds": round(time.perf_counter() - started, 1)}
+    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    print(
+        f"The reloaded model predicts the same, to the last digit. Pictures: {out}/aligned.png, {out}/misaligned.png"
+    )
+    print(f"Done in {report['seconds']:.0f} s; everything is in {out}.")
+    print(f"Next: caeav predict {corpus}/media/{chosen['aligned']}.mp4 --model {out}/model --plot timeline.png")
+    return report
+
+
+def _evaluate_by_alignment(
+    model: Any, data: CaeAvDataset, processor: Any, truth: dict[str, Any], recipe: Recipe
+) -> dict[str, Any]:
+    """Accuracy over the segments of all, of aligned and of misaligned clips, and of calling everything background."""
+    background = model.config.num_labels
+    aligned = [truth[row["video_id"]]["aligned"] for row in data.rows]
+    parts = {
+        "all": list(range(len(data))),
+        "aligned": [number for number, yes in enumerate(aligned) if yes],
+        "misaligned": [number for number, yes in enumerate(aligned) if not yes],
+    }
+    accelerator = Accelerator()
+    model.to(accelerator.device)
+    report: dict[str, Any] = {}
+    print(f"{'held-out clips':<16}{'clips':>6}{'accuracy':>10}{'baseline':>10}   (baseline: always background)")
+    for name, numbers in parts.items():
+        rows = data.rows.select(numbers)
+        labels = [label for row in rows for label in row["segment_labels"]]
+        metrics = evaluate(
+            model,
+            CaeAvDataset(rows, processor, cache_dir=recipe.cache_dir),
+            CaeAvCollator(),
+            get_task("ave"),
+            accelerator,
+            batch_size=recipe.eval_batch_size,
+            description=f"evaluating {name} clips",
+        )
+        report[name] = {
+            "clips": len(numbers),
+            "accuracy": metrics["accuracy"],
+            "baseline": sum(label == background for label in labels) / len(labels),
+        }
+        print(f"{name:<16}{len(numbers):>6}{report[name]['accuracy']:>10.1%}{report[name]['baseline']:>10.1%}")
+    model.to("cpu")
+    return report
+
+
+def _clip(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "clip": row["media"],
+        "visual_caption": row["visual_caption"],
+        "audio_caption": row["audio_caption"],
+    }
+
+
+def _most_telling(
+    rows: list[dict[str, Any]], localize: AudioVisualEventLocalizationPipeline
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The row predicted best, among equals the first, with its prediction; of at most eight rows, to be quick."""
+    names = [*localize.model.config.id2label.values(), "background"]
+
+    def hits(item: tuple[dict[str, Any], dict[str, Any]]) -> int:
+        row, prediction = item
+        pairs = zip(prediction["segments"], row["segment_labels"], strict=False)
+        return sum(segment == names[label] for segment, label in pairs)
+
+    return max(((row, localize(_clip(row))) for row in rows[:8]), key=hits)
+
+
+def _kinds(clip: dict[str, Any]) -> str:
+    """The kinds of misalignment in a clip, for its title."""
+    kinds = [segment["misalignment"] for segment in clip["segments"] if segment["misalignment"]]
+    return "".join(f", {kind.replace('_', ' ')}" for kind in dict.fromkeys(kinds))
+
+
+def _say(text: str) -> None:
+    print(f"\n{text}", flush=True)

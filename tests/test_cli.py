@@ -1,0 +1,112 @@
+"""The `caeav` command."""
+
+import json
+from pathlib import Path
+
+import pytest
+from training.toy_files import toy_clips, toy_corpus, toy_model
+
+import caeav_hf
+from caeav_hf.cli import main
+
+
+def predict(*arguments):
+    return main(["predict", *map(str, arguments), "--model", str(toy_model()), "--device", "cpu"])
+
+
+@pytest.fixture
+def broken(tmp_path):
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(b"this is no clip")
+    return path
+
+
+def test_version_and_help(capsys):
+    for arguments, text in (
+        (["--version"], caeav_hf.__version__),
+        (["--help"], "predict"),
+        (["predict", "-h"], "--plot"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(arguments)
+        assert end.value.code == 0
+        assert text in capsys.readouterr().out
+
+
+def test_predict_prints_json(capsys):
+    assert predict(*toy_clips(2)) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert [result["file"] for result in results] == toy_clips(2)
+    assert all(len(result["segments"]) == 10 for result in results)
+
+
+def test_predict_writes_one_file_or_one_a_clip(tmp_path, capsys):
+    clips = toy_clips(3)
+    assert predict(*clips, "--out", tmp_path / "all.json", "--batch-size", 2) == 0
+    assert predict(*clips, "--out", tmp_path / "each") == 0
+    assert capsys.readouterr().out == ""
+    together = json.loads((tmp_path / "all.json").read_text())
+    apart = [json.loads((tmp_path / "each" / f"{Path(clip).stem}.json").read_text()) for clip in clips]
+    assert [result["segments"] for result in together] == [result["segments"] for result in apart]
+
+
+def test_predict_draws(tmp_path, capsys):
+    clips = toy_clips(2)
+    assert predict(clips[0], "--plot", tmp_path / "one.png") == 0
+    assert predict(*clips, "--plot", tmp_path / "pictures") == 0
+    pictures = [tmp_path / "one.png", *(tmp_path / "pictures" / f"{Path(clip).stem}.png" for clip in clips)]
+    assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
+
+
+def test_captions_are_found_by_name(tmp_path, capsys):
+    clip = toy_clips(1)[0]
+    caption = json.loads((toy_corpus() / "captions.json").read_text())[Path(clip).stem]
+    scores = []
+    for key in (None, clip, Path(clip).name, Path(clip).stem):
+        path = tmp_path / "captions.json"
+        path.write_text(json.dumps({} if key is None else {key: caption}))
+        assert predict(clip, "--captions", path) == 0
+        scores.append(json.loads(capsys.readouterr().out)[0]["scores"])
+    assert scores[0] != scores[1]
+    assert scores[1] == scores[2] == scores[3]
+
+
+def test_threshold(capsys):
+    predict(toy_clips(1)[0], "--threshold", "1")
+    assert json.loads(capsys.readouterr().out)[0]["intervals"] == []
+
+
+def test_a_broken_clip_is_reported_and_the_others_go_on(tmp_path, capsys, broken):
+    clip = toy_clips(1)[0]
+    assert predict(broken, clip, "--out", tmp_path / "out.json", "--plot", tmp_path / "pictures") == 2
+    results = json.loads((tmp_path / "out.json").read_text())
+    assert "error" in results[0]
+    assert len(results[1]["segments"]) == 10
+    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("caeav: error")]
+    assert len(errors) == 1
+    assert str(broken) in errors[0]
+
+
+def test_errors_are_one_line_and_exit_code_2(tmp_path, capsys):
+    clip = toy_clips(1)[0]
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "list.json").write_text("[]")
+    (tmp_path / "half.json").write_text('{"a": {"visual": "x"}}')
+    model = ["--model", str(toy_model())]
+    cases = {
+        "/no/such/model": ["predict", clip, "--model", "/no/such/model"],
+        "bad.json": ["predict", clip, *model, "--captions", str(tmp_path / "bad.json")],
+        "list.json": ["predict", clip, *model, "--captions", str(tmp_path / "list.json")],
+        "half.json": ["predict", clip, *model, "--captions", str(tmp_path / "half.json")],
+        "--batch-size": ["predict", clip, *model, "--batch-size", "0"],
+        "give a folder": ["predict", clip, clip, *model, "--plot", str(tmp_path / "one.png")],
+        "several clips": ["predict", clip, clip, *model, "--out", str(tmp_path / "folder")],
+        "no/folder": ["predict", clip, *model, "--out", str(tmp_path / "no" / "folder.json")],
+        "threshold": ["predict", clip, *model, "--threshold", "7"],
+    }
+    for expected, arguments in cases.items():
+        assert main(arguments) == 2, expected
+        captured = capsys.readouterr()
+        (line,) = [line for line in captured.err.splitlines() if line.startswith("caeav: error: ")]
+        assert expected in line
+        assert "Traceback" not in captured.err
