@@ -1,7 +1,9 @@
 """Clips are decoded as their timestamps say, and what cannot be decoded is named."""
 
+import gc
 import io
 import logging
+import multiprocessing
 import os
 from pathlib import Path
 
@@ -455,6 +457,27 @@ def test_probe(clip_path, tmp_path):
     assert (sound.has_audio, sound.sampling_rate, sound.channels) == (True, 8000, 1)
     with pytest.raises(MediaError, match=r"missing\.mp4: no such file"):
         probe(tmp_path / "missing.mp4")
+
+
+# Forked processes
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_forked_process_does_not_wait_for_the_threads_of_what_its_parent_decoded(clip_path):
+    # Uncollected, what was decoded with is left for the child's collector.
+    gc.disable()
+    try:
+        for _ in range(4):
+            load(clip_path, num_threads=2)
+        child = multiprocessing.get_context("fork").Process(target=gc.collect)
+        child.start()
+    finally:
+        gc.enable()
+    child.join(timeout=60)
+    try:
+        assert child.exitcode == 0
+    finally:
+        child.kill()
 
 
 # Counting

@@ -1,6 +1,5 @@
 """Clips for training and evaluation: rows of a Parquet folder, decoded and processed when they are asked for."""
 
-import gc
 import hashlib
 import json
 import os
@@ -20,12 +19,6 @@ from .collator import IGNORED_LABEL
 
 
 logger = logging.get_logger(__name__)
-
-# FFmpeg's decoders and scalers own threads, and closing them waits for these. A forked process (a loader's worker)
-# inherits the objects but not the threads: if its garbage collector closed what the parent had decoded with, it would
-# wait for ever. Freezing puts what is inherited out of the collector's reach.
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=gc.freeze)
 
 _MEDIA_FEATURES = ("pixel_values_videos", "input_features", "frame_mask")
 

@@ -17,6 +17,7 @@ are no video.
 """
 
 import errno
+import gc
 import io
 import math
 import os
@@ -35,6 +36,12 @@ from ..errors import CaeAvError, MediaError
 
 
 logger = logging.get_logger(__name__)
+
+# FFmpeg's decoders and scalers own threads, and closing them waits for these. A forked process (a loader's worker)
+# inherits the objects but not the threads: if its garbage collector closed what the parent had decoded with, it would
+# wait for ever. Freezing puts what is inherited out of the collector's reach.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=gc.freeze)
 
 MediaSource = str | os.PathLike | bytes | IO[bytes] | Mapping[str, Any]
 """A path, the bytes of a file, an open binary file, or a mapping with `"bytes"` and `"path"` as `datasets` has it."""
