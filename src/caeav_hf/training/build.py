@@ -52,7 +52,11 @@ def build_model(recipe: Recipe, class_names: list[str]) -> Any:
         "id2label": dict(enumerate(class_names)),
         "label2id": {name: number for number, name in enumerate(class_names)},
     }
-    towers = {"vision": recipe.vision_tower, "audio": recipe.audio_tower, "text": recipe.text_tower}
+    towers: dict[str, str | Path | None] = {
+        "vision": recipe.vision_tower,
+        "audio": recipe.audio_tower,
+        "text": recipe.text_tower,
+    }
     for key in recipe.model_config:
         if key not in CaeAvConfig.__dataclass_fields__:
             raise CaeAvError(f"recipe value 'model_config': CaeAvConfig has no field {key!r}")
@@ -67,7 +71,7 @@ def build_model(recipe: Recipe, class_names: list[str]) -> Any:
         if recipe.size == "toy" and not any(towers.values()):
             from ..assets import toy_towers
 
-            towers = toy_towers()
+            towers = dict(toy_towers())
         if missing := [f"{name}_tower" for name, tower in towers.items() if tower is None]:
             raise CaeAvError(
                 f"recipe values {', '.join(missing)} are missing: name a model to start from (model), or the three "
