@@ -1,6 +1,7 @@
 """Reads the reference cases of tests/fixtures/golden and renames their parameters, which have the authors' names."""
 
 import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import safe_open
@@ -24,7 +25,14 @@ class GoldenCase:
                 kind, _, rest = key.partition(".")
                 kinds[kind][rest] = file.get_tensor(key)
 
-    def load_into(self, module: nn.Module, rules: dict[str, str], ignore: str = r"^$") -> None:
+    def split_attention_projections(self) -> None:
+        """`in_proj_weight` and `in_proj_bias` stack queries, keys and values."""
+        for key in [key for key in self.state if ".in_proj_" in key]:
+            base, _, kind = key.partition(".in_proj_")
+            for name, part in zip(("query", "key", "value"), self.state.pop(key).chunk(3), strict=True):
+                self.state[f"{base}.{name}.{kind}"] = part
+
+    def load_into(self, module: nn.Module, rules: Mapping[str, str | Callable], ignore: str = r"^$") -> None:
         """
         Load the state into `module`; every parameter must be given and every given one used.
 

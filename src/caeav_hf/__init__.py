@@ -4,7 +4,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProces
 
 from .configuration_cae_av import CaeAvAudioConfig, CaeAvConfig, CaeAvTextConfig, CaeAvVisionConfig
 from .errors import CaeAvError, DataError, MediaError
-from .modeling import CaeAvForEventLocalization, CaeAvModel, CaeAvPreTrainedModel
+from .modeling import CaeAvForEventLocalization, CaeAvForSegmentation, CaeAvModel, CaeAvPreTrainedModel
 from .processing import CaeAvFeatureExtractor, CaeAvProcessor, CaeAvVideoProcessor
 
 
@@ -25,6 +25,7 @@ __all__ = [
     "CaeAvError",
     "CaeAvFeatureExtractor",
     "CaeAvForEventLocalization",
+    "CaeAvForSegmentation",
     "CaeAvModel",
     "CaeAvPreTrainedModel",
     "CaeAvProcessor",

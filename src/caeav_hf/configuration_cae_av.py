@@ -216,6 +216,7 @@ class CaeAvConfig(PreTrainedConfig):
         unimodal_attention (`str`): Attention inside the stream in unimodal experts: none, self, latent or dot.
         router_noise_std (`float`): Standard deviation of the noise on routing logits while training.
         load_balancing_loss_weight (`float`): Weight of the routing's divergence from uniform.
+        matching_loss_weight (`float`): Weight of segmentation's match between the audio and what the masks cover.
         gate_dim (`int`, defaults to 128): Width of CASTE's agreement gate (Eq. 1 to 4).
         topk_ratio (`float`, defaults to 0.3): Share of a frame's tokens that CASTE and CASE enrich (rho).
         use_case (`bool`, defaults to `True`): Whether captions enrich the last stage.
@@ -231,6 +232,7 @@ class CaeAvConfig(PreTrainedConfig):
         event_head (`str`, defaults to `"cmbs"`): Head of event localization, `"cmbs"` or `"mlp"` (Appendix B).
         head_visual_dim, head_audio_dim, head_hidden_size, head_num_heads, head_intermediate_size (`int`),
             head_dropout (`float`): Sizes of the temporal relation blocks of the task heads.
+        mask_size (`int`, defaults to 224): Side of the segmentation head's square logits in pixels, a multiple of 32.
         initializer_range (`float`, defaults to 0.02): Standard deviation of new linear weights in the task heads.
 
     ```python
@@ -274,6 +276,7 @@ class CaeAvConfig(PreTrainedConfig):
     unimodal_attention: Literal["none", "self", "latent", "dot"] = "none"
     router_noise_std: float | int = 0.0
     load_balancing_loss_weight: float | int = 0.0
+    matching_loss_weight: float | int = 0.0
 
     gate_dim: int = 128
     topk_ratio: float | int = 0.3
@@ -299,6 +302,7 @@ class CaeAvConfig(PreTrainedConfig):
     head_num_heads: int = 4
     head_intermediate_size: int = 1024
     head_dropout: float | int = 0.1
+    mask_size: int = 224
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
@@ -317,6 +321,7 @@ class CaeAvConfig(PreTrainedConfig):
             *("num_frames", "segment_seconds", "num_latent_tokens", "adapter_reduction", "adapter_groups", "gate_dim"),
             *("caption_mapper_heads", "caption_bottleneck_dim", "case_num_heads", "projection_dim", "head_num_heads"),
             *("head_visual_dim", "head_audio_dim", "head_hidden_size", "head_intermediate_size"),
+            "mask_size",
             "contrastive_temperature",
         )
         _probability(self, "attention_dropout", "branch_dropout", "head_dropout")
@@ -353,6 +358,7 @@ class CaeAvConfig(PreTrainedConfig):
             "caption_mapper_heads",
             self.caption_mapper_heads,
         )
+        _divisible(self, "mask_size", self.mask_size, "coarsest scale of the decoder", 32)
         _divisible(self, "head_hidden_size", self.head_hidden_size, "head_num_heads", self.head_num_heads)
         for name, width in (
             ("vision_config.embed_dim", self.vision_config.embed_dim),
@@ -448,6 +454,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "unimodal_attention": "latent",
         "router_noise_std": 0.01,
         "load_balancing_loss_weight": 0.01,
+        "matching_loss_weight": 0.5,
         "entropy_loss_weight": 0.005,
     },
     "avqa": {
@@ -493,4 +500,5 @@ _TOY: dict[str, Any] = {
     "head_audio_dim": 32,
     "head_hidden_size": 64,
     "head_intermediate_size": 128,
+    "mask_size": 64,
 }

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
+from caeav_hf import CaeAvConfig, CaeAvForEventLocalization, CaeAvForSegmentation
 from caeav_hf.modeling import CaeAvPreTrainedModel
 
 
@@ -24,6 +24,13 @@ def randomise(model: CaeAvPreTrainedModel) -> CaeAvPreTrainedModel:
             if "tower" not in name and name.endswith("running_var"):
                 buffer.uniform_(0.5, 1.5)
     return model
+
+
+def toy_segmentation_model(seed: int = 0, **overrides) -> CaeAvForSegmentation:
+    """As `toy_model`, with the segmentation decoder."""
+    torch.manual_seed(seed)
+    config = CaeAvConfig.from_preset(overrides.pop("task", "avs_ms3"), size="toy", **overrides)
+    return randomise(CaeAvForSegmentation(config)).eval()
 
 
 def toy_batch(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 4, seed: int = 0) -> dict[str, Tensor]:

@@ -18,6 +18,7 @@ from caeav_hf.modeling.case import CASE
 from caeav_hf.modeling.caste import CASTE
 from caeav_hf.modeling.frames import FrameLayout
 from caeav_hf.modeling.heads.event_localization import CMBSHead
+from caeav_hf.modeling.heads.segmentation import SegmentationHead
 from caeav_hf.modeling.losses import AlignmentProjections
 
 
@@ -48,6 +49,22 @@ ATTENTION_RULES = {
     r"linear_k": "key",
     r"linear_v(?=\.)": "value",
     r"linear_merge": "output",
+}
+
+
+RELATION_RULES = {
+    r"affine_matrix": "projection",
+    r"encoder\.encoder\.layers": "encoder.layers",
+    r"decoder\.decoder\.layers\.0": "decoder.layer",
+    r"encoder\.encoder_layer": "encoder.template",
+    r"decoder\.decoder_layer": "decoder.template",
+    r"((?:visual|audio)_decoder\.(?:layer|template))\.self_attn": r"\1.unused_self_attention",
+    r"self_attn|multihead_attn": "attention",
+    r"out_proj": "output",
+    r"linear1": "hidden",
+    r"linear2": "output",
+    r"norm1": "attention_norm",
+    r"norm2": "output_norm",
 }
 
 
@@ -283,15 +300,7 @@ def test_event_localization_head() -> None:
         num_labels=number["classes"],
     )
     head = CMBSHead(config).eval()
-    state = dict(case.state)
-    for key in [key for key in state if "in_proj_" in key]:
-        # `self_attn.in_proj_weight` stacks queries, keys and values.
-        kind = key.rpartition("_")[2]
-        base = key.removesuffix(f".in_proj_{kind}")
-        for name, part in zip(("query", "key", "value"), state.pop(key).chunk(3), strict=True):
-            state[f"{base}.{name}.{kind}"] = part
-    case.state = state
-    decoder = r"(visual|audio)_decoder"
+    case.split_attention_projections()
     rules = {
         r"^CMBS\.video_cas": "visual_scores",
         r"^CMBS\.audio_cas": "audio_scores",
@@ -304,18 +313,7 @@ def test_event_localization_head() -> None:
         r"video_gated\.0": "visual_gate",
         r"audio_gated\.0": "audio_gate",
         r"video_(encoder|decoder)": r"visual_\1",
-        r"affine_matrix": "projection",
-        r"encoder\.encoder\.layers": "encoder.layers",
-        r"decoder\.decoder\.layers\.0": "decoder.layer",
-        r"encoder\.encoder_layer": "encoder.template",
-        r"decoder\.decoder_layer": "decoder.template",
-        rf"({decoder}\.(?:layer|template))\.self_attn": r"\1.unused_self_attention",
-        r"self_attn|multihead_attn": "attention",
-        r"out_proj": "output",
-        r"linear1": "hidden",
-        r"linear2": "output",
-        r"norm1": "attention_norm",
-        r"norm2": "output_norm",
+        **RELATION_RULES,
     }
     case.load_into(head, rules)
     visual, audio = case.inputs["visual"], case.inputs["audio"]
@@ -326,3 +324,50 @@ def test_event_localization_head() -> None:
     assert_equal(logits.clip_class, case.outputs["class_logits"])
     assert_equal(logits.strongest, case.outputs["av_score"])
     assert_equal(gate, case.outputs["audio_visual_gate"])
+
+
+def test_segmentation_head() -> None:
+    """To 1e-4: behind the last interpolations single weights are added up over thousands of pixels."""
+    case = GoldenCase("head_segmentation")
+    channels, frames = int(case.options["channels"]), FrameLayout(1, int(case.options["num_frames"]))
+    config = of_widths(
+        toy_config(head_audio_dim=int(case.options["audio_fc"]), head_hidden_size=channels, head_intermediate_size=64),
+        vision_config=SimpleNamespace(embed_dim=case.inputs["map0"].shape[-1], depths=(1, 1, 1, 1)),
+        audio_hidden_size=case.inputs["audio"].shape[-1],
+        mask_size=case.outputs["logits"].shape[-1],
+    )
+    head = SegmentationHead(config).eval()
+    case.split_attention_projections()
+    rules = {
+        r"^audio_linear": "audio_projection",
+        r"^x(\d)_linear_": lambda found: f"projections.{int(found[1]) - 1}",
+        r"^temporal_attn\.audio_visual_rnn_layer\.(\d)\.": r"gates.\1.",
+        r"^temporal_attn\.v_fc\.(\d)": r"gates.\1.visual_projection",
+        r"^temporal_attn\.video_gated\.(\d)\.0": r"gates.\1.visual_gate",
+        r"^temporal_attn\.audio_gated\.(\d)\.0": r"gates.\1.audio_gate",
+        r"^temporal_attn\.video_encoder\.(\d)": r"gates.\1.visual_encoder",
+        r"^temporal_attn\.audio_encoder\.(\d)": r"gates.\1.audio_encoder",
+        **RELATION_RULES,
+        r"^tpavi_b(\d)": lambda found: f"interactions.{int(found[1]) - 1}",
+        r"align_channel": "audio_projection",
+        r"theta": "query",
+        r"phi": "key",
+        r"\.g\.": ".value.",
+        r"W_z\.0": "output",
+        r"W_z\.1": "batch_norm",
+        r"norm_layer": "norm",
+        r"^path(\d)": lambda found: f"fusions.{int(found[1]) - 1}",
+        r"resConfUnit1\.conv1": "lateral.first",
+        r"resConfUnit1\.conv2": "lateral.second",
+        r"resConfUnit2\.conv1": "residual.first",
+        r"resConfUnit2\.conv2": "residual.second",
+        r"^output_conv\.0": "upsample",
+        r"^output_conv\.2": "hidden",
+        r"^output_conv\.4": "classifier",
+    }
+    # The coarsest fusion has nothing to add, and the gating's decoders never run.
+    case.load_into(head, rules, ignore=r"^path4\.resConfUnit1|_decoder\.")
+    output = head(tuple(case.inputs[f"map{scale}"] for scale in range(4)), case.inputs["audio"][0], frames)
+    assert_equal(output.maps[3], case.outputs["map3"])
+    assert_equal(output.audio[3], case.outputs["audio3"][0])
+    assert_equal(output.logits, case.outputs["logits"], tolerance=1e-4)

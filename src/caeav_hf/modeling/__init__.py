@@ -3,16 +3,20 @@
 from .modeling_cae_av import (
     CaeAvEventLocalizationOutput,
     CaeAvForEventLocalization,
+    CaeAvForSegmentation,
     CaeAvModel,
     CaeAvModelOutput,
     CaeAvPreTrainedModel,
+    CaeAvSegmentationOutput,
 )
 
 
 __all__ = [
     "CaeAvEventLocalizationOutput",
     "CaeAvForEventLocalization",
+    "CaeAvForSegmentation",
     "CaeAvModel",
     "CaeAvModelOutput",
     "CaeAvPreTrainedModel",
+    "CaeAvSegmentationOutput",
 ]

@@ -22,6 +22,7 @@ from .case import CASE, CASEOutput, masked_mean
 from .frames import FrameLayout
 from .frozen import freeze
 from .heads.event_localization import CMBSHead, MLPHead
+from .heads.segmentation import SegmentationHead
 from .interaction import FrozenStep, PairPosition, build_interaction
 from .losses import (
     AlignmentProjections,
@@ -102,6 +103,19 @@ class CaeAvEventLocalizationOutput(CaeAvModelOutput):
     frame_log_probs: torch.Tensor | None = None
 
 
+@dataclass
+class CaeAvSegmentationOutput(CaeAvModelOutput):
+    r"""
+    Output of [`CaeAvForSegmentation`]: that of [`CaeAvModel`], `loss` being the task's plus the weighted terms.
+
+    Attributes:
+        logits (`torch.FloatTensor` of shape `(batch_size, num_frames, 1, mask_size, mask_size)`):
+            Whether a pixel belongs to an object that sounds; 0 in padded frames.
+    """
+
+    logits: torch.Tensor | None = None
+
+
 class CaeAvPreTrainedModel(PreTrainedModel):
     """Initialisation, freezing, and construction from separately pretrained towers, for all CAE-AV models."""
 
@@ -135,6 +149,13 @@ class CaeAvPreTrainedModel(PreTrainedModel):
     def loss_weights(self) -> dict[str, float]:
         """Weights of the auxiliary terms by name, to be changed in place, for example by a warm-up."""
         return self.cae_av.auxiliary_loss_weights
+
+    def _total_loss(self, outputs: CaeAvModelOutput, task_loss: Tensor, **auxiliary: Tensor) -> dict[str, Any]:
+        """`loss` and `loss_dict` of a head: its own terms and those of the model under it."""
+        loss, terms = cast(Tensor, outputs.loss) + task_loss, cast(dict, outputs.loss_dict)
+        for name, value in auxiliary.items():
+            loss = loss + self.loss_weights[name] * value
+        return {"loss": loss, "loss_dict": {"task": task_loss, **terms, **auxiliary}}
 
     def get_input_embeddings(self) -> nn.Module:
         """Frames are no tokens: the patch embedding stands where text models have their embedding."""
@@ -221,6 +242,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
             "alignment": float(config.alignment_loss_weight),
             "entropy": float(config.entropy_loss_weight),
             "load_balancing": float(config.load_balancing_loss_weight),
+            "matching": float(config.matching_loss_weight),
         }
         self.post_init()
 
@@ -488,9 +510,7 @@ class CaeAvForEventLocalization(CaeAvPreTrainedModel):
                 )
             if frames.mask is not None:
                 labels = labels.masked_fill(~frames.mask, -100)
-            task_loss = self.head.loss(logits, labels)
-            values["loss"] = task_loss + outputs.loss
-            values["loss_dict"] = {"task": task_loss, **outputs.loss_dict}
+            values |= self._total_loss(outputs, self.head.loss(logits, labels))
         return CaeAvEventLocalizationOutput(
             **values,
             event_logits=logits.event,
@@ -500,10 +520,62 @@ class CaeAvForEventLocalization(CaeAvPreTrainedModel):
         )
 
 
+class CaeAvForSegmentation(CaeAvPreTrainedModel):
+    """
+    [`CaeAvModel`] with a decoder that marks, in every frame, the pixels of the objects that sound (AVSBench).
+
+    Args:
+        config: The configuration.
+    """
+
+    def __init__(self, config: CaeAvConfig):
+        super().__init__(config)
+        self.model = CaeAvModel(config)
+        self.head = SegmentationHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        input_features: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CaeAvSegmentationOutput:
+        r"""
+        Args:
+            pixel_values_videos, input_features, frame_mask, kwargs: See [`CaeAvModel.forward`].
+            labels: `(batch_size, num_frames, mask_size, mask_size)`, 1 for sounding objects, 0 for the rest, -100 in
+                frames without a mask. Single-source training labels the first frame of a clip only.
+
+        Returns:
+            [`CaeAvSegmentationOutput`]
+        """
+        kwargs["output_feature_maps"] = True
+        outputs = self.model(
+            pixel_values_videos, input_features, frame_mask, return_loss=labels is not None, return_dict=True, **kwargs
+        )
+        frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
+        maps = tuple(frames.to_list(tokens) for tokens in outputs.visual_feature_maps)
+        masks = self.head(maps, frames.to_list(outputs.audio_hidden_state).mean(1), frames)
+        values = dict(outputs)
+        if labels is not None:
+            side = self.config.mask_size
+            expected = (frames.batch_size, frames.num_frames, side, side)
+            if labels.shape != expected:
+                raise CaeAvError(f"`labels` must be {expected}, got {tuple(labels.shape)}")
+            auxiliary = {"matching": self.head.matching_loss(masks)} if self.loss_weights["matching"] else {}
+            values |= self._total_loss(outputs, self.head.loss(masks, frames.to_list(labels)), **auxiliary)
+        return CaeAvSegmentationOutput(**values, logits=frames.to_grid(masks.logits))
+
+
 __all__ = [
     "CaeAvEventLocalizationOutput",
     "CaeAvForEventLocalization",
+    "CaeAvForSegmentation",
     "CaeAvModel",
     "CaeAvModelOutput",
     "CaeAvPreTrainedModel",
+    "CaeAvSegmentationOutput",
 ]

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from ...configuration_cae_av import CaeAvConfig
-from ..attention import MultiHeadAttention
 from ..frames import FrameLayout
+from .temporal import RelationDecoder, RelationEncoder, run_rnn
 
 
 # How far the other stream's gate scales a stream, and the share and number of top moments in the class scores: the
@@ -43,65 +42,6 @@ class EventLogits:
     clip_class: Tensor
     strongest: Tensor | None = None
     frame_class: Tensor | None = None
-
-
-class RelationLayer(nn.Module):
-    """
-    Post-norm transformer layer: queries (B, T, D) attend to keys (B, S, D), then feed-forward.
-
-    The authors' decoder layers also hold a self-attention that never runs; the official formulation has its weights.
-    """
-
-    def __init__(self, config: CaeAvConfig, is_decoder: bool = False):
-        super().__init__()
-        size, dropout = config.head_hidden_size, config.head_dropout
-        if is_decoder and config.is_official:
-            self.unused_self_attention = MultiHeadAttention(config, size, config.head_num_heads)
-        self.attention = MultiHeadAttention(config, size, config.head_num_heads, dropout)
-        self.hidden = nn.Linear(size, config.head_intermediate_size)
-        self.output = nn.Linear(config.head_intermediate_size, size)
-        self.attention_norm = nn.LayerNorm(size)
-        self.output_norm = nn.LayerNorm(size)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, queries: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
-        states = self.attention_norm(queries + self.dropout(self.attention(queries, keys, mask)))
-        hidden = self.output(self.dropout(F.relu(self.hidden(states))))
-        return self.output_norm(states + self.dropout(hidden))
-
-
-class RelationEncoder(nn.Module):
-    """Linear map, then self-attention layers along time: (B, T, C) -> (B, T, D)."""
-
-    def __init__(self, config: CaeAvConfig, in_features: int, num_layers: int = 2):
-        super().__init__()
-        self.projection = nn.Linear(in_features, config.head_hidden_size)
-        self.layers = nn.ModuleList(RelationLayer(config) for _ in range(num_layers))
-        if config.is_official:
-            # The authors register the layer that theirs are copies of, beside the copies; it never runs.
-            self.template = RelationLayer(config)
-
-    def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
-        states = self.projection(states)
-        for layer in self.layers:
-            states = layer(states, states, mask)
-        return states
-
-
-class RelationDecoder(nn.Module):
-    """Linear map, then one layer whose keys are the other stream's encoded moments followed by the queries."""
-
-    def __init__(self, config: CaeAvConfig, in_features: int):
-        super().__init__()
-        self.projection = nn.Linear(in_features, config.head_hidden_size)
-        self.layer = RelationLayer(config, is_decoder=True)
-        if config.is_official:
-            self.template = RelationLayer(config, is_decoder=True)
-
-    def forward(self, states: Tensor, memory: Tensor, mask: Tensor | None) -> Tensor:
-        queries = self.projection(states)
-        key_mask = None if mask is None else torch.cat([mask, mask], dim=-1)
-        return self.layer(queries, torch.cat([memory, queries], dim=1), key_mask)
 
 
 class TemporalRelation(nn.Module):
@@ -133,8 +73,8 @@ class TemporalRelation(nn.Module):
     def forward(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor, Tensor]:
         """(B, T, C_v), (B, T, C_a) -> two streams (B, T, D) and the product of their gates (B, T)."""
         mask = frames.attention_mask()
-        visual = _run_rnn(self.visual_rnn, self.dropout(F.relu(self.visual_projection(visual))), frames)
-        audio = _run_rnn(self.audio_rnn, self.audio_projection(audio), frames)
+        visual = run_rnn(self.visual_rnn, self.dropout(F.relu(self.visual_projection(visual))), frames)
+        audio = run_rnn(self.audio_rnn, self.audio_projection(audio), frames)
         visual_keys = self.visual_encoder(visual, mask)
         audio_keys = self.audio_encoder(audio, mask)
         new_audio = self.audio_decoder(audio, visual_keys, mask)
@@ -143,19 +83,6 @@ class TemporalRelation(nn.Module):
         new_visual = new_visual + GATE_SCALE * audio_gate * new_visual
         new_audio = new_audio + GATE_SCALE * visual_gate * new_audio
         return new_visual, new_audio, (visual_gate * audio_gate).squeeze(-1)
-
-
-def _run_rnn(rnn: nn.LSTM, states: Tensor, frames: FrameLayout) -> Tensor:
-    """An LSTM along time that stops, and for the way back starts, at each clip's last real frame."""
-    if frames.mask is None:
-        return rnn(states)[0]
-    # Real frames first, in order: a padded frame may stand anywhere.
-    order = (~frames.mask).int().argsort(dim=1, stable=True)
-    lengths = frames.mask.sum(1)
-    gathered = states.gather(1, order[..., None].expand_as(states))
-    packed = pack_padded_sequence(gathered, lengths.cpu(), batch_first=True, enforce_sorted=False)
-    output, _ = pad_packed_sequence(rnn(packed)[0], batch_first=True, total_length=frames.num_frames)
-    return torch.zeros_like(output).scatter(1, order[..., None].expand_as(output), output)
 
 
 def _masked_fill(scores: Tensor, frames: FrameLayout) -> Tensor:
