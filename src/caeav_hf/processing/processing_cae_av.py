@@ -27,6 +27,7 @@ class CaeAvProcessor(ProcessorMixin):
         tokenizer ([`~transformers.CLIPTokenizer`]): Makes ids of the captions.
         num_frames (`int`, defaults to 10): Most segments of a clip that is read from a file.
         id2label (`dict[int, str]`, *optional*): Names of the classes.
+        mask_size (`int`, *optional*): Side of the square masks that a segmentation model is trained on, in pixels.
 
     ```python
     >>> processor = CaeAvProcessor.from_config(model.config)
@@ -42,12 +43,14 @@ class CaeAvProcessor(ProcessorMixin):
         tokenizer: Any = None,
         num_frames: int = 10,
         id2label: Mapping[int, str] | None = None,
+        mask_size: int | None = None,
     ):
         if num_frames < 1:
             raise CaeAvError(f"`num_frames` must be at least 1, got {num_frames}")
         self.num_frames = num_frames
         # JSON knows only strings as keys.
         self.id2label = None if id2label is None else {int(index): name for index, name in id2label.items()}
+        self.mask_size = mask_size
         super().__init__(feature_extractor, video_processor, tokenizer)
 
     @classmethod
@@ -69,12 +72,13 @@ class CaeAvProcessor(ProcessorMixin):
             tokenizer=build_clip_tokenizer(text.vocab_size, text.context_length),
             num_frames=config.num_frames,
             id2label=config.id2label,
+            mask_size=config.mask_size,
         )
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         # The base class asks the Auto classes, which know this package's classes only after they were registered.
-        own = ("num_frames", "id2label")
+        own = ("num_frames", "id2label", "mask_size")
         kwargs = {name: value for name, value in kwargs.items() if name not in own}
         return [
             part.from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -289,15 +293,7 @@ class CaeAvProcessor(ProcessorMixin):
                 "expected `event_logits` (B, T) and `class_logits` (B, C), got shapes "
                 f"{tuple(event_logits.shape)} and {tuple(class_logits.shape)}"
             )
-        if frame_mask is None:
-            frame_mask = outputs.get("frame_mask")
-        if frame_mask is None:
-            frame_mask = torch.ones_like(event_logits, dtype=torch.bool)
-        if frame_mask.shape != event_logits.shape:
-            raise CaeAvError(
-                f"`frame_mask` has shape {tuple(frame_mask.shape)}; expected that of `event_logits`, "
-                f"{tuple(event_logits.shape)}"
-            )
+        frame_mask = _real_frames(outputs, frame_mask, event_logits.shape, "event_logits")
         stages = outputs.get("agreement")
         agreement = None if not stages else stages[-1].detach().float().cpu()
         events = event_logits.detach().float().sigmoid().cpu()
@@ -327,6 +323,52 @@ class CaeAvProcessor(ProcessorMixin):
             )
         return results
 
+    def post_process_segmentation(
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | None = None,
+        threshold: float = 0.5,
+        frame_mask: torch.Tensor | None = None,
+    ) -> list[dict[str, np.ndarray]]:
+        """
+        Turn the output of [`CaeAvForSegmentation`] into maps at each clip's own resolution.
+
+        Args:
+            outputs: `logits` (B, T, 1, S, S).
+            target_sizes: Height and width of each clip in pixels; by default S and S. The model saw the clip squeezed
+                to a square, so its map is stretched back.
+            threshold: From 0 to 1; a pixel belongs to the mask where its probability is above it.
+            frame_mask: (B, T), True where a frame is real; by default that of `outputs`, or all. Padded frames are
+                left out.
+
+        Returns:
+            For each clip a dict of
+            - **probabilities**: (frames, H, W) float32.
+            - **masks**: (frames, H, W) bool.
+
+        Raises:
+            CaeAvError: A tensor has another shape than stated, `threshold` lies outside [0, 1], or there are not as
+                many sizes as clips.
+        """
+        if not 0 <= threshold <= 1:
+            raise CaeAvError(f"`threshold` must lie in [0, 1], got {threshold}")
+        logits = outputs["logits"]
+        if logits.ndim != 5 or logits.shape[2] != 1:
+            raise CaeAvError(f"expected `logits` (B, T, 1, S, S), got shape {tuple(logits.shape)}")
+        if target_sizes is not None and len(target_sizes) != len(logits):
+            raise CaeAvError(f"`target_sizes` must have one size a clip ({len(logits)}), got {len(target_sizes)}")
+        frame_mask = _real_frames(outputs, frame_mask, logits.shape[:2], "logits")
+        results = []
+        for clip, maps in enumerate(logits.detach().float()):
+            maps = maps[frame_mask[clip].bool().to(maps.device)]
+            if target_sizes is not None:
+                # Logits, not probabilities, are smooth: the edge of a mask stays where it is.
+                size = (int(target_sizes[clip][0]), int(target_sizes[clip][1]))
+                maps = torch.nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
+            probabilities = maps[:, 0].sigmoid().cpu().numpy()
+            results.append({"probabilities": probabilities, "masks": probabilities > threshold})
+        return results
+
     def _label(self, label_id: int) -> str:
         if self.id2label is None:
             return f"LABEL_{label_id}"
@@ -336,6 +378,19 @@ class CaeAvProcessor(ProcessorMixin):
                 "expected a processor made for the same classes as the model"
             )
         return self.id2label[label_id]
+
+
+def _real_frames(outputs: Any, frame_mask: torch.Tensor | None, shape: torch.Size, name: str) -> torch.Tensor:
+    """Which frames of the outputs are real, (B, T): as given, as the model says, or all."""
+    if frame_mask is None:
+        frame_mask = outputs.get("frame_mask")
+    if frame_mask is None:
+        frame_mask = torch.ones(shape, dtype=torch.bool)
+    if frame_mask.shape != shape:
+        raise CaeAvError(
+            f"`frame_mask` has shape {tuple(frame_mask.shape)}; expected that of `{name}`, {tuple(shape)}"
+        )
+    return frame_mask
 
 
 def _is_array(value: Any) -> bool:
