@@ -1,0 +1,246 @@
+"""
+The two scores of audio-visual segmentation, as defined for AVSBench: J, the overlap of masks, and F, its maximum
+F-measure over thresholds.
+
+- J is the mean over frames of the intersection over the union of the target with what is predicted with a probability
+  above one half. A frame whose target is empty scores the share of its pixels that are predicted as empty.
+- F has beta^2 = 0.3 and counts the frames whose target is not empty. Each gives an F at each of 255 thresholds, evenly
+  spaced on [0, 1): a pixel is predicted where its probability is not below the threshold. The F of each threshold is
+  averaged over frames; the largest of the 255 means is the score. (AVSBench's own test script takes the maximum for
+  each clip and averages these, which is never less; the maximum of the means does not depend on how frames are
+  divided into batches.)
+
+Both are sums over frames, so they are accumulated as [`SegmentationSums`], some 2 kB however many frames there are.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import datasets
+import evaluate
+import numpy as np
+import torch
+
+from caeav_hf.errors import DataError
+
+
+IGNORED_LABEL = -100
+BETA_SQUARED = 0.3
+NUM_THRESHOLDS = 255
+
+# What keeps 0 / 0 from being an error in a precision: AVSBench's own, too small to change a number.
+_EPSILON = 1e-20
+# Pixels that are worked on at a time.
+_CHUNK_PIXELS = 1 << 20
+
+_CITATION = """\
+@inproceedings{zhou2022avs,
+  title={Audio-Visual Segmentation},
+  author={Zhou, Jinxing and Wang, Jianyuan and Zhang, Jiayi and Sun, Weixuan and Zhang, Jing and Birchfield, Stan and
+    Guo, Dan and Kong, Lingpeng and Wang, Meng and Zhong, Yiran},
+  booktitle={ECCV},
+  year={2022}
+}
+"""
+
+_INPUTS = """
+Args:
+    mask_logits: (..., H, W): logit of "this pixel shows what sounds".
+    masks: (..., H, W): 1 where a pixel shows what sounds, 0 elsewhere, -100 in frames that do not count.
+Returns:
+    j: mean intersection over union in [0, 1].
+    f: maximum F-measure in [0, 1], None where every target is empty.
+    num_frames: frames that count.
+"""
+
+
+@dataclass(frozen=True)
+class SegmentationSums:
+    """
+    What the scores are made of, of some frames; `a + b` is that of both.
+
+    Args:
+        j: Sum over frames of their J.
+        frames: Number of frames.
+        f: (255,) float64, sum over the frames with a target of their F at each threshold.
+        frames_with_target: Number of these.
+    """
+
+    j: float
+    frames: int
+    f: np.ndarray
+    frames_with_target: int
+
+    def __add__(self, other: "SegmentationSums") -> "SegmentationSums":
+        return SegmentationSums(
+            self.j + other.j,
+            self.frames + other.frames,
+            self.f + other.f,
+            self.frames_with_target + other.frames_with_target,
+        )
+
+    def scores(self) -> dict[str, float | None]:
+        """
+        `j` and `f` as [`segmentation_scores`] gives them.
+
+        Raises:
+            DataError: There is no frame.
+        """
+        if not self.frames:
+            raise DataError(f"`masks` has no frame that counts: all of its frames are {IGNORED_LABEL}")
+        f = float(self.f.max()) / self.frames_with_target if self.frames_with_target else None
+        return {"j": self.j / self.frames, "f": f}
+
+
+def segmentation_scores(mask_logits: Any, masks: Any) -> dict[str, float | None]:
+    """
+    J and F over frames.
+
+    Args:
+        mask_logits: (N, H, W) array or tensor of logits. More dimensions in front, as in (B, T, H, W), are frames too,
+            and a channel of one, as in (B, T, 1, H, W), may stand before H.
+        masks: (N, H, W), or (B, T, H, W): 1 or True for what sounds, 0 or False for the rest. Frames that are -100
+            throughout do not count.
+
+    Returns:
+        `j` and `f` in [0, 1], as defined above; `f` is None if every target is empty.
+
+    Raises:
+        DataError: Shapes do not fit, a mask has another value, a logit of a frame that counts is not a number, or no
+            frame counts.
+    """
+    return segmentation_sums(mask_logits, masks).scores()
+
+
+def segmentation_sums(mask_logits: Any, masks: Any) -> SegmentationSums:
+    """
+    The sums over frames that the scores are made of, for adding up over batches.
+
+    Args:
+        mask_logits, masks: As for [`segmentation_scores`]; here no frame need count.
+
+    Raises:
+        DataError: As for [`segmentation_scores`].
+    """
+    logits, targets = _frames(mask_logits, masks)
+    total = SegmentationSums(0.0, 0, np.zeros(NUM_THRESHOLDS), 0)
+    step = max(1, _CHUNK_PIXELS // max(1, logits.shape[1]))
+    for first in range(0, len(logits), step):
+        total = total + _sums(logits[first : first + step], targets[first : first + step])
+    return total
+
+
+class SegmentationScores(evaluate.Metric):
+    """
+    [`segmentation_scores`] as a metric that accumulates over batches and processes.
+
+    ```python
+    >>> metric = SegmentationScores()
+    >>> metric.add_batch(mask_logits=outputs.logits, masks=labels)  # (B, T, 1, H, W), (B, T, H, W)
+    >>> metric.compute()["j"]
+    ```
+
+    A batch is kept as its sums, not as its masks, so the frames of a batch may have another size than those of the
+    next. With several processes pass `num_process`, `process_id` and a common `experiment_id` and `cache_dir`, as for
+    every `evaluate` metric: process 0 gets the scores of all, the others None. Arguments are those of
+    `evaluate.Metric`.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(
+                {
+                    "j": datasets.Value("float64"),
+                    "frames": datasets.Value("int64"),
+                    "f": datasets.Sequence(datasets.Value("float64")),
+                    "frames_with_target": datasets.Value("int64"),
+                }
+            ),
+        )
+
+    def add_batch(self, *, mask_logits: Any, masks: Any, **kwargs: Any) -> None:
+        """Adds a batch of frames, as [`segmentation_scores`] takes them."""
+        sums = segmentation_sums(mask_logits, masks)
+        super().add_batch(
+            j=[sums.j],
+            frames=[sums.frames],
+            f=[sums.f.tolist()],
+            frames_with_target=[sums.frames_with_target],
+            **kwargs,
+        )
+
+    def add(self, *, mask_logits: Any, masks: Any, **kwargs: Any) -> None:
+        """Adds one clip or frame: the same as a batch."""
+        self.add_batch(mask_logits=mask_logits, masks=masks, **kwargs)
+
+    def compute(self, *, mask_logits: Any = None, masks: Any = None, **kwargs: Any) -> dict[str, Any] | None:
+        """Scores of all batches so far, and of this one if it is given."""
+        if mask_logits is not None or masks is not None:
+            self.add_batch(mask_logits=mask_logits, masks=masks)
+        return super().compute(**kwargs)
+
+    def _compute(self, j: Any, frames: Any, f: Any, frames_with_target: Any) -> dict[str, Any]:
+        sums = SegmentationSums(sum(j), sum(frames), np.sum(np.asarray(f), axis=0), sum(frames_with_target))
+        return {**sums.scores(), "num_frames": sums.frames}
+
+
+def _frames(mask_logits: Any, masks: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """The frames that count: logits (N, pixels) float32 and targets (N, pixels) bool, on the device of the logits."""
+    logits = torch.as_tensor(mask_logits).detach()
+    targets = torch.as_tensor(masks).detach().to(logits.device)
+    if logits.ndim == targets.ndim + 1 and logits.ndim >= 3 and logits.shape[-3] == 1:
+        logits = logits.squeeze(-3)
+    if logits.ndim < 3 or logits.shape != targets.shape or not logits.shape[-2:].numel():
+        raise DataError(
+            "expected `mask_logits` and `masks` of one shape (N, H, W), "
+            f"got {tuple(torch.as_tensor(mask_logits).shape)} and {tuple(targets.shape)}"
+        )
+    logits, targets = logits.flatten(0, -3).flatten(1), targets.flatten(0, -3).flatten(1)
+    if targets.dtype != torch.bool:
+        # Unsigned bytes would take -100 for 156.
+        targets = targets.short() if targets.dtype == torch.uint8 else targets
+        ignored = targets == IGNORED_LABEL
+        counted = ~ignored.all(1)
+        if not counted.all():
+            logits, targets, ignored = logits[counted], targets[counted], ignored[counted]
+        wrong = (targets != 0) & (targets != 1)
+        if wrong.any():
+            raise DataError(
+                f"`masks` must be 0 and 1, or {IGNORED_LABEL} in all of a frame, got {targets[wrong][0].item()} "
+                "in a frame that counts"
+            )
+        targets = targets != 0
+    logits = logits.float()
+    if logits.isnan().any():
+        raise DataError("`mask_logits` has values that are not numbers (NaN)")
+    return logits, targets
+
+
+def _sums(logits: torch.Tensor, targets: torch.Tensor) -> SegmentationSums:
+    """Sums over the frames of one chunk, logits and targets (n, pixels)."""
+    count, pixels = logits.shape
+    # In logits, not probabilities: rounding would make a sigmoid just above one half equal to it.
+    predicted = logits > 0
+    intersection, union = (predicted & targets).sum(1).cpu().double(), (predicted | targets).sum(1).cpu().double()
+    area = targets.sum(1).cpu().double()
+    overlap = torch.where(area > 0, intersection / union, 1 - union / pixels)
+
+    # Every pixel falls into one of 255 bins by the highest threshold that its probability reaches. All pixels of that
+    # bin and of those above it are predicted at its threshold, so one count of the bins serves all thresholds.
+    thresholds = torch.linspace(0, 1 - 1e-10, NUM_THRESHOLDS, device=logits.device)
+    bins = torch.bucketize(logits.sigmoid(), thresholds, right=True) - 1
+    frame = torch.arange(count, device=logits.device)[:, None]
+    counts = torch.bincount(
+        ((2 * frame + targets) * NUM_THRESHOLDS + bins).flatten(), minlength=2 * count * NUM_THRESHOLDS
+    )
+    counts = counts.view(count, 2, NUM_THRESHOLDS).flip(-1).cumsum(-1).flip(-1).cpu().double()
+    hits = counts[:, 1]
+    precision = hits / (counts.sum(1) + _EPSILON)
+    recall = hits / (area[:, None] + _EPSILON)
+    f = (1 + BETA_SQUARED) * precision * recall / (BETA_SQUARED * precision + recall)
+    # Nothing hit: 0 / 0.
+    f = f.nan_to_num(nan=0.0)[area > 0]
+    return SegmentationSums(float(overlap.sum()), count, f.sum(0).numpy(), len(f))
