@@ -110,3 +110,23 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path, capsys):
         (line,) = [line for line in captured.err.splitlines() if line.startswith("caeav: error: ")]
         assert expected in line
         assert "Traceback" not in captured.err
+
+
+def test_the_demo_goes_all_the_way(tmp_path, capsys):
+    out = tmp_path / "demo"
+    assert main(["demo", "--out", str(out), "--quick"]) == 0
+    last = capsys.readouterr().out.strip().splitlines()[-1]
+    report = json.loads((out / "report.json").read_text())
+    for part in ("all", "aligned", "misaligned"):
+        assert 0 <= report[part]["accuracy"] <= 1
+        assert 0 < report[part]["baseline"] < 1
+    assert report["aligned"]["clips"] + report["misaligned"]["clips"] == report["all"]["clips"]
+    for picture in ("aligned.png", "misaligned.png", "run/curves.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    # What the last line says to do next works.
+    assert last.startswith("Next: caeav ")
+    command = last.removeprefix("Next: caeav ").replace("timeline.png", str(tmp_path / "timeline.png"))
+    assert main([*command.split(), "--device", "cpu"]) == 0
+    assert (tmp_path / "timeline.png").is_file()
+    assert main(["demo", "--out", str(out), "--quick"]) == 2
+    assert "not an empty folder" in capsys.readouterr().err

@@ -77,9 +77,9 @@ def run_demo(out: str | Path, *, seed: int = 0, quick: bool = False) -> dict[str
     report = _evaluate_by_alignment(model, data, processor, truth, recipe)
 
     _say("5/5 Saving, reloading, predicting and drawing")
-    model.save_pretrained(out / "model")
-    processor.save_pretrained(out / "model")
     with without_progress_bars():
+        model.save_pretrained(out / "model")
+        processor.save_pretrained(out / "model")
         reloaded = load_trained_model(type(model), out / "model")
     in_memory = AudioVisualEventLocalizationPipeline(model, processor=processor, device="cpu")
     from_disk = AudioVisualEventLocalizationPipeline(

@@ -128,10 +128,11 @@ def plot_curves(history: Sequence[dict[str, Any]], path: str | Path | None = Non
     names = list(dict.fromkeys(name for record in history for name in record))
     losses = [name for name in names if name.startswith("train/") and not name.endswith(counts)]
     scores = [name for name in names if name.startswith("eval/") and not name.endswith(counts)]
-    figure = _figure(13.0, 4.0)
+    figure = _figure(13.0, 4.6)
     axes = figure.subplots(1, 3)
     _draw_series(axes[0], history, losses, "Training loss")
-    _draw_series(axes[1], history, scores, "Evaluation")
+    only = f": {scores[0].partition('/')[2].replace('_', ' ')}" if len(scores) == 1 else ""
+    _draw_series(axes[1], history, scores, f"Evaluation{only}")
     _draw_series(axes[2], history, ["learning_rate"], "Learning rate")
     for axis in axes:
         axis.set_xlabel("Epoch", fontsize=12)
@@ -292,5 +293,5 @@ def _draw_series(axis: Axes, history: Sequence[dict[str, Any]], names: list[str]
             linewidth=2,
             label=name.partition("/")[2].replace("_", " "),
         )
-    if len(names) > 1:
-        axis.legend(fontsize=10, frameon=False)
+    if len(names) > 1:  # below the axes, where it covers no line
+        axis.legend(fontsize=11, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=3)
