@@ -5,6 +5,7 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProces
 from .configuration_cae_av import CaeAvAudioConfig, CaeAvConfig, CaeAvTextConfig, CaeAvVisionConfig
 from .errors import CaeAvError, DataError, MediaError
 from .modeling import CaeAvForEventLocalization, CaeAvForSegmentation, CaeAvModel, CaeAvPreTrainedModel
+from .pipelines import register
 from .processing import CaeAvFeatureExtractor, CaeAvProcessor, CaeAvVideoProcessor
 
 
@@ -16,6 +17,7 @@ AutoModel.register(CaeAvConfig, CaeAvModel)
 AutoFeatureExtractor.register(CaeAvConfig, CaeAvFeatureExtractor)
 AutoVideoProcessor.register(CaeAvConfig, CaeAvVideoProcessor)
 AutoProcessor.register(CaeAvConfig, CaeAvProcessor)
+register()
 
 __version__ = "0.1.0"
 

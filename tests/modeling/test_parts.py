@@ -232,6 +232,13 @@ def test_caption_contrastive_loss() -> None:
     assert caption_contrastive_loss(frames[:0], captions, clip[:0], torch.tensor(0.2)) == 0
 
 
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
 def _one_of_two_processes(rank: int, port: int, results: dict) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     torch.manual_seed(0)
@@ -248,12 +255,9 @@ def _one_of_two_processes(rank: int, port: int, results: dict) -> None:
 
 def test_negatives_are_gathered_across_processes() -> None:
     """Two processes, three frames each: mean loss and averaged gradient are those of one process with all six."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with multiprocessing.Manager() as manager:
         results = manager.dict()
-        multiprocessing.spawn(_one_of_two_processes, (port, results), nprocs=2)
+        multiprocessing.spawn(_one_of_two_processes, (free_port(), results), nprocs=2)
         (first, gradient), (second, other_gradient) = results[0], results[1]
     torch.manual_seed(0)
     frames, captions = torch.randn(6, 8, requires_grad=True), torch.randn(3, 8)
@@ -287,3 +291,24 @@ def test_loss_is_the_weighted_sum() -> None:
     model.loss_weights["entropy"] = 0.0
     expected = expected - 0.005 * outputs.loss_dict["entropy"]
     torch.testing.assert_close(model(**batch).loss, expected)
+
+
+def _process_with_or_without_captions(rank: int, port: int, results: dict) -> None:
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    model = toy_model().train()
+    batch = toy_batch(model.config)
+    if rank == 1:
+        batch = {name: value for name, value in batch.items() if "caption" not in name}
+    loss = model(**batch).loss
+    loss.backward()
+    results[rank] = float(loss)
+    dist.destroy_process_group()
+
+
+def test_a_process_without_captions_does_not_hold_up_the_others() -> None:
+    with multiprocessing.Manager() as manager:
+        results = manager.dict()
+        multiprocessing.spawn(_process_with_or_without_captions, (free_port(), results), nprocs=2)
+        assert all(math.isfinite(loss) for loss in results.values())
+        assert len(results) == 2

@@ -31,11 +31,16 @@ class AlignmentProjections(nn.Module):
         nn.init.constant_(self.temperature, self.initial_temperature)
 
 
+def is_distributed() -> bool:
+    """Whether several processes train together."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def gather_rows(rows: Tensor) -> list[Tensor]:
     """
     The rows (n, ...) of every process, this one's first; their number may differ. Gradients flow to all of them.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not is_distributed():
         return [rows]
     count = torch.tensor([len(rows)], device=rows.device)
     counts = [torch.zeros_like(count) for _ in range(torch.distributed.get_world_size())]

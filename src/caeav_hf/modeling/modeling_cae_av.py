@@ -27,6 +27,7 @@ from .interaction import FrozenStep, PairPosition, build_interaction
 from .losses import (
     AlignmentProjections,
     caption_contrastive_loss,
+    is_distributed,
     modality_alignment_loss,
     selection_entropy_loss,
 )
@@ -445,9 +446,14 @@ class CaeAvModel(CaeAvPreTrainedModel):
         visual_projected = self.projections.visual(visual.mean(1))
         audio_projected = self.projections.audio(audio.mean(1))
         losses["alignment"] = modality_alignment_loss(visual_projected, audio_projected)
-        if captions is None or case is None:
-            return losses
         clip = frames.clip_of_frame(visual.device)
+        temperature = self.projections.temperature
+        if captions is None or case is None:
+            if is_distributed():
+                # Other processes may have captions in this step, and wait for everybody's share.
+                nothing = (visual_projected[:0], visual_projected[:0], clip[:0], temperature)
+                losses["caption"] = caption_contrastive_loss(*nothing) + caption_contrastive_loss(*nothing)
+            return losses
         visual_log_probs, audio_log_probs = case.visual_saliency, case.audio_saliency
         visual_caption = self.projections.visual_caption(masked_mean(case.visual_caption, captions.visual_mask))
         audio_caption = self.projections.audio_caption(masked_mean(case.audio_caption, captions.audio_mask))
@@ -456,7 +462,6 @@ class CaeAvModel(CaeAvPreTrainedModel):
             visual_projected, audio_projected = visual_projected[with_caption], audio_projected[with_caption]
             visual_log_probs, audio_log_probs = visual_log_probs[with_caption], audio_log_probs[with_caption]
             clip = clip[with_caption]
-        temperature = self.projections.temperature
         losses["caption"] = caption_contrastive_loss(
             visual_projected, visual_caption, clip, temperature
         ) + caption_contrastive_loss(audio_projected, audio_caption, clip, temperature)
