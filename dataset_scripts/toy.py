@@ -1,4 +1,4 @@
-"""Makes the toy corpus: `python dataset_scripts/toy.py --out DIR --num-clips 240 --misalignment-rate 0.5`."""
+"""Makes the toy corpus: `python dataset_scripts/toy.py --layout avs_ms3 --out DIR --misalignment-rate 0.5`."""
 
 import argparse
 import os
@@ -13,7 +13,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--layout", choices=sorted(LAYOUTS), default="ave", help="data set whose layout to follow")
     parser.add_argument("--num-clips", type=int, default=240, help="clips in all")
     parser.add_argument("--split", type=float, nargs=3, default=(4, 1, 1), metavar=("TRAIN", "VALIDATION", "TEST"))
-    parser.add_argument("--misalignment-rate", type=float, default=0.0, help="share of misaligned clips")
+    rates = ", ".join(f"{layout.misalignment} in {name}" for name, layout in LAYOUTS.items())
+    parser.add_argument(
+        "--misalignment-rate",
+        type=float,
+        default=argparse.SUPPRESS,
+        metavar="RATE",
+        help=f"share of misaligned clips (default: {rates})",
+    )
     for kind in MISALIGNMENTS:
         option = f"--{kind.replace('_', '-')}"
         parser.add_argument(option, type=float, default=1.0, metavar="WEIGHT", help="weight among the misalignments")
@@ -30,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
             options.layout,
             options.num_clips,
             split=options.split,
-            misalignment=options.misalignment_rate,
+            misalignment=getattr(options, "misalignment_rate", None),
             misalignment_weights={kind: getattr(options, kind) for kind in MISALIGNMENTS},
             seed=options.seed,
             media_format=MediaFormat(options.frame_size, options.frame_rate, options.sampling_rate),

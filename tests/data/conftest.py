@@ -1,13 +1,14 @@
 """One toy corpus, its Parquet folder and a processor, made once for all tests of the data part."""
 
 from pathlib import Path
+from typing import Any
 
 import av
 import pytest
 
 from caeav_hf import data
 from caeav_hf.configuration_cae_av import CaeAvConfig
-from caeav_hf.data.toy import CLASSES, generate
+from caeav_hf.data.toy import CLASSES, MediaFormat, generate
 from caeav_hf.processing.processing_cae_av import CaeAvProcessor
 
 
@@ -25,6 +26,23 @@ def corpus(tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("corpus") / "toy"
     generate(out, num_clips=24, split=(2, 1, 1), misalignment=0.5, seed=3, num_proc=2, progress=False)
     return out
+
+
+@pytest.fixture(scope="session")
+def avs_corpora(tmp_path_factory) -> dict[str, Any]:
+    """Twelve clips in each of AVSBench's layouts, by setting: 6 for training; and their scenes."""
+    out, scenes = tmp_path_factory.mktemp("avs"), {}
+    for setting in ("s4", "ms3"):
+        scenes[setting] = generate(
+            out / setting,
+            f"avs_{setting}",
+            num_clips=12,
+            split=(2, 1, 1),
+            seed=3,
+            media_format=MediaFormat(64, 8, 16_000),
+            progress=False,
+        )
+    return {"s4": out / "s4", "ms3": out / "ms3", "scenes": scenes}
 
 
 @pytest.fixture(scope="session")

@@ -2,13 +2,15 @@
 The toy corpus: real little mp4 clips of things that move and sound, in the layout of a public data set.
 
 It is deterministic in its seed and controls what CAE-AV is about: how often, and how, sight and sound are misaligned.
-`scene` plans what happens each second, `look` and `voice` draw it, `render` makes files of it, `layout` puts them on
-the disk. `render_frame` and `render_sound` give single frames and sounds, without files, to train a toy tower on.
+`scene` and `segmentation` plan what happens each second, `look` and `voice` draw it, `render` makes files of it,
+`layout` puts them on the disk. `render_frame` and `render_sound` give single frames and sounds, without files, to
+train a toy tower on.
 """
 
 from .classes import CLASSES
-from .layout import LAYOUTS, MediaFormat, generate
+from .layout import LAYOUTS, generate
 from .look import render_frame
+from .render import MediaFormat
 from .scene import MISALIGNMENTS, Scene
 from .voice import render_sound
 

@@ -7,23 +7,28 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from tqdm import tqdm
 
 from caeav_hf.errors import DataError
 
 from ..files import write_json, write_text
 from .classes import CLASSES
-from .render import render_scene_frames, render_scene_sound, write_mp4
+from .render import (
+    MediaFormat,
+    render_scene_frame,
+    render_scene_frames,
+    render_scene_sound,
+    write_mp4,
+    write_png,
+    write_wav,
+)
 from .scene import MISALIGNMENTS, SPLITS, Scene, plan_event_clips
+from .segmentation import plan_multi_source_clips, plan_single_source_clips
 
 
-@dataclass(frozen=True)
-class MediaFormat:
-    """Size of the frames in pixels, frames a second, samples a second."""
-
-    frame_size: int = 96
-    frame_rate: int = 8
-    sampling_rate: int = 32_000
+# What AVSBench calls the splits.
+_AVS_SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -35,13 +40,17 @@ class Layout:
         plan: Makes the scenes from (num_clips, split, misalignment, misalignment_weights, seed).
         write_media: Renders one scene into the folder; called in parallel.
         write_annotations: Writes everything that is not media, in the calling process.
+        misalignment: Share of misaligned clips unless another one is asked for.
+        one_event: Whether a clip is about its first source alone, so that `toy.json` tells its category and event.
         entries: Names of what it writes in the folder, besides `toy.json`.
     """
 
     plan: Callable[[int, Sequence[float], float, Mapping[str, float], int], list[Scene]]
     write_media: Callable[[Scene, Path, MediaFormat], None]
     write_annotations: Callable[[Sequence[Scene], Path], None]
-    entries: tuple[str, ...]
+    misalignment: float = 0.0
+    one_event: bool = True
+    entries: tuple[str, ...] = ("annotations", "media", "captions.json")
 
 
 def generate(
@@ -50,7 +59,7 @@ def generate(
     num_clips: int = 240,
     *,
     split: Sequence[float] = (4, 1, 1),
-    misalignment: float = 0.0,
+    misalignment: float | None = None,
     misalignment_weights: Mapping[str, float] | None = None,
     seed: int = 0,
     media_format: MediaFormat | None = None,
@@ -66,7 +75,7 @@ def generate(
         layout: Data set whose layout to follow, one of `LAYOUTS`.
         num_clips: Clips in all.
         split: Weights of training, validation and test.
-        misalignment: Share of misaligned clips in every split, in [0, 1].
+        misalignment: Share of misaligned clips in every split, in [0, 1]; by default the layout's.
         misalignment_weights: Weight of each kind of misalignment (`MISALIGNMENTS`); default: all alike.
         seed: Seed of everything.
         media_format: Frame size, frame rate and sampling rate.
@@ -86,6 +95,7 @@ def generate(
         raise DataError(f"`num_proc` must be at least 1, got {num_proc}")
     form, media_format = LAYOUTS[layout], media_format or MediaFormat()
     weights = dict.fromkeys(MISALIGNMENTS, 1.0) if misalignment_weights is None else dict(misalignment_weights)
+    misalignment = form.misalignment if misalignment is None else misalignment
     scenes = form.plan(num_clips, split, misalignment, weights, seed)
     out = Path(out_dir)
     _make_room(out, form.entries, overwrite)
@@ -104,7 +114,7 @@ def generate(
         "classes": CLASSES,
         "misalignment": misalignment,
         "misalignment_weights": weights,
-        "clips": {scene.clip_id: _truth(scene) for scene in scenes},
+        "clips": {scene.clip_id: _truth(scene, form.one_event) for scene in scenes},
     }
     # Last of all: a folder with this file is complete.
     write_json(out / "toy.json", truth)
@@ -142,12 +152,11 @@ def _drain(results: Iterable[None]) -> None:
         pass
 
 
-def _truth(scene: Scene) -> dict[str, object]:
+def _truth(scene: Scene, one_event: bool) -> dict[str, object]:
     names = [CLASSES[source.class_id] for source in scene.sources]
     return {
         "split": scene.split,
-        "category": CLASSES[scene.class_id],
-        "event": list(scene.event),
+        **({"category": CLASSES[scene.class_id], "event": list(scene.event)} if one_event else {}),
         "aligned": scene.is_aligned,
         "segments": [
             {
@@ -161,8 +170,12 @@ def _truth(scene: Scene) -> dict[str, object]:
 
 
 def _write_ave_media(scene: Scene, out_dir: Path, media_format: MediaFormat) -> None:
+    _write_video(scene, out_dir / "media" / f"{scene.clip_id}.mp4", media_format)
+
+
+def _write_video(scene: Scene, path: Path, media_format: MediaFormat) -> None:
     write_mp4(
-        out_dir / "media" / f"{scene.clip_id}.mp4",
+        path,
         render_scene_frames(scene, media_format.frame_size, media_format.frame_rate),
         render_scene_sound(scene, media_format.sampling_rate),
         media_format.frame_rate,
@@ -178,6 +191,10 @@ def _write_ave_annotations(scenes: Sequence[Scene], out_dir: Path) -> None:
     for split, name in zip(SPLITS, ("trainSet.txt", "valSet.txt", "testSet.txt"), strict=True):
         write_text(annotations / name, _lines(lines[split]))
     write_text(annotations / "categories.txt", _lines(CLASSES))
+    _write_captions(scenes, out_dir)
+
+
+def _write_captions(scenes: Sequence[Scene], out_dir: Path) -> None:
     captions = {s.clip_id: {"visual": s.visual_caption, "audio": s.audio_caption} for s in scenes}
     write_json(out_dir / "captions.json", captions)
 
@@ -186,12 +203,68 @@ def _ave_line(scene: Scene) -> str:
     return f"{CLASSES[scene.class_id]}&{scene.clip_id}&good&{scene.event[0]}&{scene.event[1]}"
 
 
+def _write_s4_media(scene: Scene, out_dir: Path, media_format: MediaFormat) -> None:
+    place = Path(_AVS_SPLITS[scene.split]) / CLASSES[scene.class_id]
+    name = scene.clip_id
+    # As published: for training only the first mask is there.
+    num_masks = 1 if scene.split == "train" else len(scene.segments)
+    _write_avs_media(scene, out_dir, media_format, place / name, f"{name}_", place / name, num_masks, place)
+
+
+def _write_ms3_media(scene: Scene, out_dir: Path, media_format: MediaFormat) -> None:
+    place, name = Path(_AVS_SPLITS[scene.split]), scene.clip_id
+    num_masks = len(scene.segments)
+    _write_avs_media(scene, out_dir, media_format, Path(name), f"{name}.mp4_", place / name, num_masks, place)
+
+
+def _write_avs_media(
+    scene: Scene,
+    out_dir: Path,
+    media_format: MediaFormat,
+    frames_at: Path,
+    frame_prefix: str,
+    masks_at: Path,
+    num_masks: int,
+    audio_at: Path,
+) -> None:
+    """The frame at the middle of each second, the first `num_masks` masks, the sound, and all of it as a video."""
+    media = out_dir / "media"
+    frames, masks, audio = media / "visual_frames" / frames_at, media / "gt_masks" / masks_at, media / "audio_wav"
+    for folder in (frames, masks, audio / audio_at, media / "videos"):
+        folder.mkdir(parents=True, exist_ok=True)
+    for second, segment in enumerate(scene.segments):
+        frame, seen = render_scene_frame(scene, second + 0.5, media_format.frame_size)
+        write_png(frames / f"{frame_prefix}{second + 1}.png", frame)
+        if second < num_masks:
+            mask = np.zeros(frame.shape[:2], bool)
+            for source in set(segment.visible) & set(segment.sounding):
+                mask |= seen[source]
+            write_png(masks / f"{scene.clip_id}_{second + 1}.png", mask)
+    sound = render_scene_sound(scene, media_format.sampling_rate)
+    write_wav(audio / audio_at / f"{scene.clip_id}.wav", sound, media_format.sampling_rate)
+    _write_video(scene, media / "videos" / f"{scene.clip_id}.mp4", media_format)
+
+
+def _write_s4_annotations(scenes: Sequence[Scene], out_dir: Path) -> None:
+    lines = (f"{s.clip_id},{len(s.segments)},{CLASSES[s.class_id]},{_AVS_SPLITS[s.split]}" for s in scenes)
+    write_text(out_dir / "annotations" / "s4_meta_data.csv", _lines(["name,length,category,split", *lines]))
+    _write_captions(scenes, out_dir)
+
+
+def _write_ms3_annotations(scenes: Sequence[Scene], out_dir: Path) -> None:
+    lines = (f"{scene.clip_id},{_AVS_SPLITS[scene.split]}" for scene in scenes)
+    write_text(out_dir / "annotations" / "ms3_meta_data.csv", _lines(["name,split", *lines]))
+    _write_captions(scenes, out_dir)
+
+
 def _lines(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
 LAYOUTS = {
-    "ave": Layout(
-        plan_event_clips, _write_ave_media, _write_ave_annotations, ("annotations", "media", "captions.json")
+    "ave": Layout(plan_event_clips, _write_ave_media, _write_ave_annotations),
+    "avs_s4": Layout(plan_single_source_clips, _write_s4_media, _write_s4_annotations, misalignment=0.5),
+    "avs_ms3": Layout(
+        plan_multi_source_clips, _write_ms3_media, _write_ms3_annotations, misalignment=0.75, one_event=False
     ),
 }

@@ -1,10 +1,13 @@
-"""From a scene to frames, masks, sound, and an mp4 file."""
+"""From a scene to frames, masks and sound, and to mp4, wav and png files."""
 
+import wave
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 import av
 import numpy as np
+from PIL import Image
 
 from .look import paint_backdrop, paint_object, to_uint8
 from .scene import Scene
@@ -12,6 +15,15 @@ from .voice import limit, synthesize_noise, synthesize_voice
 
 
 _FADE_SECONDS = 0.005
+
+
+@dataclass(frozen=True)
+class MediaFormat:
+    """Size of the frames in pixels, frames a second, samples a second."""
+
+    frame_size: int = 96
+    frame_rate: int = 8
+    sampling_rate: int = 32_000
 
 
 def render_scene_frame(scene: Scene, time: float, size: int) -> tuple[np.ndarray, dict[int, np.ndarray]]:
@@ -23,12 +35,16 @@ def render_scene_frame(scene: Scene, time: float, size: int) -> tuple[np.ndarray
         size: Side of the frame in pixels.
 
     Returns:
-        The frame, (size, size, 3) uint8, and for each visible source (by its index in the scene) its mask,
-        (size, size) bool.
+        The frame, (size, size, 3) uint8, and for each visible source (by its index in the scene) the mask of what is
+        seen of it, (size, size) bool.
     """
     segment = scene.segments[int(time)]
     image = paint_backdrop(scene.backdrops[segment.backdrop], size)
-    masks = {source: paint_object(image, scene.sources[source].look, time) >= 0.5 for source in segment.visible}
+    masks: dict[int, np.ndarray] = {}
+    for source in segment.visible:
+        mask = paint_object(image, scene.sources[source].look, time) >= 0.5
+        # It hides what was painted before it.
+        masks = {**{behind: pixels & ~mask for behind, pixels in masks.items()}, source: mask}
     return to_uint8(image), masks
 
 
@@ -95,3 +111,15 @@ def write_mp4(path: Path, frames: np.ndarray, sound: np.ndarray, frame_rate: int
         container.mux(audio.encode(samples))
         container.mux(audio.encode(None))
     partial.replace(path)
+
+
+def write_wav(path: Path, sound: np.ndarray, sampling_rate: int) -> None:
+    """Writes (samples,) float32 in [-1, 1] as a mono wav file of 16 bits."""
+    with wave.open(str(path), "wb") as file:
+        file.setparams((1, 2, sampling_rate, 0, "NONE", "not compressed"))
+        file.writeframes(np.rint(sound * 32_767).astype("<i2").tobytes())
+
+
+def write_png(path: Path, image: np.ndarray) -> None:
+    """Writes (height, width, 3) uint8 in colour, or a (height, width) bool mask as 255 and 0."""
+    Image.fromarray(image.astype(np.uint8) * 255 if image.dtype == bool else image).save(path)

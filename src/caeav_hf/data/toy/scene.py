@@ -3,10 +3,11 @@ What happens in a clip of the toy corpus, second by second, before anything is d
 
 A scene lists its sources (objects with a look and a voice) and, for every one-second segment, which of them are
 visible, which are sounding, which backdrop is in view and whether (and how) sight and sound are misaligned. Renderers
-and layout writers know nothing else, so another data set's form needs only another plan and another writer.
+and layout writers know nothing else, so another data set's form needs only another plan and another writer. The plan
+of clips with one event each is here, that of segmentation in `segmentation`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +23,7 @@ SPLITS = ("train", "validation", "test")
 
 MISALIGNMENTS = ("off_screen_sound", "silent_object", "wrong_soundtrack", "camera_cut")
 
-NUM_SEGMENTS = 10  # seconds of a clip
+NUM_SEGMENTS = 10  # seconds of a clip with one event
 
 # Seconds of an event, in an order in which every beginning averages 5 or more: however few clips a split has, most of
 # its segments are events, and answering "background" everywhere is right for at most half of them.
@@ -50,13 +51,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class Scene:
-    """One clip. `index` is its number in the corpus, `event` the [start, end) second of its audio-visual event."""
+    """One clip. `index` is its number in the corpus, its first source what it is about."""
 
     clip_id: str
     index: int
     split: str
-    class_id: int
-    event: tuple[int, int]
     sources: tuple[Source, ...]
     backdrops: tuple[Backdrop, ...]
     noise: NoiseBed
@@ -65,9 +64,47 @@ class Scene:
     audio_caption: str
 
     @property
+    def class_id(self) -> int:
+        """Class of the first source."""
+        return self.sources[0].class_id
+
+    @property
+    def event(self) -> tuple[int, int]:
+        """The [start, end) seconds of its event: from the first to the last that shows and sounds the first source."""
+        together = [t for t, segment in enumerate(self.segments) if 0 in segment.visible and 0 in segment.sounding]
+        return (together[0], together[-1] + 1) if together else (0, 0)
+
+    @property
     def is_aligned(self) -> bool:
         """Whether no segment shows a source that is not heard, or lets one be heard that is not seen."""
         return all(segment.misalignment is None for segment in self.segments)
+
+
+@dataclass(frozen=True)
+class Card:
+    """
+    What a clip was dealt before it is drafted.
+
+    Args:
+        index: Its number in the corpus.
+        split: Its split.
+        class_id: Class of its first source.
+        number: One of the numbers dealt evenly, whatever they count.
+        kind: Kind of its misalignment, None in an aligned clip.
+        weights: Weight of each kind of `MISALIGNMENTS`.
+    """
+
+    index: int
+    split: str
+    class_id: int
+    number: int
+    kind: str | None
+    weights: tuple[float, ...]
+
+    @property
+    def clip_id(self) -> str:
+        """Name of the clip: 11 characters, as YouTube's."""
+        return f"toy{self.index:08d}"
 
 
 def plan_event_clips(
@@ -92,7 +129,30 @@ def plan_event_clips(
         The scenes, by split. In every split, and among its aligned and its misaligned clips alike, classes are
         balanced and events last 5.5 s on average.
     """
-    kinds = _checked_weights(misalignment_weights)
+    return plan_clips(num_clips, split, misalignment, misalignment_weights, seed, _EVENT_SECONDS, _event_scene)
+
+
+def plan_clips(
+    num_clips: int,
+    split: Sequence[float],
+    misalignment: float,
+    misalignment_weights: Mapping[str, float],
+    seed: int,
+    numbers: Sequence[int],
+    draft: Callable[[np.random.Generator, Card], Scene],
+) -> list[Scene]:
+    """
+    Deals classes, numbers and kinds of misalignment evenly and has a scene drafted from each hand.
+
+    Args:
+        num_clips, split, misalignment, misalignment_weights, seed: As for [`plan_event_clips`].
+        numbers: Dealt in turn among the aligned and among the misaligned clips of each split.
+        draft: Makes one scene with a generator of its own.
+
+    Raises:
+        DataError: An argument is out of range.
+    """
+    weights = _checked_weights(misalignment_weights)
     if not 0.0 <= misalignment <= 1.0:
         raise DataError(f"`misalignment` must be a share of the clips in [0, 1], got {misalignment}")
     if len(split) != len(SPLITS) or min(split) < 0 or sum(split) <= 0:
@@ -103,53 +163,36 @@ def plan_event_clips(
     for split_name, size in zip(SPLITS, _apportion(num_clips, split), strict=True):
         rng = np.random.default_rng([seed, len(scenes), SPLITS.index(split_name)])
         num_misaligned = round(misalignment * size)
-        groups = [
-            (class_id, seconds, kind)
-            for kinds_of_group in (
+        hands = [
+            (class_id, number, kind)
+            for kinds in (
                 [None] * (size - num_misaligned),
-                _deal(rng, np.repeat(np.arange(len(MISALIGNMENTS)), _apportion(num_misaligned, kinds))),
+                _deal(rng, np.repeat(np.arange(len(MISALIGNMENTS)), _apportion(num_misaligned, weights))),
             )
-            for class_id, seconds, kind in zip(
-                _deal(rng, np.resize(rng.permutation(len(CLASSES)), len(kinds_of_group))),
-                _deal(rng, np.resize(_EVENT_SECONDS, len(kinds_of_group))),
-                kinds_of_group,
+            for class_id, number, kind in zip(
+                _deal(rng, np.resize(rng.permutation(len(CLASSES)), len(kinds))),
+                _deal(rng, np.resize(numbers, len(kinds))),
+                kinds,
                 strict=True,
             )
         ]
         for position in rng.permutation(size):
-            class_id, seconds, kind = groups[position]
-            index = len(scenes)
-            scenes.append(
-                _event_scene(
-                    np.random.default_rng([seed, index]),
-                    index=index,
-                    split=split_name,
-                    class_id=class_id,
-                    seconds=seconds,
-                    kind=None if kind is None else MISALIGNMENTS[kind],
-                    kinds=kinds,
-                )
-            )
+            class_id, number, kind = hands[position]
+            name = None if kind is None else MISALIGNMENTS[kind]
+            card = Card(len(scenes), split_name, class_id, number, name, tuple(weights))
+            scenes.append(draft(np.random.default_rng([seed, card.index]), card))
     return scenes
 
 
-def _event_scene(
-    rng: np.random.Generator,
-    *,
-    index: int,
-    split: str,
-    class_id: int,
-    seconds: int,
-    kind: str | None,
-    kinds: Sequence[float],
-) -> Scene:
-    other_class = int(rng.choice([other for other in range(len(CLASSES)) if other != class_id]))
-    sources = tuple(Source(c, draw_look(rng, c), draw_voice(rng, c)) for c in (class_id, other_class))
-    start = int(rng.integers(0, NUM_SEGMENTS - seconds + 1))
-    end = start + seconds
+def _event_scene(rng: np.random.Generator, card: Card) -> Scene:
+    """A clip with an event of `card.number` seconds."""
+    other_class = int(rng.choice([other for other in range(len(CLASSES)) if other != card.class_id]))
+    sources = tuple(Source(c, draw_look(rng, c), draw_voice(rng, c)) for c in (card.class_id, other_class))
+    start = int(rng.integers(0, NUM_SEGMENTS - card.number + 1))
+    end = start + card.number
     segments = [Segment()] * NUM_SEGMENTS
-    segments[start:end] = [Segment(visible=(0,), sounding=(0,))] * seconds
-    if kind is not None:
+    segments[start:end] = [Segment(visible=(0,), sounding=(0,))] * card.number
+    if (kind := card.kind) is not None:
         # Each stretch of background, before and after the event, gets one kind; the first one the kind dealt.
         for first, last in rng.permutation([run for run in ((0, start), (end, NUM_SEGMENTS)) if run[0] < run[1]]):
             length = int(rng.integers((last - first + 1) // 2, last - first + 1))
@@ -157,16 +200,26 @@ def _event_scene(
             if kind == "camera_cut":  # cuts away from the source while it goes on sounding
                 offset = 0 if first == end else last - first - length
             segments[first + offset : first + offset + length] = [_misaligned(rng, kind)] * length
-            kind = MISALIGNMENTS[rng.choice(len(MISALIGNMENTS), p=np.array(kinds) / sum(kinds))]
+            kind = MISALIGNMENTS[rng.choice(len(MISALIGNMENTS), p=np.array(card.weights) / sum(card.weights))]
     backdrops, noise = (draw_backdrop(rng), draw_backdrop(rng)), draw_noise_bed(rng)
+    return finish_scene(rng, card, sources, backdrops, noise, segments)
+
+
+def finish_scene(
+    rng: np.random.Generator,
+    card: Card,
+    sources: Sequence[Source],
+    backdrops: Sequence[Backdrop],
+    noise: NoiseBed,
+    segments: Sequence[Segment],
+) -> Scene:
+    """The scene of a card, with captions that say what is seen and heard in it."""
     return Scene(
-        clip_id=f"toy{index:08d}",  # 11 characters, as YouTube's
-        index=index,
-        split=split,
-        class_id=class_id,
-        event=(start, end),
-        sources=sources,
-        backdrops=backdrops,
+        clip_id=card.clip_id,
+        index=card.index,
+        split=card.split,
+        sources=tuple(sources),
+        backdrops=tuple(backdrops),
         noise=noise,
         segments=tuple(segments),
         visual_caption=_visual_caption(rng, sources, backdrops, segments),
@@ -189,7 +242,7 @@ def _misaligned(rng: np.random.Generator, kind: str) -> Segment:
 def _visual_caption(
     rng: np.random.Generator, sources: Sequence[Source], backdrops: Sequence[Backdrop], segments: Sequence[Segment]
 ) -> str:
-    own, other = (TOY_CLASSES[source.class_id] for source in sources)
+    own, *others = (TOY_CLASSES[source.class_id] for source in sources)
     place = BACKDROPS[backdrops[0].kind]
     moves = str(rng.choice(own.seen))
     sentence = str(
@@ -201,8 +254,9 @@ def _visual_caption(
             ]
         )
     )
-    if any(1 in segment.visible for segment in segments):
-        sentence += str(rng.choice([f", and {other.look} is seen", f"; {other.look} also appears"]))
+    for index, other in enumerate(others, 1):
+        if any(index in segment.visible for segment in segments):
+            sentence += str(rng.choice([f", and {other.look} is seen", f"; {other.look} also appears"]))
     if any(segment.backdrop for segment in segments):
         away = BACKDROPS[backdrops[1].kind]
         sentence += str(rng.choice([f", and the camera cuts to {away}", f"; there is also a view of {away}"]))
@@ -212,10 +266,12 @@ def _visual_caption(
 def _audio_caption(
     rng: np.random.Generator, sources: Sequence[Source], noise: NoiseBed, segments: Sequence[Segment]
 ) -> str:
-    heard = str(rng.choice(TOY_CLASSES[sources[0].class_id].heard))
+    own, *others = (TOY_CLASSES[source.class_id] for source in sources)
+    heard = str(rng.choice(own.heard))
     bed = NOISE_BEDS[noise.kind]
-    if any(1 in segment.sounding for segment in segments):
-        heard += " and " + str(rng.choice(TOY_CLASSES[sources[1].class_id].heard))
+    for index, other in enumerate(others, 1):
+        if any(index in segment.sounding for segment in segments):
+            heard += " and " + str(rng.choice(other.heard))
     sentence = str(rng.choice([f"{heard} over {bed}", f"over {bed}, {heard}", f"{heard}, with {bed}"]))
     return f"{sentence[0].upper()}{sentence[1:]}."
 

@@ -41,14 +41,14 @@ class NoiseBed:
     seed: int
 
 
-def draw_voice(rng: np.random.Generator, class_id: int) -> Voice:
-    """A new voice of a class."""
+def draw_voice(rng: np.random.Generator, class_id: int, decibels: tuple[float, float] = (-18.0, -4.0)) -> Voice:
+    """A new voice of a class, with its peak between these levels."""
     return Voice(
         class_id=class_id,
         pitch=float(rng.uniform()),
         pace=float(rng.uniform()),
         phase=float(rng.uniform()),
-        gain=float(10 ** (rng.uniform(-18.0, -4.0) / 20)),
+        gain=float(10 ** (rng.uniform(*decibels) / 20)),
         seed=int(rng.integers(2**31)),
     )
 

@@ -1,0 +1,155 @@
+"""
+What happens in the clips of audio-visual segmentation: five seconds of objects that are in view together, of which one
+(single source) or some (multiple sources) sound. What is to be segmented in a second is what is seen of the visible
+sources that sound in it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from caeav_hf.errors import DataError
+
+from .classes import CLASSES
+from .look import draw_backdrop, draw_look
+from .scene import Card, Scene, Segment, Source, finish_scene, plan_clips
+from .voice import draw_noise_bed, draw_voice
+
+
+SECONDS = 5
+
+# By the number of objects in view: how far from the middle of the frame they are, and how large, in parts of its side.
+_DISTANCES = {1: 0.08, 2: 0.24, 3: 0.27}
+_RADII = {1: (0.24, 0.32), 2: (0.18, 0.24), 3: (0.15, 0.2)}
+# Nearer to each other than in clips with one sounding source at a time: none drowns another.
+_DECIBELS = (-12.0, -6.0)
+# Share of the stretches of a multi-source clip in which nothing sounds.
+_SILENCE = 0.1
+
+
+def plan_single_source_clips(
+    num_clips: int,
+    split: Sequence[float],
+    misalignment: float,
+    misalignment_weights: Mapping[str, float],
+    seed: int,
+) -> list[Scene]:
+    """
+    Plans clips as in AVSBench's single-source part: the first source is seen and heard all the time. In misaligned
+    clips one or two silent objects of other classes are in view with it, and only its sound tells which one it is.
+
+    Args:
+        misalignment_weights: Only `silent_object` can be; the others are not looked at.
+        num_clips, split, misalignment, seed: As for [`~scene.plan_event_clips`].
+    """
+    if misalignment and not misalignment_weights.get("silent_object", 0.0) > 0:
+        raise DataError("clips with a single source know only `silent_object` misalignment; expected a weight for it")
+    silent = {"silent_object": 1.0}
+    return plan_clips(num_clips, split, misalignment, silent, seed, (1, 2), _single_source_scene)
+
+
+def plan_multi_source_clips(
+    num_clips: int,
+    split: Sequence[float],
+    misalignment: float,
+    misalignment_weights: Mapping[str, float],
+    seed: int,
+) -> list[Scene]:
+    """
+    Plans clips as in AVSBench's multi-source part: one to three objects of different classes, of which a subset
+    sounds that changes once to three times a clip and may be empty.
+
+    In aligned clips an object is in view while it sounds. In misaligned ones all are in view all the time, sounding or
+    not (`silent_object`), and a clip that was dealt another kind has besides one or two seconds of it: a sound that is
+    not from any of them is added (`off_screen_sound`) or replaces theirs (`wrong_soundtrack`), or the camera cuts to
+    an empty place while they go on sounding (`camera_cut`).
+
+    Args:
+        num_clips, split, misalignment, misalignment_weights, seed: As for [`~scene.plan_event_clips`].
+    """
+    return plan_clips(num_clips, split, misalignment, misalignment_weights, seed, (2, 3, 1, 3, 2), _multi_source_scene)
+
+
+def _single_source_scene(rng: np.random.Generator, card: Card) -> Scene:
+    classes = _classes(rng, card.class_id, 0 if card.kind is None else card.number)
+    sources = _in_view(rng, classes)
+    segment = Segment(visible=_painted(rng, len(sources)), sounding=(0,), misalignment=card.kind)
+    return finish_scene(rng, card, sources, [draw_backdrop(rng)], draw_noise_bed(rng), [segment] * SECONDS)
+
+
+def _multi_source_scene(rng: np.random.Generator, card: Card) -> Scene:
+    count = card.number
+    *classes, stray_class = _classes(rng, card.class_id, count)
+    stray = Source(stray_class, draw_look(rng, stray_class), draw_voice(rng, stray_class, _DECIBELS))
+    sources = [*_in_view(rng, classes), stray]
+    order, sounding = _painted(rng, count), _sounding(rng, count)
+    if card.kind is None:
+        segments = [Segment(tuple(i for i in order if i in heard), heard) for heard in sounding]
+    else:
+        segments = [
+            Segment(order, heard, misalignment=None if len(heard) == count else "silent_object") for heard in sounding
+        ]
+        for second in _struck(rng, sounding):
+            heard = sounding[second]
+            segments[second] = {
+                "silent_object": segments[second],
+                "off_screen_sound": Segment(order, (*heard, count), misalignment=card.kind),
+                "wrong_soundtrack": Segment(order, (count,), misalignment=card.kind),
+                "camera_cut": Segment((), heard or (0,), backdrop=1, misalignment=card.kind),
+            }[card.kind]
+    backdrops = [draw_backdrop(rng), draw_backdrop(rng)]
+    return finish_scene(rng, card, sources, backdrops, draw_noise_bed(rng), segments)
+
+
+def _classes(rng: np.random.Generator, class_id: int, others: int) -> list[int]:
+    """A class and others, all different."""
+    rest = [other for other in range(len(CLASSES)) if other != class_id]
+    return [class_id, *rng.choice(rest, others, replace=False).tolist()]
+
+
+def _in_view(rng: np.random.Generator, classes: Sequence[int]) -> list[Source]:
+    """Sources that are in view together: apart from each other, around the middle of the frame."""
+    count, turn = len(classes), rng.uniform(0, 2 * np.pi)
+    sources = []
+    for number, class_id in enumerate(classes):
+        angle = turn + 2 * np.pi * number / count
+        x, y = 0.5 + _DISTANCES[count] * np.array([np.cos(angle), np.sin(angle)]) + rng.uniform(-0.03, 0.03, 2)
+        look = replace(draw_look(rng, class_id), x=float(x), y=float(y), radius=float(rng.uniform(*_RADII[count])))
+        sources.append(Source(class_id, look, draw_voice(rng, class_id, _DECIBELS)))
+    return sources
+
+
+def _painted(rng: np.random.Generator, count: int) -> tuple[int, ...]:
+    """The sources in the order in which they are painted, those in front last."""
+    return tuple(rng.permutation(count).tolist())
+
+
+def _sounding(rng: np.random.Generator, count: int) -> list[tuple[int, ...]]:
+    """
+    Which of `count` sources sound in each second: two to four stretches, each unlike the one before. The first source
+    sounds in some.
+    """
+    while True:
+        changes = rng.choice(np.arange(1, SECONDS), rng.integers(1, 4), replace=False).tolist()
+        seconds = [_subset(rng, count)]
+        for second in range(1, SECONDS):
+            heard = seconds[-1]
+            while second in changes and heard == seconds[-1]:
+                heard = _subset(rng, count)
+            seconds.append(heard)
+        if any(0 in heard for heard in seconds):
+            return seconds
+
+
+def _subset(rng: np.random.Generator, count: int) -> tuple[int, ...]:
+    if rng.uniform() < _SILENCE:
+        return ()
+    return tuple(sorted(rng.choice(count, rng.integers(1, count + 1), replace=False).tolist()))
+
+
+def _struck(rng: np.random.Generator, sounding: Sequence[tuple[int, ...]]) -> range:
+    """One or two seconds in a row, outside of which the first source still sounds."""
+    runs = [range(first, first + length) for length in (1, 2) for first in range(SECONDS - length + 1)]
+    runs = [run for run in runs if any(0 in heard for second, heard in enumerate(sounding) if second not in run)]
+    return runs[int(rng.integers(len(runs)))]
