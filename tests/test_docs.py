@@ -1,0 +1,77 @@
+"""What the documents show works as it is written there."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from media_factory import write_clip
+
+from caeav_hf import CaeAvConfig, CaeAvForEventLocalization, CaeAvProcessor
+
+
+ROOT = Path(__file__).parent.parent
+
+
+def blocks(document: str, language: str) -> list[str]:
+    """The code blocks of a document in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder from which the documents' relative paths lead somewhere."""
+    for name in ("dataset_scripts", "train.py"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return tmp_path
+
+
+def run(command: str) -> None:
+    """A line of a shell block, with this interpreter's commands."""
+    words = shlex.split(command)
+    tools = {"python": [sys.executable], "caeav": [sys.executable, "-m", "caeav_hf.cli"]}
+    done = subprocess.run([*tools[words[0]], *words[1:]], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-3000:]}"
+
+
+def test_readme_inference(workplace: Path) -> None:
+    config = CaeAvConfig.from_preset("ave", size="toy")
+    CaeAvForEventLocalization(config).save_pretrained("demo/model")
+    CaeAvProcessor.from_config(config).save_pretrained("demo/model")
+    write_clip(workplace / "clip.mp4")
+    in_python, in_pipeline, from_towers = blocks("README.md", "python")[:3]
+    names: dict = {}
+    exec(in_python, names)
+    assert names["events"][0]["segments"]
+    exec(in_pipeline, names)
+    # Its towers have to be downloaded; test_backbones.py loads such towers from folders.
+    compile(from_towers, "README.md", "exec")
+    (predict,) = [block for block in blocks("README.md", "bash") if block.startswith("caeav predict")]
+    run(predict)
+    assert (workplace / "clip.json").stat().st_size
+    assert (workplace / "clip.png").stat().st_size
+
+
+def test_toy_run_of_the_training_guide(workplace: Path) -> None:
+    lines = [line for block in blocks("docs/training.md", "bash") for line in block.strip().splitlines()]
+    lines = [line for line in lines if line.startswith("python ")]
+    assert len(lines) == 5
+    for line in lines:
+        run(line)
+    assert len((workplace / "runs/toy/history.jsonl").read_text().splitlines()) == 2
+
+
+def test_no_document_refers_to_a_missing_file() -> None:
+    for document in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#]+)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name}: {target}"
+
+
+def test_version_is_written_once() -> None:
+    import caeav_hf
+
+    assert f'version = "{caeav_hf.__version__}"' in (ROOT / "pyproject.toml").read_text()
