@@ -246,7 +246,7 @@ def test_gradient_checkpointing_changes_no_gradient(formulation: str) -> None:
     for checkpointing in (False, True):
         model = toy_model(formulation=formulation).train()
         if checkpointing:
-            model.activation_checkpointing_enable()
+            model.gradient_checkpointing_enable()
             assert model.model.interactions[0][0].gradient_checkpointing
         batch = toy_batch(model.config, 2, 3)
         torch.manual_seed(0)
