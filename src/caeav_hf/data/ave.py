@@ -120,7 +120,7 @@ def read_annotations(path: Path, categories: tuple[str, ...], report: BuildRepor
 def _entry(line: AveAnnotation, categories: tuple[str, ...]) -> Entry:
     label = categories.index(line.category)
     return Entry(
-        media=f"{line.video_id}.mp4",
+        media={"media": f"{line.video_id}.mp4"},
         clip_id=line.video_id,
         row={
             "video_id": line.video_id,

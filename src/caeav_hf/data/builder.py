@@ -1,9 +1,9 @@
 """
 From annotation files and a media folder to Parquet shards: what the builders of all data sets share.
 
-A builder reads its annotations into [`Entry`] rows, each naming the media file that it needs. Here every file is
-looked up and its header checked, what is missing or broken is counted by reason and named in `report.json`, and the
-rest is written:
+A builder reads its annotations into [`Entry`] rows, each naming the media files that it needs. Here every file is
+looked up and checked, what is missing or broken is counted by reason and named in `report.json`, and the rest is
+written:
 
     <out>/data/<split>-00000-of-00001.parquet ...    <out>/report.json    <out>/README.md (the data set card)
 
@@ -12,6 +12,7 @@ subclasses, so `download_and_prepare` and `as_dataset` work as well.
 """
 
 import argparse
+import dataclasses
 import hashlib
 import json
 import os
@@ -30,7 +31,7 @@ import yaml
 from tqdm import tqdm
 
 from caeav_hf.errors import DataError, MediaError
-from caeav_hf.processing.media import probe
+from caeav_hf.processing.media import MediaInfo, probe
 
 from .files import write_json, write_text
 
@@ -50,14 +51,44 @@ class Entry:
     One row before its media is looked up.
 
     Args:
-        media: Name of its file in the media folder.
+        media: For each column with media its file, or its files, by their names in the media folder.
         clip_id: Name of the clip in the caption file.
         row: The columns that follow from the annotations.
     """
 
-    media: str
+    media: Mapping[str, str | tuple[str, ...]]
     clip_id: str
     row: Mapping[str, Any]
+
+    @property
+    def files(self) -> list[str]:
+        """Names of all of its files."""
+        return [file for files in self.media.values() for file in ([files] if isinstance(files, str) else files)]
+
+
+class UnusableError(Exception):
+    """A row that cannot be used: why, in a word for the report, and the file at fault."""
+
+    def __init__(self, reason: str, file: str):
+        super().__init__(reason, file)
+        self.reason = reason
+        self.file = file
+
+
+@dataclass(frozen=True)
+class Checked:
+    """
+    What is left of a row after its files were looked at.
+
+    Args:
+        entry: The row, without files that it can do without.
+        notes: Reasons and examples of things worth knowing.
+        losses: Likewise, of things that were missing or broken and that the row does without.
+    """
+
+    entry: Entry
+    notes: tuple[tuple[str, str], ...] = ()
+    losses: tuple[tuple[str, str], ...] = ()
 
 
 class Tally:
@@ -81,11 +112,15 @@ class Tally:
 
 @dataclass
 class BuildReport:
-    """What a builder found: annotation files, splits (annotated = written + skipped), and things worth knowing."""
+    """
+    What a builder found: annotation files, splits (annotated = written + skipped; what written rows do without is
+    lost), and things worth knowing.
+    """
 
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
     annotated: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, Tally] = field(default_factory=dict)
+    lost: dict[str, Tally] = field(default_factory=dict)
     shards: dict[str, int] = field(default_factory=dict)
     notes: Tally = field(default_factory=Tally)
 
@@ -103,6 +138,7 @@ class BuildReport:
                     "annotated": count,
                     "written": self.written[split],
                     "skipped": self.skipped[split].as_dict(),
+                    "lost": self.lost[split].as_dict(),
                     "shards": self.shards.get(split, 0),
                 }
                 for split, count in self.annotated.items()
@@ -121,7 +157,7 @@ class ClipBuilderConfig(datasets.BuilderConfig):
         media: Folder with the media files.
         captions: JSON file `{clip: {"visual": str, "audio": str}}`, or None.
         embed_media: Whether rows hold the bytes of their clip instead of its absolute path.
-        strict: Whether a missing or broken clip is an error.
+        strict: Whether a missing or broken file is an error.
         num_proc: Files that are checked at the same time.
     """
 
@@ -136,7 +172,7 @@ class ClipBuilderConfig(datasets.BuilderConfig):
 class ClipBuilder(datasets.GeneratorBasedBuilder):
     """
     Base of the builders. A data set gives its name, `card_text`, `read_entries`, `row_features`, and, if its media is
-    not one video file with sound a row, `check_media`.
+    not one video file with sound a row, `check`.
 
     ```python
     >>> AveBuilder(annotations="annotations", media="media").build("out")
@@ -144,7 +180,7 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
 
     Raises:
         DataError: A folder or file is missing or not of the published form; no clip is left; or, with `strict`, some
-            clip is missing or broken.
+            file of a clip is missing or broken.
     """
 
     BUILDER_CONFIG_CLASS = ClipBuilderConfig
@@ -160,17 +196,39 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
     def row_features(self, annotations: Path) -> datasets.Features:
         """The columns of the rows."""
 
-    def check_media(self, path: Path) -> str | None:
-        """Why a media file cannot be used, in a word for the report, or None if it can."""
-        if not path.is_file():
-            return "missing"
-        try:
-            info = probe(path)
-        except MediaError:
-            return "unreadable"
+    def check(self, entry: Entry) -> Checked:
+        """
+        Looks at the files of a row; called by several threads.
+
+        Raises:
+            UnusableError: The row cannot be used.
+        """
+        for file in entry.files:
+            self.check_video(file)
+        return Checked(entry)
+
+    def check_video(self, file: str) -> MediaInfo:
+        """What the header of a video file with sound says; raises an [`UnusableError`] if it is none."""
+        info = self.probe(file)
         if not info.has_video:
-            return "no_video_stream"
-        return None if info.has_audio else "no_audio_stream"
+            raise UnusableError("no_video_stream", file)
+        if not info.has_audio:
+            raise UnusableError("no_audio_stream", file)
+        return info
+
+    def probe(self, file: str) -> MediaInfo:
+        """What the header of a media file says; raises an [`UnusableError`] if there is none."""
+        path = self.media_path(file)
+        if not path.is_file():
+            raise UnusableError("missing", file)
+        try:
+            return probe(path)
+        except MediaError as error:
+            raise UnusableError("unreadable", file) from error
+
+    def media_path(self, file: str) -> Path:
+        """Where a file of the media folder is."""
+        return Path(self.config.media) / file
 
     def build(self, out_dir: str | Path, max_shard_bytes: int = _SHARD_BYTES) -> BuildReport:
         """
@@ -228,47 +286,59 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
     def _annotations(self) -> Path:
         return _folder(self.config.annotations, "annotations")
 
-    def _media_path(self, entry: Entry) -> Path:
-        return Path(self.config.media) / entry.media
-
     def _media_bytes(self, entry: Entry) -> int:
-        return self._media_path(entry).stat().st_size if self.config.embed_media else 0
+        return sum(self.media_path(file).stat().st_size for file in entry.files) if self.config.embed_media else 0
 
     def _usable_entries(self) -> tuple[BuildReport, dict[str, list[Entry]]]:
         """Reads the annotations and keeps the rows whose media can be used."""
         report = BuildReport()
-        media = _folder(self.config.media, "media")
+        _folder(self.config.media, "media")
         entries = self.read_entries(self._annotations, report)
         captions = self._read_captions()
-        names = sorted({entry.media for rows in entries.values() for entry in rows})
-        # Threads do: reading a header is waiting for the disk, and FFmpeg's part runs outside Python's lock.
-        with ThreadPoolExecutor(max(1, self.config.num_proc)) as pool:
-            checks = pool.map(self.check_media, (media / name for name in names))
-            reasons = dict(zip(names, tqdm(checks, total=len(names), desc="Checking media", unit="file"), strict=True))
         usable: dict[str, list[Entry]] = {}
-        for split, rows in entries.items():
-            report.annotated[split], report.skipped[split], usable[split] = len(rows), Tally(), []
-            for entry in rows:
-                if (reason := reasons[entry.media]) is not None:
-                    report.skipped[split].add(reason, entry.media)
-                    continue
-                usable[split].append(entry)
-                caption = captions.get(entry.clip_id, {})
-                if self.config.captions and not (caption.get("visual") and caption.get("audio")):
-                    report.notes.add("without_both_captions", entry.clip_id)
+        total = sum(map(len, entries.values()))
+        # Threads do: reading files is waiting for the disk, and decoding them runs outside Python's lock.
+        with (
+            ThreadPoolExecutor(max(1, self.config.num_proc)) as pool,
+            tqdm(total=total, desc="Checking media", unit="row") as bar,
+        ):
+            for split, rows in entries.items():
+                report.annotated[split], usable[split] = len(rows), []
+                skipped, lost = report.skipped[split], report.lost[split] = Tally(), Tally()
+                for checked in pool.map(self._checked, rows):
+                    bar.update()
+                    if isinstance(checked, UnusableError):
+                        skipped.add(checked.reason, checked.file)
+                        continue
+                    usable[split].append(checked.entry)
+                    for tally, found in ((report.notes, checked.notes), (lost, checked.losses)):
+                        for reason, example in found:
+                            tally.add(reason, example)
+                    caption = captions.get(checked.entry.clip_id, {})
+                    if self.config.captions and not (caption.get("visual") and caption.get("audio")):
+                        report.notes.add("without_both_captions", checked.entry.clip_id)
         return report, usable
+
+    def _checked(self, entry: Entry) -> Checked | UnusableError:
+        try:
+            return self.check(entry)
+        except UnusableError as error:
+            return error
 
     def _refuse_if_unusable(self, report: BuildReport, report_path: Path | None) -> None:
         skipped, annotated = sum(map(len, report.skipped.values())), sum(report.annotated.values())
+        lost = sum(map(len, report.lost.values()))
         examples = "; ".join(
             f"{reason}: {item['examples'][0]}"
-            for tally in report.skipped.values()
+            for tally in (*report.skipped.values(), *report.lost.values())
             for reason, item in tally.as_dict().items()
         )
         where = f" (counted by reason in {report_path})" if report_path else ""
-        if skipped and self.config.strict:
+        if (skipped or lost) and self.config.strict:
+            besides = f", and others lack {lost} files" if lost else ""
             raise DataError(
-                f"{self.config.media}: {skipped} of {annotated} rows lack a usable clip, e.g. {examples}{where}"
+                f"{self.config.media}: {skipped} of {annotated} rows lack a usable clip{besides}, "
+                f"e.g. {examples}{where}"
             )
         if skipped == annotated:
             raise DataError(
@@ -297,18 +367,22 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         return captions
 
     def _row(self, entry: Entry, captions: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
-        path = self._media_path(entry)
-        if self.config.embed_media:
-            media: dict[str, Any] = {"path": path.name, "bytes": path.read_bytes()}
-        else:
-            media = {"path": str(path.resolve()), "bytes": None}
         caption = captions.get(entry.clip_id, {})
         return {
             **entry.row,
-            "media": media,
+            **{
+                column: self._media_value(files) if isinstance(files, str) else list(map(self._media_value, files))
+                for column, files in entry.media.items()
+            },
             "visual_caption": caption.get("visual") or None,
             "audio_caption": caption.get("audio") or None,
         }
+
+    def _media_value(self, file: str) -> dict[str, Any]:
+        path = self.media_path(file)
+        if self.config.embed_media:
+            return {"path": path.name, "bytes": path.read_bytes()}
+        return {"path": str(path.resolve()), "bytes": None}
 
     def _write_shard(
         self, path: Path, entries: Sequence[Entry], captions: Mapping[str, Mapping[str, str | None]], bar: tqdm
@@ -322,8 +396,11 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
                 bar.update(len(group))
 
     def _report(self, report: BuildReport) -> dict[str, Any]:
-        options = ("annotations", "media", "captions", "embed_media", "strict")
-        return {"builder": self.name, **{o: _plain(getattr(self.config, o)) for o in options}, **report.as_dict()}
+        # All options, those of the data set's own included, except the number of threads, which changes nothing.
+        of_datasets = {f.name for f in dataclasses.fields(datasets.BuilderConfig)} | {"num_proc"}
+        names = [f.name for f in dataclasses.fields(self.config) if f.name not in of_datasets]
+        options = {name: _plain(getattr(self.config, name)) for name in names}
+        return {"builder": self.name, **options, **report.as_dict()}
 
     def _card(self, report: BuildReport, fingerprint: str) -> str:
         counts = {split: count for split, count in report.written.items() if count}
@@ -359,16 +436,29 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         )
 
 
-def run_builder(builder_class: type[ClipBuilder], arguments: Sequence[str] | None = None) -> None:
-    """The command line of a builder: parses the arguments, builds, prints what was written."""
+def run_builder(
+    builder_class: type[ClipBuilder],
+    arguments: Sequence[str] | None = None,
+    add_options: Callable[[argparse.ArgumentParser], None] | None = None,
+) -> None:
+    """
+    The command line of a builder: parses the arguments, builds, prints what was written.
+
+    Args:
+        builder_class: The builder.
+        arguments: In place of the command line.
+        add_options: Adds options of the builder's own configuration.
+    """
     parser = argparse.ArgumentParser(description=f"Writes {builder_class.pretty_name} as Parquet shards.")
     parser.add_argument("--annotations", required=True, metavar="DIR", help="folder with the annotation files")
     parser.add_argument("--media", required=True, metavar="DIR", help="folder with the clips")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     parser.add_argument("--captions", metavar="FILE", help='JSON file {clip: {"visual": text, "audio": text}}')
     parser.add_argument("--embed-media", action="store_true", help="store the clips' bytes instead of their paths")
-    parser.add_argument("--strict", action="store_true", help="fail if any clip is missing or broken")
-    parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, help="files to check at the same time")
+    parser.add_argument("--strict", action="store_true", help="fail if anything of a clip is missing or broken")
+    parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, help="rows to check at the same time")
+    if add_options is not None:
+        add_options(parser)
     options = vars(parser.parse_args(arguments))
     out = options.pop("out")
     try:
@@ -376,7 +466,9 @@ def run_builder(builder_class: type[ClipBuilder], arguments: Sequence[str] | Non
     except DataError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     for split, written in report.written.items():
-        print(f"{split}: {written} of {report.annotated[split]} rows in {report.shards[split]} shards")
+        lost = len(report.lost[split])
+        besides = f", which lack {lost} files" if lost else ""
+        print(f"{split}: {written} of {report.annotated[split]} rows in {report.shards[split]} shards{besides}")
 
 
 def read_lines(path: Path, report: BuildReport) -> list[tuple[int, str]]:
@@ -448,6 +540,7 @@ def _plain(value: Any) -> Any:
 def _describe(feature: Any) -> str:
     if isinstance(feature, datasets.ClassLabel):
         return f"class label ({feature.num_classes} classes)"
-    if isinstance(feature, datasets.Video):
-        return 'clip, `{"path", "bytes"}`, not decoded'
-    return f"`{feature.dtype}`" if isinstance(feature, datasets.Value) else f"list of `{feature.feature.dtype}`"
+    for kind, name in ((datasets.Video, "clip"), (datasets.Audio, "sound"), (datasets.Image, "image")):
+        if isinstance(feature, kind):
+            return f'{name}, `{{"path", "bytes"}}`, not decoded'
+    return f"`{feature.dtype}`" if isinstance(feature, datasets.Value) else f"list of {_describe(feature.feature)}"
