@@ -53,6 +53,20 @@ def parquet(corpus, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def avs_parquet(avs_corpora, tmp_path_factory) -> dict[str, Path]:
+    """The Parquet folders of the two settings, from frames and sound."""
+    out = tmp_path_factory.mktemp("avs_parquet")
+    for setting in ("s4", "ms3"):
+        build_avs(avs_corpora[setting], out / setting, setting)
+    return {setting: out / setting for setting in ("s4", "ms3")}
+
+
+@pytest.fixture(scope="session")
+def avs_processor() -> CaeAvProcessor:
+    return CaeAvProcessor.from_config(CaeAvConfig.from_preset("avs_ms3", size="toy"))
+
+
+@pytest.fixture(scope="session")
 def processor() -> CaeAvProcessor:
     return CaeAvProcessor.from_config(CaeAvConfig.from_preset("ave", size="toy", id2label=dict(enumerate(CLASSES))))
 
@@ -73,3 +87,10 @@ def keep_stream(source: Path, target: Path, kind: str) -> None:
             if packet.dts is not None:
                 packet.stream = copy
                 part.mux(packet)
+
+
+def build_avs(corpus: Path, out: Path, setting: str, **options):
+    """The AVSBench builder on a toy corpus."""
+    options = {"captions": str(corpus / "captions.json"), **options}
+    folders = {"annotations": str(corpus / "annotations"), "media": str(corpus / "media")}
+    return data.AvsBenchBuilder(setting=setting, **folders, **options).build(out)

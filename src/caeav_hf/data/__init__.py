@@ -1,9 +1,10 @@
 """Data sets: builders that write Parquet, the torch data set and collator that read it, and the toy corpus."""
 
 from .ave import AveBuilder
+from .avsbench import AvsBenchBuilder
 from .builder import BuildReport, ClipBuilder
 from .collator import CaeAvCollator
 from .datasets import CaeAvDataset
 
 
-__all__ = ["AveBuilder", "BuildReport", "CaeAvCollator", "CaeAvDataset", "ClipBuilder"]
+__all__ = ["AveBuilder", "AvsBenchBuilder", "BuildReport", "CaeAvCollator", "CaeAvDataset", "ClipBuilder"]

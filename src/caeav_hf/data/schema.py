@@ -1,11 +1,13 @@
 """Rows of the data sets: the columns of each task, and how they follow from the annotations."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import datasets
 
 
 AVE_NUM_SEGMENTS = 10
+AVSBENCH_NUM_SEGMENTS = 5
 
 
 def media_feature() -> datasets.Video:
@@ -15,6 +17,26 @@ def media_feature() -> datasets.Video:
     Not decoded by `datasets`: decoding goes through [`~processing.media.load_clip`], which takes this form as it is.
     """
     return datasets.Video(decode=False)
+
+
+class _StoredAudio(datasets.Audio):
+    """
+    `datasets.Audio` of files that are stored as they are. The base class loads torchcodec, which encodes samples,
+    before it looks whether there is anything to encode.
+    """
+
+    def encode_example(self, value: Any) -> Any:
+        return value
+
+
+def audio_feature() -> datasets.Audio:
+    """The sound of a row: as [`media_feature`], a file that [`~processing.media.load_audio`] decodes."""
+    return _StoredAudio(decode=False)
+
+
+def image_list_feature() -> Any:
+    """Images of a row, each as [`media_feature`]; [`~data.images.read_frame`] and `read_mask` decode them."""
+    return datasets.Sequence(datasets.Image(decode=False))
 
 
 def caption_features() -> dict[str, datasets.Value]:
@@ -39,6 +61,26 @@ def event_localization_features(categories: Sequence[str]) -> datasets.Features:
             "quality": datasets.Value("string"),
             "segment_labels": datasets.Sequence(datasets.Value("int64")),
             "media": media_feature(),
+            **caption_features(),
+        }
+    )
+
+
+def segmentation_features() -> datasets.Features:
+    """
+    Columns of audio-visual segmentation, one row a clip. It has `frames`, one a segment, and `audio`, or `media`, a
+    video file from which both are taken; then `frames` is empty and `audio` null. `mask_frames` are the numbers of the
+    frames, from 0, that `masks` belong to.
+    """
+    return datasets.Features(
+        {
+            "video_id": datasets.Value("string"),
+            "category": datasets.Value("string"),
+            "frames": image_list_feature(),
+            "audio": audio_feature(),
+            "media": media_feature(),
+            "masks": image_list_feature(),
+            "mask_frames": datasets.Sequence(datasets.Value("int64")),
             **caption_features(),
         }
     )

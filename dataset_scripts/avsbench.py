@@ -1,0 +1,10 @@
+"""Writes AVSBench as Parquet: `python dataset_scripts/avsbench.py --setting s4 --annotations A --media M --out O`."""
+
+from caeav_hf.data.avsbench import AvsBenchBuilder, main
+
+
+__all__ = ["AvsBenchBuilder"]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+"""
+The builder of AVSBench: audio-visual segmentation in clips of five seconds, with one source (S4) or several (MS3).
+
+Files as published, with a mask and a frame for each second (in S4's training split a mask for the first alone):
+
+    s4    s4_meta_data.csv: name, length, category, split
+          visual_frames/<split>/<category>/<name>/<name>_<1..5>.png, gt_masks/ likewise
+          audio_wav/<split>/<category>/<name>.wav
+    ms3   ms3_meta_data.csv: name, split
+          visual_frames/<name>/<name>.mp4_<1..5>.png, gt_masks/<split>/<name>/<name>_<1..5>.png
+          audio_wav/<split>/<name>.wav
+
+where <split> is train, val or test.
+"""
+
+import argparse
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import ClassVar, NamedTuple
+
+import datasets
+
+from caeav_hf.errors import DataError, MediaError
+from caeav_hf.processing.media import MediaInfo, count_segments
+
+from .builder import (
+    SPLITS,
+    BuildReport,
+    Checked,
+    ClipBuilder,
+    ClipBuilderConfig,
+    Entry,
+    UnusableError,
+    read_lines,
+    run_builder,
+)
+from .images import read_frame, read_mask
+from .schema import AVSBENCH_NUM_SEGMENTS, segmentation_features
+
+
+SETTINGS = ("s4", "ms3")
+AVSBENCH_SPLITS = {"train": "train", "val": "validation", "test": "test"}
+
+_COLUMNS = {"s4": ("name", "category", "split"), "ms3": ("name", "split")}
+
+
+class AvsBenchAnnotation(NamedTuple):
+    """One line: a clip, its category (None in MS3) and its split as the files name it."""
+
+    name: str
+    category: str | None
+    split: str
+
+
+@dataclass
+class AvsBenchConfig(ClipBuilderConfig):
+    """
+    Options of the builder.
+
+    Args:
+        setting: `"s4"` or `"ms3"`.
+        from_videos: Whether rows take frames and sound from `videos/<name>.mp4` or `<name>.mp4` in the media folder.
+    """
+
+    setting: str | None = None
+    from_videos: bool = False
+
+
+class AvsBenchBuilder(ClipBuilder):
+    """
+    AVSBench's S4 or MS3, or another set in the layout of one of them.
+
+    A row needs all of its frames and its sound; else it is skipped. Masks that are missing or broken are counted as
+    lost and the row does without them, unless none is left. The report's notes count what is unusual but usable: masks
+    that are empty (nothing that sounds is seen), that have a palette, or that are of another size than their frame,
+    which covers the same view (compared with frame files, not with videos), and sound that ends early, which is filled
+    up with silence. Arguments as in [`AvsBenchConfig`].
+    """
+
+    BUILDER_CONFIG_CLASS = AvsBenchConfig
+    VERSION = datasets.Version("1.0.0")
+    pretty_name = "Audio-visual segmentation (AVSBench layout)"
+    task_categories: ClassVar[tuple[str, ...]] = ("image-segmentation", "video-classification")
+    card_text = (
+        "Clips of five seconds, one frame a second, with masks of the objects that sound: a pixel that is not zero "
+        "shows something that is heard in that second. `mask_frames` has the numbers, from 0, of the frames that "
+        "`masks` belong to. The layout is that of AVSBench (Zhou et al., Audio-Visual Segmentation, ECCV 2022), with "
+        "one source a clip (S4, where `category` names it) or several (MS3)."
+    )
+
+    def row_features(self, annotations: Path) -> datasets.Features:
+        return segmentation_features()
+
+    def read_entries(self, annotations: Path, report: BuildReport) -> dict[str, list[Entry]]:
+        setting = self.config.setting
+        if setting not in SETTINGS:
+            raise DataError(f"`setting` must be one of {', '.join(SETTINGS)}, got {setting!r}")
+        lines = read_meta_data(annotations / f"{setting}_meta_data.csv", setting, report)
+        splits: dict[str, list[str]] = {}
+        entries: dict[str, list[Entry]] = {split: [] for split in SPLITS}
+        for line in lines:
+            splits.setdefault(line.name, []).append(line.split)
+            entries[AVSBENCH_SPLITS[line.split]].append(self._entry(line))
+        for name, in_splits in splits.items():
+            if len(in_splits) > 1:
+                report.notes.add("video_in_several_rows", f"{name} ({', '.join(in_splits)})")
+        return entries
+
+    def check(self, entry: Entry) -> Checked:
+        notes: list[tuple[str, str]] = []
+        frame_size = None
+        if self.config.from_videos:
+            self.check_video(str(entry.media["media"]))
+        else:
+            frame_size, audio = self._check_frames(entry), str(entry.media["audio"])
+            seconds = self._check_audio(audio).duration
+            if seconds is not None and count_segments(seconds) < AVSBENCH_NUM_SEGMENTS:
+                notes.append(("sound_ends_early", audio))
+        masks, losses = [], []
+        for frame, file in zip(entry.row["mask_frames"], entry.media["masks"], strict=True):
+            if not self.media_path(file).is_file():
+                losses.append(("missing_mask", file))
+                continue
+            try:
+                mask = read_mask(self.media_path(file))
+            except MediaError:
+                losses.append(("unreadable_mask", file))
+                continue
+            masks.append((frame, file))
+            if frame_size is not None and mask.pixels.shape != frame_size:
+                sizes = (f"{width}x{height}" for height, width in (mask.pixels.shape, frame_size))
+                notes.append(("mask_of_another_size", f"{file} ({', its frame '.join(sizes)})"))
+            if mask.has_palette:
+                notes.append(("palette_mask", file))
+            if not mask.pixels.any():
+                notes.append(("empty_mask", file))
+        if not masks:
+            raise UnusableError("no_mask", entry.media["masks"][0])
+        left = replace(
+            entry,
+            media={**entry.media, "masks": tuple(file for _, file in masks)},
+            row={**entry.row, "mask_frames": [frame for frame, _ in masks]},
+        )
+        return Checked(left, tuple(notes), tuple(losses))
+
+    def _check_frames(self, entry: Entry) -> tuple[int, int]:
+        """Size (height, width) of the frames."""
+        sizes = []
+        for file in entry.media["frames"]:
+            if not self.media_path(file).is_file():
+                raise UnusableError("missing_frame", file)
+            try:
+                sizes.append(read_frame(self.media_path(file)).shape[:2])
+            except MediaError as error:
+                raise UnusableError("unreadable_frame", file) from error
+            if sizes[-1] != sizes[0]:
+                raise UnusableError("frames_of_several_sizes", file)
+        return sizes[0]
+
+    def _check_audio(self, file: str) -> MediaInfo:
+        try:
+            info = self.probe(file)
+        except UnusableError as error:
+            raise UnusableError(f"{error.reason}_audio", file) from error
+        if not info.has_audio:
+            raise UnusableError("no_audio_stream", file)
+        return info
+
+    def _entry(self, line: AvsBenchAnnotation) -> Entry:
+        name = line.name
+        place = line.split if line.category is None else f"{line.split}/{line.category}"
+        only_first = line.category is not None and line.split == "train"
+        mask_frames = list(range(1 if only_first else AVSBENCH_NUM_SEGMENTS))
+        masks = tuple(f"gt_masks/{place}/{name}/{name}_{frame + 1}.png" for frame in mask_frames)
+        row = {"video_id": name, "category": line.category, "mask_frames": mask_frames}
+        if self.config.from_videos:
+            video = f"videos/{name}.mp4"
+            if not self.media_path(video).is_file() and self.media_path(f"{name}.mp4").is_file():
+                video = f"{name}.mp4"
+            return Entry({"media": video, "masks": masks}, name, {**row, "frames": [], "audio": None})
+        prefix = f"{name}/{name}.mp4" if line.category is None else f"{place}/{name}/{name}"
+        frames = tuple(f"visual_frames/{prefix}_{number + 1}.png" for number in range(AVSBENCH_NUM_SEGMENTS))
+        return Entry(
+            {"frames": frames, "audio": f"audio_wav/{place}/{name}.wav", "masks": masks}, name, {**row, "media": None}
+        )
+
+
+def read_meta_data(path: Path, setting: str, report: BuildReport) -> list[AvsBenchAnnotation]:
+    """
+    Reads a csv file; columns are found by the names in its header, and those that are not needed do not matter.
+
+    Raises:
+        DataError: A column is missing, a line lacks a value, names no possible file or an unknown split, or is there
+            twice. The message begins with the file and the line's number.
+    """
+    lines = [(number, _cells(line)) for number, line in read_lines(path, report)]
+    columns = _COLUMNS[setting]
+    header = lines[0][1] if lines else []
+    if missing := [column for column in columns if column not in header]:
+        raise DataError(f"{path}: expected a header with {', '.join(columns)}; there is no {', '.join(missing)}")
+    report.files[path.name]["lines"] -= 1
+    annotations: dict[AvsBenchAnnotation, int] = {}
+    for number, cells in lines[1:]:
+        where = f"{path}:{number}"
+        if len(cells) != len(header):
+            raise DataError(f"{where}: expected {len(header)} values ({', '.join(header)}), got {len(cells)}")
+        values = dict(zip(header, cells, strict=True))
+        for column in columns:
+            if values[column] in ("", ".", "..") or values[column] != Path(values[column]).name:
+                raise DataError(f"{where}: expected a {column}, got {values[column]!r}")
+        if values["split"] not in AVSBENCH_SPLITS:
+            raise DataError(f"{where}: unknown split {values['split']!r}; expected {', '.join(AVSBENCH_SPLITS)}")
+        category = values["category"] if setting == "s4" else None
+        annotation = AvsBenchAnnotation(values["name"], category, values["split"])
+        if (first := annotations.setdefault(annotation, number)) != number:
+            raise DataError(f"{where}: {annotation.name} is in line {first} already")
+    return list(annotations)
+
+
+def _cells(line: str) -> list[str]:
+    return [cell.strip() for cell in next(csv.reader([line]))]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument("--setting", required=True, choices=SETTINGS, help="single source or multiple sources")
+        parser.add_argument(
+            "--from-videos",
+            action="store_true",
+            help="take frames, at the middle of each second, and sound from videos/<name>.mp4 or <name>.mp4",
+        )
+
+    run_builder(AvsBenchBuilder, arguments, add_options)

@@ -1,0 +1,77 @@
+"""Reading of frames and masks that are image files."""
+
+import io
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from caeav_hf.errors import MediaError
+from caeav_hf.processing.media import source_name
+
+
+ImageSource = str | Path | Mapping[str, Any]
+"""A path, or a mapping with `"bytes"` and `"path"` as `datasets` has it."""
+
+_FORMATS = ("PNG", "JPEG", "BMP")
+# What Pillow raises for files that are damaged, besides its own errors.
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+@dataclass(frozen=True, eq=False)
+class Mask:
+    """A mask: `pixels` (height, width) bool, True for what is to be segmented, and whether its file has a palette."""
+
+    pixels: np.ndarray
+    has_palette: bool
+
+
+def read_frame(source: ImageSource) -> np.ndarray:
+    """
+    Returns:
+        (height, width, 3) uint8, RGB.
+
+    Raises:
+        MediaError: There is no such file, or it is no image; the message begins with its name.
+    """
+    return np.asarray(_load(source).convert("RGB"))
+
+
+def read_mask(source: ImageSource) -> Mask:
+    """
+    Reads a mask in any of the forms that AVSBench has: a pixel is foreground where it is not zero, that is, not black,
+    or, in a file with a palette, not the palette's first colour. Transparency does not matter.
+
+    Raises:
+        MediaError: As for [`read_frame`].
+    """
+    image = _load(source)
+    values = np.asarray(image)
+    if values.ndim == 2:
+        values = values[..., None]
+    values = values[..., [band != "A" for band in image.getbands()]]
+    return Mask((values != 0).any(-1), image.mode in ("P", "PA"))
+
+
+def _load(source: ImageSource) -> Image.Image:
+    name = source_name(source)
+    if isinstance(source, Mapping):
+        content = source.get("bytes")
+        target = source.get("path") if content is None else io.BytesIO(content)
+    else:
+        target = source
+    if target is None:
+        raise MediaError(f"{name}: neither bytes nor a path; expected a mapping with `bytes` or `path`")
+    try:
+        with Image.open(target, formats=_FORMATS) as image:
+            image.load()
+            return image
+    except FileNotFoundError as error:
+        raise MediaError(f"{name}: no such file; expected an image") from error
+    except _DAMAGE as error:
+        raise MediaError(f"{name}: cannot be read as an image ({error}); expected a png, jpeg or bmp file") from error
