@@ -20,8 +20,9 @@ class CaeAvCollator:
     Makes a batch of the clips of a [`CaeAvDataset`].
 
     Each clip is a dict with `pixel_values_videos` (T, 3, H, W), `input_features` (T, 1, frames, mels), optionally
-    `frame_mask` (T,), `labels` (T,), `visual_caption_ids` and `audio_caption_ids` (N,) or `*_caption_embeds` (N, D),
-    and `*_caption_mask` (N,) with them. Other keys are left out, and so are clips that are None.
+    `frame_mask` (T,), `labels` (T,) or (T, size, size), `visual_caption_ids` and `audio_caption_ids` (N,) or
+    `*_caption_embeds` (N, D), and `*_caption_mask` (N,) with them. Other keys are left out, and so are clips that are
+    None.
 
     The batch has the same keys with the batch first. T and N are those of the longest clip and caption. Padding is 0,
     in `labels` -100, in the masks False or 0. If some clip of the batch has a caption of either kind, the batch has

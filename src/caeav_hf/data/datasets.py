@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from caeav_hf.errors import DataError, MediaError
 
-from .collator import IGNORED_LABEL
+from .rows import EventRows, RowForm, SegmentationRows
 
 
 logger = logging.get_logger(__name__)
@@ -30,24 +30,27 @@ class CaeAvDataset(torch.utils.data.Dataset):
     Item `i` is a dict with
 
     - **pixel_values_videos** (T, 3, H, W), **input_features** (T, 1, frames, mels), **frame_mask** (T,) bool;
-    - **labels** (T,) int64: the row's label of each segment, -100 where the clip has ended already;
+    - **labels**: of event localization (T,) int64, the row's label of each segment; of segmentation (T, mask_size,
+      mask_size) int8, 1 where something that sounds is seen, 0 elsewhere, masks of another size being resized by
+      nearest neighbours; -100 where the clip has ended already and in frames without a mask;
     - if the row has a caption, **visual_caption_ids**, **visual_caption_mask**, **audio_caption_ids**,
       **audio_caption_mask** (N,); the mask is all zero for a caption that is missing;
     - **video_id**, a string, which [`CaeAvCollator`] leaves out of the batch.
 
     Or it is None if the clip cannot be decoded: the clip is named once in the log and counted in `broken_clips`, and
-    the collator drops it, so a broken clip never ends an epoch.
+    the collator drops it, so a broken clip never ends an epoch. So it is with a mask that cannot be read.
 
     Args:
-        rows: A `datasets.Dataset` with the columns of `schema`, or the folder that a builder wrote.
+        rows: A `datasets.Dataset` with the columns of `schema`, those of any task, or the folder that a builder wrote.
         processor: A [`CaeAvProcessor`].
         split: Split to read, if `rows` is a folder.
         cache_dir: Folder for the processed frames and sound, so that a clip is decoded once; None decodes each time.
             An entry belongs to the content of the clip and the settings of the processor, so one folder serves any
             number of data sets and processors.
+        mask_size: Side of the masks of segmentation; by default the processor's.
 
     Raises:
-        DataError: `rows` is no such folder or lacks a column.
+        DataError: `rows` is no such folder or lacks a column, or the size of the masks is not known.
     """
 
     def __init__(
@@ -57,12 +60,14 @@ class CaeAvDataset(torch.utils.data.Dataset):
         *,
         split: str | None = None,
         cache_dir: str | os.PathLike | None = None,
+        mask_size: int | None = None,
     ) -> None:
         self.rows = rows if isinstance(rows, datasets.Dataset) else _load_rows(Path(rows), split)
-        columns = ("video_id", "media", "segment_labels")
-        if missing := [name for name in columns if name not in self.rows.column_names]:
+        form: type[RowForm] = SegmentationRows if "masks" in self.rows.column_names else EventRows
+        if missing := [name for name in form.columns if name not in self.rows.column_names]:
             raise DataError(f"`rows` lack the columns {', '.join(missing)}; they have {self.rows.column_names}")
         self.processor = processor
+        self._form = form(processor, mask_size)
         self._cache = None if cache_dir is None else Path(cache_dir) / _settings_digest(processor)
         # In shared memory, so that clips which fail in the workers of a loader are known here.
         self._broken = torch.zeros(len(self.rows), dtype=torch.bool).share_memory_()
@@ -73,7 +78,8 @@ class CaeAvDataset(torch.utils.data.Dataset):
     def __getitem__(self, index: int) -> dict[str, Any] | None:
         row = self.rows[index]
         try:
-            features = self._media_features(row["media"])
+            features = self._media_features(row)
+            labels = self._form.labels(row, features["frame_mask"])
         except MediaError as error:
             if not self._broken[index]:
                 self._broken[index] = True
@@ -81,7 +87,7 @@ class CaeAvDataset(torch.utils.data.Dataset):
             return None
         return {
             **features,
-            "labels": _segment_labels(row["segment_labels"], features["frame_mask"]),
+            "labels": labels,
             **self._captions(row.get("visual_caption"), row.get("audio_caption")),
             "video_id": row["video_id"],
         }
@@ -91,17 +97,17 @@ class CaeAvDataset(torch.utils.data.Dataset):
         """Names of the clips that could not be decoded so far, here or in the workers of a loader."""
         return [self.rows[index]["video_id"] for index in self._broken.nonzero().flatten().tolist()]
 
-    def _media_features(self, media: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def _media_features(self, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         if self._cache is None:
-            return self._process(media)
-        path = self._cache / f"{_content_digest(media)}.safetensors"
+            return self._process(row)
+        path = self._cache / f"{self._form.digest(row)}.safetensors"
         try:
             return load_file(path)
         except FileNotFoundError:
             pass
         except SafetensorError as error:
             logger.warning(f"{path}: made anew, since it cannot be read ({error})")
-        features = self._process(media)
+        features = self._process(row)
         path.parent.mkdir(parents=True, exist_ok=True)
         # A name of its own for each process: several may make the same entry, and the last one to finish wins.
         partial_path = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -109,9 +115,8 @@ class CaeAvDataset(torch.utils.data.Dataset):
         partial_path.replace(path)
         return features
 
-    def _process(self, media: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-        # One thread: several clips are decoded at the same time by the workers of a loader.
-        inputs = self.processor(videos=[self.processor.load_clip(media, num_threads=1)])
+    def _process(self, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        inputs = self._form.process(row)
         return {name: inputs[name][0].contiguous() for name in _MEDIA_FEATURES}
 
     def _captions(self, visual: str | None, audio: str | None) -> dict[str, torch.Tensor]:
@@ -135,14 +140,6 @@ def _load_rows(folder: Path, split: str | None) -> datasets.Dataset:
     return datasets.load_dataset("parquet", data_files={split: shards}, split=split)
 
 
-def _segment_labels(labels: list[int], frame_mask: torch.Tensor) -> torch.Tensor:
-    """Labels of the T segments that the processor made: cut or padded to T, ignored where there is no frame."""
-    expected = torch.full((len(frame_mask),), IGNORED_LABEL)
-    given = torch.tensor(labels[: len(expected)])
-    expected[: len(given)] = given
-    return expected.masked_fill(~frame_mask, IGNORED_LABEL)
-
-
 def _settings_digest(processor: Any) -> str:
     """Stands for everything about the processor that decides the features of a clip."""
     settings = {
@@ -151,13 +148,3 @@ def _settings_digest(processor: Any) -> str:
         "feature_extractor": processor.feature_extractor.to_dict(),
     }
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]
-
-
-def _content_digest(media: Mapping[str, Any]) -> str:
-    content = media["bytes"]
-    if content is None:
-        try:
-            content = Path(media["path"]).read_bytes()
-        except OSError as error:
-            raise MediaError(f"{media['path']}: cannot be read ({error.strerror})") from error
-    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,121 @@
+"""What the rows of each task hold, and how inputs and labels are made of them."""
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from caeav_hf.errors import DataError, MediaError
+from caeav_hf.processing.media import load_audio
+
+from .collator import IGNORED_LABEL
+from .images import read_frame, read_mask
+
+
+Row = Mapping[str, Any]
+
+
+class RowForm(ABC):
+    """
+    The form of one task's rows.
+
+    Args:
+        processor: A [`CaeAvProcessor`], or None if only the columns matter.
+        mask_size: Side of the masks, where there are any.
+    """
+
+    columns: ClassVar[tuple[str, ...]]
+
+    def __init__(self, processor: Any, mask_size: int | None = None) -> None:
+        self.processor = processor
+
+    def process(self, row: Row) -> Mapping[str, torch.Tensor]:
+        """The processor's tensors of the row's clip, as a batch of one."""
+        # One thread: several clips are decoded at the same time by the workers of a loader.
+        return self.processor(videos=[self.processor.load_clip(row["media"], num_threads=1)])
+
+    def digest(self, row: Row) -> str:
+        """Stands for the content of everything that `process` reads."""
+        return _content_digest(row["media"])
+
+    @abstractmethod
+    def labels(self, row: Row, frame_mask: torch.Tensor) -> torch.Tensor:
+        """Labels of the T segments that the processor made, of which those in `frame_mask` (T,) are real."""
+
+
+class EventRows(RowForm):
+    """Event localization: a video file, and a label for each segment."""
+
+    columns = ("video_id", "media", "segment_labels")
+
+    def labels(self, row: Row, frame_mask: torch.Tensor) -> torch.Tensor:
+        # Cut or padded to T, ignored where there is no frame.
+        expected = torch.full((len(frame_mask),), IGNORED_LABEL)
+        given = torch.tensor(row["segment_labels"][: len(expected)])
+        expected[: len(given)] = given
+        return expected.masked_fill(~frame_mask, IGNORED_LABEL)
+
+
+class SegmentationRows(RowForm):
+    """Segmentation: frames and sound, or a video file, and masks for some frames."""
+
+    columns = ("video_id", "frames", "audio", "media", "masks", "mask_frames")
+
+    def __init__(self, processor: Any, mask_size: int | None = None) -> None:
+        super().__init__(processor, mask_size)
+        size = getattr(processor, "mask_size", None) if mask_size is None else mask_size
+        if processor is not None and not size:
+            raise DataError(
+                "the rows have masks, but their size is not known; expected a processor with a `mask_size`, as one "
+                "made for a model of segmentation has, or the argument `mask_size`"
+            )
+        self.mask_size = int(size or 0)
+
+    def process(self, row: Row) -> Mapping[str, torch.Tensor]:
+        if row["media"] is not None:
+            return super().process(row)
+        if not row["frames"] or row["audio"] is None:
+            raise MediaError(f"{row['video_id']}: has no `media`; expected `frames` and `audio` instead")
+        frames = [read_frame(frame) for frame in row["frames"][: self.processor.num_frames]]
+        if len(sizes := {frame.shape[:2] for frame in frames}) > 1:
+            raise MediaError(f"{row['video_id']}: its frames are of the sizes {sorted(sizes)}; expected one size")
+        rate, seconds = self.processor.sampling_rate, len(frames) * self.processor.segment_seconds
+        sound = load_audio(row["audio"], sampling_rate=rate, end=seconds)
+        # Sound that ends early is filled up with silence, as in a video file.
+        waveform = np.zeros(len(frames) * round(self.processor.segment_seconds * rate), np.float32)
+        waveform[: len(sound)] = sound[: len(waveform)]
+        return self.processor(videos=[np.stack(frames)], audio=[waveform], sampling_rate=rate)
+
+    def digest(self, row: Row) -> str:
+        if row["media"] is not None:
+            return super().digest(row)
+        files = [*row["frames"], *([] if row["audio"] is None else [row["audio"]])]
+        return hashlib.sha256("".join(map(_content_digest, files)).encode()).hexdigest()
+
+    def labels(self, row: Row, frame_mask: torch.Tensor) -> torch.Tensor:
+        size = self.mask_size
+        labels = torch.full((len(frame_mask), size, size), IGNORED_LABEL, dtype=torch.int8)
+        for frame, source in zip(row["mask_frames"], row["masks"], strict=True):
+            if frame < len(frame_mask) and frame_mask[frame]:
+                labels[frame] = torch.from_numpy(_resize(read_mask(source).pixels, size))
+        return labels
+
+
+def _resize(mask: np.ndarray, size: int) -> np.ndarray:
+    """A mask (height, width) at (size, size): each pixel takes that of the original at its own middle."""
+    rows, columns = ((2 * np.arange(size) + 1) * side // (2 * size) for side in mask.shape)
+    return mask[rows[:, None], columns]
+
+
+def _content_digest(media: Mapping[str, Any]) -> str:
+    content = media["bytes"]
+    if content is None:
+        try:
+            content = Path(media["path"]).read_bytes()
+        except OSError as error:
+            raise MediaError(f"{media['path']}: cannot be read ({error.strerror})") from error
+    return hashlib.sha256(content).hexdigest()
