@@ -36,6 +36,13 @@ def test_the_ave_recipe_holds_the_papers_values():
     assert (recipe.lr_decay_factor, recipe.entropy_warmup_epochs) == (0.65, 5)
 
 
+@pytest.mark.parametrize(("task", "epochs", "rate", "warmup"), [("avs_s4", 50, 3e-4, 15), ("avs_ms3", 60, 1.5e-4, 8)])
+def test_the_recipes_of_segmentation_hold_the_papers_values(task, epochs, rate, warmup):
+    recipe = load_recipe(find_recipe(task))
+    assert (recipe.epochs, recipe.learning_rate, recipe.entropy_warmup_epochs) == (epochs, rate, warmup)
+    assert (recipe.batch_size, recipe.accumulation_steps, recipe.lr_decay_factor) == (2, 4, 0.65)
+
+
 def test_a_recipe_survives_its_own_yaml(tmp_path):
     recipe = Recipe(model_config={"use_case": False}, report_to=["tensorboard"], learning_rate=1e-4, max_grad_norm=1.0)
     assert load_recipe(write(tmp_path, recipe.to_yaml())) == recipe
@@ -47,7 +54,8 @@ def test_a_recipe_survives_its_own_yaml(tmp_path):
         ("learning_rat: 1", "learning_rat"),
         ("epochs: many", "'epochs' must be an integer"),
         ("epochs: 1.5", "'epochs' must be an integer"),
-        ("epochs: 0", "'epochs' must be at least 1"),
+        ("epochs: -1", "'epochs' must be not negative"),
+        ("batch_size: 0", "'batch_size' must be at least 1"),
         ("epochs: true", "'epochs' must be an integer"),
         ("use_captions: 3", "'use_captions' must be true or false"),
         ("task: [a]", "'task' must be text"),

@@ -99,7 +99,9 @@ def summarize(clips):
     return {"error": float(torch.stack([clip["error"] for clip in clips]).double().mean())}
 
 
-TINY = TaskDefinition("tiny", TinyModel, "error", score_clips, summarize, higher_is_better=False)
+TINY = TaskDefinition(
+    "tiny", TinyModel, "error", score_clips, summarize, label_column="labels", higher_is_better=False
+)
 
 
 def tiny_recipe(**values):

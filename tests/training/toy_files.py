@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 
 from caeav_hf.configuration_cae_av import CaeAvConfig
-from caeav_hf.data import AveBuilder
+from caeav_hf.data import AveBuilder, AvsBenchBuilder
 from caeav_hf.data.toy import CLASSES, MediaFormat, generate
-from caeav_hf.modeling import CaeAvForEventLocalization
+from caeav_hf.modeling import CaeAvForEventLocalization, CaeAvForSegmentation
 from caeav_hf.processing import CaeAvProcessor
 
 
@@ -62,6 +62,48 @@ def toy_model() -> Path:
         model.model.caption_mapper.visual_bottleneck.up.weight.normal_()
         model.model.caption_mapper.audio_bottleneck.up.weight.normal_()
     folder = _folder() / "model"
+    model.save_pretrained(folder)
+    CaeAvProcessor.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@cache
+def mask_corpus() -> Path:
+    """A folder in the layout of AVSBench MS3, of 10 clips, with `media/videos/` beside it."""
+    corpus = _folder() / "mask_corpus"
+    media_format = MediaFormat(frame_size=64, frame_rate=4)
+    generate(corpus, "avs_ms3", num_clips=10, split=(4, 3, 3), media_format=media_format, progress=False)
+    return corpus
+
+
+def mask_clips(count: int) -> list[str]:
+    return [str(path) for path in sorted((mask_corpus() / "media" / "videos").glob("*.mp4"))[:count]]
+
+
+@cache
+def mask_data() -> Path:
+    """The corpus with masks as Parquet."""
+    corpus, data = mask_corpus(), _folder() / "mask_data"
+    AvsBenchBuilder(
+        setting="ms3",
+        annotations=str(corpus / "annotations"),
+        media=str(corpus / "media"),
+        captions=str(corpus / "captions.json"),
+        cache_dir=str(_folder() / "cache"),
+    ).build(data)
+    return data
+
+
+@cache
+def mask_model() -> Path:
+    """The folder of an untrained toy model of segmentation and its processor."""
+    torch.manual_seed(0)
+    config = CaeAvConfig.from_preset("avs_ms3", size="toy")
+    model = CaeAvForSegmentation(config).eval()
+    with torch.no_grad():  # some pixels on each side of the threshold
+        model.head.classifier.weight.mul_(20)
+        model.head.classifier.bias.zero_()
+    folder = _folder() / "mask_model"
     model.save_pretrained(folder)
     CaeAvProcessor.from_config(config).save_pretrained(folder)
     return folder

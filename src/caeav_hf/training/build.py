@@ -15,7 +15,7 @@ from ..processing import CaeAvProcessor
 from .captions import SIDES, CaptionFeatures
 from .recipe import Recipe
 from .run_folder import without_progress_bars
-from .tasks import get_task
+from .tasks import TaskDefinition, get_task
 
 
 def build_accelerator(recipe: Recipe, run_folder: Path | None = None) -> Accelerator:
@@ -39,19 +39,21 @@ def build_accelerator(recipe: Recipe, run_folder: Path | None = None) -> Acceler
         ) from error
 
 
-def build_model(recipe: Recipe, class_names: list[str]) -> Any:
+def build_model(recipe: Recipe, class_names: list[str] | None = None) -> Any:
     """
-    The model to train, for these classes: from `recipe.model`, else a preset on the towers that the recipe names, else
-    (toy size) on the toy towers that come with the package.
+    The model to train, for these classes if the task has any: from `recipe.model`, else a preset on the towers that
+    the recipe names, else (toy size) on the toy towers that come with the package.
 
     Raises:
         CaeAvError: no model and no towers are named, something cannot be loaded, or `model_config` is wrong.
     """
     task = get_task(recipe.task)
-    labels = {
-        "id2label": dict(enumerate(class_names)),
-        "label2id": {name: number for number, name in enumerate(class_names)},
-    }
+    labels: dict[str, Any] = {}
+    if class_names is not None:
+        labels = {
+            "id2label": dict(enumerate(class_names)),
+            "label2id": {name: number for number, name in enumerate(class_names)},
+        }
     towers: dict[str, str | Path | None] = {
         "vision": recipe.vision_tower,
         "audio": recipe.audio_tower,
@@ -62,7 +64,7 @@ def build_model(recipe: Recipe, class_names: list[str]) -> Any:
             raise CaeAvError(f"recipe value 'model_config': CaeAvConfig has no field {key!r}")
     try:
         if recipe.model is not None:
-            config = CaeAvConfig.from_pretrained(recipe.model, **recipe.model_config, **labels)
+            config = CaeAvConfig.from_pretrained(recipe.model, task=recipe.task, **recipe.model_config, **labels)
             config.validate()  # values put over those of a file are not looked at otherwise
             # A head for other classes starts anew; everything else is taken over.
             with without_progress_bars():
@@ -117,9 +119,18 @@ def load_split(recipe: Recipe, split: str, processor: Any) -> CaeAvDataset:
     The clips of a split of `recipe.data`.
 
     Raises:
-        CaeAvError: no data set is named, or it has no such split.
+        CaeAvError: no data set is named, it has no such split, or it is one for another task.
     """
-    data = CaeAvDataset(_data_folder(recipe), processor, split=split, cache_dir=recipe.cache_dir)
+    # Without a processor the rows are only looked at, and any size of masks will do.
+    mask_size = 1 if processor is None else None
+    folder = _data_folder(recipe)
+    data = CaeAvDataset(folder, processor, split=split, cache_dir=recipe.cache_dir, mask_size=mask_size)
+    label_column = get_task(recipe.task).label_column
+    if label_column not in data.rows.column_names:
+        raise CaeAvError(
+            f"{recipe.data}: has no column {label_column!r}, which task {recipe.task} needs; it has "
+            f"{', '.join(data.rows.column_names)}"
+        )
     columns = [f"{side}_caption" for side in SIDES if f"{side}_caption" in data.rows.column_names]
     if not recipe.use_captions and columns:
         data = CaeAvDataset(data.rows.remove_columns(columns), processor, cache_dir=recipe.cache_dir)
@@ -128,14 +139,15 @@ def load_split(recipe: Recipe, split: str, processor: Any) -> CaeAvDataset:
     return data
 
 
-def class_names(data: CaeAvDataset) -> list[str]:
-    """Names of the classes of a data set, in the order of their labels."""
-    return list(data.rows.features["label"].names)
+def class_names(data: CaeAvDataset, task: TaskDefinition) -> list[str] | None:
+    """Names of the classes of a data set, in the order of their labels; `None` for a task without classes."""
+    return None if task.class_column is None else list(data.rows.features[task.class_column].names)
 
 
-def read_class_names(recipe: Recipe) -> list[str]:
+def read_class_names(recipe: Recipe) -> list[str] | None:
     """The classes of the training split, for which no processor is needed."""
-    return class_names(CaeAvDataset(_data_folder(recipe), None, split=recipe.train_split))
+    task = get_task(recipe.task)
+    return None if task.class_column is None else class_names(load_split(recipe, recipe.train_split, None), task)
 
 
 def _data_folder(recipe: Recipe) -> str:
@@ -144,13 +156,13 @@ def _data_folder(recipe: Recipe) -> str:
     return recipe.data
 
 
-def check_classes(data: CaeAvDataset, model: Any, source: str) -> None:
+def check_classes(data: CaeAvDataset, task: TaskDefinition, model: Any, source: str) -> None:
     """
     Raises:
         CaeAvError: the classes of the data set are not those of the model.
     """
-    names, expected = class_names(data), [model.config.id2label[number] for number in range(model.config.num_labels)]
-    if names != expected:
+    names, expected = class_names(data, task), [model.config.id2label[n] for n in range(model.config.num_labels)]
+    if names is not None and names != expected:
         raise CaeAvError(f"{source}: has the classes {', '.join(names)}; the model knows {', '.join(expected)}")
 
 

@@ -89,7 +89,7 @@ class Trainer:
 
     def fit(self) -> LoopState:
         """
-        Train until the recipe is fulfilled.
+        Train until the recipe is fulfilled. A recipe of no epochs scores and saves the model as it is.
 
         Raises:
             CaeAvError: too many steps in a row without a finite loss and gradient, or no clip can be decoded.
@@ -98,6 +98,8 @@ class Trainer:
             started = time.perf_counter()
             self._train_epoch()
             self._evaluate_and_save(started)
+        if not self.state.history:
+            self._evaluate_and_save(time.perf_counter())
         return self.state
 
     def _is_done(self) -> bool:
@@ -251,9 +253,10 @@ class Trainer:
             captions=self.captions,
             description=f"evaluating on {recipe.eval_split}",
         )
-        last_epoch = state.epoch - 1 if state.batches_done == 0 else state.epoch
+        running = state.batches_done > 0
+        last_epoch = max(0, state.epoch if running else state.epoch - 1)
         record: dict[str, Any] = {
-            "epoch": last_epoch + 1,
+            "epoch": state.epoch + running,
             "step": state.step,
             "learning_rate": learning_rate(recipe, last_epoch),
             "entropy_weight": entropy_weight(recipe, self.full_entropy_weight, last_epoch),

@@ -49,7 +49,7 @@ class Recipe:
 
     output_dir: str | None = _value(None, "run folder: recipe, history, curves, checkpoints")
     seed: int = _value(0, "seed of the initial weights, the order of the clips and dropout")
-    epochs: int = _value(50, "passes over the training split")
+    epochs: int = _value(50, "passes over the training split; 0 scores and saves the model as it begins")
     max_steps: int | None = _value(None, "stop after this many steps, even inside an epoch")
     batch_size: int = _value(2, "clips a batch, on each process")
     eval_batch_size: int = _value(2, "clips a batch in evaluation, on each process")
@@ -73,12 +73,12 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "eval_batch_size", "accumulation_steps", "lr_decay_epochs"):
+        for name in ("batch_size", "eval_batch_size", "accumulation_steps", "lr_decay_epochs"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("max_steps", "save_steps", "patience"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "at least 1, or null", value)
-        for name in ("num_workers", "entropy_warmup_epochs", "weight_decay", "seed"):
+        for name in ("epochs", "num_workers", "entropy_warmup_epochs", "weight_decay", "seed"):
             _require(getattr(self, name) >= 0, name, "not negative", getattr(self, name))
         for name in ("learning_rate", "lr_decay_factor", "max_skipped_steps"):
             _require(getattr(self, name) > 0, name, "positive", getattr(self, name))

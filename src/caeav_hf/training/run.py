@@ -72,7 +72,7 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
     train_data = load_split(recipe, recipe.train_split, processor)
     eval_data = load_split(recipe, recipe.eval_split, processor)
     for data in (train_data, eval_data):
-        check_classes(data, model, f"{recipe.data}")
+        check_classes(data, task, model, f"{recipe.data}")
     if accelerator.is_main_process:
         run.start(recipe, accelerator)
     accelerator.wait_for_everyone()
@@ -105,7 +105,7 @@ def score(checkpoint: str | Path, recipe: Recipe, split: str) -> dict[str, float
     model = load_trained_model(task.model_class, checkpoint)
     processor = build_processor(model, checkpoint)
     data = load_split(recipe, split, processor)
-    check_classes(data, model, f"{recipe.data}")
+    check_classes(data, task, model, f"{recipe.data}")
     model = accelerator.prepare_model(model, evaluation_mode=True)
     return evaluate(
         model,

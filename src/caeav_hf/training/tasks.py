@@ -1,7 +1,7 @@
 """What the training loop needs to know about a task; everything else about training is the same for all of them."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,6 +23,9 @@ class TaskDefinition:
     metrics. In this way a metric is computed once over all clips, on however many processes they were scored.
 
     `target_names` are the inputs that only the loss needs; evaluation does not hand them to the model.
+
+    `label_column` is the column of the data set that holds the labels. `class_column` is the one whose names are the
+    classes of the model; a task without classes has `None`.
     """
 
     name: str
@@ -30,6 +33,8 @@ class TaskDefinition:
     best_metric: str
     score_clips: Callable[[Any, dict[str, torch.Tensor]], list[ClipScores]]
     summarize: Callable[[list[ClipScores]], dict[str, float]]
+    label_column: str
+    class_column: str | None = None
     target_names: tuple[str, ...] = ("labels",)
     higher_is_better: bool = True
 
@@ -64,6 +69,38 @@ def _summarize_events(clips: list[ClipScores]) -> dict[str, float]:
     return {"accuracy": float(accuracy)}
 
 
+def _score_masks(outputs: Any, inputs: dict[str, torch.Tensor]) -> list[ClipScores]:
+    """The sums that J and F are made of, of each clip; never the masks, which for a whole split would fill memory."""
+    from ..metrics import segmentation_sums
+
+    scores = []
+    for logits, labels in zip(outputs.logits, inputs["labels"], strict=True):
+        sums = segmentation_sums(logits, labels)
+        counts = {"frames": sums.frames, "frames_with_target": sums.frames_with_target}
+        scores.append(
+            {
+                "j": torch.tensor(sums.j, dtype=torch.float64),
+                "f": torch.from_numpy(sums.f),
+                **{name: torch.tensor(count) for name, count in counts.items()},
+            }
+        )
+    return scores
+
+
+def _summarize_masks(clips: list[ClipScores]) -> dict[str, float]:
+    """J and F over all frames of a split that have a mask; F is left out where no frame has anything to find."""
+    from ..metrics import SegmentationSums
+
+    total = {name: torch.stack([clip[name] for clip in clips]).sum(0) for name in clips[0]}
+    sums = SegmentationSums(
+        j=total["j"].item(),
+        frames=int(total["frames"]),
+        f=total["f"].numpy(),
+        frames_with_target=int(total["frames_with_target"]),
+    )
+    return {name: value for name, value in sums.scores().items() if value is not None}
+
+
 def get_task(name: str) -> TaskDefinition:
     """
     The definition of a task by the name that recipes and configurations use.
@@ -72,11 +109,26 @@ def get_task(name: str) -> TaskDefinition:
         CaeAvError: there is no such task; the message lists those there are.
     """
     # The model classes bring the towers' libraries with them, which the readers of a recipe need not load.
-    from ..modeling.modeling_cae_av import CaeAvForEventLocalization
+    from ..modeling.modeling_cae_av import CaeAvForEventLocalization, CaeAvForSegmentation
 
-    tasks = {
-        "ave": TaskDefinition("ave", CaeAvForEventLocalization, "accuracy", _score_events, _summarize_events),
-    }
+    events = TaskDefinition(
+        "ave",
+        CaeAvForEventLocalization,
+        best_metric="accuracy",
+        score_clips=_score_events,
+        summarize=_summarize_events,
+        label_column="segment_labels",
+        class_column="label",
+    )
+    single_source = TaskDefinition(
+        "avs_s4",
+        CaeAvForSegmentation,
+        best_metric="j",
+        score_clips=_score_masks,
+        summarize=_summarize_masks,
+        label_column="masks",
+    )
+    tasks = {task.name: task for task in (events, single_source, replace(single_source, name="avs_ms3"))}
     if name not in tasks:
         raise CaeAvError(f"no training for task {name!r}; there is {', '.join(tasks)}")
     return tasks[name]
