@@ -100,7 +100,7 @@ def test_embedded_files_do_not_need_the_media_folder(avs_corpora, tmp_path):
         files = [*row["frames"], row["audio"], *row["masks"]]
         assert len(files) == 11
         for file in files:
-            found = [path for path in (avs_corpora["s4"] / "media").rglob(file["path"])]
+            found = (avs_corpora["s4"] / "media").rglob(file["path"])
             assert file["bytes"] in [path.read_bytes() for path in found]
 
 

@@ -95,7 +95,7 @@ def test_resizing_agrees_with_torch(shape):
 
 
 def test_a_mask_of_another_size_or_with_a_palette_is_read(breakable, avs_processor):
-    media, folder = breakable
+    _, folder = breakable
     clips = CaeAvDataset(folder, avs_processor, split="train")
     expected = clips[0]["labels"]
     paths = [Path(file["path"]) for file in clips.rows[0]["masks"]]
