@@ -10,6 +10,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ..configuration_cae_av import CaeAvConfig
 from .frames import FrameLayout
@@ -57,8 +58,8 @@ class CrossModalMap(nn.Module):
             return (queries @ mapped.transpose(1, 2)).softmax(-1) @ mapped
         row_sums = weight.sum(1)
         # What is constant over the tokens Y (the channel bias) does not move the softmax and is left out.
-        scores = F.linear((queries @ weight) @ other.transpose(1, 2), self.tokens.weight)
-        probs = (scores + (queries @ row_sums)[:, None] * self.tokens.bias).softmax(-1)
+        scores = self.tokens.weight @ F.linear(other, queries @ weight)
+        probs = (scores + self.tokens.bias[:, None] * (queries @ row_sums)).softmax(1).transpose(1, 2)
         gathered = F.linear((probs @ self.tokens.weight) @ other, weight)
         return gathered + (probs @ self.tokens.bias)[..., None] * row_sums + self.channels.bias
 
@@ -96,7 +97,9 @@ class LatentAttention(nn.Module):
     def forward(self, states: Tensor, gathered: Tensor) -> Tensor:
         """`states` (N, L, C) attend to the latents, which have `gathered` (N, n, C) what they attended to."""
         tokens = self.latents + gathered
-        return states + self.gate * F.scaled_dot_product_attention(states, tokens, tokens, scale=1.0)
+        # So few keys make a map that is small beside the states: it is what the backward pass keeps, not the result.
+        probs = (states @ tokens.transpose(1, 2)).softmax(-1)
+        return torch.baddbmm(states, probs, self.gate * tokens)
 
 
 class FrameAttention(nn.Module):
@@ -120,6 +123,21 @@ class FrameAttention(nn.Module):
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
         attended = attended.unflatten(0, (frames.batch_size, states.shape[1])).permute(0, 3, 1, 2, 4).flatten(3)
         return self.output(frames.to_list(attended))
+
+
+class AdapterBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation whose statistics do not count a batch again when the backward pass recomputes it."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        """(N, L, C), normalised over frames and tokens."""
+        flat = states.flatten(0, 1)
+        recomputing = torch._C._current_graph_task_id() != -1
+        if self.training and recomputing and self.running_mean is not None and self.running_var is not None:
+            spare = (self.running_mean.clone(), self.running_var.clone())
+            flat = F.batch_norm(flat, *spare, self.weight, self.bias, training=True, eps=self.eps)
+        else:
+            flat = super().forward(flat)
+        return flat.view_as(states)
 
 
 class Expert(nn.Module):
@@ -148,8 +166,8 @@ class Expert(nn.Module):
         self.up = GroupedLinear(bottleneck, hidden_size, config.adapter_groups)
         self.norm_after = nn.LayerNorm(hidden_size)
         if config.adapter_batch_norm:
-            self.batch_norm_down = nn.BatchNorm1d(bottleneck)
-            self.batch_norm_up = nn.BatchNorm1d(hidden_size)
+            self.batch_norm_down = AdapterBatchNorm(bottleneck)
+            self.batch_norm_up = AdapterBatchNorm(hidden_size)
         self.gate = nn.Parameter(torch.empty(1)) if config.adapter_gate else None
         self.reset_parameters()
 
@@ -175,18 +193,27 @@ class Expert(nn.Module):
             return states + self.attention_gate * (rows.transpose(1, 2) @ states)
         return states
 
-    def forward(self, states: Tensor, frames: FrameLayout, gathered: Tensor | None = None) -> Tensor:
-        """(N, L, C) -> (N, L, C)."""
-        hidden = self.down(self.norm_before(self.attend(states, frames, gathered)))
+    def bottleneck(self, states: Tensor, weight: Tensor) -> Tensor:
+        """What the expert makes of the tokens (N, L, C) it attended to, times its weight in each frame (N,)."""
+        hidden = self.down(self.norm_before(states))
         if hasattr(self, "batch_norm_down"):
-            hidden = self.batch_norm_down(hidden.flatten(0, 1)).view_as(hidden)
+            hidden = self.batch_norm_down(hidden)
         if self.cross_modal:
             hidden = F.relu(hidden)
         hidden = self.up(hidden)
         if hasattr(self, "batch_norm_up"):
-            hidden = self.batch_norm_up(hidden.flatten(0, 1)).view_as(hidden)
-        hidden = self.norm_after(hidden)
-        return hidden if self.gate is None else self.gate * hidden
+            hidden = self.batch_norm_up(hidden)
+        if self.gate is not None:
+            weight = weight * self.gate
+        return weight[:, None, None] * self.norm_after(hidden)
+
+    def forward(self, states: Tensor, weight: Tensor, frames: FrameLayout, gathered: Tensor | None = None) -> Tensor:
+        """(N, L, C) and weights (N,) -> (N, L, C)."""
+        attended = self.attend(states, frames, gathered)
+        if self.training and torch.is_grad_enabled():
+            # Its intermediate states are as large as the stream and cheap to make again, its matrices being narrow.
+            return checkpoint(self.bottleneck, attended, weight, use_reentrant=False, preserve_rng_state=False)
+        return self.bottleneck(attended, weight)
 
 
 class Router(nn.Module):
@@ -250,7 +277,7 @@ class AVMoE(nn.Module):
         experts = [*self.cross_modal_experts, *self.unimodal_experts]
         for index, expert in enumerate(experts):
             read = gathered[index] if index < len(gathered) else None
-            weighted = probs[:, index, None, None] * expert(states, frames, read)
+            weighted = expert(states, probs[:, index], frames, read)
             mixed = weighted if mixed is None else mixed + weighted
         assert mixed is not None  # the configuration asks for at least one expert
         return mixed, probs
