@@ -135,8 +135,10 @@ def test_caste() -> None:
     added, weights, _ = module(states, other, frames)
     assert_equal(added, case.outputs["residual"])
     assert_equal(weights, case.outputs["weights"])
-    assert_equal(module.spatial(states, module.spatial.context(states)), case.outputs["spatial"])
-    assert_equal(module.temporal(states, module.temporal.conv.mix(states, frames)), case.outputs["temporal"])
+    spatial = module.spatial.enrichment(states, module.spatial.context(states))
+    temporal = module.temporal.enrichment(module.temporal.conv.mix(states, frames))
+    assert_equal(module.spatial(states, spatial), case.outputs["spatial"])
+    assert_equal(module.temporal(states, temporal), case.outputs["temporal"])
 
 
 def test_caption_mapper() -> None:

@@ -257,6 +257,23 @@ def test_gradient_checkpointing_changes_no_gradient(formulation: str) -> None:
         assert_close(gradients[1][name], gradient, 1e-6)
 
 
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_recomputing_counts_no_batch_twice(checkpointing: bool) -> None:
+    """Batch normalisation in the adapters sees each training step once, whatever the backward pass recomputes."""
+    model = toy_model().train()
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+    batch = toy_batch(model.config)
+    loss = model(**batch).loss
+    before = {name: buffer.clone() for name, buffer in model.named_buffers() if "batch_norm" in name}
+    loss.backward()
+    for name, buffer in model.named_buffers():
+        if "batch_norm" in name and "tower" not in name:
+            assert torch.equal(buffer, before[name])
+            if name.endswith("num_batches_tracked"):
+                assert buffer == 1
+
+
 class TestSaving:
     def test_round_trip_is_bit_exact(self, tmp_path: Path) -> None:
         model = toy_model()

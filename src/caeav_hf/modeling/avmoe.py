@@ -10,10 +10,10 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..configuration_cae_av import CaeAvConfig
 from .frames import FrameLayout
+from .recompute import is_recomputing, recomputed
 
 
 class CrossModalMap(nn.Module):
@@ -131,8 +131,7 @@ class AdapterBatchNorm(nn.BatchNorm1d):
     def forward(self, states: Tensor) -> Tensor:
         """(N, L, C), normalised over frames and tokens."""
         flat = states.flatten(0, 1)
-        recomputing = torch._C._current_graph_task_id() != -1
-        if self.training and recomputing and self.running_mean is not None and self.running_var is not None:
+        if self.training and is_recomputing() and self.running_mean is not None and self.running_var is not None:
             spare = (self.running_mean.clone(), self.running_var.clone())
             flat = F.batch_norm(flat, *spare, self.weight, self.bias, training=True, eps=self.eps)
         else:
@@ -210,10 +209,7 @@ class Expert(nn.Module):
     def forward(self, states: Tensor, weight: Tensor, frames: FrameLayout, gathered: Tensor | None = None) -> Tensor:
         """(N, L, C) and weights (N,) -> (N, L, C)."""
         attended = self.attend(states, frames, gathered)
-        if self.training and torch.is_grad_enabled():
-            # Its intermediate states are as large as the stream and cheap to make again, its matrices being narrow.
-            return checkpoint(self.bottleneck, attended, weight, use_reentrant=False, preserve_rng_state=False)
-        return self.bottleneck(attended, weight)
+        return recomputed(self.bottleneck, attended, weight)
 
 
 class Router(nn.Module):

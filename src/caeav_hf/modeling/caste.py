@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvConfig
 from .frames import FrameLayout
+from .recompute import recomputed
 
 
 def num_kept(config: CaeAvConfig, num_tokens: int) -> int:
@@ -84,7 +85,26 @@ class AgreementGate(nn.Module):
         return logits.softmax(-1), agreement
 
 
-class SpatialEnrichment(nn.Module):
+class Enrichment(nn.Module):
+    """What both kinds of enrichment share: how it is added to the tokens (Eq. 6, 8)."""
+
+    def __init__(self, config: CaeAvConfig, hidden_size: int):
+        super().__init__()
+        self.is_official = config.is_official
+        self.norm = nn.LayerNorm(hidden_size)
+        self.gamma = nn.Parameter(torch.empty(1))
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.gamma)
+
+    def forward(self, states: Tensor, enrichment: Tensor) -> Tensor:
+        """Tokens (N, K, C) and their enrichment (N, K, C) -> (N, K, C)."""
+        if self.is_official:
+            return states + self.gamma * self.norm(enrichment)
+        return self.norm(states + self.gamma * enrichment)
+
+
+class SpatialEnrichment(Enrichment):
     """
     Separable attention within a frame (Eq. 5, 6): gated keys summed to one context, which scales every value.
 
@@ -92,18 +112,15 @@ class SpatialEnrichment(nn.Module):
     """
 
     def __init__(self, config: CaeAvConfig, hidden_size: int):
-        super().__init__()
-        self.is_official = config.is_official
+        super().__init__(config, hidden_size)
         self.gate_projection = nn.Linear(hidden_size, 1)
         self.key_projection = nn.Linear(hidden_size, hidden_size)
         self.value_projection = nn.Linear(hidden_size, hidden_size)
         self.output_projection = nn.Linear(hidden_size, hidden_size)
-        self.norm = nn.LayerNorm(hidden_size)
-        self.gamma = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.gamma)
+        super().reset_parameters()
         for module in (self.gate_projection, self.key_projection, self.value_projection, self.output_projection):
             nn.init.normal_(module.weight, std=0.001)
             nn.init.zeros_(module.bias)
@@ -115,34 +132,22 @@ class SpatialEnrichment(nn.Module):
         summed = gate.transpose(1, 2) @ states
         return F.linear(summed, self.key_projection.weight) + gate.sum(1, keepdim=True) * self.key_projection.bias
 
-    def forward(self, states: Tensor, context: Tensor) -> Tensor:
-        """Enrich tokens (N, K, C) by the frame's context (N, 1, C)."""
-        enriched = self.output_projection(self.value_projection(states) * context)
-        if self.is_official:
-            return states + self.gamma * self.norm(enriched)
-        return self.norm(states + self.gamma * enriched)
+    def enrichment(self, states: Tensor, context: Tensor) -> Tensor:
+        """What the frame's context (N, 1, C) says of tokens (N, K, C)."""
+        return self.output_projection(self.value_projection(states) * context)
 
 
-class TemporalEnrichment(nn.Module):
+class TemporalEnrichment(Enrichment):
     """Convolution along time at each token position (Eq. 7, 8)."""
 
     def __init__(self, config: CaeAvConfig, hidden_size: int):
-        super().__init__()
-        self.is_official = config.is_official
+        super().__init__(config, hidden_size)
         self.conv = TemporalConv(hidden_size)
-        self.norm = nn.LayerNorm(hidden_size)
-        self.gamma = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        nn.init.zeros_(self.gamma)
-
-    def forward(self, states: Tensor, mixed: Tensor) -> Tensor:
-        """Enrich tokens (N, K, C) by their depthwise mix along time (N, K, C)."""
-        enriched = self.conv.pointwise(mixed)
-        if self.is_official:
-            return states + self.gamma * self.norm(enriched)
-        return self.norm(states + self.gamma * enriched)
+    def enrichment(self, mixed: Tensor) -> Tensor:
+        """What their depthwise mix along time says of tokens, (N, K, C)."""
+        return self.conv.pointwise(mixed)
 
 
 class CASTE(nn.Module):
@@ -179,19 +184,26 @@ class CASTE(nn.Module):
             agreement (N,) of the modalities.
         """
         weights, agreement = self.agreement_gate(states, other)
-        spatial_weight, temporal_weight = weights[:, None, :1], weights[:, None, 1:]
         context = self.spatial.context(states)
         mixed = self.temporal.conv.mix(states, frames)
         kept = num_kept(self.config, states.shape[1])
-        if self.config.is_official:
-            # The input decides which tokens are kept, so only those are computed.
-            selected = top_tokens(states, kept)[..., None].expand(-1, -1, states.shape[2])
-            tokens = states.gather(1, selected)
-            enriched = spatial_weight * self.spatial(tokens, context)
-            enriched = enriched + temporal_weight * self.temporal(tokens, mixed.gather(1, selected))
-            enriched = self.gamma * enriched
-            added = enriched.new_zeros(states.shape).scatter(1, selected, enriched)
-        else:
-            enriched = spatial_weight * self.spatial(states, context) + temporal_weight * self.temporal(states, mixed)
+        if not self.config.is_official:
+            enriched = self.enrich(states, context, mixed, weights)
             added = self.gamma * keep_only(enriched, top_tokens(enriched, kept))
+            return added, weights, agreement
+        # The input decides which tokens are kept, so only those are computed.
+        selected = top_tokens(states, kept)[..., None].expand(-1, -1, states.shape[2])
+        enriched = self.enrich(states.gather(1, selected), context, mixed.gather(1, selected), weights)
+        enriched = self.gamma * enriched
+        added = enriched.new_zeros(states.shape).scatter(1, selected, enriched)
         return added, weights, agreement
+
+    def enrich(self, states: Tensor, context: Tensor, mixed: Tensor, weights: Tensor) -> Tensor:
+        """Both enrichments of tokens (N, K, C), weighed frame by frame by (N, 2) (Eq. 9)."""
+
+        def weigh(states: Tensor, spatial: Tensor, temporal: Tensor, weights: Tensor) -> Tensor:
+            spatial_weight, temporal_weight = weights[:, None, :1], weights[:, None, 1:]
+            return spatial_weight * self.spatial(states, spatial) + temporal_weight * self.temporal(states, temporal)
+
+        spatial = self.spatial.enrichment(states, context)
+        return recomputed(weigh, states, spatial, self.temporal.enrichment(mixed), weights)
