@@ -7,8 +7,7 @@ F-measure over thresholds.
 - F has beta^2 = 0.3 and counts the frames whose target is not empty. Each gives an F at each of 255 thresholds, evenly
   spaced on [0, 1): a pixel is predicted where its probability is not below the threshold. The F of each threshold is
   averaged over frames; the largest of the 255 means is the score. (AVSBench's own test script takes the maximum for
-  each clip and averages these, which is never less; the maximum of the means does not depend on how frames are
-  divided into batches.)
+  each batch, of one clip, and averages these; the maximum of the means does not depend on how frames are divided.)
 
 Both are sums over frames, so they are accumulated as [`SegmentationSums`], some 2 kB however many frames there are.
 """
