@@ -208,8 +208,14 @@ class Expert(nn.Module):
 
     def forward(self, states: Tensor, weight: Tensor, frames: FrameLayout, gathered: Tensor | None = None) -> Tensor:
         """(N, L, C) and weights (N,) -> (N, L, C)."""
-        attended = self.attend(states, frames, gathered)
-        return recomputed(self.bottleneck, attended, weight)
+        if self.attention_type == "self":
+            # It drops attention weights at random, and so cannot be made again.
+            return recomputed(self.bottleneck, self.attend(states, frames, gathered), weight)
+
+        def run(states: Tensor, weight: Tensor, *gathered: Tensor) -> Tensor:
+            return self.bottleneck(self.attend(states, frames, gathered[0] if gathered else None), weight)
+
+        return recomputed(run, states, weight, *(() if gathered is None else (gathered,)))
 
 
 class Router(nn.Module):

@@ -19,6 +19,7 @@ from transformers.models.clap.modeling_clap import ClapAudioLayer
 from ..configuration_cae_av import CaeAvAudioConfig, CaeAvVisionConfig
 from ..errors import CaeAvError
 from .frozen import FrozenConstant
+from .recompute import recomputed
 
 
 @dataclass(frozen=True)
@@ -134,9 +135,15 @@ def _windowed_attention(
     # (N, rows, M_h, columns, M_w, 3, heads, d) -> three of (N, rows * columns * heads, M_h * M_w, d)
     qkv = project(image).view(num_frames, rows, window[0], columns, window[1], 3, num_heads, -1)
     qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, num_frames, rows * columns * num_heads, -1, qkv.shape[-1])
-    query, key, value = qkv.unbind(0)
-    query, key = prepare(query, key)
-    attended = F.scaled_dot_product_attention(query, key, value.to(query.dtype), bias(query.dtype)[None], scale=scale)
+
+    def attend(qkv: Tensor) -> Tensor:
+        query, key, value = qkv.unbind(0)
+        query, key = prepare(query, key)
+        mask = bias(query.dtype)[None]
+        return F.scaled_dot_product_attention(query, key, value.to(query.dtype), mask, scale=scale)
+
+    # Of what gradients need to pass a frozen attention, its input alone is half.
+    attended = recomputed(attend, qkv)
     attended = attended.view(num_frames, rows, columns, num_heads, window[0], window[1], -1)
     image = attended.permute(0, 1, 4, 2, 5, 3, 6).reshape(num_frames, rows * window[0], columns * window[1], channels)
     if any(shift) and not roll_first:
