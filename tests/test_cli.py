@@ -3,10 +3,15 @@
 import json
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
-from training.toy_files import toy_clips, toy_corpus, toy_model
+from PIL import Image
+from training.toy_files import mask_clips, mask_model, toy_clips, toy_corpus, toy_model
+from transformers import pipeline
 
 import caeav_hf
+from caeav_hf import CaeAvConfig
 from caeav_hf.cli import main
 
 
@@ -110,6 +115,77 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path, capsys):
         (line,) = [line for line in captured.err.splitlines() if line.startswith("caeav: error: ")]
         assert expected in line
         assert "Traceback" not in captured.err
+
+
+def segment(*arguments):
+    return main(["predict", *map(str, arguments), "--model", str(mask_model()), "--device", "cpu"])
+
+
+def test_masks_of_clips_are_written_with_an_index(tmp_path, capsys, broken):
+    first, second = mask_clips(2)
+    out = tmp_path / "masks"
+    assert segment(first, broken, second, "--out", out, "--batch-size", 2) == 2
+    assert str(broken) in capsys.readouterr().err
+    index = json.loads((out / "index.json").read_text())
+    assert [entry["file"] for entry in index] == [first, str(broken), second]
+    assert "error" in index[1]
+    expected = pipeline("audio-visual-segmentation", model=str(mask_model()), device="cpu")([first, second])
+    for entry, result in zip((index[0], index[2]), expected, strict=True):
+        assert (entry["width"], entry["height"]) == (64, 64)
+        assert [frame["timestamp"] for frame in entry["frames"]] == result["timestamps"]
+        assert [(frame["start"], frame["end"]) for frame in entry["frames"]] == [(t, t + 1) for t in range(5)]
+        for number, (frame, mask) in enumerate(zip(entry["frames"], result["masks"], strict=True)):
+            assert frame["mask"] == f"{Path(entry['file']).stem}/{number:05d}.png"
+            picture = np.asarray(Image.open(out / frame["mask"]))
+            # A batch of another size orders sums in another way, so a pixel on the threshold may differ.
+            assert ((picture == 255) != mask).mean() < 0.01
+            assert set(np.unique(picture)) <= {0, 255}
+            assert frame["covered"] == pytest.approx((picture == 255).mean())
+
+
+def test_masks_without_a_folder_are_summed_up(capsys):
+    assert segment(mask_clips(1)[0], "--threshold", "1") == 0
+    (entry,) = json.loads(capsys.readouterr().out)
+    assert [frame["covered"] for frame in entry["frames"]] == [0.0] * 5
+    assert "mask" not in entry["frames"][0]
+
+
+def test_masks_are_drawn_and_laid_over_the_clip(tmp_path, capsys):
+    first, second = mask_clips(2)
+    assert segment(first, "--plot", tmp_path / "one.png", "--overlay", tmp_path / "one.mp4") == 0
+    assert segment(first, second, "--plot", tmp_path / "all", "--overlay", tmp_path / "all") == 0
+    for picture in (tmp_path / "one.png", tmp_path / "all" / f"{Path(second).stem}.png"):
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    for source, video in ((first, tmp_path / "one.mp4"), (second, tmp_path / "all" / f"{Path(second).stem}.mp4")):
+        frames, sounds, lengths = [], [], []
+        for path in (source, video):
+            with av.open(str(path)) as container:
+                frames.append([frame.time for frame in container.decode(video=0)])
+                lengths.append(container.duration / av.time_base)
+            with av.open(str(path)) as container:
+                sounds.append([bytes(packet) for packet in container.demux(audio=0) if packet.size])
+        assert frames[0] == pytest.approx(frames[1], abs=1e-3)
+        assert sounds[0] == sounds[1]
+        assert lengths[0] == pytest.approx(lengths[1], abs=0.05)
+
+
+def test_errors_of_segmentation(tmp_path, capsys):
+    clip = mask_clips(1)[0]
+    CaeAvConfig.from_preset("avqa", size="toy").save_pretrained(tmp_path / "avqa")
+    model = ["--model", str(mask_model()), "--device", "cpu"]
+    cases = {
+        "give one": ["predict", clip, *model, "--out", str(tmp_path / "masks.json")],
+        "give a folder": ["predict", clip, *mask_clips(2), *model, "--overlay", str(tmp_path / "one.mp4")],
+        "several clips": ["predict", clip, clip, *model, "--out", str(tmp_path / "folder")],
+        "ends in .mp4": ["predict", clip, *model, "--overlay", str(tmp_path / "one.avi")],
+        "finds events": ["predict", clip, "--model", str(toy_model()), "--overlay", str(tmp_path / "one.mp4")],
+        "'avqa'": ["predict", clip, "--model", str(tmp_path / "avqa")],
+    }
+    for expected, arguments in cases.items():
+        assert main(arguments) == 2, expected
+        captured = capsys.readouterr()
+        (line,) = [line for line in captured.err.splitlines() if line.startswith("caeav: error: ")]
+        assert expected in line
 
 
 def test_the_demo_goes_all_the_way(tmp_path, capsys):

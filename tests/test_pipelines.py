@@ -1,16 +1,20 @@
 """The pipeline of Transformers on real files."""
 
+import dataclasses
+import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from training.toy_files import toy_clips, toy_model
+from media_factory import write_clip
+from training.toy_files import mask_clips, mask_model, toy_clips, toy_model
 from transformers import pipeline
 
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
 from caeav_hf.errors import CaeAvError, MediaError
-from caeav_hf.pipelines import AudioVisualEventLocalizationPipeline, register
+from caeav_hf.pipelines import AudioVisualEventLocalizationPipeline, AudioVisualSegmentationPipeline, register
 from caeav_hf.processing import load_clip
 
 
@@ -196,3 +200,108 @@ def test_a_model_of_another_length_gives_as_many_segments():
     config = CaeAvConfig.from_preset("ave", size="toy", num_frames=4)
     made = pipeline(TASK, model=CaeAvForEventLocalization(config), device="cpu")
     assert len(made(toy_clips(1)[0])["segments"]) == 4
+
+
+def test_event_localization_knows_no_windows(localize):
+    with pytest.raises(CaeAvError, match="unknown arguments windows"):
+        localize(toy_clips(1)[0], windows="all")
+
+
+@pytest.fixture(scope="module")
+def segment():
+    return pipeline("audio-visual-segmentation", model=str(mask_model()), device="cpu")
+
+
+def assert_same_masks(result, expected):
+    assert result.keys() == expected.keys()
+    assert result["timestamps"] == expected["timestamps"]
+    np.testing.assert_allclose(result["probabilities"], expected["probabilities"], atol=1e-5)
+
+
+def test_masks_are_those_of_model_and_processor(segment):
+    assert isinstance(segment, AudioVisualSegmentationPipeline)
+    clip = mask_clips(1)[0]
+    result = segment(clip, **CAPTIONS)
+    inputs = segment.processor(
+        videos=[clip], visual_captions=[CAPTIONS["visual_caption"]], audio_captions=[CAPTIONS["audio_caption"]]
+    )
+    with torch.no_grad():
+        outputs = segment.model(**inputs)
+    (by_hand,) = segment.processor.post_process_segmentation(outputs, [(64, 64)])
+    np.testing.assert_array_equal(result["masks"], by_hand["masks"])
+    np.testing.assert_array_equal(result["probabilities"], by_hand["probabilities"])
+    assert result["masks"].any()
+    assert not result["masks"].all()
+    assert result["file"] == clip
+    assert result["duration"] == pytest.approx(5, abs=0.1)
+    assert result["timestamps"] == pytest.approx([0.5, 1.5, 2.5, 3.5, 4.5], abs=0.3)
+
+
+def test_masks_of_a_list_with_a_broken_clip(segment, broken, tmp_path):
+    wide = str(write_clip(tmp_path / "wide.mp4", size=(47, 90), seconds=3.0, fps=5))
+    first = mask_clips(1)[0]
+    results = segment([first, broken, wide, broken], on_error="skip", batch_size=3)
+    assert ["error" in result for result in results] == [False, True, False, True]
+    assert results[2]["masks"].shape == results[2]["probabilities"].shape == (3, 47, 90)
+    assert_same_masks(results[0], segment(first))
+    assert_same_masks(results[2], segment(wide))
+    with pytest.raises(MediaError, match=r"broken\.mp4"):
+        segment([first, broken])
+
+
+class Pipe(io.RawIOBase):
+    """A file that can be read once, as a socket can."""
+
+    def __init__(self, content):
+        self.content = io.BytesIO(content)
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        return self.content.readinto(buffer)
+
+
+def test_a_longer_clip_is_processed_in_windows(segment, tmp_path):
+    path = write_clip(tmp_path / "long.mp4", seconds=12.0, fps=4, size=(32, 48))
+    result = segment(str(path))
+    assert result["masks"].shape == (12, 32, 48)
+    assert result["timestamps"] == pytest.approx(np.arange(12) + 0.5, abs=0.26)
+    clip = load_clip(path, num_segments=12, sampling_rate=segment.processor.sampling_rate)
+    rate = segment.processor.sampling_rate
+    for start in (0, 5, 10):
+        part = dataclasses.replace(
+            clip,
+            frames=clip.frames[start : start + 5],
+            frame_times=clip.frame_times[start : start + 5],
+            waveform=clip.waveform[start * rate : (start + 5) * rate],
+        )
+        alone = segment(part)
+        assert alone["timestamps"] == result["timestamps"][start : start + 5]
+        np.testing.assert_allclose(alone["probabilities"], result["probabilities"][start : start + 5], atol=1e-5)
+    first = segment(str(path), windows="first")
+    assert len(first["masks"]) == 5
+    assert first["duration"] == result["duration"] == pytest.approx(12.0, abs=0.1)
+    np.testing.assert_array_equal(first["masks"], result["masks"][:5])
+    assert_same_masks({**segment(clip), "file": str(path)}, result)
+    assert len(segment(clip, windows="first")["masks"]) == 5
+    batched = segment([mask_clips(1)[0], str(path)], batch_size=2)
+    assert_same_masks(batched[1], result)
+    # Nothing but the frames says how long these are.
+    unknown = Pipe(path.read_bytes())
+    np.testing.assert_array_equal(segment(unknown)["masks"], result["masks"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [({"windows": "second"}, "windows"), ({"threshold": 2.0}, "threshold"), ({"colour": 1}, "windows, threshold")],
+)
+def test_wrong_arguments_of_segmentation_are_named(segment, arguments, message):
+    with pytest.raises(CaeAvError, match=message):
+        segment(mask_clips(1)[0], **arguments)
+
+
+def test_a_saved_segmentation_pipeline_loads(segment, tmp_path):
+    segment.save_pretrained(tmp_path)
+    clip = mask_clips(1)[0]
+    assert_same_masks(pipeline("audio-visual-segmentation", model=str(tmp_path), device="cpu")(clip), segment(clip))

@@ -9,14 +9,15 @@ import pytest
 from PIL import Image
 
 from caeav_hf.errors import CaeAvError
-from caeav_hf.visualization import plot_curves, plot_event_timeline
+from caeav_hf.visualization import COLOURS, MAX_COLUMNS, plot_curves, plot_event_timeline, plot_masks, tinted
 
 
 def clip(segments=10, size=(48, 64), rate=8000, name="dog.mp4"):
     rng = np.random.default_rng(0)
     frames = rng.integers(0, 255, (segments, *size, 3), dtype=np.uint8)
     waveform = rng.normal(0, 0.1, segments * rate).astype(np.float32)
-    return SimpleNamespace(frames=frames, waveform=waveform, duration=float(segments), name=name)
+    times = np.arange(segments) + 0.5
+    return SimpleNamespace(frames=frames, frame_times=times, waveform=waveform, duration=float(segments), name=name)
 
 
 def prediction(*intervals, agreement=None, segments=10):
@@ -122,6 +123,76 @@ def test_curves_show_losses_scores_and_learning_rate(tmp_path):
     assert list(scores.lines[0].get_ydata()) == [record["eval/accuracy"] for record in history]
     assert list(rates.lines[0].get_ydata()) == [record["learning_rate"] for record in history]
     assert (tmp_path / "curves.png").stat().st_size > 0
+
+
+def squares(segments=5, size=(48, 64), shift=0):
+    masks = np.zeros((segments, *size), dtype=bool)
+    masks[:, 10:30, 10 + shift : 30 + shift] = True
+    return masks
+
+
+def test_a_contact_sheet_is_one_row_and_three_with_the_truth(tmp_path):
+    masks, truth = squares(), squares(shift=10)
+    truth[3] = False
+    figure = plot_masks(clip(5), masks, path=tmp_path / "row.png")
+    assert len(figure.axes) == 5
+    assert [axis.get_title() for axis in figure.axes] == ["0.5 s", "1.5 s", "2.5 s", "3.5 s", "4.5 s"]
+    np.testing.assert_array_equal(
+        figure.axes[1].images[0].get_array(), tinted(clip(5).frames[1], masks[1], COLOURS["mask"])
+    )
+    figure = plot_masks(clip(5), masks, truth, tmp_path / "rows.png")
+    assert len(figure.axes) == 15
+    np.testing.assert_array_equal(figure.axes[0].images[0].get_array(), clip(5).frames[0])
+    empty = 1 - masks[3].mean()
+    assert [axis.get_xlabel() for axis in figure.axes[5:10]] == [
+        *["IoU 0.33"] * 3,
+        f"nothing to find: {empty:.2f}",
+        "IoU 0.33",
+    ]
+    for name in ("row", "rows"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert len(set(picture.convert("RGB").resize((64, 64)).getdata())) > 100
+
+
+def test_a_tint_changes_the_mask_only():
+    image = np.full((20, 20, 3), 100, dtype=np.uint8)
+    mask = np.zeros((20, 20), dtype=bool)
+    mask[5:10, 5:10] = True
+    result = tinted(image, mask, "#FF0000", opacity=0.5)
+    assert (result[~mask] == 100).all()
+    assert result[7, 7].tolist() == [178, 50, 50]
+    assert result[5, 7].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("segments", [1, 3, 60])
+@pytest.mark.parametrize("size", [(48, 64), (120, 40), (40, 160)])
+@pytest.mark.parametrize("with_truth", [False, True])
+def test_contact_sheets_of_any_length_and_shape(segments, size, with_truth):
+    masks = squares(segments, size)
+    figure = plot_masks(clip(segments, size), masks, masks if with_truth else None)
+    columns = min(segments, MAX_COLUMNS)
+    assert len(figure.axes) == columns * (3 if with_truth else 1)
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    for axis in figure.axes:
+        box = axis.get_tightbbox(renderer)
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
+        place = axis.get_window_extent(renderer)
+        assert place.width / place.height == pytest.approx(size[1] / size[0], rel=0.02)
+
+
+def test_errors_of_contact_sheets(tmp_path):
+    with pytest.raises(CaeAvError, match="frames of shape"):
+        plot_masks(clip(0), squares(0))
+    with pytest.raises(CaeAvError, match="`masks` must be"):
+        plot_masks(clip(5), squares(4))
+    with pytest.raises(CaeAvError, match="`truth` must be"):
+        plot_masks(clip(5), squares(5), squares(5, (48, 60)))
+    with pytest.raises(CaeAvError, match="cannot be written as a picture"):
+        plot_masks(clip(5), squares(5), path=tmp_path / "no" / "folder.png")
 
 
 def test_pyplot_is_left_alone():

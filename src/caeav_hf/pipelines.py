@@ -1,14 +1,18 @@
 """
-Pipelines of Transformers for CAE-AV: from media files to JSON-serialisable results.
+Pipelines of Transformers for CAE-AV: from media files to what a model finds in them.
 
 `CaeAvPipeline` decodes, batches and reports broken clips; a task adds its model class and its post-processing.
-`register` makes `transformers.pipeline("audio-visual-event-localization", ...)` know them.
+`register` makes `transformers.pipeline("audio-visual-event-localization", ...)` and
+`transformers.pipeline("audio-visual-segmentation", ...)` know them.
 """
 
+import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -17,11 +21,15 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
 from .data import CaeAvCollator
 from .errors import CaeAvError
-from .modeling import CaeAvForEventLocalization
+from .modeling import CaeAvForEventLocalization, CaeAvForSegmentation
 from .processing import CaeAvProcessor
+from .processing.media import Clip, count_segments, probe, source_name
 
 
 _CAPTIONS = ("visual_caption", "audio_caption")
+_WINDOWS = ("first", "all")
+# Most segments that the first attempt at a whole file reads.
+_FIRST_ATTEMPT = 3600
 
 
 class CaeAvPipeline(Pipeline):
@@ -33,8 +41,11 @@ class CaeAvPipeline(Pipeline):
     `visual_caption` and `audio_caption`. A list gives a list of results; a generator or a `Dataset` gives an iterator,
     and is read only as far as the results are taken.
 
-    A task defines `_forward`, which runs the model on a batch of inputs, `describe`, which makes one result a clip of
-    what `_forward` returned, and `_describe_parameters`.
+    A clip goes through the model in windows of the configuration's `num_frames` segments: its first one or, for a task
+    whose results can be joined, all of them, one after the other.
+
+    A task defines `_forward`, which runs the model on a batch of windows, `describe`, which makes one result a window
+    of what `_forward` returned, `_describe_parameters`, and if it takes all windows `_all_windows` and `join`.
     """
 
     # Without one, it follows from the configuration of the model.
@@ -46,6 +57,8 @@ class CaeAvPipeline(Pipeline):
 
     # Names of the arguments of `describe` that a call may give.
     _describe_parameters: tuple[str, ...] = ()
+    # Whether a task can join the results of a clip's windows; by default all of them are used then.
+    _all_windows = False
 
     def __init__(self, model: Any, *args: Any, processor: Any = None, **kwargs: Any) -> None:
         if processor is None:
@@ -58,16 +71,24 @@ class CaeAvPipeline(Pipeline):
         visual_caption: str | None = None,
         audio_caption: str | None = None,
         on_error: str | None = None,
+        windows: str | None = None,
         **describe_parameters: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if windows is not None and not self._all_windows:
+            describe_parameters["windows"] = windows
+        elif windows not in (None, *_WINDOWS):
+            raise CaeAvError(f"`windows` must be 'first' or 'all', got {windows!r}")
         if on_error not in (None, "raise", "skip"):
             raise CaeAvError(f"`on_error` must be 'raise' or 'skip', got {on_error!r}")
         if unknown := set(describe_parameters) - set(self._describe_parameters):
-            raise CaeAvError(
-                f"unknown arguments {', '.join(sorted(unknown))}; expected visual_caption, audio_caption, on_error, "
-                f"{', '.join(self._describe_parameters)}"
-            )
-        given = {"visual_caption": visual_caption, "audio_caption": audio_caption, "on_error": on_error}
+            known = [*_CAPTIONS, "on_error", *(["windows"] if self._all_windows else []), *self._describe_parameters]
+            raise CaeAvError(f"unknown arguments {', '.join(sorted(unknown))}; expected {', '.join(known)}")
+        given = {
+            "visual_caption": visual_caption,
+            "audio_caption": audio_caption,
+            "on_error": on_error,
+            "windows": windows,
+        }
         return {name: value for name, value in given.items() if value is not None}, {}, describe_parameters
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -80,7 +101,9 @@ class CaeAvPipeline(Pipeline):
                 list, one string for all clips or a list with one string, or None, a clip.
             on_error (`str`, defaults to `"raise"`): What a clip that cannot be decoded does: `"raise"` ends the call,
                 `"skip"` puts `{"file": ..., "error": ...}` in its place and goes on.
-            batch_size (`int`, defaults to 1): Clips that go through the model together.
+            windows (`str`, *optional*): Segmentation only: `"all"` (default) processes a clip that is longer than the
+                model's `num_frames` segments in consecutive windows of that many, `"first"` its first window.
+            batch_size (`int`, defaults to 1): Clips, or windows of clips, that go through the model together.
             num_workers (`int`, defaults to 0): Processes that decode ahead.
 
         Returns:
@@ -107,8 +130,9 @@ class CaeAvPipeline(Pipeline):
         visual_caption: str | None = None,
         audio_caption: str | None = None,
         on_error: str = "raise",
+        windows: str | None = None,
     ) -> dict[str, Any]:
-        """Decode one clip: its inputs without batch dimension, or None and the error."""
+        """Decode one clip: the inputs of its windows without batch dimension, or none and the error."""
         captions = {"visual_caption": visual_caption, "audio_caption": audio_caption}
         if isinstance(input_, Mapping) and "clip" in input_:
             if unknown := set(input_) - {"clip", *_CAPTIONS}:
@@ -119,45 +143,110 @@ class CaeAvPipeline(Pipeline):
             input_ = input_["clip"]
         name = _name(input_)
         try:
-            clip = input_ if hasattr(input_, "waveform") else self.processor.load_clip(input_)
-            inputs = self.processor(
-                videos=[clip],
-                visual_captions=None if captions["visual_caption"] is None else [captions["visual_caption"]],
-                audio_captions=None if captions["audio_caption"] is None else [captions["audio_caption"]],
-            )
+            clip = self.load_clip(input_, windows=windows)
+            inputs = [self._window_inputs(window, captions) for window in self._windows(clip)]
         except CaeAvError as error:
             if on_error == "raise":
                 raise
-            return {"file": name, "error": str(error), "inputs": None}
+            return {"file": name, "error": str(error), "windows": []}
         return {
             "file": name,
             "duration": float(clip.duration),
-            "inputs": {key: value[0] for key, value in inputs.items()},
+            "frame_times": clip.frame_times,
+            "size": clip.frames.shape[1:3],
+            "windows": inputs,
         }
 
-    def describe(self, model_outputs: Any, **parameters: Any) -> list[dict[str, Any]]:
-        """One result a clip of a batch, from what `_forward` returned, on the CPU."""
+    def load_clip(self, source: Any, *, windows: str | None = None) -> Clip:
+        """
+        The part of a clip that the pipeline looks at, decoded: its first window, or all of it.
+
+        Raises:
+            MediaError: It cannot be decoded.
+        """
+        if hasattr(source, "waveform"):
+            return self._cut(source, 0, self.processor.num_frames) if windows == "first" else source
+        if windows == "first" or not self._all_windows:
+            return self.processor.load_clip(source)
+        name = source_name(source)
+        if _is_pipe(source):
+            source = io.BytesIO(source.read())  # it is opened more than once here
+        announced = probe(source, name=name).duration
+        # One segment more than expected: the frames, not the header, say where the clip ends.
+        most = _FIRST_ATTEMPT
+        if announced is not None:
+            most = min(most, 1 + count_segments(announced, self.processor.segment_seconds))
+        while True:
+            clip = self.processor.load_clip(source, num_segments=most, name=name)
+            if len(clip.frames) < most:
+                return clip
+            most *= 2
+
+    def _windows(self, clip: Clip) -> list[Clip]:
+        if not len(clip.frames):
+            raise CaeAvError(f"{clip.name}: has no frames; expected at least one")
+        if not self._all_windows:
+            return [clip]
+        size = self.processor.num_frames
+        return [self._cut(clip, start, start + size) for start in range(0, len(clip.frames), size)]
+
+    def _cut(self, clip: Clip, start: int, end: int) -> Clip:
+        """The segments of a clip from number `start` to before `end`."""
+        samples = round(self.processor.segment_seconds * clip.sampling_rate)
+        return replace(
+            clip,
+            frames=clip.frames[start:end],
+            frame_times=clip.frame_times[start:end],
+            waveform=clip.waveform[start * samples : end * samples],
+        )
+
+    def _window_inputs(self, window: Clip, captions: dict[str, str | None]) -> dict[str, torch.Tensor]:
+        lists = {f"{name}s": None if text is None else [text] for name, text in captions.items()}
+        inputs = self.processor(videos=[window], **lists)
+        return {key: value[0] for key, value in inputs.items()}
+
+    def describe(self, model_outputs: Any, sizes: list[tuple[int, int]], **parameters: Any) -> list[dict[str, Any]]:
+        """One result a window of a batch, from what `_forward` returned, on the CPU, and each window's (H, W)."""
         raise NotImplementedError
+
+    def join(self, clip: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
+        """The result of a clip from those of its windows, which here is one."""
+        return results[0]
 
     def postprocess(self, model_outputs: Any, **describe_parameters: Any) -> list[dict[str, Any]]:
         """Put the results of a batch beside the names of its clips, and the errors in their places."""
-        clips, outputs = model_outputs
-        results = iter([] if outputs is None else self.describe(outputs, **describe_parameters))
+        clips, batches = model_outputs
+        sizes = iter([clip["size"] for clip in clips for _ in clip["windows"]])
+        results = iter(
+            [
+                result
+                for outputs, count in batches
+                for result in self.describe(outputs, [next(sizes) for _ in range(count)], **describe_parameters)
+            ]
+        )
         return [
-            {"file": clip["file"], "error": clip["error"]}
-            if clip["inputs"] is None
-            else {"file": clip["file"], "duration": clip["duration"], **next(results)}
+            {
+                "file": clip["file"],
+                "duration": clip["duration"],
+                **self.join(clip, [next(results) for _ in clip["windows"]]),
+            }
+            if clip["windows"]
+            else {"file": clip["file"], "error": clip["error"]}
             for clip in clips
         ]
 
     def forward(self, model_inputs: list[dict[str, Any]], **forward_params: Any) -> Any:
-        """Collate the clips that could be decoded and run the model on them."""
-        batch = CaeAvCollator()([clip["inputs"] for clip in model_inputs])
-        if batch is None:
-            return model_inputs, None
-        # Captions are needed for all clips of a batch or for none; ids are whole numbers and keep their type.
-        batch = {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in batch.items()}
-        return model_inputs, super().forward(batch, **forward_params)
+        """Run the model on the windows of the clips that could be decoded, as many at a time as there are clips."""
+        windows = [window for clip in model_inputs for window in clip["windows"]]
+        outputs = []
+        for start in range(0, len(windows), len(model_inputs)):
+            chosen = windows[start : start + len(model_inputs)]
+            batch = CaeAvCollator()(chosen)
+            assert batch is not None
+            # Captions are needed for all clips of a batch or for none; ids are whole numbers and keep their type.
+            batch = {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in batch.items()}
+            outputs.append((super().forward(batch, **forward_params), len(chosen)))
+        return model_inputs, outputs
 
     def get_iterator(
         self,
@@ -232,21 +321,78 @@ class AudioVisualEventLocalizationPipeline(CaeAvPipeline):
             if name in outputs
         }
 
-    def describe(self, model_outputs: Any, threshold: float = 0.5, **parameters: Any) -> list[dict[str, Any]]:
+    def describe(
+        self, model_outputs: Any, sizes: list[tuple[int, int]], threshold: float = 0.5, **parameters: Any
+    ) -> list[dict[str, Any]]:
         """Intervals, segments, scores and agreement of each clip."""
         return self.processor.post_process_event_localization(model_outputs, threshold=threshold)
 
 
+class AudioVisualSegmentationPipeline(CaeAvPipeline):
+    """
+    Which pixels of a clip show what is heard, second by second: `"audio-visual-segmentation"`.
+
+    ```python
+    >>> from transformers import pipeline
+    >>> import caeav_hf
+
+    >>> segment = pipeline("audio-visual-segmentation", model="path/to/model")
+    >>> result = segment("band.mp4")
+    >>> result["masks"].shape, result["timestamps"]
+    ((5, 360, 640), [0.48, 1.48, 2.48, 3.48, 4.48])
+    ```
+
+    A result has, beside `file` and `duration`,
+
+    - **masks** (T, H, W) bool, one a segment, at the clip's own resolution, upright: mask `t` belongs to the seconds
+      from `t * segment_seconds` on and was found in the frame in their middle;
+    - **probabilities** (T, H, W) float32: of "this pixel shows what sounds". A mask is where they are above
+      `threshold` (default 0.5);
+    - **timestamps**: seconds at which those T frames begin to be shown.
+
+    A clip that is longer than the model's `num_frames` segments is processed in consecutive windows of that many
+    segments, which know nothing of each other; `windows="first"` stops after the first. All frames that are looked at,
+    and the results, lie in memory: some 8 bytes a pixel for each second.
+    """
+
+    _describe_parameters = ("threshold",)
+    _all_windows = True
+
+    def _forward(self, input_tensors: dict[str, torch.Tensor], **forward_parameters: Any) -> dict[str, Any]:
+        outputs = self.model(**input_tensors)
+        return {name: outputs[name] for name in ("logits", "frame_mask")}
+
+    def describe(
+        self, model_outputs: Any, sizes: list[tuple[int, int]], threshold: float = 0.5, **parameters: Any
+    ) -> list[dict[str, Any]]:
+        """Masks and probabilities of each window."""
+        return self.processor.post_process_segmentation(model_outputs, sizes, threshold=threshold)
+
+    def join(self, clip: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
+        """The maps of all windows, one after the other."""
+        maps = {name: np.concatenate([result[name] for result in results]) for name in ("masks", "probabilities")}
+        return {"timestamps": clip["frame_times"].tolist(), **maps}
+
+
+# Which pipeline serves a model, by the task of its configuration.
+TASK_PIPELINES = {
+    "ave": "audio-visual-event-localization",
+    "avs_s4": "audio-visual-segmentation",
+    "avs_ms3": "audio-visual-segmentation",
+}
+
+
 def register() -> None:
     """Make the pipelines known to `transformers.pipeline`. Registering again changes nothing."""
-    task = "audio-visual-event-localization"
-    if task not in PIPELINE_REGISTRY.get_supported_tasks():
-        PIPELINE_REGISTRY.register_pipeline(
-            task,
-            pipeline_class=AudioVisualEventLocalizationPipeline,
-            pt_model=CaeAvForEventLocalization,
-            type="multimodal",
-        )
+    known = PIPELINE_REGISTRY.get_supported_tasks()
+    for task, pipeline_class, model_class in (
+        ("audio-visual-event-localization", AudioVisualEventLocalizationPipeline, CaeAvForEventLocalization),
+        ("audio-visual-segmentation", AudioVisualSegmentationPipeline, CaeAvForSegmentation),
+    ):
+        if task not in known:
+            PIPELINE_REGISTRY.register_pipeline(
+                task, pipeline_class=pipeline_class, pt_model=model_class, type="multimodal"
+            )
 
 
 def _with_captions(clips: list[Any], kwargs: dict[str, Any]) -> list[Any]:
@@ -266,8 +412,12 @@ def _with_captions(clips: list[Any], kwargs: dict[str, Any]) -> list[Any]:
     return clips
 
 
+def _is_pipe(source: Any) -> bool:
+    """Whether a source is a file object that can be read only once."""
+    seekable = getattr(source, "seekable", None)
+    return hasattr(source, "read") and (not hasattr(source, "seek") or (seekable is not None and not seekable()))
+
+
 def _name(source: Any) -> str:
     """The name of a clip in results: its path, or what the media reader calls it."""
-    from .processing.media import source_name
-
     return str(source.name) if hasattr(source, "waveform") else source_name(source)

@@ -121,16 +121,8 @@ def load_split(recipe: Recipe, split: str, processor: Any) -> CaeAvDataset:
     Raises:
         CaeAvError: no data set is named, it has no such split, or it is one for another task.
     """
-    # Without a processor the rows are only looked at, and any size of masks will do.
-    mask_size = 1 if processor is None else None
-    folder = _data_folder(recipe)
-    data = CaeAvDataset(folder, processor, split=split, cache_dir=recipe.cache_dir, mask_size=mask_size)
-    label_column = get_task(recipe.task).label_column
-    if label_column not in data.rows.column_names:
-        raise CaeAvError(
-            f"{recipe.data}: has no column {label_column!r}, which task {recipe.task} needs; it has "
-            f"{', '.join(data.rows.column_names)}"
-        )
+    data = CaeAvDataset(_data_folder(recipe), processor, split=split, cache_dir=recipe.cache_dir)
+    _check_task(data, recipe)
     columns = [f"{side}_caption" for side in SIDES if f"{side}_caption" in data.rows.column_names]
     if not recipe.use_captions and columns:
         data = CaeAvDataset(data.rows.remove_columns(columns), processor, cache_dir=recipe.cache_dir)
@@ -139,15 +131,29 @@ def load_split(recipe: Recipe, split: str, processor: Any) -> CaeAvDataset:
     return data
 
 
+def _check_task(data: CaeAvDataset, recipe: Recipe) -> None:
+    column = get_task(recipe.task).label_column
+    if column not in data.rows.column_names:
+        raise CaeAvError(
+            f"{recipe.data}: has no column {column!r}, which task {recipe.task} needs; it has "
+            f"{', '.join(data.rows.column_names)}"
+        )
+
+
 def class_names(data: CaeAvDataset, task: TaskDefinition) -> list[str] | None:
     """Names of the classes of a data set, in the order of their labels; `None` for a task without classes."""
     return None if task.class_column is None else list(data.rows.features[task.class_column].names)
 
 
 def read_class_names(recipe: Recipe) -> list[str] | None:
-    """The classes of the training split, for which no processor is needed."""
+    """The classes of the training split, for which no processor is needed; `None` for a task without classes."""
     task = get_task(recipe.task)
-    return None if task.class_column is None else class_names(load_split(recipe, recipe.train_split, None), task)
+    if task.class_column is None:
+        return None
+    # The rows are only looked at, so any size of masks will do.
+    data = CaeAvDataset(_data_folder(recipe), None, split=recipe.train_split, mask_size=1)
+    _check_task(data, recipe)
+    return class_names(data, task)
 
 
 def _data_folder(recipe: Recipe) -> str:
