@@ -201,11 +201,7 @@ def test_bytes_and_open_files(tmp_path):
     with path.open("rb") as file:
         for source, out in zip((str(path), path.read_bytes(), file), outs, strict=True):
             write_overlay(source, masks_for(path), out)
-    for out in outs[1:]:
-        assert sound_packets(out) == sound_packets(outs[0])
-        # The encoder does not give the same bytes each time.
-        for image, first in zip(decode(out)[0], decode(outs[0])[0], strict=True):
-            assert np.abs(image.astype(int) - first).mean() < 2
+    assert outs[0].read_bytes() == outs[1].read_bytes() == outs[2].read_bytes()
 
 
 def test_errors_name_what_is_wrong(tmp_path):

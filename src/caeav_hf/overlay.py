@@ -231,7 +231,8 @@ class _Overlay:
         rate = self.video.average_rate or self.video.guessed_rate or _USUAL_RATE
         self.picture = self.output.add_stream("h264", rate=Fraction(rate))
         self.picture.width, self.picture.height, self.picture.pix_fmt = width, height, "yuv420p"
-        self.picture.options = {"crf": "18", "preset": "veryfast"}
+        # No macroblock tree: x264's reads memory beyond small frames, and then the same clip gives other bytes.
+        self.picture.options = {"crf": "18", "preset": "veryfast", "mbtree": "0"}
         context, source = self.picture.codec_context, self.video.codec_context
         context.time_base = self.time_base
         context.color_range = _LIMITED_RANGE

@@ -1,4 +1,10 @@
-"""Run as a program: a tiny training that kills itself with SIGKILL at a chosen moment. The tests resume it."""
+"""
+Run as a program: tiny trainings, each of which kills itself with SIGKILL at its moment. The tests resume them.
+
+    killed_run.py FOLDER MOMENT [FOLDER MOMENT ...]
+
+Every run is a process of its own, forked from one that has loaded the libraries, which take the most time.
+"""
 
 import os
 import signal
@@ -16,8 +22,7 @@ def kill_myself(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(folder: str, moment: str) -> None:
-    torch.set_num_threads(1)
+def run(folder: str, moment: str) -> None:
     recipe = tiny_recipe(save_steps=5, max_steps=10, epochs=9)
     train = TinyData(14)
     trainer = tiny_trainer(folder, recipe, train=train)
@@ -43,6 +48,19 @@ def main(folder: str, moment: str) -> None:
     elif moment == "between last and best":
         trainer.store.link_best = lambda state: kill_myself() if state.step > 5 else None
     trainer.fit()
+
+
+def main(*runs: str) -> None:
+    torch.set_num_threads(1)
+    for folder, moment in zip(runs[::2], runs[1::2], strict=True):
+        if not (child := os.fork()):
+            try:
+                run(folder, moment)
+            finally:
+                os._exit(1)  # it is still alive
+        _, status = os.waitpid(child, 0)
+        if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
+            sys.exit(f"{moment}: was not killed")
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from training.distributed_run import main
 
 from caeav_hf.training.checkpointing import find_checkpoint
 
@@ -15,7 +16,13 @@ from caeav_hf.training.checkpointing import find_checkpoint
 PROGRAM = Path(__file__).with_name("distributed_run.py")
 
 
-def run(folder, batch_size, processes):
+def run_here(folder, batch_size, capsys):
+    capsys.readouterr()
+    main(str(folder), str(batch_size))
+    return read(folder, capsys.readouterr().out)
+
+
+def run_apart(folder, batch_size, processes):
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     done = subprocess.run(
         [*launcher, str(PROGRAM), str(folder), str(batch_size)],
@@ -24,14 +31,18 @@ def run(folder, batch_size, processes):
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    (line,) = [line for line in done.stdout.splitlines() if line.startswith("{")]
+    return read(folder, done.stdout)
+
+
+def read(folder, printed):
+    (line,) = [line for line in printed.splitlines() if line.startswith("{")]
     return json.loads(line), torch.load(folder / "weights.pt", weights_only=True)
 
 
 @pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch was built without distributed training")
-def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path):
-    one, weights_of_one = run(tmp_path / "one", 4, 1)
-    two, weights_of_two = run(tmp_path / "two", 2, 2)
+def test_two_processes_do_what_one_does_with_twice_the_batch(tmp_path, capsys):
+    one, weights_of_one = run_here(tmp_path / "one", 4, capsys)
+    two, weights_of_two = run_apart(tmp_path / "two", 2, 2)
     assert (one["processes"], two["processes"]) == (1, 2)
     for name, tensor in weights_of_one.items():
         torch.testing.assert_close(weights_of_two[name], tensor, rtol=1e-4, atol=1e-6)
