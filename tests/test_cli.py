@@ -7,12 +7,12 @@ import av
 import numpy as np
 import pytest
 from PIL import Image
-from training.toy_files import mask_clips, mask_model, toy_clips, toy_corpus, toy_model
 from transformers import pipeline
 
 import caeav_hf
 from caeav_hf import CaeAvConfig
 from caeav_hf.cli import main
+from tests.training.toy_files import mask_clips, mask_model, toy_clips, toy_corpus, toy_model
 
 
 def predict(*arguments):

@@ -7,9 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from media_factory import write_clip
 
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization, CaeAvProcessor
+from tests.media_factory import write_clip
 
 
 ROOT = Path(__file__).parent.parent

@@ -6,11 +6,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-from media_factory import corner_image, truncate, write_clip, write_cover_song
 
 from caeav_hf.errors import CaeAvError, MediaError
 from caeav_hf.overlay import TINT, write_overlay
 from caeav_hf.processing.media import load_clip
+from tests.media_factory import corner_image, truncate, write_clip, write_cover_song
 
 
 RATE = 8000

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from media_factory import write_clip
-from training.toy_files import mask_clips, mask_model, toy_clips, toy_model
 from transformers import pipeline
 
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
 from caeav_hf.errors import CaeAvError, MediaError
 from caeav_hf.pipelines import AudioVisualEventLocalizationPipeline, AudioVisualSegmentationPipeline, register
 from caeav_hf.processing import load_clip
+from tests.media_factory import write_clip
+from tests.training.toy_files import mask_clips, mask_model, toy_clips, toy_model
 
 
 TASK = "audio-visual-event-localization"

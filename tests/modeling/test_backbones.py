@@ -7,7 +7,6 @@ import open_clip
 import pytest
 import timm
 import torch
-from helpers import toy_batch
 from huggingface_hub.errors import StrictDataclassError
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -19,6 +18,7 @@ from caeav_hf import CaeAvError, CaeAvForEventLocalization, CaeAvModel
 from caeav_hf.configuration_cae_av import CaeAvAudioConfig, CaeAvConfig, CaeAvTextConfig, CaeAvVisionConfig
 from caeav_hf.modeling.backbones import HtsatTower, SwinV2Tower, Tower
 from caeav_hf.modeling.captions import ClipTextTower
+from tests.modeling.helpers import toy_batch
 
 
 SWIN = {"img_size": 64, "embed_dim": 16, "depths": [1, 1, 2, 1], "num_heads": [1, 2, 4, 8], "window_size": 4}

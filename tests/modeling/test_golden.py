@@ -6,7 +6,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from golden import GoldenCase, assert_equal
 from timm.models.swin_transformer_v2 import checkpoint_filter_fn
 
 from caeav_hf import CaeAvConfig
@@ -20,6 +19,7 @@ from caeav_hf.modeling.frames import FrameLayout
 from caeav_hf.modeling.heads.event_localization import CMBSHead
 from caeav_hf.modeling.heads.segmentation import SegmentationHead
 from caeav_hf.modeling.losses import AlignmentProjections
+from tests.golden import GoldenCase, assert_equal
 
 
 AVMOE_RULES = {

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import toy_batch, toy_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -13,6 +12,7 @@ from transformers import AutoConfig, AutoModel
 
 from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForEventLocalization, CaeAvModel
 from caeav_hf.configuration_cae_av import TASKS
+from tests.modeling.helpers import toy_batch, toy_model
 
 
 FORMULATIONS = ("paper", "official")

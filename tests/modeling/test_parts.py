@@ -7,7 +7,6 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from helpers import randomise, toy_batch, toy_model
 from torch import Tensor, multiprocessing, nn
 
 from caeav_hf import CaeAvConfig
@@ -19,6 +18,7 @@ from caeav_hf.modeling.caste import CASTE, num_kept
 from caeav_hf.modeling.frames import FrameLayout
 from caeav_hf.modeling.interaction import InteractionLayer, PairPosition, build_interaction, register_interaction
 from caeav_hf.modeling.losses import caption_contrastive_loss, modality_alignment_loss, selection_entropy_loss
+from tests.modeling.helpers import randomise, toy_batch, toy_model
 
 
 VISUAL, AUDIO = (6, 16), (8, 32)

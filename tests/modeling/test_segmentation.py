@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from helpers import randomise, toy_batch, toy_segmentation_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForSegmentation
 from caeav_hf.modeling.frames import FrameLayout
 from caeav_hf.modeling.heads.segmentation import TPAVI, MaskLogits
+from tests.modeling.helpers import randomise, toy_batch, toy_segmentation_model
 
 
 def batch_with_masks(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 3, seed: int = 0) -> dict:

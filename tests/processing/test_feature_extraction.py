@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from golden import GoldenCase
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caeav_hf.errors import CaeAvError
 from caeav_hf.processing import CaeAvFeatureExtractor, count_segments
+from tests.golden import GoldenCase
 
 
 RATE = 32_000

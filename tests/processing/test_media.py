@@ -12,7 +12,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from media_factory import (
+
+from caeav_hf.errors import CaeAvError, MediaError
+from caeav_hf.processing import Clip, count_segments, load_audio, load_clip, probe
+from tests.media_factory import (
     corner_image,
     corrupt,
     count_image,
@@ -26,9 +29,6 @@ from media_factory import (
     write_jpg,
     write_wav,
 )
-
-from caeav_hf.errors import CaeAvError, MediaError
-from caeav_hf.processing import Clip, count_segments, load_audio, load_clip, probe
 
 
 RATE = 32_000

@@ -5,7 +5,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from media_factory import count_image, write_clip, write_wav
 
 from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.errors import CaeAvError, MediaError
@@ -17,6 +16,7 @@ from caeav_hf.processing import (
     clean_caption,
     load_clip,
 )
+from tests.media_factory import count_image, write_clip, write_wav
 
 
 RATE = 32_000

@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
-from tiny_training import TinyData, tiny_recipe, tiny_trainer
+
+from tests.training.tiny_training import TinyData, tiny_recipe, tiny_trainer
 
 
 def kill_myself(*_, **__):

@@ -4,9 +4,9 @@ import os
 
 import torch
 from safetensors.torch import load_file
-from tiny_training import TinyModel, tiny_model, tiny_recipe, tiny_trainer
 
 from caeav_hf.training.checkpointing import trained_names
+from tests.training.tiny_training import TinyModel, tiny_model, tiny_recipe, tiny_trainer
 
 
 def test_trained_names_are_adapters_heads_and_their_statistics():

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from training.distributed_run import main
 
 from caeav_hf.training.checkpointing import find_checkpoint
+from tests.training.distributed_run import main
 
 
 PROGRAM = Path(__file__).with_name("distributed_run.py")

@@ -4,10 +4,10 @@ import json
 
 import pytest
 import torch
-from tiny_training import TINY, TinyData, collate, tiny_model, tiny_recipe, tiny_trainer
 
 from caeav_hf.errors import CaeAvError
 from caeav_hf.training.evaluation import evaluate
+from tests.training.tiny_training import TINY, TinyData, collate, tiny_model, tiny_recipe, tiny_trainer
 
 
 def weights_after(folder, recipe, train, **config):

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny_training import TinyData, TinyModel, tiny_recipe, tiny_trainer
 
 from caeav_hf.errors import CaeAvError
 from caeav_hf.training.checkpointing import find_checkpoint, read_loop_state
+from tests.training.tiny_training import TinyData, TinyModel, tiny_recipe, tiny_trainer
 
 
 RECIPE = tiny_recipe(save_steps=5, max_steps=10, epochs=9)

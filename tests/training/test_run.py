@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from training.toy_files import toy_corpus, toy_data, toy_model
 
 from caeav_hf import CaeAvForEventLocalization
 from caeav_hf.data import AveBuilder, CaeAvDataset
@@ -22,6 +21,7 @@ from caeav_hf.training.build import load_trained_model, read_captions
 from caeav_hf.training.checkpointing import trained_names
 from caeav_hf.training.command import main
 from caeav_hf.training.run import score
+from tests.training.toy_files import toy_corpus, toy_data, toy_model
 
 
 TRAIN = Path(__file__).parents[2] / "train.py"

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from training.toy_files import mask_corpus, mask_data, mask_model, toy_data
 
 from caeav_hf import CaeAvConfig, CaeAvForSegmentation
 from caeav_hf.data import CaeAvDataset
 from caeav_hf.processing import CaeAvProcessor
 from caeav_hf.training.command import main
 from caeav_hf.training.tasks import get_task
+from tests.training.toy_files import mask_corpus, mask_data, mask_model, toy_data
 
 
 @pytest.fixture(scope="module")

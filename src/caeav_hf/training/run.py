@@ -73,9 +73,7 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
     eval_data = load_split(recipe, recipe.eval_split, processor)
     for data in (train_data, eval_data):
         check_classes(data, task, model, f"{recipe.data}")
-    if accelerator.is_main_process:
-        run.start(recipe, accelerator)
-    accelerator.wait_for_everyone()
+    run.start(recipe, accelerator)
     if recipe.report_to:
         accelerator.init_trackers("caeav-hf", config=_flat(recipe))
     model.to(accelerator.device)

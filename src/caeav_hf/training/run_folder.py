@@ -77,10 +77,12 @@ class RunFolder:
             )
 
     def start(self, recipe: Recipe, accelerator: Accelerator) -> None:
-        """Make the folder and write what is known before the first step."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_text(self.path / "recipe.yaml", recipe.to_yaml())
-        write_text(self.path / "environment.json", json.dumps(environment(accelerator), indent=2) + "\n")
+        """Make the folder and write what is known before the first step, from the main process."""
+        if accelerator.is_main_process:
+            self.path.mkdir(parents=True, exist_ok=True)
+            write_text(self.path / "recipe.yaml", recipe.to_yaml())
+            write_text(self.path / "environment.json", json.dumps(environment(accelerator), indent=2) + "\n")
+        accelerator.wait_for_everyone()
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Write `history.jsonl` and draw `curves.png` from all records so far."""
