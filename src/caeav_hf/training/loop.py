@@ -278,8 +278,9 @@ class Trainer:
         accelerator.log({key: value for key, value in record.items() if key != "step"}, state.step)
         if accelerator.is_main_process:
             self.run.write_history(state.history)
+            loss = f"loss {record['train/loss']:.4f}, " if "train/loss" in record else ""
             tqdm.write(
-                f"epoch {record['epoch']}, step {state.step}: loss {record.get('train/loss', math.nan):.4f}, "
+                f"epoch {record['epoch']}, step {state.step}: {loss}"
                 f"{recipe.eval_split} {self.task.best_metric} {value:.4f} (best {state.best_value:.4f})"
             )
         self._save(name)
