@@ -207,6 +207,9 @@ class CaeAvConfig(PreTrainedConfig):
         interaction (`str`, defaults to `"cae_av"`): Interaction layer of the paired blocks: `"cae_av"` or `"avmoe"`.
         num_frames (`int`, defaults to 10): Segments of a clip, one frame each. Any other number works at run time.
         segment_seconds (`float`, defaults to 1.0): Seconds of a segment.
+        frame_sampling (`str`, defaults to `"consecutive"`):
+            `"consecutive"` takes segments one after the other from the start of a clip, `"spread"` takes `num_frames`
+            of them, evenly from the whole of it.
         adapter_stages (`list[int]`, defaults to `(1, 3)`): Stages with AVMoE adapters, counted from 1.
         num_cross_modal_experts, num_unimodal_experts (`int`): Experts of an AVMoE module (Table I).
         num_latent_tokens (`int`, defaults to 32): Latent tokens of an expert that attends through them.
@@ -216,7 +219,8 @@ class CaeAvConfig(PreTrainedConfig):
         unimodal_attention (`str`): Attention inside the stream in unimodal experts: none, self, latent or dot.
         router_noise_std (`float`): Standard deviation of the noise on routing logits while training.
         load_balancing_loss_weight (`float`): Weight of the routing's divergence from uniform.
-        matching_loss_weight (`float`): Weight of segmentation's match between the audio and what the masks cover.
+        matching_loss_weight (`float`): Weight of the match between the audio and what the masks cover (segmentation),
+            or the frames (question answering).
         gate_dim (`int`, defaults to 128): Width of CASTE's agreement gate (Eq. 1 to 4).
         topk_ratio (`float`, defaults to 0.3): Share of a frame's tokens that CASTE and CASE enrich (rho).
         use_case (`bool`, defaults to `True`): Whether captions enrich the last stage.
@@ -233,6 +237,13 @@ class CaeAvConfig(PreTrainedConfig):
         head_visual_dim, head_audio_dim, head_hidden_size, head_num_heads, head_intermediate_size (`int`),
             head_dropout (`float`): Sizes of the temporal relation blocks of the task heads.
         mask_size (`int`, defaults to 224): Side of the segmentation head's square logits in pixels, a multiple of 32.
+        visual_3d_size (`int`, defaults to 0): Width of ready 3D features that video parsing reads beside the frames,
+            512 for R(2+1)D-18; 0 for none.
+        unimodal_grouping_depth, cross_modal_grouping_depth (`int`): Layers of video parsing's class-token grouping.
+        audio_label_smoothing, visual_label_smoothing (`float`): What a clip's label counts for each modality alone
+            while video parsing is trained: a present class is a target of this much plus half of the rest.
+        question_vocab_size (`int`, defaults to 93): Words of the questions, padding and unknown word included.
+        matching_hidden_sizes (`list[int]`): Hidden widths of question answering's match of sound and frame.
         initializer_range (`float`, defaults to 0.02): Standard deviation of new linear weights in the task heads.
 
     ```python
@@ -264,6 +275,7 @@ class CaeAvConfig(PreTrainedConfig):
     interaction: str = "cae_av"
     num_frames: int = 10
     segment_seconds: float | int = 1.0
+    frame_sampling: Literal["consecutive", "spread"] = "consecutive"
 
     adapter_stages: list[int] | tuple[int, ...] = (1, 3)
     num_cross_modal_experts: int = 1
@@ -303,10 +315,17 @@ class CaeAvConfig(PreTrainedConfig):
     head_intermediate_size: int = 1024
     head_dropout: float | int = 0.1
     mask_size: int = 224
+    visual_3d_size: int = 0
+    unimodal_grouping_depth: int = 3
+    cross_modal_grouping_depth: int = 6
+    audio_label_smoothing: float | int = 1.0
+    visual_label_smoothing: float | int = 0.9
+    question_vocab_size: int = 93
+    matching_hidden_sizes: list[int] | tuple[int, ...] = (512, 256, 128)
     initializer_range: float | int = 0.02
 
     def __post_init__(self, **kwargs):
-        _tuples_to_lists(self, "adapter_stages")
+        _tuples_to_lists(self, "adapter_stages", "matching_hidden_sizes")
         if self.id2label is None and kwargs.get("num_labels") is None:
             self.id2label = dict(enumerate(AVE_CATEGORIES))
         # The base class derives `label2id` only where it makes up the names itself.
@@ -321,9 +340,14 @@ class CaeAvConfig(PreTrainedConfig):
             *("num_frames", "segment_seconds", "num_latent_tokens", "adapter_reduction", "adapter_groups", "gate_dim"),
             *("caption_mapper_heads", "caption_bottleneck_dim", "case_num_heads", "projection_dim", "head_num_heads"),
             *("head_visual_dim", "head_audio_dim", "head_hidden_size", "head_intermediate_size"),
-            "mask_size",
-            "contrastive_temperature",
+            *("mask_size", "unimodal_grouping_depth", "cross_modal_grouping_depth", "question_vocab_size"),
+            *("matching_hidden_sizes", "contrastive_temperature"),
         )
+        for name in ("audio_label_smoothing", "visual_label_smoothing"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"`{name}` of CaeAvConfig must lie in [0, 1], got {getattr(self, name)}")
+        if self.visual_3d_size < 0:
+            raise ValueError(f"`visual_3d_size` of CaeAvConfig must not be negative, got {self.visual_3d_size}")
         _probability(self, "attention_dropout", "branch_dropout", "head_dropout")
         if not 0.0 < self.topk_ratio <= 1.0:
             raise ValueError(f"`topk_ratio` of CaeAvConfig must lie in (0, 1], got {self.topk_ratio}")
@@ -433,6 +457,8 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "adapter_stages": (1, 2, 3, 4),
         "adapter_batch_norm": False,
         "unimodal_attention": "dot",
+        "head_hidden_size": 128,
+        "head_num_heads": 8,
     },
     "avs_s4": {
         "num_labels": 1,
@@ -459,12 +485,14 @@ _PRESETS: dict[str, dict[str, Any]] = {
     },
     "avqa": {
         "num_labels": 42,
+        "frame_sampling": "spread",
         "adapter_stages": (1, 2, 3, 4),
         "num_unimodal_experts": 2,
         "num_latent_tokens": 2,
         "adapter_groups": 4,
         "adapter_batch_norm": False,
         "adapter_gate": False,
+        "matching_loss_weight": 0.5,
         "caption_loss_weight": 0.08,
         "alignment_loss_weight": 0.03,
         "entropy_loss_weight": 0.005,
@@ -501,4 +529,5 @@ _TOY: dict[str, Any] = {
     "head_hidden_size": 64,
     "head_intermediate_size": 128,
     "mask_size": 64,
+    "matching_hidden_sizes": (64, 32, 16),
 }
