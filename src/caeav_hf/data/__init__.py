@@ -5,6 +5,15 @@ from .avsbench import AvsBenchBuilder
 from .builder import BuildReport, ClipBuilder
 from .collator import CaeAvCollator
 from .datasets import CaeAvDataset
+from .llp import LlpBuilder
 
 
-__all__ = ["AveBuilder", "AvsBenchBuilder", "BuildReport", "CaeAvCollator", "CaeAvDataset", "ClipBuilder"]
+__all__ = [
+    "AveBuilder",
+    "AvsBenchBuilder",
+    "BuildReport",
+    "CaeAvCollator",
+    "CaeAvDataset",
+    "ClipBuilder",
+    "LlpBuilder",
+]

@@ -13,7 +13,7 @@ import datasets
 from caeav_hf.errors import DataError
 from caeav_hf.labels import AVE_CATEGORIES
 
-from .builder import SPLITS, BuildReport, ClipBuilder, Entry, ensure_unique, read_lines
+from .builder import SPLITS, BuildReport, ClipBuilder, Entry, read_class_names, read_lines
 from .schema import AVE_NUM_SEGMENTS, event_localization_features, event_segment_labels
 
 
@@ -71,14 +71,7 @@ class AveBuilder(ClipBuilder):
 
 def read_categories(annotations: Path) -> tuple[str, ...]:
     """Names of the classes: those in the folder's `categories.txt`, or AVE's if it has none."""
-    path = annotations / AVE_CATEGORIES_FILE
-    if not path.is_file():
-        return AVE_CATEGORIES
-    categories = tuple(line.strip() for _, line in read_lines(path, BuildReport()))
-    if not categories:
-        raise DataError(f"{path}: expected the names of the classes, one a line")
-    ensure_unique(categories, path)
-    return categories
+    return read_class_names(annotations / AVE_CATEGORIES_FILE, AVE_CATEGORIES)
 
 
 def read_annotations(path: Path, categories: tuple[str, ...], report: BuildReport) -> list[AveAnnotation]:

@@ -490,6 +490,23 @@ def read_lines(path: Path, report: BuildReport) -> list[tuple[int, str]]:
     return numbered
 
 
+def read_class_names(path: Path, published: Sequence[str]) -> tuple[str, ...]:
+    """
+    Names of the classes, in the order of their labels: those in a file, one a line, or the published ones if there is
+    no such file.
+
+    Raises:
+        DataError: The file is empty or has a name twice.
+    """
+    if not path.is_file():
+        return tuple(published)
+    names = tuple(line.strip() for _, line in read_lines(path, BuildReport()))
+    if not names:
+        raise DataError(f"{path}: expected the names of the classes, one a line")
+    ensure_unique(names, path)
+    return names
+
+
 def ensure_unique(values: Iterable[str], path: Path) -> None:
     """Raises a DataError naming the file if a value occurs twice."""
     seen: set[str] = set()

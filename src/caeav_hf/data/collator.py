@@ -12,6 +12,13 @@ from caeav_hf.errors import DataError
 IGNORED_LABEL = -100
 
 _MODALITIES = ("visual", "audio")
+# What a batch may have besides the clips and their captions, and what it is padded with.
+_TARGETS = {
+    "labels": IGNORED_LABEL,
+    "audio_labels": IGNORED_LABEL,
+    "visual_labels": IGNORED_LABEL,
+    "visual_3d_features": 0.0,
+}
 
 
 @dataclass(frozen=True)
@@ -21,11 +28,12 @@ class CaeAvCollator:
 
     Each clip is a dict with `pixel_values_videos` (T, 3, H, W), `input_features` (T, 1, frames, mels), optionally
     `frame_mask` (T,), `labels` (T,) or (T, size, size), `visual_caption_ids` and `audio_caption_ids` (N,) or
-    `*_caption_embeds` (N, D), and `*_caption_mask` (N,) with them. Other keys are left out, and so are clips that are
-    None.
+    `*_caption_embeds` (N, D), and `*_caption_mask` (N,) with them. For video parsing `labels` are those of the clip,
+    (C,) floating point, and `audio_labels`, `visual_labels` (T, C) and `visual_3d_features` (T, size) those of its
+    segments. Other keys are left out, and so are clips that are None.
 
     The batch has the same keys with the batch first. T and N are those of the longest clip and caption. Padding is 0,
-    in `labels` -100, in the masks False or 0. If some clip of the batch has a caption of either kind, the batch has
+    in labels -100, in the masks False or 0. If some clip of the batch has a caption of either kind, the batch has
     both kinds for all; a caption that does not exist has a mask of zeros. If none has one, the batch has none.
 
     Args:
@@ -51,8 +59,9 @@ class CaeAvCollator:
         batch = {name: _pad(kept, name, 0.0) for name in ("pixel_values_videos", "input_features")}
         masks = [{"frame_mask": _frame_mask(clip)} for clip in kept]
         batch["frame_mask"] = _pad(masks, "frame_mask", False)
-        if _in_all_or_none(kept, "labels"):
-            batch["labels"] = _pad(kept, "labels", IGNORED_LABEL)
+        for name, value in _TARGETS.items():
+            if _in_all_or_none(kept, name):
+                batch[name] = _pad(kept, name, value)
         return batch | self._captions(kept)
 
     def _captions(self, clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -95,10 +104,15 @@ def _frame_mask(clip: Mapping[str, Any]) -> torch.Tensor:
 
 
 def _check_lengths(clip: Mapping[str, Any]) -> None:
-    names = ("pixel_values_videos", "input_features", "frame_mask", "labels")
-    lengths = {name: len(clip[name]) for name in names if name in clip}
+    names = ("pixel_values_videos", "input_features", "frame_mask", *_TARGETS)
+    lengths = {name: len(clip[name]) for name in names if name in clip and not _is_of_whole_clip(name, clip[name])}
     if len(set(lengths.values())) != 1:
         raise DataError(f"the tensors of a clip must have one length T, got {lengths}")
+
+
+def _is_of_whole_clip(name: str, tensor: torch.Tensor) -> bool:
+    """Whether a tensor has no axis of segments, as the classes of a clip, which are shares and not numbers."""
+    return name == "labels" and tensor.is_floating_point()
 
 
 def _in_all_or_none(clips: Sequence[Mapping[str, Any]], name: str) -> bool:

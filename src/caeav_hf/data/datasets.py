@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from caeav_hf.errors import DataError, MediaError
 
-from .rows import EventRows, RowForm, SegmentationRows
+from .rows import row_form
 
 
 logger = logging.get_logger(__name__)
@@ -32,7 +32,11 @@ class CaeAvDataset(torch.utils.data.Dataset):
     - **pixel_values_videos** (T, 3, H, W), **input_features** (T, 1, frames, mels), **frame_mask** (T,) bool;
     - **labels**: of event localization (T,) int64, the row's label of each segment; of segmentation (T, mask_size,
       mask_size) int8, 1 where something that sounds is seen, 0 elsewhere, masks of another size being resized by
-      nearest neighbours; -100 where the clip has ended already and in frames without a mask;
+      nearest neighbours; -100 where the clip has ended already and in frames without a mask; of video parsing (C,)
+      float, 1 for the clip's classes;
+    - of video parsing besides: **audio_labels**, **visual_labels** (T, C) float, 1 for what is heard or seen in a
+      segment, -100 where that is not known or the clip has ended; and **visual_3d_features** (T, size), if the row has
+      them;
     - if the row has a caption, **visual_caption_ids**, **visual_caption_mask**, **audio_caption_ids**,
       **audio_caption_mask** (N,); the mask is all zero for a caption that is missing;
     - **video_id**, a string, which [`CaeAvCollator`] leaves out of the batch.
@@ -63,11 +67,11 @@ class CaeAvDataset(torch.utils.data.Dataset):
         mask_size: int | None = None,
     ) -> None:
         self.rows = rows if isinstance(rows, datasets.Dataset) else _load_rows(Path(rows), split)
-        form: type[RowForm] = SegmentationRows if "masks" in self.rows.column_names else EventRows
+        form = row_form(self.rows.column_names)
         if missing := [name for name in form.columns if name not in self.rows.column_names]:
             raise DataError(f"`rows` lack the columns {', '.join(missing)}; they have {self.rows.column_names}")
         self.processor = processor
-        self._form = form(processor, mask_size)
+        self._form = form(processor, mask_size, self.rows.features)
         self._cache = None if cache_dir is None else Path(cache_dir) / _settings_digest(processor)
         # In shared memory, so that clips which fail in the workers of a loader are known here.
         self._broken = torch.zeros(len(self.rows), dtype=torch.bool).share_memory_()
@@ -79,7 +83,7 @@ class CaeAvDataset(torch.utils.data.Dataset):
         row = self.rows[index]
         try:
             features = self._media_features(row)
-            labels = self._form.labels(row, features["frame_mask"])
+            targets = self._form.targets(row, features["frame_mask"])
         except MediaError as error:
             if not self._broken[index]:
                 self._broken[index] = True
@@ -87,7 +91,7 @@ class CaeAvDataset(torch.utils.data.Dataset):
             return None
         return {
             **features,
-            "labels": labels,
+            **targets,
             **self._captions(row.get("visual_caption"), row.get("audio_caption")),
             "video_id": row["video_id"],
         }

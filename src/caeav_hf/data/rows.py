@@ -2,10 +2,11 @@
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import datasets
 import numpy as np
 import torch
 
@@ -26,11 +27,14 @@ class RowForm(ABC):
     Args:
         processor: A [`CaeAvProcessor`], or None if only the columns matter.
         mask_size: Side of the masks, where there are any.
+        features: The types of the columns, which name the classes.
     """
 
     columns: ClassVar[tuple[str, ...]]
 
-    def __init__(self, processor: Any, mask_size: int | None = None) -> None:
+    def __init__(
+        self, processor: Any, mask_size: int | None = None, features: Mapping[str, Any] | None = None
+    ) -> None:
         self.processor = processor
 
     def process(self, row: Row) -> Mapping[str, torch.Tensor]:
@@ -43,8 +47,11 @@ class RowForm(ABC):
         return _content_digest(row["media"])
 
     @abstractmethod
-    def labels(self, row: Row, frame_mask: torch.Tensor) -> torch.Tensor:
-        """Labels of the T segments that the processor made, of which those in `frame_mask` (T,) are real."""
+    def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        """
+        `labels`, and what else the task's model takes besides the clip, for the T segments that the processor made, of
+        which those in `frame_mask` (T,) are real.
+        """
 
 
 class EventRows(RowForm):
@@ -52,12 +59,12 @@ class EventRows(RowForm):
 
     columns = ("video_id", "media", "segment_labels")
 
-    def labels(self, row: Row, frame_mask: torch.Tensor) -> torch.Tensor:
+    def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         # Cut or padded to T, ignored where there is no frame.
         expected = torch.full((len(frame_mask),), IGNORED_LABEL)
         given = torch.tensor(row["segment_labels"][: len(expected)])
         expected[: len(given)] = given
-        return expected.masked_fill(~frame_mask, IGNORED_LABEL)
+        return {"labels": expected.masked_fill(~frame_mask, IGNORED_LABEL)}
 
 
 class SegmentationRows(RowForm):
@@ -65,8 +72,10 @@ class SegmentationRows(RowForm):
 
     columns = ("video_id", "frames", "audio", "media", "masks", "mask_frames")
 
-    def __init__(self, processor: Any, mask_size: int | None = None) -> None:
-        super().__init__(processor, mask_size)
+    def __init__(
+        self, processor: Any, mask_size: int | None = None, features: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(processor, mask_size, features)
         size = getattr(processor, "mask_size", None) if mask_size is None else mask_size
         if processor is not None and not size:
             raise DataError(
@@ -96,13 +105,73 @@ class SegmentationRows(RowForm):
         files = [*row["frames"], *([] if row["audio"] is None else [row["audio"]])]
         return hashlib.sha256("".join(map(_content_digest, files)).encode()).hexdigest()
 
-    def labels(self, row: Row, frame_mask: torch.Tensor) -> torch.Tensor:
+    def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         size = self.mask_size
         labels = torch.full((len(frame_mask), size, size), IGNORED_LABEL, dtype=torch.int8)
         for frame, source in zip(row["mask_frames"], row["masks"], strict=True):
             if frame < len(frame_mask) and frame_mask[frame]:
                 labels[frame] = torch.from_numpy(_resize(read_mask(source).pixels, size))
-        return labels
+        return {"labels": labels}
+
+
+class ParsingRows(RowForm):
+    """Video parsing: a video file, the classes of the clip, and those heard and seen in each segment where known."""
+
+    columns = ("video_id", "media", "event_labels", "audio_segment_labels", "visual_segment_labels", "visual_3d")
+
+    def __init__(
+        self, processor: Any, mask_size: int | None = None, features: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(processor, mask_size, features)
+        labels = getattr((features or {}).get("event_labels"), "feature", None)
+        if not isinstance(labels, datasets.ClassLabel):
+            raise DataError(f"the column `event_labels` must be a list of class labels, got {labels}")
+        self.num_classes = labels.num_classes
+
+    def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        targets = {"labels": self._multi_hot([row["event_labels"]])[0]}
+        for modality in ("audio", "visual"):
+            expected = torch.full((len(frame_mask), self.num_classes), float(IGNORED_LABEL))
+            given = row[f"{modality}_segment_labels"]
+            if given is not None:
+                given = given[: len(frame_mask)]
+                expected[: len(given)] = self._multi_hot(given)
+            targets[f"{modality}_labels"] = expected.masked_fill(~frame_mask[:, None], IGNORED_LABEL)
+        if row["visual_3d"] is not None:
+            targets["visual_3d_features"] = _visual_3d_features(row, frame_mask)
+        return targets
+
+    def _multi_hot(self, classes: Sequence[Sequence[int]]) -> torch.Tensor:
+        """(n, classes) float32: 1 for the classes of each of n lists."""
+        hot = torch.zeros(len(classes), self.num_classes)
+        for row, present in zip(hot, classes, strict=True):
+            row[list(present)] = 1.0
+        return hot
+
+
+def row_form(column_names: Sequence[str]) -> type[RowForm]:
+    """The form of rows with these columns."""
+    for column, form in _FORMS.items():
+        if column in column_names:
+            return form
+    return EventRows
+
+
+# Each task but the first by a column that it alone has.
+_FORMS: dict[str, type[RowForm]] = {"masks": SegmentationRows, "visual_segment_labels": ParsingRows}
+
+
+def _visual_3d_features(row: Row, frame_mask: torch.Tensor) -> torch.Tensor:
+    """(T, size) float32, zeros where there is no frame."""
+    given, count = torch.tensor(row["visual_3d"], dtype=torch.float32), int(frame_mask.sum())
+    if given.ndim != 2 or len(given) < count:
+        raise MediaError(
+            f"{row['video_id']}: its `visual_3d` has the shape {tuple(given.shape)}; expected a feature for each of "
+            f"its {count} segments"
+        )
+    features = given.new_zeros(len(frame_mask), given.shape[1])
+    features[frame_mask] = given[:count]
+    return features
 
 
 def _resize(mask: np.ndarray, size: int) -> np.ndarray:

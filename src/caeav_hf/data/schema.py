@@ -7,6 +7,7 @@ import datasets
 
 
 AVE_NUM_SEGMENTS = 10
+LLP_NUM_SEGMENTS = 10
 AVSBENCH_NUM_SEGMENTS = 5
 
 
@@ -81,6 +82,35 @@ def segmentation_features() -> datasets.Features:
             "media": media_feature(),
             "masks": image_list_feature(),
             "mask_frames": datasets.Sequence(datasets.Value("int64")),
+            **caption_features(),
+        }
+    )
+
+
+def video_parsing_features(categories: Sequence[str]) -> datasets.Features:
+    """
+    Columns of audio-visual video parsing, one row a clip. `event_labels` are the classes of the clip as a whole;
+    `audio_segment_labels` and `visual_segment_labels` list those that are heard and seen in each second, and are null
+    where only the clip's are known. `visual_3d` has a feature for each second, or is null.
+
+    Args:
+        categories: Names of the classes, in the order of their labels.
+    """
+
+    def classes() -> Any:
+        return datasets.Sequence(datasets.ClassLabel(names=list(categories)))
+
+    return datasets.Features(
+        {
+            "video_id": datasets.Value("string"),
+            "filename": datasets.Value("string"),
+            "start": datasets.Value("float64"),
+            "end": datasets.Value("float64"),
+            "event_labels": classes(),
+            "audio_segment_labels": datasets.Sequence(classes()),
+            "visual_segment_labels": datasets.Sequence(classes()),
+            "visual_3d": datasets.Sequence(datasets.Sequence(datasets.Value("float32"))),
+            "media": media_feature(),
             **caption_features(),
         }
     )
