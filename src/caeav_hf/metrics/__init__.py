@@ -2,14 +2,19 @@
 
 from .event_localization import EventLocalizationAccuracy, event_localization_accuracy, event_localization_scores
 from .segmentation import SegmentationScores, SegmentationSums, segmentation_scores, segmentation_sums
+from .video_parsing import VideoParsingScores, VideoParsingSums, video_parsing_scores, video_parsing_sums
 
 
 __all__ = [
     "EventLocalizationAccuracy",
     "SegmentationScores",
     "SegmentationSums",
+    "VideoParsingScores",
+    "VideoParsingSums",
     "event_localization_accuracy",
     "event_localization_scores",
     "segmentation_scores",
     "segmentation_sums",
+    "video_parsing_scores",
+    "video_parsing_sums",
 ]
