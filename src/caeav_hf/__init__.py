@@ -4,7 +4,14 @@ from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProces
 
 from .configuration_cae_av import CaeAvAudioConfig, CaeAvConfig, CaeAvTextConfig, CaeAvVisionConfig
 from .errors import CaeAvError, DataError, MediaError
-from .modeling import CaeAvForEventLocalization, CaeAvForSegmentation, CaeAvModel, CaeAvPreTrainedModel
+from .modeling import (
+    CaeAvForEventLocalization,
+    CaeAvForQuestionAnswering,
+    CaeAvForSegmentation,
+    CaeAvForVideoParsing,
+    CaeAvModel,
+    CaeAvPreTrainedModel,
+)
 from .pipelines import register
 from .processing import CaeAvFeatureExtractor, CaeAvProcessor, CaeAvVideoProcessor
 
@@ -27,7 +34,9 @@ __all__ = [
     "CaeAvError",
     "CaeAvFeatureExtractor",
     "CaeAvForEventLocalization",
+    "CaeAvForQuestionAnswering",
     "CaeAvForSegmentation",
+    "CaeAvForVideoParsing",
     "CaeAvModel",
     "CaeAvPreTrainedModel",
     "CaeAvProcessor",

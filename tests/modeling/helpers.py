@@ -3,7 +3,13 @@
 import torch
 from torch import Tensor
 
-from caeav_hf import CaeAvConfig, CaeAvForEventLocalization, CaeAvForSegmentation
+from caeav_hf import (
+    CaeAvConfig,
+    CaeAvForEventLocalization,
+    CaeAvForQuestionAnswering,
+    CaeAvForSegmentation,
+    CaeAvForVideoParsing,
+)
 from caeav_hf.modeling import CaeAvPreTrainedModel
 
 
@@ -33,6 +39,20 @@ def toy_segmentation_model(seed: int = 0, **overrides) -> CaeAvForSegmentation:
     return randomise(CaeAvForSegmentation(config)).eval()
 
 
+def toy_parsing_model(seed: int = 0, **overrides) -> CaeAvForVideoParsing:
+    """As `toy_model`, with the class-token grouping head; seven classes."""
+    torch.manual_seed(seed)
+    config = CaeAvConfig.from_preset("avvp", size="toy", **{"num_labels": 7, **overrides})
+    return randomise(CaeAvForVideoParsing(config)).eval()
+
+
+def toy_answering_model(seed: int = 0, **overrides) -> CaeAvForQuestionAnswering:
+    """As `toy_model`, with the question-answering head; five answers, twenty words."""
+    torch.manual_seed(seed)
+    values = {"num_labels": 5, "question_vocab_size": 20, **overrides}
+    return randomise(CaeAvForQuestionAnswering(CaeAvConfig.from_preset("avqa", size="toy", **values))).eval()
+
+
 def toy_batch(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 4, seed: int = 0) -> dict[str, Tensor]:
     """Random inputs of the right shapes, captions with padding, labels with background."""
     generator = torch.Generator().manual_seed(seed)
@@ -57,3 +77,17 @@ def toy_batch(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 4, see
         "audio_caption_mask": audio_mask,
         "labels": torch.randint(0, config.num_labels + 1, shape, generator=generator),
     }
+
+
+def without_padding(batch: dict[str, Tensor], mask: Tensor, index: int, per_frame: tuple[str, ...]) -> dict:
+    """Clip `index` of a batch alone, without its padded frames, which `mask` (B, T) tells."""
+    length = int(mask[index].sum())
+    return {
+        name: value[index : index + 1, :length] if name in per_frame else value[index : index + 1]
+        for name, value in batch.items()
+    }
+
+
+def as_double(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Floats in double precision."""
+    return {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}

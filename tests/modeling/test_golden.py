@@ -17,7 +17,9 @@ from caeav_hf.modeling.case import CASE
 from caeav_hf.modeling.caste import CASTE
 from caeav_hf.modeling.frames import FrameLayout
 from caeav_hf.modeling.heads.event_localization import CMBSHead
+from caeav_hf.modeling.heads.question_answering import QuestionAnsweringHead
 from caeav_hf.modeling.heads.segmentation import SegmentationHead
+from caeav_hf.modeling.heads.video_parsing import VideoParsingHead
 from caeav_hf.modeling.losses import AlignmentProjections
 from tests.golden import GoldenCase, assert_equal
 
@@ -373,3 +375,113 @@ def test_segmentation_head() -> None:
     assert_equal(output.maps[3], case.outputs["map3"])
     assert_equal(output.audio[3], case.outputs["audio3"][0])
     assert_equal(output.logits, case.outputs["logits"], tolerance=1e-4)
+
+
+def test_video_parsing_head() -> None:
+    case = GoldenCase("head_video_parsing")
+    number = {key: int(value) for key, value in case.options.items() if value.isdigit()}
+    audio, visual, visual_3d = (case.inputs[name] for name in ("audio", "visual", "visual_3d"))
+    config = of_widths(
+        toy_config(
+            head_hidden_size=number["dim"],
+            head_num_heads=number["heads"],
+            unimodal_grouping_depth=number["depth_audio"],
+            cross_modal_grouping_depth=number["depth_av"],
+            num_frames=audio.shape[1],
+            visual_3d_size=visual_3d.shape[-1],
+        ),
+        audio_hidden_size=audio.shape[-1],
+        visual_hidden_size=visual.shape[-1],
+        num_labels=number["classes"],
+    )
+    head = VideoParsingHead(config).eval()
+    for key in [key for key in case.state if ".attn.qkv." in key]:
+        kind = key.rpartition(".")[2]
+        for name, part in zip(("query", "key", "value"), case.state.pop(key).chunk(3), strict=True):
+            case.state[key.replace(f"qkv.{kind}", f"{name}.{kind}")] = part
+    rules = {
+        r"^(audio|visual)_token$": r"\1_tokens",
+        r"^fc_a\.": "audio_projection.",
+        r"^fc_v\.": "visual_projection.",
+        r"^fc_st\.": "visual_3d_projection.",
+        r"^fc_fusion": "visual_fusion",
+        r"^fc_prob_a": "audio_presence",
+        r"^fc_prob_v": "visual_presence",
+        r"^fc_prob\.": "event_presence.",
+        r"^fc_cls": "token_classifier",
+        r"^(audio|visual)_cug": r"\1_grouping",
+        r"^av_mcg": "event_grouping",
+        r"blocks": "layers",
+        r"han_encoder": "frame_grouping",
+        r"(layers\.\d+)\.norm1": r"\1.attention_norm",
+        r"norm2": "feed_forward_norm",
+        r"norm_tokens": "token_norm",
+        r"norm_post_tokens": "mixed_norm",
+        r"norm_x": "state_norm",
+        r"norm_new_x": "group_norm",
+        r"norm_post(?=\.)": "output_norm",
+        r"pre_assign_attn": "attention",
+        r"assign\.": "",
+        r"\.attn\.": ".attention.",
+        r"([qkv])_proj": lambda found: {"q": "query", "k": "key", "v": "value"}[found[1]],
+        r"\bproj\b": "output",
+        r"mlp_inter": "token_mixer",
+        r"mlp_channels|mlp": "feed_forward",
+        r"fc1": "hidden",
+        r"fc2": "output",
+    }
+    case.load_into(head, rules)
+    logits = head(visual, audio, FrameLayout(*visual.shape[:2]), visual_3d)
+    for name in ("event", "audio", "visual"):
+        assert_equal(getattr(logits, name).sigmoid(), case.outputs[f"{name}_prob"])
+    for name in ("audio", "visual"):
+        assert_equal(getattr(logits, f"{name}_frames"), case.outputs[f"{name}_frame_prob"])
+        assert_equal(getattr(logits, f"{name}_classes"), case.outputs[f"{name}_class_logits"])
+
+
+def test_question_answering_head() -> None:
+    case = GoldenCase("head_question_answering")
+    visual, audio, question = (case.inputs[name] for name in ("visual", "audio", "question"))
+    config = of_widths(
+        toy_config(
+            head_num_heads=int(case.options["heads"]),
+            question_vocab_size=int(case.options["vocabulary"]),
+            matching_hidden_sizes=[int(width) for width in case.options["match_widths"].split(",")],
+        ),
+        audio_hidden_size=audio.shape[-1],
+        visual_hidden_size=visual.shape[-1],
+        num_labels=int(case.options["answers"]),
+    )
+    head = QuestionAnsweringHead(config).eval()
+    for modality in ("a", "v"):
+        for kind in ("weight", "bias"):
+            parts = case.state.pop(f"attn_{modality}.in_proj_{kind}").chunk(3)
+            for name, part in zip(("query", "key", "value"), parts, strict=True):
+                case.state[f"attn_{modality}.{name}.{kind}"] = part
+    rules = {
+        r"word2vec": "embedding",
+        r"encoder\.lstm": "encoder.rnn",
+        r"encoder\.fc": "encoder.projection",
+        r"^fc_a1": "audio_hidden",
+        r"^fc_a2": "audio_output",
+        r"^fc_gl": "grounding_projection",
+        r"^fc(\d)\.": lambda found: f"matching.{int(found[1]) - 1}.",
+        r"^attn_v\.": "visual_attention.attention.",
+        r"^attn_a\.": "audio_attention.attention.",
+        r"out_proj": "output",
+        r"^linear11": "visual_attention.hidden",
+        r"^linear12": "visual_attention.output",
+        r"^linear21": "audio_attention.hidden",
+        r"^linear22": "audio_attention.output",
+        r"^norm1": "visual_attention.norm",
+        r"^norm2": "audio_attention.norm",
+        r"^fc_fusion": "fusion",
+        r"^fc_ans": "classifier",
+    }
+    case.load_into(head, rules)
+    encoded = head.encode_audio(audio)
+    logits = head(visual, encoded, question, None, FrameLayout(*visual.shape[:2]))
+    assert_equal(logits.answer, case.outputs["logits"])
+    assert_equal(logits.grounding.match, case.outputs["match_logits"])
+    negative = head.ground(case.inputs["visual_negative"], encoded)
+    assert_equal(negative.match, case.outputs["match_logits_negative"])

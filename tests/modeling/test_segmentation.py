@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForSegmentation
 from caeav_hf.modeling.frames import FrameLayout
 from caeav_hf.modeling.heads.segmentation import TPAVI, MaskLogits
-from tests.modeling.helpers import randomise, toy_batch, toy_segmentation_model
+from tests.modeling.helpers import as_double, randomise, toy_batch, toy_segmentation_model, without_padding
 
 
 def batch_with_masks(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 3, seed: int = 0) -> dict:
@@ -30,16 +30,12 @@ def batch_with_masks(config: CaeAvConfig, batch_size: int = 2, num_frames: int =
 def test_padding_changes_nothing(formulation: str, lengths: list[int], seed: int) -> None:
     model = toy_segmentation_model(formulation=formulation).double()
     batch = batch_with_masks(model.config, len(lengths), max(lengths) + 1, seed)
-    batch = {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
+    batch = as_double(batch)
     mask = torch.arange(max(lengths) + 1) < torch.tensor(lengths)[:, None]
     with torch.no_grad():
         padded = model(**batch, frame_mask=mask).logits
         for index, length in enumerate(lengths):
-            per_frame = ("pixel_values_videos", "input_features", "labels")
-            alone = {
-                name: value[index : index + 1, :length] if name in per_frame else value[index : index + 1]
-                for name, value in batch.items()
-            }
+            alone = without_padding(batch, mask, index, ("pixel_values_videos", "input_features", "labels"))
             torch.testing.assert_close(padded[index, :length], model(**alone).logits[0])
             assert not padded[index, length:].any()
 

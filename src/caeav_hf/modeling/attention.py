@@ -55,16 +55,20 @@ class MultiHeadAttention(nn.Module):
 
     def forward(self, queries: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask`: bool, broadcastable to (B, 1, Q, K), true where a key may be attended to. Returns (B, Q, C)."""
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        return self._attend(attend, queries, keys, mask)[0]
 
+    def with_weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """As `forward`, with the weights (B, heads, Q, K), which only the eager back end has."""
+        return self._attend(eager_attention_forward, queries, keys, mask)
+
+    def _attend(self, attend: Callable, queries: Tensor, keys: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         def heads(states: Tensor) -> Tensor:
             return states.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention_forward
-        )
         if mask is not None:
             mask = mask.expand(-1, -1, queries.shape[1], -1)
-        attended, _ = attend(
+        attended, weights = attend(
             self,
             heads(self.query(queries)),
             heads(self.key(keys)),
@@ -73,4 +77,4 @@ class MultiHeadAttention(nn.Module):
             scaling=self.scaling,
             dropout=self.dropout if self.training else 0.0,
         )
-        return self.output(attended.flatten(2))
+        return self.output(attended.flatten(2)), weights

@@ -22,7 +22,9 @@ from .case import CASE, CASEOutput, masked_mean
 from .frames import FrameLayout
 from .frozen import freeze
 from .heads.event_localization import CMBSHead, MLPHead
+from .heads.question_answering import QuestionAnsweringHead
 from .heads.segmentation import SegmentationHead
+from .heads.video_parsing import VideoParsingHead
 from .interaction import FrozenStep, PairPosition, build_interaction
 from .losses import (
     AlignmentProjections,
@@ -115,6 +117,52 @@ class CaeAvSegmentationOutput(CaeAvModelOutput):
     """
 
     logits: torch.Tensor | None = None
+
+
+@dataclass
+class CaeAvVideoParsingOutput(CaeAvModelOutput):
+    r"""
+    Output of [`CaeAvForVideoParsing`]: that of [`CaeAvModel`], `loss` being the task's plus the weighted terms.
+
+    Attributes:
+        event_probs (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Whether a class is in the clip at all.
+        audio_probs (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Whether it is heard in the clip.
+        visual_probs (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Whether it is seen in the clip.
+        audio_frame_probs (`torch.FloatTensor` of shape `(batch_size, num_frames, num_labels)`): Whether it is heard
+            in a frame; 0 in padded frames. Above 1 at times in the official formulation.
+        visual_frame_probs (`torch.FloatTensor` of shape `(batch_size, num_frames, num_labels)`): Likewise, seen.
+    """
+
+    event_probs: torch.Tensor | None = None
+    audio_probs: torch.Tensor | None = None
+    visual_probs: torch.Tensor | None = None
+    audio_frame_probs: torch.Tensor | None = None
+    visual_frame_probs: torch.Tensor | None = None
+
+
+@dataclass
+class CaeAvQuestionAnsweringOutput(CaeAvModelOutput):
+    r"""
+    Output of [`CaeAvForQuestionAnswering`]: that of [`CaeAvModel`], `loss` being the task's plus the weighted terms.
+
+    Attributes:
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): The answers.
+        match_logits (`torch.FloatTensor` of shape `(batch_size, num_frames, 2)`):
+            Whether a frame and its sound are of different clips (first) or of one (second).
+        match_logits_negative (`torch.FloatTensor` of shape `(batch_size, num_frames, 2)`):
+            Likewise of the sound and frames of another clip, where there are any.
+        grounding (`torch.FloatTensor` of shape `(batch_size, num_frames, visual_tokens)`):
+            How much of a frame's weight the audio puts on each token, row by row; 1 in sum.
+        visual_attention (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Which frames the question looks at.
+        audio_attention (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Which it listens to.
+    """
+
+    logits: torch.Tensor | None = None
+    match_logits: torch.Tensor | None = None
+    match_logits_negative: torch.Tensor | None = None
+    grounding: torch.Tensor | None = None
+    visual_attention: torch.Tensor | None = None
+    audio_attention: torch.Tensor | None = None
 
 
 class CaeAvPreTrainedModel(PreTrainedModel):
@@ -575,12 +623,172 @@ class CaeAvForSegmentation(CaeAvPreTrainedModel):
         return CaeAvSegmentationOutput(**values, logits=frames.to_grid(masks.logits))
 
 
+class CaeAvForVideoParsing(CaeAvPreTrainedModel):
+    """
+    [`CaeAvModel`] with a head that says which classes of a clip are heard, which are seen, and when (LLP), trained on
+    labels of whole clips.
+
+    Args:
+        config: The configuration; `visual_3d_size` says whether there are ready 3D features.
+    """
+
+    def __init__(self, config: CaeAvConfig):
+        super().__init__(config)
+        self.model = CaeAvModel(config)
+        self.head = VideoParsingHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        input_features: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        visual_3d_features: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CaeAvVideoParsingOutput:
+        r"""
+        Args:
+            pixel_values_videos, input_features, frame_mask, kwargs: See [`CaeAvModel.forward`].
+            visual_3d_features: `(batch_size, num_frames, visual_3d_size)`, features of a 3D network for each segment;
+                needed where `visual_3d_size` is not 0.
+            labels: `(batch_size, num_labels)`, 1 for the classes that are heard or seen in the clip, 0 for the rest.
+
+        Returns:
+            [`CaeAvVideoParsingOutput`]
+        """
+        outputs = self.model(
+            pixel_values_videos, input_features, frame_mask, return_loss=labels is not None, return_dict=True, **kwargs
+        )
+        frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
+        visual = cast(Tower, self.model.vision_tower).final_norm(outputs.visual_hidden_state).mean(2)
+        if visual_3d_features is not None:
+            visual_3d_features = visual_3d_features.to(visual.dtype)
+        logits = self.head(visual, outputs.audio_hidden_state.mean(2), frames, visual_3d_features)
+        values = dict(outputs)
+        if labels is not None:
+            if labels.shape != logits.event.shape:
+                raise CaeAvError(
+                    f"`labels` must be (batch, classes), {tuple(logits.event.shape)}, got {tuple(labels.shape)}"
+                )
+            values |= self._total_loss(outputs, self.head.loss(logits, labels))
+        return CaeAvVideoParsingOutput(
+            **values,
+            event_probs=logits.event.sigmoid(),
+            audio_probs=logits.audio.sigmoid(),
+            visual_probs=logits.visual.sigmoid(),
+            audio_frame_probs=logits.audio_frames,
+            visual_frame_probs=logits.visual_frames,
+        )
+
+
+class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
+    """
+    [`CaeAvModel`] with a head that answers a question about a clip with one of `num_labels` answers (MUSIC-AVQA).
+
+    Args:
+        config: The configuration.
+    """
+
+    def __init__(self, config: CaeAvConfig):
+        super().__init__(config)
+        self.model = CaeAvModel(config)
+        self.head = QuestionAnsweringHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        input_features: torch.Tensor,
+        question_ids: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        question_mask: torch.Tensor | None = None,
+        pixel_values_negative: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> CaeAvQuestionAnsweringOutput:
+        r"""
+        Args:
+            pixel_values_videos, input_features, frame_mask, kwargs: See [`CaeAvModel.forward`].
+            question_ids: `(batch_size, words)`, one question a clip.
+            question_mask: `(batch_size, words)`, true for real words; all are where it is absent.
+            pixel_values_negative: Frames of other clips, shaped as `pixel_values_videos`, which the sound is to be
+                told from; only the frozen tower reads them. Without them, and with labels, each clip's sound is told
+                from the frames of the next clip in the batch, unless both are the same clip.
+            labels: `(batch_size,)`, number of the answer, -100 where it is not known.
+
+        Returns:
+            [`CaeAvQuestionAnsweringOutput`]
+        """
+        outputs = self.model(
+            pixel_values_videos, input_features, frame_mask, return_loss=labels is not None, return_dict=True, **kwargs
+        )
+        frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
+        vision = cast(Tower, self.model.vision_tower)
+        visual = vision.final_norm(outputs.visual_hidden_state)
+        audio = self.head.encode_audio(outputs.audio_hidden_state.mean(2))
+        logits = self.head(visual, audio, question_ids, question_mask, frames)
+        values = dict(outputs)
+
+        # What the sound is to be told from, and where both it and the other frame are real.
+        negative: Tensor | None = None
+        is_pair = outputs.frame_mask
+        if pixel_values_negative is not None:
+            if pixel_values_negative.shape != pixel_values_videos.shape:
+                raise CaeAvError(
+                    f"`pixel_values_negative` must be {tuple(pixel_values_videos.shape)}, as the clips' own frames, "
+                    f"got {tuple(pixel_values_negative.shape)}"
+                )
+            negative = self._frozen_tokens(pixel_values_negative, frames)
+        elif labels is not None and len(visual) > 1:
+            negative = visual.roll(1, 0)
+            is_other = (pixel_values_videos != pixel_values_videos.roll(1, 0)).flatten(1).any(1, keepdim=True)
+            is_pair = is_pair & is_pair.roll(1, 0) & is_other
+        match_negative = None if negative is None else self.head.ground(negative, audio).match
+
+        if labels is not None:
+            if labels.shape != logits.answer.shape[:1]:
+                raise CaeAvError(f"`labels` must be ({len(logits.answer)},), got {tuple(labels.shape)}")
+            auxiliary = {}
+            if match_negative is not None and self.loss_weights["matching"]:
+                own = logits.grounding.match[outputs.frame_mask]
+                auxiliary["matching"] = self.head.matching_loss(own, match_negative[is_pair])
+            values |= self._total_loss(outputs, self.head.loss(logits, labels), **auxiliary)
+        padding = ~outputs.frame_mask
+        return CaeAvQuestionAnsweringOutput(
+            **values,
+            logits=logits.answer,
+            match_logits=logits.grounding.match,
+            match_logits_negative=match_negative,
+            grounding=logits.grounding.weights.masked_fill(padding[..., None], 0),
+            visual_attention=logits.visual_attention,
+            audio_attention=logits.audio_attention,
+        )
+
+    @torch.no_grad()
+    def _frozen_tokens(self, pixel_values_videos: Tensor, frames: FrameLayout) -> Tensor:
+        """What the frozen visual tower alone says of frames: (B, T, L, D) after the final norm."""
+        vision = cast(Tower, self.model.vision_tower)
+        tokens = vision.embed(frames.to_list(pixel_values_videos).to(self.dtype))
+        for stage in range(vision.num_stages):
+            tokens = vision.enter_stage(stage, tokens)
+            for block in vision.blocks(stage):
+                tokens = block(tokens)
+        return frames.to_grid(vision.final_norm(tokens))
+
+
 __all__ = [
     "CaeAvEventLocalizationOutput",
     "CaeAvForEventLocalization",
+    "CaeAvForQuestionAnswering",
     "CaeAvForSegmentation",
+    "CaeAvForVideoParsing",
     "CaeAvModel",
     "CaeAvModelOutput",
     "CaeAvPreTrainedModel",
+    "CaeAvQuestionAnsweringOutput",
     "CaeAvSegmentationOutput",
+    "CaeAvVideoParsingOutput",
 ]
