@@ -2,9 +2,9 @@
 The toy corpus: real little mp4 clips of things that move and sound, in the layout of a public data set.
 
 It is deterministic in its seed and controls what CAE-AV is about: how often, and how, sight and sound are misaligned.
-`scene` and `segmentation` plan what happens each second, `look` and `voice` draw it, `render` makes files of it,
-`layout` puts them on the disk. `render_frame` and `render_sound` give single frames and sounds, without files, to
-train a toy tower on.
+`scene`, `segmentation` and `parsing` plan what happens each second, `look` and `voice` draw it, `render` makes files
+of it, `layout` puts them on the disk. `render_frame` and `render_sound` give single frames and sounds, without files,
+to train a toy tower on.
 """
 
 from .classes import CLASSES

@@ -14,6 +14,7 @@ from caeav_hf.errors import DataError
 
 from ..files import write_json, write_text
 from .classes import CLASSES
+from .parsing import plan_parsing_clips
 from .render import (
     MediaFormat,
     render_scene_frame,
@@ -23,7 +24,7 @@ from .render import (
     write_png,
     write_wav,
 )
-from .scene import MISALIGNMENTS, SPLITS, Scene, plan_event_clips
+from .scene import MISALIGNMENTS, SPLITS, Scene, Segment, plan_event_clips
 from .segmentation import plan_multi_source_clips, plan_single_source_clips
 
 
@@ -169,7 +170,7 @@ def _truth(scene: Scene, one_event: bool) -> dict[str, object]:
     }
 
 
-def _write_ave_media(scene: Scene, out_dir: Path, media_format: MediaFormat) -> None:
+def _write_clip(scene: Scene, out_dir: Path, media_format: MediaFormat) -> None:
     _write_video(scene, out_dir / "media" / f"{scene.clip_id}.mp4", media_format)
 
 
@@ -257,12 +258,50 @@ def _write_ms3_annotations(scenes: Sequence[Scene], out_dir: Path) -> None:
     _write_captions(scenes, out_dir)
 
 
+def _write_avvp_annotations(scenes: Sequence[Scene], out_dir: Path) -> None:
+    annotations = out_dir / "annotations"
+    clips = {scene.clip_id: f"{scene.clip_id}\t{','.join(_names(scene))}" for scene in scenes}
+    header = "filename\tevent_labels"
+    write_text(annotations / "AVVP_dataset_full.csv", _lines([header, *clips.values()]))
+    for split, name in zip(SPLITS, ("AVVP_train.csv", "AVVP_val_pd.csv", "AVVP_test_pd.csv"), strict=True):
+        lines = (clips[scene.clip_id] for scene in scenes if scene.split == split)
+        write_text(annotations / name, _lines([header, *lines]))
+    # As published: for training only the classes of a clip are there.
+    evaluated = [scene for scene in scenes if scene.split != "train"]
+    for modality in ("audio", "visual"):
+        lines = (line for scene in evaluated for line in _event_lines(scene, modality))
+        header = "filename\tonset\toffset\tevent_labels"
+        write_text(annotations / f"AVVP_eval_{modality}.csv", _lines([header, *lines]))
+    write_text(annotations / "categories.txt", _lines(CLASSES))
+    _write_captions(scenes, out_dir)
+
+
+def _names(scene: Scene) -> list[str]:
+    """Classes of all sources that are seen or heard in a clip."""
+    occurring = {source for segment in scene.segments for source in (*segment.visible, *segment.sounding)}
+    return [CLASSES[scene.sources[source].class_id] for source in sorted(occurring)]
+
+
+def _event_lines(scene: Scene, modality: str) -> Iterable[str]:
+    """A line for each stretch of seconds in which a source is heard, or seen."""
+    for index, source in enumerate(scene.sources):
+        onset = None
+        for second, segment in enumerate((*scene.segments, Segment())):
+            present = index in (segment.sounding if modality == "audio" else segment.visible)
+            if present and onset is None:
+                onset = second
+            elif not present and onset is not None:
+                yield f"{scene.clip_id}\t{onset}\t{second}\t{CLASSES[source.class_id]}"
+                onset = None
+
+
 def _lines(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
 LAYOUTS = {
-    "ave": Layout(plan_event_clips, _write_ave_media, _write_ave_annotations),
+    "ave": Layout(plan_event_clips, _write_clip, _write_ave_annotations),
+    "avvp": Layout(plan_parsing_clips, _write_clip, _write_avvp_annotations, misalignment=0.5, one_event=False),
     "avs_s4": Layout(plan_single_source_clips, _write_s4_media, _write_s4_annotations, misalignment=0.5),
     "avs_ms3": Layout(
         plan_multi_source_clips, _write_ms3_media, _write_ms3_annotations, misalignment=0.75, one_event=False

@@ -4,7 +4,7 @@ What happens in a clip of the toy corpus, second by second, before anything is d
 A scene lists its sources (objects with a look and a voice) and, for every one-second segment, which of them are
 visible, which are sounding, which backdrop is in view and whether (and how) sight and sound are misaligned. Renderers
 and layout writers know nothing else, so another data set's form needs only another plan and another writer. The plan
-of clips with one event each is here, that of segmentation in `segmentation`.
+of clips with one event each is here, those of segmentation and of video parsing in modules of their own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -244,6 +244,8 @@ def _visual_caption(
 ) -> str:
     own, *others = (TOY_CLASSES[source.class_id] for source in sources)
     place = BACKDROPS[backdrops[0].kind]
+    if not any(segment.visible for segment in segments):
+        return f"The video shows nothing but {place}."
     moves = str(rng.choice(own.seen))
     sentence = str(
         rng.choice(
@@ -267,8 +269,10 @@ def _audio_caption(
     rng: np.random.Generator, sources: Sequence[Source], noise: NoiseBed, segments: Sequence[Segment]
 ) -> str:
     own, *others = (TOY_CLASSES[source.class_id] for source in sources)
-    heard = str(rng.choice(own.heard))
     bed = NOISE_BEDS[noise.kind]
+    if not any(segment.sounding for segment in segments):
+        return f"There is nothing to hear but {bed}."
+    heard = str(rng.choice(own.heard))
     for index, other in enumerate(others, 1):
         if any(index in segment.sounding for segment in segments):
             heard += " and " + str(rng.choice(other.heard))

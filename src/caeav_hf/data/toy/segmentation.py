@@ -25,7 +25,7 @@ _RADII = {1: (0.24, 0.32), 2: (0.18, 0.24), 3: (0.15, 0.2)}
 # Nearer to each other than in clips with one sounding source at a time: none drowns another.
 _DECIBELS = (-12.0, -6.0)
 # Share of the stretches of a multi-source clip in which nothing sounds.
-_SILENCE = 0.1
+_SILENCE = 0.02
 
 
 def plan_single_source_clips(
@@ -72,18 +72,18 @@ def plan_multi_source_clips(
 
 
 def _single_source_scene(rng: np.random.Generator, card: Card) -> Scene:
-    classes = _classes(rng, card.class_id, 0 if card.kind is None else card.number)
-    sources = _in_view(rng, classes)
-    segment = Segment(visible=_painted(rng, len(sources)), sounding=(0,), misalignment=card.kind)
+    classes = draw_classes(rng, card.class_id, 0 if card.kind is None else card.number)
+    sources = draw_in_view(rng, classes)
+    segment = Segment(visible=draw_order(rng, len(sources)), sounding=(0,), misalignment=card.kind)
     return finish_scene(rng, card, sources, [draw_backdrop(rng)], draw_noise_bed(rng), [segment] * SECONDS)
 
 
 def _multi_source_scene(rng: np.random.Generator, card: Card) -> Scene:
     count = card.number
-    *classes, stray_class = _classes(rng, card.class_id, count)
+    *classes, stray_class = draw_classes(rng, card.class_id, count)
     stray = Source(stray_class, draw_look(rng, stray_class), draw_voice(rng, stray_class, _DECIBELS))
-    sources = [*_in_view(rng, classes), stray]
-    order, sounding = _painted(rng, count), _sounding(rng, count)
+    sources = [*draw_in_view(rng, classes), stray]
+    order, sounding = draw_order(rng, count), _sounding(rng, count)
     if card.kind is None:
         segments = [Segment(tuple(i for i in order if i in heard), heard) for heard in sounding]
     else:
@@ -102,13 +102,13 @@ def _multi_source_scene(rng: np.random.Generator, card: Card) -> Scene:
     return finish_scene(rng, card, sources, backdrops, draw_noise_bed(rng), segments)
 
 
-def _classes(rng: np.random.Generator, class_id: int, others: int) -> list[int]:
+def draw_classes(rng: np.random.Generator, class_id: int, others: int) -> list[int]:
     """A class and others, all different."""
     rest = [other for other in range(len(CLASSES)) if other != class_id]
     return [class_id, *rng.choice(rest, others, replace=False).tolist()]
 
 
-def _in_view(rng: np.random.Generator, classes: Sequence[int]) -> list[Source]:
+def draw_in_view(rng: np.random.Generator, classes: Sequence[int]) -> list[Source]:
     """Sources that are in view together: apart from each other, around the middle of the frame."""
     count, turn = len(classes), rng.uniform(0, 2 * np.pi)
     sources = []
@@ -120,7 +120,7 @@ def _in_view(rng: np.random.Generator, classes: Sequence[int]) -> list[Source]:
     return sources
 
 
-def _painted(rng: np.random.Generator, count: int) -> tuple[int, ...]:
+def draw_order(rng: np.random.Generator, count: int) -> tuple[int, ...]:
     """The sources in the order in which they are painted, those in front last."""
     return tuple(rng.permutation(count).tolist())
 
