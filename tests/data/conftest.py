@@ -62,6 +62,23 @@ def avs_parquet(avs_corpora, tmp_path_factory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="session")
+def llp_corpus(tmp_path_factory) -> Path:
+    """16 clips in LLP's layout: 8 for training."""
+    out = tmp_path_factory.mktemp("llp") / "toy"
+    generate(
+        out, "avvp", num_clips=16, split=(2, 1, 1), seed=3, media_format=MediaFormat(64, 4, 16_000), progress=False
+    )
+    return out
+
+
+@pytest.fixture(scope="session")
+def llp_parquet(llp_corpus, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("llp_parquet") / "llp"
+    build_llp(llp_corpus, out)
+    return out
+
+
+@pytest.fixture(scope="session")
 def avs_processor() -> CaeAvProcessor:
     return CaeAvProcessor.from_config(CaeAvConfig.from_preset("avs_ms3", size="toy"))
 
@@ -75,6 +92,13 @@ def build(corpus: Path, out: Path, **options):
     """The AVE builder on a toy corpus."""
     options = {"captions": str(corpus / "captions.json"), **options}
     builder = data.AveBuilder(annotations=str(corpus / "annotations"), media=str(corpus / "media"), **options)
+    return builder.build(out)
+
+
+def build_llp(corpus: Path, out: Path, **options):
+    """The LLP builder on a toy corpus."""
+    options = {"captions": str(corpus / "captions.json"), **options}
+    builder = data.LlpBuilder(annotations=str(corpus / "annotations"), media=str(corpus / "media"), **options)
     return builder.build(out)
 
 
