@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caeav_hf.errors import CaeAvError, MediaError
-from caeav_hf.processing import Clip, count_segments, load_audio, load_clip, probe
+from caeav_hf.processing import Clip, count_segments, load_audio, load_clip, media, probe
 from tests.media_factory import (
     corner_image,
     corrupt,
@@ -501,3 +501,148 @@ def test_count_segments(whole, rest, segment, most):
 )
 def test_count_segments_of_round_durations(duration, count):
     assert count_segments(duration) == count
+
+
+# Segments spread over the clip
+
+
+def spread(source, num_segments=10, **kwargs) -> Clip:
+    return load(source, num_segments, frame_sampling="spread", **kwargs)
+
+
+@pytest.fixture(scope="module")
+def long_path(tmp_path_factory) -> Path:
+    """A minute at 5 frames a second, a key frame every 12."""
+    return write_clip(
+        tmp_path_factory.mktemp("media") / "minute.mp4", seconds=60, fps=5, audio_rate=16_000, sound=slow
+    )
+
+
+def slow(times: np.ndarray) -> np.ndarray:
+    """As `sweep`, but slow enough for a minute."""
+    return 0.5 * np.sin(2 * np.pi * (200 * times + 20 * times**2))
+
+
+def lag(waveform: np.ndarray, begin: float) -> float:
+    """Seconds by which a second of sound lags behind the slow sweep that starts at `begin`."""
+    reference = slow(begin + np.arange(len(waveform)) / RATE)
+    most = 400
+    return (int(np.correlate(np.pad(waveform, most), reference, "valid").argmax()) - most) / RATE
+
+
+def test_spread_segments_lie_around_the_middles_of_equal_parts(long_path):
+    clip = spread(long_path)
+    middles = [6 * t + 3 for t in range(10)]
+    assert clip.frames.shape == (10, 48, 64, 3)
+    assert counts(clip) == [5 * middle % 100 for middle in middles]
+    np.testing.assert_allclose(clip.frame_times, middles, atol=1e-6)
+    assert clip.waveform.shape == (10 * RATE,)
+    for part, middle in zip(clip.waveform.reshape(10, RATE), middles, strict=True):
+        assert abs(lag(part, middle - 0.5)) < 2e-3
+    assert clip.duration == pytest.approx(60)
+
+
+def test_only_the_frames_that_are_kept_are_converted(long_path, monkeypatch):
+    converted = []
+    to_rgb = media._FramePicker._to_rgb
+    monkeypatch.setattr(
+        media._FramePicker, "_to_rgb", lambda self, frame: converted.append(frame.pts) or to_rgb(self, frame)
+    )
+    spread(long_path, 7)
+    assert len(converted) == 7
+
+
+def test_spread_over_a_part_of_the_clip(long_path):
+    clip = spread(long_path, 4, start=20.0, end=36.0)
+    np.testing.assert_allclose(clip.frame_times, [22, 26, 30, 34], atol=1e-6)
+    assert counts(clip) == [10, 30, 50, 70]
+    for part, middle in zip(clip.waveform.reshape(4, RATE), (22, 26, 30, 34), strict=True):
+        assert abs(lag(part, middle - 0.5)) < 2e-3
+    assert clip.duration == pytest.approx(16)
+    # An end after the clip's own is the clip's own.
+    assert spread(long_path, 4, start=20.0, end=99.0).duration == pytest.approx(40)
+
+
+@pytest.mark.parametrize("seconds", [0.6, 3.0, 9.4])
+def test_spread_segments_of_a_short_clip_overlap_inside_of_it(tmp_path, seconds):
+    clip = spread(write_clip(tmp_path / "short.mp4", seconds=seconds, fps=25, sound=slow, layout="mono"))
+    middles = np.arange(0.5, 10) * seconds / 10
+    assert counts(clip) == [int(middle * 25 + 1e-6) % 100 for middle in middles]
+    assert clip.waveform.shape == (10 * RATE,)
+    if seconds >= 1:
+        for part, middle in zip(clip.waveform.reshape(10, RATE), middles, strict=True):
+            assert abs(lag(part, min(max(middle - 0.5, 0), seconds - 1))) < 2e-3
+    else:
+        # All of it, and silence after it.
+        for part in clip.waveform.reshape(10, RATE):
+            assert np.abs(part[: round(seconds * RATE)]).max() > 0.3
+            assert not part[round(seconds * RATE) :].any()
+
+
+def test_spread_equals_consecutive_where_parts_are_segments(clip_path):
+    whole, parts = load(clip_path), spread(clip_path)
+    np.testing.assert_array_equal(whole.frames, parts.frames)
+    np.testing.assert_array_equal(whole.waveform, parts.waveform)
+    np.testing.assert_array_equal(whole.frame_times, parts.frame_times)
+
+
+@settings(max_examples=10, deadline=None)
+@given(num_segments=st.integers(1, 13), start=st.floats(0, 9), seconds=st.floats(0.2, 9))
+def test_spread_frames_are_those_on_show(clip_path, num_segments, start, seconds):
+    end = min(start + seconds, 10.0)
+    clip = spread(clip_path, num_segments, start=start, end=start + seconds, with_audio=False)
+    middles = [start + (t + 0.5) * (end - start) / num_segments for t in range(num_segments)]
+    assert counts(clip) == [int(middle * 25 + 1e-4) % 100 for middle in middles]
+    assert not clip.waveform.size
+
+
+def test_spread_follows_timestamps_of_a_variable_rate(tmp_path):
+    shown = [0, 0.1, 0.2, 1.2, 1.45, 1.55, 3.0, 3.9]
+    clip = spread(write_clip(tmp_path / "vfr.mp4", frame_times=shown), 4)
+    assert clip.duration == pytest.approx(3.94, abs=0.1)
+    assert counts(clip) == [2, 4, 5, 6]
+
+
+@pytest.mark.parametrize("suffix", ["mkv", "mov", "ts", "flv", "webm"])
+def test_spread_in_every_container(tmp_path, suffix):
+    codecs = {"video_codec": "libvpx-vp9", "audio_codec": "libopus", "audio_rate": 48_000} if suffix == "webm" else {}
+    path = write_clip(tmp_path / f"clip.{suffix}", seconds=6, fps=10, video_start=1.4, audio_start=1.4, **codecs)
+    clip = spread(path, 3)
+    assert clip.duration == pytest.approx(6, abs=0.11)
+    assert counts(clip) == [10, 30, 50]
+
+
+def test_spread_over_turned_and_early_silent_clips(tmp_path):
+    path = write_clip(tmp_path / "turned.mov", seconds=4, image=corner_image, matrix=(0, 1, -1, 0), audio_seconds=1.5)
+    clip = spread(path, 2)
+    assert clip.size == (64, 48)
+    parts = clip.waveform.reshape(2, RATE)
+    assert parts[0].any()
+    assert not parts[1].any()
+
+
+def test_spread_over_what_is_left_of_a_clip_that_breaks_off(tmp_path, caplog):
+    path = write_clip(tmp_path / "whole.mp4", seconds=10, index_first=True)
+    whole = spread(path, 5)
+    broken = truncate(path, 0.6)
+    logger = logging.getLogger("caeav_hf.processing.media")
+    logger.addHandler(caplog.handler)
+    try:
+        clip = spread(broken, 5)
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert "whole.mp4: breaks off" in caplog.text
+    assert clip.frames.shape == whole.frames.shape
+    assert 4 < clip.duration < 8
+    assert clip.frame_times[-1] == pytest.approx(0.9 * clip.duration, abs=0.05)
+
+
+def test_spread_refuses_what_it_cannot_read(tmp_path, clip_path):
+    with pytest.raises(MediaError, match=r"ten\.mp4: its video ends at 10\.00 s; expected it to outlast"):
+        spread(clip_path, start=12.0)
+    with pytest.raises(CaeAvError, match="`frame_sampling` must be 'consecutive' or 'spread', got 'all'"):
+        load(clip_path, frame_sampling="all")
+    with pytest.raises(MediaError, match=r"sound\.mp4: no video stream"):
+        spread(write_clip(tmp_path / "sound.mp4", video=False))
+    with pytest.raises(MediaError, match=r"silent\.mp4: no audio stream"):
+        spread(write_clip(tmp_path / "silent.mp4", audio=False))

@@ -5,8 +5,13 @@ timestamp its own stream starts with. Segment t of a clip that is read from `sta
 [start + t * segment_seconds, start + (t + 1) * segment_seconds). Its frame is the one on show at its middle: the last
 decoded frame whose timestamp is not later. Timestamps decide, never frame counts, so any frame rate may vary.
 
-Short clips. Only the segments that the video stream reaches are returned; see [`count_segments`]. Sound that ends
-before its last segment is filled up with silence, sound that goes on longer is cut.
+Spread segments. A long clip may also be sampled evenly instead of second after second: it is divided into as many
+parts as there are segments, and each segment lies around the middle of its part. How long the clip is follows from the
+timestamps of its packets, not from what its header says; nothing is decoded for that.
+
+Short clips. Only the segments that the video stream reaches are returned; see [`count_segments`]. Spread segments
+overlap instead, so there are always as many as wanted. Sound that ends before its last segment is filled up with
+silence, sound that goes on longer is cut.
 
 Broken clips. A packet that cannot be decoded is passed over: the last good frame stays on show, and lost sound becomes
 silence of the same length. A file that breaks off is a shorter clip, with a warning in the log, as long as its index
@@ -24,9 +29,9 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import IO, Any
+from typing import IO, Any, Literal
 
 import av
 import numpy as np
@@ -45,6 +50,9 @@ if hasattr(os, "register_at_fork"):
 
 MediaSource = str | os.PathLike | bytes | IO[bytes] | Mapping[str, Any]
 """A path, the bytes of a file, an open binary file, or a mapping with `"bytes"` and `"path"` as `datasets` has it."""
+
+FrameSampling = Literal["consecutive", "spread"]
+"""Whether segments follow each other from the clip's beginning, or lie around the middles of equal parts of it."""
 
 # Share of a segment that a clip may go on after its last whole segment before that rest becomes a segment of its own:
 # encoders round durations up to whole frames (10.02 s), and a tenth of a second shows and sounds like nothing.
@@ -74,8 +82,8 @@ class Clip:
 
     Attributes:
         frames: (n, H, W, 3) uint8 RGB, the frame at the middle of each segment, turned as the file says.
-        waveform: (n * samples of a segment,) float32, mono, in [-1, 1]. Sample 0 is the first segment's first instant.
-            Empty if the clip was read with `with_audio=False`.
+        waveform: (n * samples of a segment,) float32, mono, in [-1, 1], one segment after the other. Sample 0 is the
+            first segment's first instant. Empty if the clip was read with `with_audio=False`.
         frame_times: (n,) float64, seconds after the clip's time zero at which the frames are shown first.
         duration: Seconds of video from `start` to `end` or, if earlier, the end of the stream.
         frame_rate: Frames a second, on average, of the video stream; 0 where the file does not tell.
@@ -149,6 +157,7 @@ def load_clip(
     num_segments: int,
     sampling_rate: int,
     segment_seconds: float = 1.0,
+    frame_sampling: FrameSampling = "consecutive",
     start: float = 0.0,
     end: float | None = None,
     name: str | None = None,
@@ -156,15 +165,19 @@ def load_clip(
     num_threads: int = 0,
 ) -> Clip:
     """
-    Decode the first `num_segments` segments of a clip; a shorter clip gives fewer (see [`count_segments`]).
+    Decode the first `num_segments` segments of a clip; a shorter clip gives fewer (see [`count_segments`]). Or, with
+    `frame_sampling="spread"`, decode `num_segments` segments from all of it: the clip is divided into that many equal
+    parts; each gives the frame at its middle, and `segment_seconds` of sound around it, moved into the clip where they
+    would reach out of it. In a clip shorter than its segments together they overlap.
 
     Only the frames that are kept are converted to RGB, and decoding stops with the last segment.
 
     Args:
         source: Path, bytes, binary file object (read from its beginning, left open), or `{"bytes": ..., "path": ...}`.
-        num_segments: Most segments to return.
+        num_segments: Most segments to return; if they are spread, exactly so many.
         sampling_rate: Samples a second of the returned waveform.
         segment_seconds: Seconds of a segment.
+        frame_sampling: `"consecutive"` or `"spread"`.
         start, end: Part of the video to read, in seconds after its time zero; `end=None` reads to its end.
         name: What to call the clip in errors; by default what [`source_name`] says.
         with_audio: Whether the sound is wanted. Without it the file needs no audio stream.
@@ -180,8 +193,17 @@ def load_clip(
         raise CaeAvError(f"`num_segments` must be at least 1, got {num_segments}")
     if not segment_seconds > 0 or round(segment_seconds * sampling_rate) < 1:
         raise CaeAvError(f"`segment_seconds` must be positive, got {segment_seconds}")
+    if frame_sampling not in ("consecutive", "spread"):
+        raise CaeAvError(f"`frame_sampling` must be 'consecutive' or 'spread', got {frame_sampling!r}")
     media = _Source.of(source, name)
-    request = _Request(num_segments, segment_seconds, sampling_rate, start, end, with_audio, num_threads)
+    spread = frame_sampling == "spread"
+    request = _Request(num_segments, segment_seconds, sampling_rate, start, end, with_audio, num_threads, spread)
+    if spread:
+        # Where the parts lie depends on the length of the whole.
+        last = _video_end(media, segment_seconds)
+        if last <= start + _TIME_EPSILON:
+            raise MediaError(_ends_early(media.name, last, start))
+        request = replace(request, end=last if end is None else min(end, last))
     if start > _SEEK_MARGIN:
         try:
             return _read_clip(media, request, seek=True)
@@ -237,6 +259,35 @@ def load_audio(
     return waveform
 
 
+def spread_sound(
+    waveform: np.ndarray, *, num_segments: int, segment_seconds: float, sampling_rate: int, seconds: float
+) -> np.ndarray:
+    """
+    The sound of spread segments: `segment_seconds` around the middle of each of `num_segments` equal parts of
+    `seconds`, moved into them where they would reach out.
+
+    Args:
+        waveform: (samples,) from the first instant on; silence is added where it ends before `seconds`.
+
+    Returns:
+        (num_segments * samples of a segment,), one segment after the other.
+    """
+    samples, whole = round(segment_seconds * sampling_rate), round(seconds * sampling_rate)
+    sound = np.zeros(max(whole, samples), waveform.dtype)
+    kept = min(len(waveform), whole)
+    sound[:kept] = waveform[:kept]
+    starts = [
+        min(max(round((middle - segment_seconds / 2) * sampling_rate), 0), len(sound) - samples)
+        for middle in _middles_of_parts(num_segments, seconds)
+    ]
+    return np.concatenate([sound[start : start + samples] for start in starts])
+
+
+def _middles_of_parts(count: int, seconds: float) -> list[float]:
+    """Seconds at the middles of `count` equal parts of `seconds`."""
+    return [(part + 0.5) * seconds / count for part in range(count)]
+
+
 def probe(source: MediaSource, *, name: str | None = None) -> MediaInfo:
     """
     Read the header of a media file; nothing is decoded, so a file that breaks off later is not noticed.
@@ -272,16 +323,22 @@ class _Request:
     end: float | None
     with_audio: bool
     num_threads: int
+    spread: bool = False
 
     @property
     def stop(self) -> float:
-        """Second at which the last wanted segment ends, or `end` if that is earlier."""
+        """Second at which the last wanted segment ends, or `end` if that is earlier; that is the whole, if spread."""
+        if self.spread:
+            assert self.end is not None, "spread segments need the clip's end"
+            return self.end
         stop = self.start + self.num_segments * self.segment_seconds
         return stop if self.end is None else min(stop, self.end)
 
     @property
     def middles(self) -> list[float]:
         """Seconds at which the wanted segments show their frame: their middles, but always before `end`."""
+        if self.spread:
+            return [self.start + m for m in _middles_of_parts(self.num_segments, self.stop - self.start)]
         last = self.stop - 2 * _TIME_EPSILON
         count = count_segments(self.stop - self.start, self.segment_seconds, self.num_segments)
         return [min(self.start + (t + 0.5) * self.segment_seconds, last) for t in range(count)]
@@ -424,13 +481,54 @@ def _announced_end(stream: Any, container: Any) -> float | None:
     return _seconds(container.duration, Fraction(1, av.time_base)) if end is None else end
 
 
+def _video_end(media: _Source, tolerance: float) -> float:
+    """
+    Seconds after time zero at which the video ends, by its packets; none is decoded. Says so in the log if that is
+    more than `tolerance` seconds before the end that the header announces.
+    """
+    with media.open() as container:
+        stream = _video_stream(container, media.name)
+        rate, count, last = _frame_rate(stream), 0, -math.inf
+        for _, packet in _packets(container, [stream]):
+            if packet is None or not packet.size or packet.is_discard:
+                continue
+            count += 1
+            length = _seconds(packet.duration, packet.time_base) or (1 / rate if rate else 0.0)
+            time = _seconds(packet.pts, packet.time_base)
+            # Raw streams carry no timestamps: their frames follow each other at the stream's rate.
+            last = max(last, count * length if time is None else time + length)
+        if not count:
+            raise MediaError(f"{media.name}: no frame could be decoded; expected a readable video stream")
+        end, announced = last - _start_time(stream, container), _announced_end(stream, container)
+        _warn_if_cut(media.name, end, announced, tolerance)
+        return end
+
+
+def _warn_if_cut(name: str, end: float, announced: float | None, tolerance: float) -> None:
+    if announced is not None and announced - end > tolerance:
+        logger.warning(f"{name}: breaks off after {end:.2f} s of the {announced:.2f} s it announces")
+
+
+def _ends_early(name: str, end: float, start: float) -> str:
+    return f"{name}: its video ends at {end:.2f} s; expected it to outlast `start` {start} s"
+
+
 def _decoded_frames(container: Any, streams: list[Any], done: set[int]) -> Iterator[Any]:
     """
     The frames of `streams` in the order of the file, until all their indices are in `done` (which the caller fills).
     Packets that cannot be decoded are passed over; a file that breaks off ends the iteration.
     """
+    for stream, packet in _packets(container, streams):
+        if stream.index not in done:
+            yield from _decode(stream, packet)
+        if len(done) == len(streams):
+            return
+
+
+def _packets(container: Any, streams: list[Any]) -> Iterator[tuple[Any, Any]]:
+    """Streams and their packets in the order of the file. Where it breaks off, the last packet of each is None."""
     packets = container.demux(*streams)
-    while len(done) < len(streams):
+    while True:
         try:
             packet = next(packets)
         except StopIteration:
@@ -442,11 +540,9 @@ def _decoded_frames(container: Any, streams: list[Any], done: set[int]) -> Itera
         except (av.FFmpegError, OSError) as error:
             logger.debug(f"demuxing ended early: {error}")
             # The demuxer cannot go on; what the decoders still hold is good.
-            for stream in streams:
-                yield from [] if stream.index in done else _decode(stream, None)
+            yield from ((stream, None) for stream in streams)
             return
-        if packet.stream.index not in done:
-            yield from _decode(packet.stream, packet)
+        yield packet.stream, packet
 
 
 def _decode(stream: Any, packet: Any) -> list[Any]:
@@ -499,19 +595,19 @@ def _read_clip(media: _Source, request: _Request, seek: bool) -> Clip:
         if not reached_end:
             video_end = max(video_end, announced or 0.0)
         if video_end <= request.start + _TIME_EPSILON:
-            raise MediaError(
-                f"{media.name}: its video ends at {video_end:.2f} s; expected it to outlast `start` {request.start} s"
-            )
-        if reached_end and announced is not None and announced - video_end > request.segment_seconds:
-            logger.warning(f"{media.name}: breaks off after {video_end:.2f} s of the {announced:.2f} s it announces")
-        duration = (video_end if request.end is None else min(video_end, request.end)) - request.start
-
-        count = count_segments(duration, request.segment_seconds, len(request.middles))
+            raise MediaError(_ends_early(media.name, video_end, request.start))
+        if request.spread:
+            # Known from the packets. Where the last ones cannot be decoded, the last good frame stays on show.
+            duration, count = request.stop - request.start, request.num_segments
+        else:
+            if reached_end:
+                _warn_if_cut(media.name, video_end, announced, request.segment_seconds)
+            duration = (video_end if request.end is None else min(video_end, request.end)) - request.start
+            count = count_segments(duration, request.segment_seconds, len(request.middles))
         frames, times = picker.finish(count)
-        samples = count * round(request.segment_seconds * request.sampling_rate) if request.with_audio else 0
         return Clip(
             frames=frames,
-            waveform=track.waveform(samples),
+            waveform=_sound_of(track, request, count),
             frame_times=times - origin,
             duration=duration,
             frame_rate=_frame_rate(video),
@@ -519,6 +615,22 @@ def _read_clip(media: _Source, request: _Request, seek: bool) -> Clip:
             name=media.name,
             sampling_rate=request.sampling_rate,
         )
+
+
+def _sound_of(track: "_AudioTrack", request: _Request, count: int) -> np.ndarray:
+    """The sound of `count` segments, (count * samples of a segment,); nothing if it is not wanted."""
+    if not request.with_audio:
+        return track.waveform(0)
+    if not request.spread:
+        return track.waveform(count * round(request.segment_seconds * request.sampling_rate))
+    seconds = request.stop - request.start
+    return spread_sound(
+        track.waveform(round(seconds * request.sampling_rate)),
+        num_segments=count,
+        segment_seconds=request.segment_seconds,
+        sampling_rate=request.sampling_rate,
+        seconds=seconds,
+    )
 
 
 def _starts_late(track: "_AudioTrack", stream: Any, container: Any, begin: float) -> bool:
