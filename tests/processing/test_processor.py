@@ -14,6 +14,7 @@ from caeav_hf.processing import (
     CaeAvVideoProcessor,
     build_clip_tokenizer,
     clean_caption,
+    load_audio,
     load_clip,
 )
 from tests.media_factory import count_image, write_clip, write_wav
@@ -383,3 +384,27 @@ def test_labels_without_names():
 def test_output_errors(processor, outputs, kwargs, words):
     with pytest.raises(CaeAvError, match=words):
         processor.post_process_event_localization(outputs, **kwargs)
+
+
+def test_segments_are_spread_where_the_configuration_says_so(tmp_path):
+    spread = CaeAvProcessor.from_config(CaeAvConfig.from_preset("avqa", size="toy", num_frames=4))
+    path = write_clip(tmp_path / "clip.mp4", seconds=12, fps=5, layout="mono", audio_rate=32_000)
+    clip = spread.load_clip(path)
+    np.testing.assert_allclose(clip.frame_times, [1.4, 4.4, 7.4, 10.4], atol=1e-6)
+    inputs = spread(path)
+    assert inputs["pixel_values_videos"].shape == (1, 4, 3, 64, 64)
+    assert inputs["frame_mask"].all()
+    torch.testing.assert_close(inputs["input_features"], spread(clip)["input_features"])
+    # Sound of its own is taken from the same seconds.
+    sound = write_wav(tmp_path / "sound.wav", seconds=12, rate=32_000)
+    waveform = load_audio(sound, sampling_rate=32_000)
+    given = [spread(path, audio=sound), spread(clip, audio=[waveform], sampling_rate=32_000)]
+    loud = inputs["input_features"] > 0
+    for features in (one["input_features"] for one in given):
+        assert (features - inputs["input_features"])[loud].abs().median() < 1
+        assert torch.equal(features, given[0]["input_features"])
+    # Frames that are given as such come with the sound of their segments.
+    frames = spread(clip.frames, audio=clip.waveform, sampling_rate=32_000)
+    assert torch.equal(frames["input_features"], inputs["input_features"])
+    with pytest.raises(CaeAvError, match="`frame_sampling` must be"):
+        CaeAvProcessor(CaeAvFeatureExtractor(), CaeAvVideoProcessor(), build_clip_tokenizer(600), frame_sampling="x")

@@ -3,6 +3,7 @@
 from .feature_extraction_cae_av import CaeAvFeatureExtractor
 from .media import Clip, MediaInfo, count_segments, load_audio, load_clip, probe
 from .processing_cae_av import CaeAvProcessor
+from .question_tokenization import build_question_tokenizer, question_tokenizer_from_words
 from .tokenization import build_clip_tokenizer, clean_caption
 from .video_processing_cae_av import CaeAvVideoProcessor
 
@@ -14,9 +15,11 @@ __all__ = [
     "Clip",
     "MediaInfo",
     "build_clip_tokenizer",
+    "build_question_tokenizer",
     "clean_caption",
     "count_segments",
     "load_audio",
     "load_clip",
     "probe",
+    "question_tokenizer_from_words",
 ]

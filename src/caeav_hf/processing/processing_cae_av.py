@@ -6,28 +6,48 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import CLIPTokenizer
+from transformers import CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import cached_file
 
 from ..errors import CaeAvError
+from ..labels import MUSIC_AVQA_QUESTION_WORDS
 from .feature_extraction_cae_av import CaeAvFeatureExtractor
-from .media import Clip, MediaSource, count_segments, load_audio, load_clip, source_name
+from .media import (
+    Clip,
+    FrameSampling,
+    MediaSource,
+    count_segments,
+    load_audio,
+    load_clip,
+    source_name,
+    spread_sound,
+)
+from .question_tokenization import question_tokenizer_from_words
 from .tokenization import build_clip_tokenizer, clean_caption
 from .video_processing_cae_av import CaeAvVideoProcessor
 
 
+# The folder, beside the other files of a saved processor, of the tokenizer that not every processor has.
+_QUESTION_TOKENIZER = "question_tokenizer"
+
+
 class CaeAvProcessor(ProcessorMixin):
     r"""
-    Bundles the feature extractor, the video processor and the tokenizer of CAE-AV.
+    Bundles the feature extractor, the video processor and the tokenizers of CAE-AV.
 
     Args:
         feature_extractor ([`CaeAvFeatureExtractor`]): Makes `input_features` of the sound.
         video_processor ([`CaeAvVideoProcessor`]): Makes `pixel_values_videos` of the frames.
         tokenizer ([`~transformers.CLIPTokenizer`]): Makes ids of the captions.
+        question_tokenizer ([`~transformers.PreTrainedTokenizerFast`], *optional*): Makes ids of the questions; only
+            question answering has one (see [`~processing.build_question_tokenizer`]).
         num_frames (`int`, defaults to 10): Most segments of a clip that is read from a file.
         id2label (`dict[int, str]`, *optional*): Names of the classes.
         mask_size (`int`, *optional*): Side of the square masks that a segmentation model is trained on, in pixels.
+        frame_sampling (`str`, defaults to `"consecutive"`): Which segments a file gives: its first `num_frames`
+            (`"consecutive"`), or `num_frames` evenly from all of it (`"spread"`).
 
     ```python
     >>> processor = CaeAvProcessor.from_config(model.config)
@@ -41,9 +61,11 @@ class CaeAvProcessor(ProcessorMixin):
         feature_extractor: Any = None,
         video_processor: Any = None,
         tokenizer: Any = None,
+        question_tokenizer: Any = None,
         num_frames: int = 10,
         id2label: Mapping[int, str] | None = None,
         mask_size: int | None = None,
+        frame_sampling: FrameSampling = "consecutive",
     ):
         if num_frames < 1:
             raise CaeAvError(f"`num_frames` must be at least 1, got {num_frames}")
@@ -51,11 +73,40 @@ class CaeAvProcessor(ProcessorMixin):
         # JSON knows only strings as keys.
         self.id2label = None if id2label is None else {int(index): name for index, name in id2label.items()}
         self.mask_size = mask_size
+        if frame_sampling not in ("consecutive", "spread"):
+            raise CaeAvError(f"`frame_sampling` must be 'consecutive' or 'spread', got {frame_sampling!r}")
+        self.frame_sampling: FrameSampling = frame_sampling
+        if question_tokenizer is not None and not isinstance(question_tokenizer, PreTrainedTokenizerBase):
+            raise TypeError(
+                f"Received a {type(question_tokenizer).__name__} for argument question_tokenizer, but a tokenizer was "
+                "expected."
+            )
+        # Behind a property: the base class would take it for a sub-processor that is always there.
+        self._question_tokenizer = question_tokenizer
         super().__init__(feature_extractor, video_processor, tokenizer)
 
     @classmethod
-    def from_config(cls, config: Any) -> "CaeAvProcessor":
-        """The processor whose outputs fit a model with this [`CaeAvConfig`]."""
+    def from_config(cls, config: Any, question_tokenizer: Any = None) -> "CaeAvProcessor":
+        """
+        The processor whose outputs fit a model with this [`CaeAvConfig`].
+
+        Args:
+            question_tokenizer: Tokenizer of the questions, for a configuration of question answering; by default the
+                one with the words that the authors of MUSIC-AVQA published.
+
+        Raises:
+            CaeAvError: The tokenizer has more words than the configuration.
+        """
+        if config.task == "avqa":
+            if question_tokenizer is None:
+                question_tokenizer = question_tokenizer_from_words(MUSIC_AVQA_QUESTION_WORDS)
+            if len(question_tokenizer) > config.question_vocab_size:
+                raise CaeAvError(
+                    f"`question_tokenizer` has {len(question_tokenizer)} words; expected at most the "
+                    f"{config.question_vocab_size} of `question_vocab_size`: give the one that belongs to the model"
+                )
+        elif question_tokenizer is not None:
+            raise CaeAvError(f"`question_tokenizer` was given for a model of the task {config.task!r}, which has none")
         audio, text, side = config.audio_config, config.text_config, config.vision_config.image_size
         return cls(
             feature_extractor=CaeAvFeatureExtractor(
@@ -70,26 +121,65 @@ class CaeAvProcessor(ProcessorMixin):
             ),
             video_processor=CaeAvVideoProcessor(size={"height": side, "width": side}),
             tokenizer=build_clip_tokenizer(text.vocab_size, text.context_length),
+            question_tokenizer=question_tokenizer,
             num_frames=config.num_frames,
             id2label=config.id2label,
             mask_size=config.mask_size,
+            frame_sampling=config.frame_sampling,
         )
+
+    @classmethod
+    def get_attributes(cls) -> list[str]:
+        # The base class requires every attribute to be there, so it is told of those that always are.
+        return [name for name in super().get_attributes() if name != _QUESTION_TOKENIZER]
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         # The base class asks the Auto classes, which know this package's classes only after they were registered.
-        own = ("num_frames", "id2label", "mask_size")
+        own = ("num_frames", "id2label", "mask_size", "frame_sampling", _QUESTION_TOKENIZER)
         kwargs = {name: value for name, value in kwargs.items() if name not in own}
-        return [
+        parts = [
             part.from_pretrained(pretrained_model_name_or_path, **kwargs)
             for part in (CaeAvFeatureExtractor, CaeAvVideoProcessor, CLIPTokenizer)
         ]
+        subfolder = os.path.join(kwargs.pop("subfolder", ""), _QUESTION_TOKENIZER)
+        where = {
+            name: kwargs[name]
+            for name in ("cache_dir", "force_download", "local_files_only", "token", "revision")
+            if name in kwargs
+        }
+        there = cached_file(
+            pretrained_model_name_or_path,
+            "tokenizer.json",
+            subfolder=subfolder,
+            _raise_exceptions_for_missing_entries=False,
+            **where,
+        )
+        tokenizer = None
+        if there is not None:
+            tokenizer = PreTrainedTokenizerFast.from_pretrained(
+                pretrained_model_name_or_path, subfolder=subfolder, **kwargs
+            )
+        return [*parts, tokenizer]
+
+    def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
+        """As the base class does, with the tokenizer of the questions, if there is one, in a folder of its own."""
+        if self.question_tokenizer is not None:
+            # First, so that it is there when the base class uploads the folder.
+            self.question_tokenizer.save_pretrained(os.path.join(save_directory, _QUESTION_TOKENIZER))
+        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @property
+    def question_tokenizer(self) -> Any:
+        """The tokenizer of the questions, or None."""
+        return self._question_tokenizer
 
     @property
     def model_input_names(self) -> list[str]:
         return [
             *("pixel_values_videos", "input_features", "frame_mask"),
             *("visual_caption_ids", "visual_caption_mask", "audio_caption_ids", "audio_caption_mask"),
+            *(("question_ids", "question_mask") if self.question_tokenizer is not None else ()),
         ]
 
     @property
@@ -108,6 +198,7 @@ class CaeAvProcessor(ProcessorMixin):
             source,
             **{
                 "num_segments": self.num_frames,
+                "frame_sampling": self.frame_sampling,
                 "segment_seconds": self.segment_seconds,
                 "sampling_rate": self.sampling_rate,
                 **kwargs,
@@ -122,20 +213,24 @@ class CaeAvProcessor(ProcessorMixin):
         audio_captions: str | Sequence[str | None] | None = None,
         sampling_rate: int | None = None,
         return_tensors: str | None = "pt",
+        questions: str | Sequence[str] | None = None,
     ) -> BatchFeature:
         """
         Make the inputs of the model from one clip or a list of clips.
 
         Args:
             videos: A clip is a media file (path, bytes, binary file object or `{"bytes": ..., "path": ...}`), a
-                [`~processing.media.Clip`], or its frames (T, H, W, 3), uint8 RGB, one a segment. Files give their
-                first `num_frames` segments.
+                [`~processing.media.Clip`], or its frames (T, H, W, 3), uint8 RGB, one a segment. Files give
+                `num_frames` segments, as `frame_sampling` says.
             audio: The sound of each clip, in place of the one in its file: a waveform (samples,), float in [-1, 1], or
-                a media file. Frames need it; it has to fill as many segments as there are frames.
+                a media file. Frames need it; it has to fill as many segments as there are frames. Where segments are
+                spread over a file, those of its `audio` lie at the same seconds.
             visual_captions, audio_captions: What is seen and what is heard in each clip. Both or neither, and for all
                 clips or for none; None in a list is no caption.
             sampling_rate: Samples a second of waveforms in `audio`. Must be that of the model.
             return_tensors: `"pt"` or `"np"`.
+            questions: What is asked about each clip, if the processor has a `question_tokenizer`. Words after the
+                tokenizer's `model_max_length` (14 by default) are left out.
 
         Returns:
             - **pixel_values_videos** (B, T, 3, size, size) float32.
@@ -143,12 +238,14 @@ class CaeAvProcessor(ProcessorMixin):
             - **frame_mask** (B, T) bool, True where a segment is real; shorter clips are padded with zeros at the end.
             - **visual_caption_ids**, **visual_caption_mask**, **audio_caption_ids**, **audio_caption_mask**
               (B, context_length) int64; id 0 and mask 0 are padding. Left out without captions.
+            - **question_ids**, **question_mask** (B, model_max_length) int64, likewise.
 
-            Captions alone give only their four tensors.
+            Captions or questions alone give only their own tensors.
 
         Raises:
             MediaError: A file is no decodable clip. The message begins with its name.
-            CaeAvError: Numbers of clips, waveforms and captions differ, or one has another shape, type or rate.
+            CaeAvError: Numbers of clips, waveforms, captions and questions differ, one has another shape, type or
+                rate, or a question has no word.
         """
         data: dict[str, torch.Tensor] = {}
         if videos is not None or audio is not None:
@@ -159,6 +256,9 @@ class CaeAvProcessor(ProcessorMixin):
         }
         if captions["visual"] is not None or captions["audio"] is not None:
             data |= self._process_captions(captions, len(data["frame_mask"]) if data else None)
+        if questions is not None:
+            count = next((len(tensor) for tensor in data.values()), None)
+            data |= self._process_questions([questions] if isinstance(questions, str) else list(questions), count)
         if not data:
             raise CaeAvError("nothing to process; expected `videos`, with or without captions")
         return BatchFeature(data, tensor_type=return_tensors)
@@ -205,6 +305,14 @@ class CaeAvProcessor(ProcessorMixin):
                     )
                 return frames, clip.waveform
         waveform = self._waveform(index, sound, rate)
+        if not _is_array(source) and self.frame_sampling == "spread":
+            return frames, spread_sound(
+                np.asarray(waveform),
+                num_segments=len(frames),
+                segment_seconds=self.segment_seconds,
+                sampling_rate=self.sampling_rate,
+                seconds=clip.duration,
+            )
         count = count_segments(len(waveform) / self.sampling_rate, self.segment_seconds, most)
         if count != len(frames):
             raise CaeAvError(
@@ -251,6 +359,21 @@ class CaeAvProcessor(ProcessorMixin):
             data[f"{kind}_caption_ids"] = encoded["input_ids"]
             data[f"{kind}_caption_mask"] = encoded["attention_mask"]
         return data
+
+    def _process_questions(self, questions: list[str], count: int | None) -> dict[str, torch.Tensor]:
+        if self.question_tokenizer is None:
+            raise CaeAvError(
+                "`questions` were given, but the processor has no `question_tokenizer`; expected one made for a model "
+                "of question answering"
+            )
+        if count is not None and len(questions) != count:
+            raise CaeAvError(f"{len(questions)} questions in `questions`; expected {count}, one for each clip")
+        if wrong := [question for question in questions if not isinstance(question, str)]:
+            raise CaeAvError(f"`questions` holds a {type(wrong[0]).__name__}; expected strings")
+        encoded = self.question_tokenizer(questions, padding="max_length", truncation=True, return_tensors="pt")
+        if empty := (~encoded["attention_mask"].bool().any(1)).nonzero().flatten().tolist():
+            raise CaeAvError(f"question {empty[0]}, {questions[empty[0]]!r}, has no word")
+        return {"question_ids": encoded["input_ids"], "question_mask": encoded["attention_mask"]}
 
     def post_process_event_localization(
         self,
