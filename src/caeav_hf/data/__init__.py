@@ -6,6 +6,7 @@ from .builder import BuildReport, ClipBuilder
 from .collator import CaeAvCollator
 from .datasets import CaeAvDataset
 from .llp import LlpBuilder
+from .music_avqa import MusicAvqaBuilder
 
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "CaeAvDataset",
     "ClipBuilder",
     "LlpBuilder",
+    "MusicAvqaBuilder",
 ]

@@ -18,6 +18,8 @@ _TARGETS = {
     "audio_labels": IGNORED_LABEL,
     "visual_labels": IGNORED_LABEL,
     "visual_3d_features": 0.0,
+    "question_ids": 0,
+    "question_mask": 0,
 }
 
 
@@ -30,11 +32,13 @@ class CaeAvCollator:
     `frame_mask` (T,), `labels` (T,) or (T, size, size), `visual_caption_ids` and `audio_caption_ids` (N,) or
     `*_caption_embeds` (N, D), and `*_caption_mask` (N,) with them. For video parsing `labels` are those of the clip,
     (C,) floating point, and `audio_labels`, `visual_labels` (T, C) and `visual_3d_features` (T, size) those of its
-    segments. Other keys are left out, and so are clips that are None.
+    segments. For question answering `labels` is a number and `question_ids`, `question_mask` are (Q,). Other keys are
+    left out, and so are clips that are None.
 
-    The batch has the same keys with the batch first. T and N are those of the longest clip and caption. Padding is 0,
-    in labels -100, in the masks False or 0. If some clip of the batch has a caption of either kind, the batch has
-    both kinds for all; a caption that does not exist has a mask of zeros. If none has one, the batch has none.
+    The batch has the same keys with the batch first. T, N and Q are those of the longest clip, caption and question.
+    Padding is 0, in labels -100, in the masks False or 0. If some clip of the batch has a caption of either kind, the
+    batch has both kinds for all; a caption that does not exist has a mask of zeros. If none has one, the batch has
+    none.
 
     Args:
         pad_token_id: Id that caption ids are padded with.
@@ -111,8 +115,8 @@ def _check_lengths(clip: Mapping[str, Any]) -> None:
 
 
 def _is_of_whole_clip(name: str, tensor: torch.Tensor) -> bool:
-    """Whether a tensor has no axis of segments, as the classes of a clip, which are shares and not numbers."""
-    return name == "labels" and tensor.is_floating_point()
+    """Whether a tensor has no axis of segments: classes of a clip (shares, not numbers), an answer, a question."""
+    return name.startswith("question_") or (name == "labels" and (tensor.is_floating_point() or not tensor.ndim))
 
 
 def _in_all_or_none(clips: Sequence[Mapping[str, Any]], name: str) -> bool:
@@ -125,11 +129,13 @@ def _in_all_or_none(clips: Sequence[Mapping[str, Any]], name: str) -> bool:
 def _pad(clips: Sequence[Mapping[str, Any]], name: str, value: float) -> torch.Tensor:
     """The tensors `name` of all clips, padded at the end of their first axis, stacked."""
     tensors = [clip[name] for clip in clips]
-    shapes = {tuple(tensor.shape[1:]) for tensor in tensors}
-    if len(shapes) > 1:
-        raise DataError(f"`{name}` must have one size in all clips of a batch, got {sorted(shapes)}")
+    if len({(tensor.ndim, *tensor.shape[1:]) for tensor in tensors}) > 1:
+        sizes = sorted({tuple(tensor.shape) for tensor in tensors})
+        raise DataError(f"`{name}` must have one size in all clips of a batch, got {sizes}")
+    if not tensors[0].ndim:
+        return torch.stack(tensors)
     longest = max(len(tensor) for tensor in tensors)
-    batch = tensors[0].new_full((len(tensors), longest, *shapes.pop()), value)
+    batch = tensors[0].new_full((len(tensors), longest, *tensors[0].shape[1:]), value)
     for row, tensor in zip(batch, tensors, strict=True):
         row[: len(tensor)] = tensor
     return batch

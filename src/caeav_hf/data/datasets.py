@@ -33,10 +33,11 @@ class CaeAvDataset(torch.utils.data.Dataset):
     - **labels**: of event localization (T,) int64, the row's label of each segment; of segmentation (T, mask_size,
       mask_size) int8, 1 where something that sounds is seen, 0 elsewhere, masks of another size being resized by
       nearest neighbours; -100 where the clip has ended already and in frames without a mask; of video parsing (C,)
-      float, 1 for the clip's classes;
+      float, 1 for the clip's classes; of question answering () int64, the number of the answer;
     - of video parsing besides: **audio_labels**, **visual_labels** (T, C) float, 1 for what is heard or seen in a
       segment, -100 where that is not known or the clip has ended; and **visual_3d_features** (T, size), if the row has
       them;
+    - of question answering besides: **question_ids**, **question_mask** (Q,);
     - if the row has a caption, **visual_caption_ids**, **visual_caption_mask**, **audio_caption_ids**,
       **audio_caption_mask** (N,); the mask is all zero for a caption that is missing;
     - **video_id**, a string, which [`CaeAvCollator`] leaves out of the batch.
@@ -148,6 +149,7 @@ def _settings_digest(processor: Any) -> str:
     """Stands for everything about the processor that decides the features of a clip."""
     settings = {
         "num_frames": processor.num_frames,
+        "frame_sampling": processor.frame_sampling,
         "video_processor": processor.video_processor.to_dict(),
         "feature_extractor": processor.feature_extractor.to_dict(),
     }

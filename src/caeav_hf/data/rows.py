@@ -149,6 +149,20 @@ class ParsingRows(RowForm):
         return hot
 
 
+class QuestionRows(RowForm):
+    """Question answering: a video file, a question about it and the number of its answer."""
+
+    columns = ("video_id", "media", "question", "answer_label")
+
+    def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        label = row["answer_label"]
+        question = self.processor(questions=[row["question"]])
+        return {
+            "labels": torch.tensor(IGNORED_LABEL if label is None else label),
+            **{name: question[name][0] for name in ("question_ids", "question_mask")},
+        }
+
+
 def row_form(column_names: Sequence[str]) -> type[RowForm]:
     """The form of rows with these columns."""
     for column, form in _FORMS.items():
@@ -158,7 +172,11 @@ def row_form(column_names: Sequence[str]) -> type[RowForm]:
 
 
 # Each task but the first by a column that it alone has.
-_FORMS: dict[str, type[RowForm]] = {"masks": SegmentationRows, "visual_segment_labels": ParsingRows}
+_FORMS: dict[str, type[RowForm]] = {
+    "masks": SegmentationRows,
+    "visual_segment_labels": ParsingRows,
+    "answer_label": QuestionRows,
+}
 
 
 def _visual_3d_features(row: Row, frame_mask: torch.Tensor) -> torch.Tensor:

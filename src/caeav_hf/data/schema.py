@@ -116,6 +116,28 @@ def video_parsing_features(categories: Sequence[str]) -> datasets.Features:
     )
 
 
+def question_answering_features(answers: Sequence[str]) -> datasets.Features:
+    """
+    Columns of audio-visual question answering, one row a question; questions on one video have the same `media`.
+
+    Args:
+        answers: The answers, in the order of their labels.
+    """
+    return datasets.Features(
+        {
+            "video_id": datasets.Value("string"),
+            "question_id": datasets.Value("int64"),
+            "question": datasets.Value("string"),
+            "question_type": datasets.Value("string"),
+            "question_subtype": datasets.Value("string"),
+            "answer": datasets.Value("string"),
+            "answer_label": datasets.ClassLabel(names=list(answers)),
+            "media": media_feature(),
+            **caption_features(),
+        }
+    )
+
+
 def event_segment_labels(label: int, start: int, end: int, num_segments: int, background: int) -> list[int]:
     """Label of each second of a clip: its class inside [start, end), background elsewhere."""
     return [label if start <= segment < end else background for segment in range(num_segments)]
