@@ -15,6 +15,7 @@ from caeav_hf.errors import DataError
 from ..files import write_json, write_text
 from .classes import CLASSES
 from .parsing import plan_parsing_clips
+from .questions import ANSWERS, annotation, draw_questions, plan_question_clips
 from .render import (
     MediaFormat,
     render_scene_frame,
@@ -295,6 +296,16 @@ def _event_lines(scene: Scene, modality: str) -> Iterable[str]:
                 onset = None
 
 
+def _write_avqa_annotations(scenes: Sequence[Scene], out_dir: Path) -> None:
+    annotations = out_dir / "annotations"
+    questions = list(enumerate(draw_questions(scenes), 1))
+    for split, name in zip(SPLITS, ("train", "val", "test"), strict=True):
+        asked = [annotation(number, *question) for number, question in questions if question[0].split == split]
+        write_json(annotations / f"avqa-{name}.json", asked)
+    write_text(annotations / "answers.txt", _lines(ANSWERS))
+    _write_captions(scenes, out_dir)
+
+
 def _lines(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
@@ -306,4 +317,5 @@ LAYOUTS = {
     "avs_ms3": Layout(
         plan_multi_source_clips, _write_ms3_media, _write_ms3_annotations, misalignment=0.75, one_event=False
     ),
+    "avqa": Layout(plan_question_clips, _write_clip, _write_avqa_annotations, misalignment=0.6, one_event=False),
 }

@@ -268,14 +268,15 @@ def _visual_caption(
 def _audio_caption(
     rng: np.random.Generator, sources: Sequence[Source], noise: NoiseBed, segments: Sequence[Segment]
 ) -> str:
-    own, *others = (TOY_CLASSES[source.class_id] for source in sources)
     bed = NOISE_BEDS[noise.kind]
-    if not any(segment.sounding for segment in segments):
+    sounds = [
+        str(rng.choice(TOY_CLASSES[source.class_id].heard))
+        for index, source in enumerate(sources)
+        if any(index in segment.sounding for segment in segments)
+    ]
+    if not sounds:
         return f"There is nothing to hear but {bed}."
-    heard = str(rng.choice(own.heard))
-    for index, other in enumerate(others, 1):
-        if any(index in segment.sounding for segment in segments):
-            heard += " and " + str(rng.choice(other.heard))
+    heard = " and ".join(sounds)
     sentence = str(rng.choice([f"{heard} over {bed}", f"over {bed}, {heard}", f"{heard}, with {bed}"]))
     return f"{sentence[0].upper()}{sentence[1:]}."
 
