@@ -12,6 +12,7 @@ and `<video_id>.mp4`. `type` is JSON in a string: the modalities that the questi
 """
 
 import ast
+import hashlib
 import json
 import re
 import threading
@@ -25,7 +26,7 @@ from caeav_hf.errors import DataError
 from caeav_hf.labels import MUSIC_AVQA_ANSWERS
 from caeav_hf.processing.media import MediaInfo
 
-from .builder import SPLITS, BuildReport, ClipBuilder, Entry, UnusableError, read_class_names, read_lines
+from .builder import SPLITS, BuildReport, ClipBuilder, Entry, UnusableError, read_class_names
 from .schema import question_answering_features
 
 
@@ -125,15 +126,17 @@ def read_questions(path: Path, answers: tuple[str, ...], report: BuildReport | N
         DataError: It is no JSON list of questions of the form above, a type or an answer is unknown, or there are not
             as many values as slots. The message begins with the file and the question's number.
     """
-    text = "\n".join(line for _, line in read_lines(path, report or BuildReport()))
     try:
-        items = json.loads(text)
+        content = path.read_bytes()
+        items = json.loads(content.decode("utf-8-sig"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such annotation file") from error
     except ValueError as error:
         raise DataError(f"{path}: expected a JSON file ({error})") from error
     if not isinstance(items, list):
         raise DataError(f"{path}: expected a list of questions, got a {type(items).__name__}")
     if report is not None:
-        report.files[path.name]["questions"] = len(items)
+        report.files[path.name] = {"questions": len(items), "sha256": hashlib.sha256(content).hexdigest()}
     return [_read_question(item, f"{path}", number, answers) for number, item in enumerate(items)]
 
 
