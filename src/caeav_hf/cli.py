@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .captioning_cli import add_commands
 from .errors import CaeAvError, MediaError
 
 
@@ -49,6 +50,8 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_argument("--device", help="cpu, cuda, cuda:1, mps ...; by default the first accelerator, else cpu")
     predict.add_argument("--batch-size", type=int, default=1, metavar="N", help="clips that run together")
     predict.set_defaults(run=_predict)
+
+    add_commands(commands)
 
     demo = commands.add_parser(
         "demo",

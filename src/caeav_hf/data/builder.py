@@ -14,7 +14,6 @@ subclasses, so `download_and_prepare` and `as_dataset` work as well.
 import argparse
 import dataclasses
 import hashlib
-import json
 import os
 import re
 from abc import abstractmethod
@@ -33,6 +32,7 @@ from tqdm import tqdm
 from caeav_hf.errors import DataError, MediaError
 from caeav_hf.processing.media import MediaInfo, probe
 
+from .caption_file import read_captions
 from .files import write_json, write_text
 
 
@@ -155,7 +155,7 @@ class ClipBuilderConfig(datasets.BuilderConfig):
     Args:
         annotations: Folder with the annotation files.
         media: Folder with the media files.
-        captions: JSON file `{clip: {"visual": str, "audio": str}}`, or None.
+        captions: Caption file, Parquet or JSON (see `caption_file`), or None.
         embed_media: Whether rows hold the bytes of their clip instead of its absolute path.
         strict: Whether a missing or broken file is an error.
         num_proc: Files that are checked at the same time.
@@ -349,22 +349,7 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
     def _read_captions(self) -> dict[str, dict[str, str | None]]:
         if self.config.captions is None:
             return {}
-        path = Path(self.config.captions)
-        if not path.is_file():
-            raise DataError(f"{path}: no such caption file")
-        try:
-            captions = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(f"{path}: expected a JSON file ({error})") from error
-        expected = f'{path}: expected {{clip: {{"visual": text, "audio": text}}}}'
-        if not isinstance(captions, dict):
-            raise DataError(f"{expected}, got a {type(captions).__name__}")
-        for clip, caption in captions.items():
-            if not isinstance(caption, dict) or not all(
-                isinstance(caption.get(kind), str | None) for kind in ("visual", "audio")
-            ):
-                raise DataError(f"{expected}, got {caption!r} for {clip}")
-        return captions
+        return read_captions(self.config.captions)
 
     def _row(self, entry: Entry, captions: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
         caption = captions.get(entry.clip_id, {})
@@ -453,7 +438,7 @@ def run_builder(
     parser.add_argument("--annotations", required=True, metavar="DIR", help="folder with the annotation files")
     parser.add_argument("--media", required=True, metavar="DIR", help="folder with the clips")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--captions", metavar="FILE", help='JSON file {clip: {"visual": text, "audio": text}}')
+    parser.add_argument("--captions", metavar="FILE", help="caption file: Parquet, or JSON")
     parser.add_argument("--embed-media", action="store_true", help="store the clips' bytes instead of their paths")
     parser.add_argument("--strict", action="store_true", help="fail if anything of a clip is missing or broken")
     parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, help="rows to check at the same time")

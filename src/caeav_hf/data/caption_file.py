@@ -1,0 +1,124 @@
+"""
+The caption file: Parquet, one row a clip, or JSON `{clip: {"visual": text, "audio": text}}`.
+
+Beside its two captions a row of the Parquet file keeps what a model had written (`*_generated`), so that a caption
+which somebody has corrected is told from one that nobody has touched, and where they come from.
+"""
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from caeav_hf.errors import DataError
+
+
+MODALITIES = ("visual", "audio")
+
+CAPTION_SCHEMA = pa.schema(
+    [
+        ("clip", pa.string()),
+        ("file", pa.string()),
+        ("visual_caption", pa.string()),
+        ("audio_caption", pa.string()),
+        ("visual_generated", pa.string()),
+        ("audio_generated", pa.string()),
+        ("model", pa.string()),
+        ("prompt_version", pa.string()),
+        ("settings", pa.string()),
+    ]
+)
+
+CaptionRow = dict[str, Any]
+
+
+def is_edited(row: Mapping[str, Any], modality: str) -> bool:
+    """Whether somebody has written, changed or taken out the caption of this modality."""
+    caption, generated = row.get(f"{modality}_caption"), row.get(f"{modality}_generated")
+    return (caption or None) != (generated or None)
+
+
+def is_missing(row: Mapping[str, Any], modality: str) -> bool:
+    """Whether there never was a caption of this modality."""
+    return not row.get(f"{modality}_caption") and not is_edited(row, modality)
+
+
+def read_caption_rows(path: str | os.PathLike) -> tuple[dict[str, CaptionRow], pa.Schema]:
+    """
+    The rows of a Parquet caption file by clip, and its columns. Columns of provenance may be missing, others are kept.
+
+    Raises:
+        DataError: It is no Parquet file with text columns `clip`, `visual_caption` and `audio_caption`, or has a clip
+            twice.
+    """
+    expected = f"{path}: expected a Parquet file with text columns clip, visual_caption and audio_caption"
+    try:
+        table = pq.read_table(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such caption file") from error
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{expected} ({error})") from error
+    if missing := {"clip", "visual_caption", "audio_caption"} - set(table.column_names):
+        raise DataError(f"{expected}; it lacks {', '.join(sorted(missing))}")
+    known = set(CAPTION_SCHEMA.names)
+    extra = [field for field in table.schema if field.name not in known]
+    try:
+        columns = {
+            field.name: table[field.name].cast(field.type)
+            if field.name in table.column_names
+            else pa.nulls(table.num_rows, field.type)
+            for field in CAPTION_SCHEMA
+        }
+    except pa.ArrowException as error:
+        raise DataError(f"{expected} ({error})") from error
+    schema = pa.schema([*CAPTION_SCHEMA, *extra])
+    table = pa.table({**columns, **{field.name: table[field.name] for field in extra}}, schema=schema)
+    rows: dict[str, CaptionRow] = {}
+    for row in table.to_pylist():
+        if not row["clip"]:
+            raise DataError(f"{path}: a row has no `clip`; expected the name of its clip")
+        if row["clip"] in rows:
+            raise DataError(f"{path}: {row['clip']!r} is there twice")
+        rows[row["clip"]] = row
+    return rows, schema
+
+
+def write_caption_rows(path: Path, rows: Sequence[CaptionRow], schema: pa.Schema = CAPTION_SCHEMA) -> None:
+    """Writes a Parquet caption file, ordered by clip; a reader sees the old or the new one, never a part."""
+    table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["clip"]), schema=schema)
+    partial_path = path.with_name(f"{path.name}.part")
+    with partial_path.open("wb") as file:
+        pq.write_table(table, file)
+        file.flush()
+        os.fsync(file.fileno())
+    partial_path.replace(path)
+
+
+def read_captions(path: str | os.PathLike) -> dict[str, dict[str, str | None]]:
+    """
+    The captions of a Parquet or JSON caption file: `{clip: {"visual": text or None, "audio": text or None}}`.
+
+    Raises:
+        DataError: The file is missing or not of either form.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"{path}: no such caption file")
+    if path.suffix == ".parquet":
+        rows, _ = read_caption_rows(path)
+        return {clip: {m: row[f"{m}_caption"] or None for m in MODALITIES} for clip, row in rows.items()}
+    try:
+        captions = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: expected a JSON file ({error})") from error
+    expected = f'{path}: expected {{clip: {{"visual": text, "audio": text}}}}'
+    if not isinstance(captions, dict):
+        raise DataError(f"{expected}, got a {type(captions).__name__}")
+    for clip, caption in captions.items():
+        if not isinstance(caption, dict) or not all(isinstance(caption.get(m), str | None) for m in MODALITIES):
+            raise DataError(f"{expected}, got {caption!r} for {clip}")
+    return captions
