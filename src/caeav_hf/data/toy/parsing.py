@@ -16,7 +16,7 @@ from .voice import draw_noise_bed
 
 
 # Shortest and longest stretch of an object, and the shortest that is left of one, in seconds.
-_SPAN = (3, 8)
+_SPAN = (3, 6)
 _REST = 2
 
 
@@ -29,7 +29,7 @@ def plan_parsing_clips(
 ) -> list[Scene]:
     """
     Plans clips as in LLP: one third with one object, two thirds with two of different classes, whose stretches of
-    three to eight seconds may overlap.
+    three to six seconds may overlap.
 
     In aligned clips an object is seen while it is heard. In misaligned ones the last object is never seen, or only in
     a part of its stretch (`off_screen_sound`); or it is never heard, or only in a part (`silent_object`); or from some
