@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -122,6 +123,28 @@ def test_features_of_a_3d_network_go_into_the_rows(copy, tmp_path):
     for split in ("train", "test"):
         for row in datasets.load_dataset(str(tmp_path / "out"), split=split):
             torch.testing.assert_close(torch.tensor(row["visual_3d"]), features[row["filename"]])
+
+
+def test_features_may_be_those_that_the_authors_give_out(copy, tmp_path):
+    folder = tmp_path / "visual_3d"
+    folder.mkdir()
+    rng, features = np.random.default_rng(0), {}
+    for index, path in enumerate(sorted((copy / "media").iterdir())):
+        video_id = path.stem.rsplit("_", 2)[0]
+        features[video_id] = rng.standard_normal((10, 6)).astype([np.float32, np.float64, np.float16][index % 3])
+        np.save(folder / f"{video_id}.npy", features[video_id])
+    broken = sorted(features)[:4]
+    np.save(folder / f"{broken[0]}.npy", np.array([{"a": 1}]), allow_pickle=True)
+    np.save(folder / f"{broken[1]}.npy", np.zeros((10, 6), int))
+    (folder / f"{broken[2]}.npy").write_bytes(b"")
+    (folder / f"{broken[3]}.npy").write_bytes(b"no array")
+    report = build_llp(copy, tmp_path / "out", visual_3d=str(folder))
+    skipped = report.skipped["train"].as_dict()
+    assert skipped == {"unreadable_visual_3d": {"count": 4, "examples": [f"{name}.npy" for name in broken]}}
+    for row in datasets.load_dataset(str(tmp_path / "out"), split="validation"):
+        np.testing.assert_allclose(row["visual_3d"], features[row["video_id"]], rtol=1e-6)
+    with pytest.raises(DataError, match=r"none: no such folder \(`visual_3d`\)"):
+        build_llp(copy, tmp_path / "out", visual_3d=str(tmp_path / "none"))
 
 
 def test_peculiarities_are_kept_and_counted(copy, tmp_path):

@@ -37,7 +37,7 @@ from .builder import (
     run_builder,
 )
 from .schema import LLP_NUM_SEGMENTS, video_parsing_features
-from .visual_3d import feature_file, feature_shape, read_features
+from .visual_3d import feature_shape, find_features, read_features
 
 
 LLP_SPLIT_FILES = dict(zip(SPLITS, ("AVVP_train.csv", "AVVP_val_pd.csv", "AVVP_test_pd.csv"), strict=True))
@@ -73,8 +73,8 @@ class LlpConfig(ClipBuilderConfig):
     Options of the builder.
 
     Args:
-        visual_3d: Folder with a file of features of each clip, as [`~data.visual_3d.extract_folder`] writes them, or
-            None for rows without.
+        visual_3d: Folder with a file of features of each clip, named as the clip may be, as
+            [`~data.visual_3d.extract_folder`] writes them or `.npy`; or None for rows without.
     """
 
     visual_3d: str | None = None
@@ -85,9 +85,8 @@ class LlpBuilder(ClipBuilder):
     LLP, 25 classes, or another set in its layout whose names `categories.txt` in the annotation folder lists, one a
     line, in the order of the labels.
 
-    A clip is called as its media file is, without the suffix: so the caption file and the features of a 3D network
-    name it. Training rows know the classes of the clip only; their `audio_segment_labels` and `visual_segment_labels`
-    are null.
+    In the caption file a clip is called as its media file is, without the suffix. Training rows know the classes of
+    the clip only; their `audio_segment_labels` and `visual_segment_labels` are null.
 
     The published files have peculiarities, which are kept and counted in the report: events of a clip that no split
     has (misspelt names), events that end when or before they begin (no second has them), events of one class that
@@ -110,6 +109,8 @@ class LlpBuilder(ClipBuilder):
         return video_parsing_features(read_categories(annotations))
 
     def read_entries(self, annotations: Path, report: BuildReport) -> dict[str, list[Entry]]:
+        if self.config.visual_3d is not None and not Path(self.config.visual_3d).is_dir():
+            raise DataError(f"{self.config.visual_3d}: no such folder (`visual_3d`)")
         categories = read_categories(annotations)
         clips = {s: read_clips(annotations / name, categories, report) for s, name in LLP_SPLIT_FILES.items()}
         events = {m: read_events(annotations / name, categories, report) for m, name in LLP_EVENT_FILES.items()}
@@ -126,9 +127,9 @@ class LlpBuilder(ClipBuilder):
         name = next((name for name in names if self.media_path(f"{name}.mp4").is_file()), names[0])
         self.check_video(f"{name}.mp4")
         if self.config.visual_3d is not None:
-            path = feature_file(self.config.visual_3d, name)
-            if not path.is_file():
-                raise UnusableError("missing_visual_3d", path.name)
+            path = find_features(self.config.visual_3d, names)
+            if path is None:
+                raise UnusableError("missing_visual_3d", f"{name}.safetensors")
             try:
                 feature_shape(path)
             except DataError as error:
@@ -138,7 +139,10 @@ class LlpBuilder(ClipBuilder):
     def _row(self, entry: Entry, captions: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
         features = None
         if self.config.visual_3d is not None:
-            features = read_features(feature_file(self.config.visual_3d, entry.clip_id)).tolist()
+            path = find_features(self.config.visual_3d, (entry.row["filename"], entry.row["video_id"]))
+            if path is None:  # `check` found it
+                raise DataError(f"{self.config.visual_3d}: the features of {entry.clip_id} are gone")
+            features = read_features(path).tolist()
         return {**super()._row(entry, captions), "visual_3d": features}
 
 

@@ -13,7 +13,7 @@ import argparse
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ FEATURE_SIZE = 512
 FRAMES_PER_SEGMENT = 8
 
 _KEY = "visual_3d"
+_DTYPES = ("F64", "F32", "F16", "BF16")
 _SEGMENT_SECONDS = 1.0
 _SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 
@@ -148,6 +149,16 @@ def feature_file(folder: str | os.PathLike, clip: str) -> Path:
     return Path(folder) / f"{clip}.safetensors"
 
 
+def find_features(folder: str | os.PathLike, names: Iterable[str]) -> Path | None:
+    """
+    The file of features of a clip that goes by one of these names: as [`extract_folder`] writes it, or a `.npy` array,
+    which is what LLP's authors give out; None if there is none.
+    """
+    files = [feature_file(folder, name) for name in names]
+    files += [path.with_suffix(".npy") for path in files]
+    return next((path for path in files if path.is_file()), None)
+
+
 def feature_shape(path: Path) -> tuple[int, int]:
     """
     The shape (T, size) of the features in a file, from its header.
@@ -156,20 +167,26 @@ def feature_shape(path: Path) -> tuple[int, int]:
         DataError: The file is missing or has no such features.
     """
     try:
-        with safe_open(path, "pt") as file:
-            header = file.get_slice(_KEY)
-            shape, dtype = tuple(header.get_shape()), header.get_dtype()
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"{path}: expected a safetensors file with `{_KEY}` ({error})") from error
-    if len(shape) != 2 or not all(shape) or dtype != "F32":
-        raise DataError(f"{path}: expected `{_KEY}` of the shape (T, size) in F32, got {shape} in {dtype}")
+        if path.suffix == ".npy":
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            shape, is_floating_point = array.shape, np.issubdtype(array.dtype, np.floating)
+        else:
+            with safe_open(path, "pt") as file:
+                header = file.get_slice(_KEY)
+                shape, is_floating_point = tuple(header.get_shape()), header.get_dtype() in _DTYPES
+    except (SafetensorError, OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: expected a safetensors file with `{_KEY}`, or a npy file ({error})") from error
+    if len(shape) != 2 or not all(shape) or not is_floating_point:
+        raise DataError(f"{path}: expected floating-point features of the shape (T, size), got the shape {shape}")
     return shape[0], shape[1]
 
 
 def read_features(path: Path) -> np.ndarray:
     """The features in a file: (T, size) float32. Raises as [`feature_shape`] does."""
     feature_shape(path)
-    return load_file(path)[_KEY].numpy()
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False).astype(np.float32)
+    return load_file(path)[_KEY].float().numpy()
 
 
 def read_segments(path: Path, frames_per_segment: int, num_segments: int) -> torch.Tensor:
