@@ -210,6 +210,9 @@ def test_every_published_question_has_known_words_only(name):
         encoded = tokenizer(questions)["input_ids"]
         assert max(map(len, encoded)) <= 14
         assert not any(unknown in ids for ids in encoded)
+    # As the authors divide them: at spaces, without the mark at the end.
+    by_hand = [[MUSIC_AVQA_QUESTION_WORDS.index(word) for word in text[:-1].split(" ")] for text in questions]
+    assert published(questions)["input_ids"] == by_hand
 
 
 @needs_annotations
