@@ -26,8 +26,8 @@ SECONDS = 20
 QUESTION_MISALIGNMENTS = ("silent_object", "off_screen_sound", "wrong_soundtrack")
 ANSWERS = (*CLASSES, "yes", "no", "one", "two")
 
-# Something changes only at whole multiples of this, so each of ten evenly spread segments shows one state.
-_STEP = 2
+# Something changes only at whole multiples of this, so each of five or of ten evenly spread segments has one state.
+_STEP = 4
 # Shortest and longest silence of something that does not always sound, in seconds.
 _PAUSE = (8, 12)
 _NUMBERS = ("zero", "one", "two")
