@@ -62,7 +62,6 @@ def add_commands(commands: Any) -> None:
         "--model", required=True, metavar="DIR", help="model folder or Hub id whose text tower is used"
     )
     encode.add_argument("--device", help="cpu, cuda, cuda:1 ...; by default the first accelerator, else cpu")
-    encode.add_argument("--batch-size", type=int, default=32, metavar="N", help="captions that run together")
     encode.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
@@ -211,13 +210,10 @@ def _caption(options: argparse.Namespace) -> int:
 def _encode(options: argparse.Namespace) -> int:
     from .training.encode import encode_captions
 
-    if options.batch_size < 1:
-        raise CaeAvError(f"--batch-size must be at least 1, got {options.batch_size}")
     store, added = encode_captions(
         options.dataset,
         options.model,
         device=options.device,
-        batch_size=options.batch_size,
         dtype=options.dtype,
         show_progress=True,
     )

@@ -54,21 +54,21 @@ class ClipTextTower(TextTransformer):
 
     @torch.no_grad()
     def forward(self, ids: Tensor) -> Tensor:
-        """As `encode`, through the cache; rows that occur twice are encoded once."""
+        """
+        As `encode`, through the cache; rows that occur twice are encoded once. Each row goes through the tower alone:
+        in company its last bits would be others, on which the choice between tokens that are alike may hang, and
+        training with stored features would not be training without them.
+        """
         weights = fingerprint(self.parameters())
         if weights != self._cached_weights:
             self._cache.clear()
             self._cached_weights = weights
         rows = [row.tobytes() for row in ids.cpu().numpy()]
         missing = {row: index for index, row in enumerate(rows) if row not in self._cache}
-        fresh: dict[bytes, Tensor] = {}
-        if missing:
-            encoded = self.encode(ids[torch.tensor(list(missing.values()), device=ids.device)])
-            fresh = dict(zip(missing, encoded.unbind(0), strict=True))
+        fresh = {row: self.encode(ids[index : index + 1])[0] for row, index in missing.items()}
         features = torch.stack([fresh[row] if row in fresh else self._cache[row] for row in rows])
         for row in rows:
-            # A row cut from the batch would keep the whole batch in memory.
-            self._cache[row] = fresh[row].clone() if row in fresh else self._cache[row]
+            self._cache[row] = fresh[row] if row in fresh else self._cache[row]
             self._cache.move_to_end(row)
         while len(self._cache) > self.cache_size:
             self._cache.popitem(last=False)

@@ -11,7 +11,8 @@ from huggingface_hub.errors import StrictDataclassError
 from ..configuration_cae_av import CaeAvConfig
 from ..data import CaeAvDataset
 from ..errors import CaeAvError
-from ..processing import CaeAvProcessor
+from ..processing import CaeAvProcessor, clean_caption
+from .caption_features import open_store
 from .captions import SIDES, CaptionFeatures
 from .recipe import Recipe
 from .run_folder import without_progress_bars
@@ -39,10 +40,10 @@ def build_accelerator(recipe: Recipe, run_folder: Path | None = None) -> Acceler
         ) from error
 
 
-def build_model(recipe: Recipe, class_names: list[str] | None = None) -> Any:
+def build_model(recipe: Recipe, class_names: list[str] | None = None, question_tokenizer: Any = None) -> Any:
     """
-    The model to train, for these classes if the task has any: from `recipe.model`, else a preset on the towers that
-    the recipe names, else (toy size) on the toy towers that come with the package.
+    The model to train, for these classes and words of questions if the task has any: from `recipe.model`, else a
+    preset on the towers that the recipe names, else (toy size) on the toy towers that come with the package.
 
     Raises:
         CaeAvError: no model and no towers are named, something cannot be loaded, or `model_config` is wrong.
@@ -54,6 +55,8 @@ def build_model(recipe: Recipe, class_names: list[str] | None = None) -> Any:
             "id2label": dict(enumerate(class_names)),
             "label2id": {name: number for number, name in enumerate(class_names)},
         }
+    if question_tokenizer is not None:
+        labels["question_vocab_size"] = len(question_tokenizer)
     towers: dict[str, str | Path | None] = {
         "vision": recipe.vision_tower,
         "audio": recipe.audio_tower,
@@ -105,13 +108,13 @@ def load_trained_model(model_class: Any, folder: str | Path) -> Any:
         raise CaeAvError(f"{folder}: cannot be loaded as a {model_class.__name__}: {_last_line(error)}") from error
 
 
-def build_processor(model: Any, folder: str | Path | None = None) -> CaeAvProcessor:
+def build_processor(model: Any, folder: str | Path | None = None, question_tokenizer: Any = None) -> CaeAvProcessor:
     """The processor saved in a model folder, or the one that follows from the model's configuration."""
     if folder is not None and (Path(folder) / "processor_config.json").is_file():
         processor = CaeAvProcessor.from_pretrained(folder)
         processor.id2label = dict(model.config.id2label)
         return processor
-    return CaeAvProcessor.from_config(model.config)
+    return CaeAvProcessor.from_config(model.config, question_tokenizer=question_tokenizer)
 
 
 def load_split(recipe: Recipe, split: str, processor: Any) -> CaeAvDataset:
@@ -156,6 +159,18 @@ def read_class_names(recipe: Recipe) -> list[str] | None:
     return class_names(data, task)
 
 
+def read_question_tokenizer(recipe: Recipe) -> Any:
+    """
+    The tokenizer of the words of the training questions; `None` for a task without questions, and where training
+    starts from a model, which has its own.
+    """
+    if recipe.task != "avqa" or recipe.model is not None:
+        return None
+    data = CaeAvDataset(_data_folder(recipe), None, split=recipe.train_split)
+    _check_task(data, recipe)
+    return build_question_tokenizer(data.rows["question"])
+
+
 def _data_folder(recipe: Recipe) -> str:
     if recipe.data is None:
         raise CaeAvError("recipe value 'data' is missing: name a folder that a builder of dataset_scripts/ wrote")
@@ -172,28 +187,45 @@ def check_classes(data: CaeAvDataset, task: TaskDefinition, model: Any, source: 
         raise CaeAvError(f"{source}: has the classes {', '.join(names)}; the model knows {', '.join(expected)}")
 
 
-def read_captions(model: Any, processor: Any, splits: list[CaeAvDataset], *, show_progress: bool) -> CaptionFeatures:
-    """Features of every caption of these splits."""
+def read_captions(
+    model: Any, processor: Any, splits: list[CaeAvDataset], *, folder: str | None = None, show_progress: bool
+) -> CaptionFeatures:
+    """
+    Features of every caption of these splits: those stored in the folder of the data set for this model's text tower,
+    and computed now where there are none.
+    """
     if not model.config.use_case:
         splits = []
+    texts = dict.fromkeys(text for data in splits for text in _captions(data))
+    captions = dict(zip(texts, caption_token_ids(list(texts), processor), strict=True))
+    store = open_store(folder, model) if captions else None
+    known = {}
+    if store is not None:
+        cleaned = {ids: clean_caption(text) for text, ids in captions.items()}
+        known = {ids: store[text] for ids, text in cleaned.items() if text in store}
     return CaptionFeatures(
         model.cae_av,
-        (caption for data in splits for caption in _token_ids(data, processor)),
+        captions.values(),
         context_length=model.config.text_config.context_length,
         keep_padding=model.config.is_official,
+        known=known,
         show_progress=show_progress,
     )
 
 
-def _token_ids(data: CaeAvDataset, processor: Any) -> Iterator[tuple[int, ...]]:
+def caption_token_ids(texts: list[str], processor: Any) -> list[tuple[int, ...]]:
+    """Token ids of captions, without padding."""
+    if not texts:
+        return []
+    inputs = processor(visual_captions=texts, audio_captions=texts)
+    ids, mask = inputs["visual_caption_ids"], inputs["visual_caption_mask"].to(torch.bool)
+    return [tuple(row[kept].tolist()) for row, kept in zip(ids, mask, strict=True)]
+
+
+def _captions(data: CaeAvDataset) -> Iterator[str]:
     for side in SIDES:
-        if f"{side}_caption" not in data.rows.column_names:
-            continue
-        texts = list(dict.fromkeys(text for text in data.rows[f"{side}_caption"] if text))
-        if texts:
-            inputs = processor(visual_captions=texts, audio_captions=texts)
-            ids, mask = inputs[f"{side}_caption_ids"], inputs[f"{side}_caption_mask"]
-            yield from (tuple(row[kept].tolist()) for row, kept in zip(ids, mask.to(torch.bool), strict=True))
+        if f"{side}_caption" in data.rows.column_names:
+            yield from filter(None, data.rows[f"{side}_caption"])
 
 
 def _last_line(error: Exception) -> str:

@@ -1,6 +1,6 @@
 """Features of the frozen text tower, computed once for every distinct caption of a run."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ class CaptionFeatures:
         model: A model with `get_caption_features(ids, mask)`, (B, N) each, to (B, N, D).
         captions: Token ids of each caption, without padding. Repeated ones are computed once.
         context_length: Every caption is padded to this many tokens for the tower.
+        known: Features (tokens, size) of captions that need not be computed.
         keep_padding: Keep the features of padded positions too; the official formulation reads them.
         group_size: Captions that go through the tower together.
     """
@@ -32,12 +33,14 @@ class CaptionFeatures:
         captions: Iterable[tuple[int, ...]],
         *,
         context_length: int,
+        known: Mapping[tuple[int, ...], torch.Tensor] | None = None,
         keep_padding: bool = False,
         group_size: int = 32,
         show_progress: bool = False,
     ) -> None:
-        distinct = list(dict.fromkeys(captions))
-        self.features: dict[tuple[int, ...], torch.Tensor] = {}
+        wanted, known = dict.fromkeys(captions), known or {}
+        self.features: dict[tuple[int, ...], torch.Tensor] = {key: known[key] for key in wanted if key in known}
+        distinct = [key for key in wanted if key not in known]
         device = next(model.parameters()).device
         groups = range(0, len(distinct), group_size)
         with torch.no_grad():

@@ -17,6 +17,7 @@ from .build import (
     load_trained_model,
     read_captions,
     read_class_names,
+    read_question_tokenizer,
 )
 from .checkpointing import find_checkpoint, read_loop_state
 from .evaluation import evaluate
@@ -64,8 +65,9 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
         run.refuse_overwriting(resumed=checkpoint is not None)
     set_seed(recipe.seed)
     if checkpoint is None:
-        model = build_model(recipe, read_class_names(recipe))
-        processor = build_processor(model, recipe.model)
+        question_tokenizer = read_question_tokenizer(recipe)
+        model = build_model(recipe, read_class_names(recipe), question_tokenizer)
+        processor = build_processor(model, recipe.model, question_tokenizer)
     else:
         model = load_trained_model(task.model_class, checkpoint)
         processor = build_processor(model, checkpoint)
@@ -77,7 +79,13 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
     if recipe.report_to:
         accelerator.init_trackers("caeav-hf", config=_flat(recipe))
     model.to(accelerator.device)
-    captions = read_captions(model, processor, [train_data, eval_data], show_progress=accelerator.is_main_process)
+    captions = read_captions(
+        model,
+        processor,
+        [train_data, eval_data],
+        folder=recipe.data,
+        show_progress=accelerator.is_main_process,
+    )
     # From here on random numbers are drawn for dropout, which must differ between processes.
     set_seed(recipe.seed, device_specific=True)
     collator = CaeAvCollator()
@@ -113,7 +121,9 @@ def score(checkpoint: str | Path, recipe: Recipe, split: str) -> dict[str, float
         accelerator,
         batch_size=recipe.eval_batch_size,
         num_workers=recipe.num_workers,
-        captions=read_captions(model, processor, [data], show_progress=accelerator.is_main_process),
+        captions=read_captions(
+            model, processor, [data], folder=recipe.data, show_progress=accelerator.is_main_process
+        ),
         description=f"evaluating on {split}",
     )
 

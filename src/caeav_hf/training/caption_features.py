@@ -1,0 +1,121 @@
+"""
+Features of captions on disk, beside the data set that the captions are of:
+
+    <data set>/caption_features/<text tower>/features-00000.safetensors ...
+
+One tensor a caption, under its text as the tokenizer cleans it. The folder's name stands for everything that decides
+the features: weights and configuration of the text tower, and whether padded positions are kept. So features of
+another tower are never taken for this one's.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers.utils import logging
+
+from ..errors import CaeAvError
+
+
+logger = logging.get_logger(__name__)
+
+FOLDER = "caption_features"
+
+_FORMAT = "caeav-caption-features-1"
+# Names of tensors may be anything but the name of a file's own header.
+_PREFIX = "caption: "
+
+
+def text_tower_identity(model: Any) -> str:
+    """
+    Stands for the text tower of a model: equal for two models if they give the same features of captions.
+
+    Args:
+        model: A `CaeAvFor...` model.
+    """
+    config, digest = model.config, hashlib.sha256()
+    settings = {"text_config": config.text_config.to_diff_dict(), "keep_padding": config.is_official}
+    digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+    for name, tensor in sorted(model.cae_av.text_tower.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+class CaptionFeatureStore(Mapping[str, torch.Tensor]):
+    """
+    The stored features of one text tower: from cleaned captions to (tokens, size) float32.
+
+    Args:
+        data: Folder of the data set.
+        identity: [`text_tower_identity`] of the model.
+    """
+
+    def __init__(self, data: str | Path, identity: str) -> None:
+        self.folder = Path(data) / FOLDER / identity[:16]
+        self.identity = identity
+        self._files: dict[str, Any] = {}
+        for path in sorted(self.folder.glob("features-*.safetensors")):
+            self._open(path)
+
+    def __getitem__(self, text: str) -> torch.Tensor:
+        return self._files[text].get_tensor(_PREFIX + text).float()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._files)
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def add(self, features: Mapping[str, torch.Tensor]) -> None:
+        """
+        Writes a further file, whole or not at all.
+
+        Args:
+            features: (tokens, size) of cleaned captions.
+
+        Raises:
+            CaeAvError: It cannot be written.
+        """
+        numbers = [int(path.stem.split("-")[1]) for path in self.folder.glob("features-*.safetensors")]
+        path = self.folder / f"features-{max(numbers, default=-1) + 1:05d}.safetensors"
+        partial_path = path.with_name(f"{path.name}.part")
+        metadata = {"format": _FORMAT, "text_tower": self.identity}
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            tensors = {_PREFIX + text: tensor.contiguous() for text, tensor in features.items()}
+            save_file(tensors, partial_path, metadata=metadata)
+            partial_path.replace(path)
+        except (OSError, SafetensorError) as error:
+            raise CaeAvError(f"{path}: cannot be written: {error}") from error
+        self._open(path)
+
+    def _open(self, path: Path) -> None:
+        try:
+            file = safe_open(path, framework="pt")
+            metadata = file.metadata() or {}
+        except (OSError, SafetensorError) as error:
+            logger.warning(f"{path}: passed over, its captions are encoded anew ({error})")
+            return
+        if metadata.get("format") != _FORMAT or metadata.get("text_tower") != self.identity:
+            logger.warning(f"{path}: passed over, expected features of the text tower {self.identity[:16]}")
+            return
+        self._files.update({name.removeprefix(_PREFIX): file for name in file.keys()})  # noqa: SIM118
+
+
+def open_store(data: str | Path | None, model: Any) -> CaptionFeatureStore | None:
+    """The stored features of a data set that fit a model's text tower; None where there are none."""
+    if data is None or not (Path(data) / FOLDER).is_dir():
+        return None
+    store = CaptionFeatureStore(data, text_tower_identity(model))
+    if not store:
+        logger.warning(
+            f"{Path(data) / FOLDER}: has no features of this model's text tower; the captions are encoded anew"
+        )
+        return None
+    return store

@@ -1,0 +1,92 @@
+"""Features of every caption of a data set, computed once and stored in it."""
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from tqdm import tqdm
+
+from ..configuration_cae_av import CaeAvConfig
+from ..errors import CaeAvError, DataError
+from ..processing import clean_caption
+from .build import build_processor, caption_token_ids, load_trained_model
+from .caption_features import CaptionFeatureStore, text_tower_identity
+from .captions import SIDES, CaptionFeatures
+from .tasks import get_task
+
+
+# Captions that lie in memory together, and in one file.
+_CAPTIONS_A_FILE = 2048
+
+
+def encode_captions(
+    data: str | Path,
+    model: str | Path,
+    *,
+    device: str | None = None,
+    dtype: str = "float32",
+    show_progress: bool = False,
+) -> tuple[CaptionFeatureStore, int]:
+    """
+    Stores what a model's text tower gives for the captions of a data set; those that are there stay.
+
+    Args:
+        data: The folder that a builder wrote.
+        model: Model folder or Hub id.
+        device: By default the first accelerator, else the CPU.
+        dtype: Of the stored features. With float32 training is what it would be without them.
+        show_progress: Whether to show a progress bar.
+
+    Returns:
+        The store, and how many captions were new to it.
+
+    Raises:
+        CaeAvError: The model cannot be loaded, or the data set has no captions.
+        DataError: `data` is no folder that a builder wrote.
+    """
+    texts = _captions(Path(data))
+    try:
+        task = get_task(CaeAvConfig.from_pretrained(model).task)
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        raise CaeAvError(f"{model}: cannot be loaded as a model: {str(error).strip().splitlines()[-1]}") from error
+    trained = load_trained_model(task.model_class, model)
+    processor = build_processor(trained, model)
+    store = CaptionFeatureStore(data, text_tower_identity(trained))
+    if device is None:
+        accelerator = torch.accelerator.current_accelerator()
+        device = "cpu" if accelerator is None else str(accelerator)
+    trained.to(device)
+    new = [text for text in dict.fromkeys(map(clean_caption, texts)) if text not in store]
+    with tqdm(total=len(new), desc="Encoding captions", unit="caption", disable=not show_progress) as bar:
+        for start in range(0, len(new), _CAPTIONS_A_FILE):
+            part = new[start : start + _CAPTIONS_A_FILE]
+            ids = caption_token_ids(part, processor)
+            features = CaptionFeatures(
+                trained.cae_av,
+                ids,
+                context_length=trained.config.text_config.context_length,
+                keep_padding=trained.config.is_official,
+            ).features
+            store.add({text: features[key].to(getattr(torch, dtype)) for text, key in zip(part, ids, strict=True)})
+            bar.update(len(part))
+    return store, len(new)
+
+
+def _captions(folder: Path) -> list[str]:
+    """The captions of all splits."""
+    shards = sorted((folder / "data").glob("*.parquet"))
+    if not shards:
+        raise DataError(f"{folder}: expected a builder's folder with data/*.parquet in it")
+    columns = [f"{side}_caption" for side in SIDES]
+    texts: list[str] = []
+    for shard in shards:
+        try:
+            table = pq.read_table(shard, columns=columns)
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{shard}: expected Parquet with the columns {', '.join(columns)} ({error})") from error
+        texts += [text for column in columns for text in table[column].to_pylist() if text]
+    if not texts:
+        raise CaeAvError(f"{folder}: has no captions; give a caption file to the builder with --captions")
+    return texts
