@@ -52,12 +52,19 @@ def test_a_batch_gives_what_its_clips_give(formulation, lengths, num_frames, vis
                 assert not padded[name][index, length:].any()
 
 
-def test_frames_have_the_clips_probability_at_most_and_somewhere() -> None:
-    model = toy_parsing_model()
+@pytest.mark.parametrize("formulation", ["paper", "official"])
+def test_a_clip_is_as_probable_as_its_frames_say(formulation: str) -> None:
+    """In the paper's formulation it lies between them; the authors' code raises each frame above it, by 1 in sum."""
+    model = toy_parsing_model(formulation=formulation)
     with torch.no_grad():
         outputs = model(**parsing_batch(model.config))
-    for clip, frames in (("audio_probs", "audio_frame_probs"), ("visual_probs", "visual_frame_probs")):
-        torch.testing.assert_close(outputs[frames].amax(1), outputs[clip])
+    for modality in ("audio", "visual"):
+        clip, frames = outputs[f"{modality}_probs"], outputs[f"{modality}_frame_probs"]
+        if formulation == "paper":
+            assert (frames.amin(1) <= clip + 1e-5).all()
+            assert (clip <= frames.amax(1) + 1e-5).all()
+        else:
+            torch.testing.assert_close((frames / clip[:, None] - 1).sum(1), torch.ones_like(clip))
 
 
 def test_the_loss_is_weakly_supervised() -> None:

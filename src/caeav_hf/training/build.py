@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from ..configuration_cae_av import CaeAvConfig
 from ..data import CaeAvDataset
 from ..errors import CaeAvError
-from ..processing import CaeAvProcessor, clean_caption
+from ..processing import CaeAvProcessor, build_question_tokenizer, clean_caption
 from .caption_features import open_store
 from .captions import SIDES, CaptionFeatures
 from .recipe import Recipe
@@ -145,7 +145,11 @@ def _check_task(data: CaeAvDataset, recipe: Recipe) -> None:
 
 def class_names(data: CaeAvDataset, task: TaskDefinition) -> list[str] | None:
     """Names of the classes of a data set, in the order of their labels; `None` for a task without classes."""
-    return None if task.class_column is None else list(data.rows.features[task.class_column].names)
+    if task.class_column is None:
+        return None
+    feature = data.rows.features[task.class_column]
+    # Where a clip has several classes, its labels are a list.
+    return list(getattr(feature, "feature", feature).names)
 
 
 def read_class_names(recipe: Recipe) -> list[str] | None:

@@ -62,5 +62,8 @@ def evaluate(
     if not scored:
         raise CaeAvError(f"{description}: none of the {len(dataset)} clips could be decoded")
     scored.sort(key=lambda item: item[0])
-    metrics = task.summarize([scores for _, scores in scored])
+    columns = {name: dataset.rows[name] for name in task.row_columns}
+    metrics = task.summarize(
+        [{**scores, **{name: column[index] for name, column in columns.items()}} for index, scores in scored]
+    )
     return {**metrics, "clips": len(scored), "dropped_clips": len(dataset) - len(scored)}

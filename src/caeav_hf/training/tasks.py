@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from ..errors import CaeAvError
 
 
-ClipScores = dict[str, torch.Tensor]
+ClipScores = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class TaskDefinition:
     `target_names` are the inputs that only the loss needs; evaluation does not hand them to the model.
 
     `label_column` is the column of the data set that holds the labels. `class_column` is the one whose names are the
-    classes of the model; a task without classes has `None`.
+    classes of the model; a task without classes has `None`. `row_columns` are columns whose values `summarize` finds
+    beside the scores of each clip.
     """
 
     name: str
@@ -36,6 +37,7 @@ class TaskDefinition:
     label_column: str
     class_column: str | None = None
     target_names: tuple[str, ...] = ("labels",)
+    row_columns: tuple[str, ...] = ()
     higher_is_better: bool = True
 
     def is_better(self, value: float, best: float | None) -> bool:
@@ -101,6 +103,46 @@ def _summarize_masks(clips: list[ClipScores]) -> dict[str, float]:
     return {name: value for name, value in sums.scores().items() if value is not None}
 
 
+def _score_parsing(outputs: Any, inputs: dict[str, torch.Tensor]) -> list[ClipScores]:
+    """The sums that the F-scores are made of, of each clip."""
+    from ..metrics import video_parsing_sums
+
+    found, expected = [], []
+    for modality in ("audio", "visual"):
+        frames, clip = outputs[f"{modality}_frame_probs"], outputs[f"{modality}_probs"]
+        found.append(((frames >= 0.5) & (clip[:, None] >= 0.5)).transpose(1, 2))
+        expected.append(inputs[f"{modality}_labels"].transpose(1, 2))
+    clips = zip(*found, *expected, strict=True)
+    sums = [video_parsing_sums(*(part[None] for part in clip)) for clip in clips]
+    return [{"f": torch.from_numpy(clip.f), "clips": torch.tensor(clip.clips)} for clip in sums]
+
+
+def _summarize_parsing(clips: list[ClipScores]) -> dict[str, float]:
+    """F-scores in percent over the clips of a split whose segments are labelled."""
+    from ..metrics import VideoParsingSums
+
+    f, count = (torch.stack([clip[name] for clip in clips]).sum(0) for name in ("f", "clips"))
+    scores = VideoParsingSums(f.numpy(), int(count)).scores()
+    return {f"{level}/{kind}": value for level, kinds in scores.items() for kind, value in kinds.items()}
+
+
+def _score_answers(outputs: Any, inputs: dict[str, torch.Tensor]) -> list[ClipScores]:
+    """The answer to each question, and the right one."""
+    answers = outputs.logits.argmax(-1).cpu()
+    return [{"answer": answer, "label": label} for answer, label in zip(answers, inputs["labels"].cpu(), strict=True)]
+
+
+def _summarize_answers(questions: list[ClipScores]) -> dict[str, float]:
+    """Accuracy over all questions, those of each type, and those of each subtype."""
+    from ..metrics import question_answering_accuracy
+
+    answers, labels = (torch.stack([question[name] for question in questions]) for name in ("answer", "label"))
+    types, subtypes = ([question[f"question_{name}"] for question in questions] for name in ("type", "subtype"))
+    scores = question_answering_accuracy(answers, labels, types, subtypes)
+    parts = {**scores["per_type"], **scores["per_subtype"]}
+    return {"accuracy": scores["accuracy"], **{f"accuracy/{name}": value for name, value in parts.items()}}
+
+
 def get_task(name: str) -> TaskDefinition:
     """
     The definition of a task by the name that recipes and configurations use.
@@ -109,7 +151,12 @@ def get_task(name: str) -> TaskDefinition:
         CaeAvError: there is no such task; the message lists those there are.
     """
     # The model classes bring the towers' libraries with them, which the readers of a recipe need not load.
-    from ..modeling.modeling_cae_av import CaeAvForEventLocalization, CaeAvForSegmentation
+    from ..modeling.modeling_cae_av import (
+        CaeAvForEventLocalization,
+        CaeAvForQuestionAnswering,
+        CaeAvForSegmentation,
+        CaeAvForVideoParsing,
+    )
 
     events = TaskDefinition(
         "ave",
@@ -128,7 +175,28 @@ def get_task(name: str) -> TaskDefinition:
         summarize=_summarize_masks,
         label_column="masks",
     )
-    tasks = {task.name: task for task in (events, single_source, replace(single_source, name="avs_ms3"))}
+    multi_source = replace(single_source, name="avs_ms3")
+    parsing = TaskDefinition(
+        "avvp",
+        CaeAvForVideoParsing,
+        best_metric="segment/type",
+        score_clips=_score_parsing,
+        summarize=_summarize_parsing,
+        label_column="event_labels",
+        class_column="event_labels",
+        target_names=("labels", "audio_labels", "visual_labels"),
+    )
+    answering = TaskDefinition(
+        "avqa",
+        CaeAvForQuestionAnswering,
+        best_metric="accuracy",
+        score_clips=_score_answers,
+        summarize=_summarize_answers,
+        label_column="answer_label",
+        class_column="answer_label",
+        row_columns=("question_type", "question_subtype"),
+    )
+    tasks = {task.name: task for task in (events, parsing, single_source, multi_source, answering)}
     if name not in tasks:
         raise CaeAvError(f"no training for task {name!r}; there is {', '.join(tasks)}")
     return tasks[name]

@@ -1,8 +1,11 @@
 """
 Video parsing: what is heard, what is seen, and when, learned from labels of whole clips.
 
-Class-token grouping after Mo and Tian, "Multi-modal Grouping Network for Weakly-Supervised Audio-Visual Video Parsing"
-(NeurIPS 2022): one token a class in each modality gathers the frames that are about it.
+Class-token grouping after Mo and Tian, "Multi-modal Grouping Network for Weakly-Supervised Audio-Visual Video
+Parsing" (NeurIPS 2022): one token a class in each modality gathers the frames that are about it. In the paper's
+formulation the groups are then compared with each frame, and a clip's probability is pooled from its frames' by
+attention, after Tian, Li and Xu, "Unified Multisensory Perception: Weakly-Supervised Audio-Visual Video Parsing"
+(ECCV 2020). The authors' code takes a clip's probability from the group alone, and a frame's is never below it.
 """
 
 from dataclasses import dataclass
@@ -220,6 +223,34 @@ class AudioClassGrouping(ClassGrouping):
         return self.grouping(states, tokens, mask)
 
 
+class FrameEvidence(nn.Module):
+    """
+    When a class is there: its group is compared with each frame, and the clip's probability is the mean of the frames'
+    by weights that the group puts on them.
+    """
+
+    def __init__(self, config: CaeAvConfig):
+        super().__init__()
+        size = config.head_hidden_size
+        self.state_norm = nn.LayerNorm(size)
+        self.group_norm = nn.LayerNorm(size)
+        self.query = nn.Linear(size, size)
+        self.key = nn.Linear(size, size)
+        self.weight_key = nn.Linear(size, size)
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, states: Tensor, groups: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Frames (B, T, D) and groups (B, C, D) -> the clip's logits (B, C), the frames' probabilities (B, T, C)."""
+        states, query = self.state_norm(states), self.query(self.group_norm(groups)).transpose(1, 2)
+        scale = states.shape[-1] ** -0.5
+        probs = (self.key(states) @ query * scale + self.bias).float().sigmoid()
+        scores = (self.weight_key(states) @ query * scale).float()
+        if mask is not None:
+            probs = probs * mask[..., None]
+            scores = scores.masked_fill(~mask[..., None], -torch.inf)
+        return torch.logit((scores.softmax(1) * probs).sum(1), eps=1e-6), probs
+
+
 class VideoParsingHead(nn.Module):
     """
     Args:
@@ -244,8 +275,12 @@ class VideoParsingHead(nn.Module):
         self.visual_grouping = ClassGrouping(config, config.unimodal_grouping_depth)
         self.event_grouping = ClassGrouping(config, config.cross_modal_grouping_depth)
         self.event_presence = nn.Linear(size, 1)
-        self.audio_presence = nn.Linear(size, 1)
-        self.visual_presence = nn.Linear(size, 1)
+        if self.is_official:
+            self.audio_presence = nn.Linear(size, 1)
+            self.visual_presence = nn.Linear(size, 1)
+        else:
+            self.audio_evidence = FrameEvidence(config)
+            self.visual_evidence = FrameEvidence(config)
         self.token_classifier = nn.Linear(size, config.num_labels)
 
     def reset_parameters(self) -> None:
@@ -272,14 +307,20 @@ class VideoParsingHead(nn.Module):
         visual_groups, visual_assignment = self.visual_grouping(visual, visual_tokens, mask)
         audio_groups, audio_assignment = self.audio_grouping(audio, audio_tokens, mask, visual)
         event_groups, _ = self.event_grouping(audio_groups, visual_groups)
-        audio_logits = self.audio_presence(audio_groups).squeeze(-1)
-        visual_logits = self.visual_presence(visual_groups).squeeze(-1)
+        if self.is_official:
+            audio_logits = self.audio_presence(audio_groups).squeeze(-1)
+            visual_logits = self.visual_presence(visual_groups).squeeze(-1)
+            audio_frames = _spread_over_frames(audio_logits, audio_assignment, mask)
+            visual_frames = _spread_over_frames(visual_logits, visual_assignment, mask)
+        else:
+            audio_logits, audio_frames = self.audio_evidence(audio, audio_groups, mask)
+            visual_logits, visual_frames = self.visual_evidence(visual, visual_groups, mask)
         return ParsingLogits(
             event=self.event_presence(event_groups).squeeze(-1),
             audio=audio_logits,
             visual=visual_logits,
-            audio_frames=self._frame_probs(audio_logits, audio_assignment, mask),
-            visual_frames=self._frame_probs(visual_logits, visual_assignment, mask),
+            audio_frames=audio_frames,
+            visual_frames=visual_frames,
             audio_classes=self.token_classifier(self.audio_tokens),
             visual_classes=self.token_classifier(self.visual_tokens),
         )
@@ -294,24 +335,6 @@ class VideoParsingHead(nn.Module):
             got = "none" if visual_3d is None else tuple(visual_3d.shape)
             raise CaeAvError(f"`visual_3d_features` must be {expected}, as `visual_3d_size` says, got {got}")
         return self.visual_fusion(torch.cat([visual, self.visual_3d_projection(visual_3d)], dim=-1))
-
-    def _frame_probs(self, logits: Tensor, assignment: Tensor, mask: Tensor | None) -> Tensor:
-        """
-        A class's probability in each frame, (B, T, C), from that in the clip, (B, C), and its share of each frame,
-        (B, C, T).
-        """
-        probs = logits.float().sigmoid()[..., None]
-        if self.is_official:
-            # The authors add to the clip's probability what a softmax over time leaves of it in a frame.
-            shares = assignment.float()
-            if mask is not None:
-                shares = shares.masked_fill(~mask[:, None], -torch.inf)
-            frame_probs = probs * (1 + shares.softmax(-1))
-        else:
-            frame_probs = probs * assignment.float() / assignment.float().amax(-1, keepdim=True).clamp_min(1e-6)
-        if mask is not None:
-            frame_probs = frame_probs * mask[:, None]
-        return frame_probs.transpose(1, 2)
 
     def loss(self, logits: ParsingLogits, labels: Tensor) -> Tensor:
         """
@@ -333,3 +356,15 @@ class VideoParsingHead(nn.Module):
         for scores in (logits.audio_classes, logits.visual_classes):
             loss = loss + F.cross_entropy(scores.float(), torch.arange(len(scores), device=scores.device))
         return loss
+
+
+def _spread_over_frames(logits: Tensor, assignment: Tensor, mask: Tensor | None) -> Tensor:
+    """
+    What the authors' code takes for probabilities of a class in each frame, (B, T, C): its probability in the clip,
+    from logits (B, C), and as much again of it as a softmax over time leaves of its shares of the frames (B, C, T).
+    """
+    shares = assignment.float()
+    if mask is not None:
+        shares = shares.masked_fill(~mask[:, None], -torch.inf)
+    frames = (logits.float().sigmoid()[..., None] * (1 + shares.softmax(-1))).transpose(1, 2)
+    return frames if mask is None else frames * mask[..., None]
