@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
-from .captioning_cli import add_commands
+from .captioning_cli import add_commands, add_server_options, server_captioner
 from .errors import CaeAvError, MediaError
 
 
@@ -39,8 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--overlay", metavar="FILE.mp4|DIR", help="masks: the clip, with its sound, with what sounds tinted"
     )
     predict.add_argument(
-        "--captions", metavar="FILE", help='JSON file {clip: {"visual": text, "audio": text}}, by file name or stem'
+        "--captions",
+        metavar="FILE",
+        help="captions by file name or stem: the file of `caeav caption`, or JSON "
+        '{clip: {"visual": text, "audio": text}}',
     )
+    add_server_options(predict)
     predict.add_argument(
         "--threshold",
         type=float,
@@ -98,7 +102,8 @@ def _predict(options: argparse.Namespace) -> int:
 
     model = _load_pipeline(task, options)
     failed = []
-    stream = model((clip for clip in clips), batch_size=options.batch_size)
+    captioner = server_captioner(options)
+    stream = model((clip for clip in clips), batch_size=options.batch_size, captioner=captioner)
     with tqdm(total=len(clips), unit="clip", disable=len(clips) == 1) as progress:
         for clip, result in zip(options.clips, stream, strict=True):
             try:
@@ -235,6 +240,11 @@ def _target(path: str | None, clips: list[str], suffix: str, *, one_file_holds_a
 def _read_captions(path: str | None) -> dict[str, dict[str, str]]:
     if path is None:
         return {}
+    if Path(path).suffix == ".parquet":
+        from .data.caption_file import read_captions
+
+        pairs = {clip: {s: text for s, text in pair.items() if text} for clip, pair in read_captions(path).items()}
+        return {clip: pair for clip, pair in pairs.items() if len(pair) == 2}
     expected = 'expected {clip: {"visual": text, "audio": text}}'
     try:
         captions = json.loads(Path(path).read_text(encoding="utf-8"))

@@ -70,6 +70,7 @@ class CaeAvPipeline(Pipeline):
         self,
         visual_caption: str | None = None,
         audio_caption: str | None = None,
+        captioner: Any = None,
         on_error: str | None = None,
         windows: str | None = None,
         **describe_parameters: Any,
@@ -81,11 +82,19 @@ class CaeAvPipeline(Pipeline):
         if on_error not in (None, "raise", "skip"):
             raise CaeAvError(f"`on_error` must be 'raise' or 'skip', got {on_error!r}")
         if unknown := set(describe_parameters) - set(self._describe_parameters):
-            known = [*_CAPTIONS, "on_error", *(["windows"] if self._all_windows else []), *self._describe_parameters]
+            known = [
+                *_CAPTIONS,
+                "captions",
+                "captioner",
+                "on_error",
+                *(["windows"] if self._all_windows else []),
+                *self._describe_parameters,
+            ]
             raise CaeAvError(f"unknown arguments {', '.join(sorted(unknown))}; expected {', '.join(known)}")
         given = {
             "visual_caption": visual_caption,
             "audio_caption": audio_caption,
+            "captioner": captioner,
             "on_error": on_error,
             "windows": windows,
         }
@@ -99,6 +108,10 @@ class CaeAvPipeline(Pipeline):
             inputs: The clip or clips.
             visual_caption, audio_caption (`str`, *optional*): What is seen and what is heard. Both or neither. For a
                 list, one string for all clips or a list with one string, or None, a clip.
+            captions (`dict` or list, *optional*): The same as one argument: `{"visual": ..., "audio": ...}`, or for a
+                list of clips a list with one, or None, a clip.
+            captioner ([`~processing.captioning.Captioner`], *optional*): Writes the captions of clips that have none;
+                they are in the result, as `captions`. Clips without captions go through the model without CASE.
             on_error (`str`, defaults to `"raise"`): What a clip that cannot be decoded does: `"raise"` ends the call,
                 `"skip"` puts `{"file": ..., "error": ...}` in its place and goes on.
             windows (`str`, *optional*): Segmentation only: `"all"` (default) processes a clip that is longer than the
@@ -115,6 +128,7 @@ class CaeAvPipeline(Pipeline):
         """
         if isinstance(inputs, tuple):
             inputs = list(inputs)
+        _split_captions(inputs, kwargs)
         if isinstance(inputs, list):
             inputs = _with_captions(inputs, kwargs)
             if not inputs:
@@ -129,6 +143,7 @@ class CaeAvPipeline(Pipeline):
         input_: Any,
         visual_caption: str | None = None,
         audio_caption: str | None = None,
+        captioner: Any = None,
         on_error: str = "raise",
         windows: str | None = None,
     ) -> dict[str, Any]:
@@ -144,7 +159,12 @@ class CaeAvPipeline(Pipeline):
         name = _name(input_)
         try:
             clip = self.load_clip(input_, windows=windows)
-            inputs = [self._window_inputs(window, captions) for window in self._windows(clip)]
+            windows_of_clip = self._windows(clip)
+            made = None
+            if captioner is not None and not all(captions.values()):
+                made = captioner.caption_clip(clip)
+                captions = {name: captions[name] or made[name.removesuffix("_caption")] for name in _CAPTIONS}
+            inputs = [self._window_inputs(window, captions) for window in windows_of_clip]
         except CaeAvError as error:
             if on_error == "raise":
                 raise
@@ -155,6 +175,9 @@ class CaeAvPipeline(Pipeline):
             "frame_times": clip.frame_times,
             "size": clip.frames.shape[1:3],
             "windows": inputs,
+            "captions": None
+            if made is None
+            else {name.removesuffix("_caption"): captions[name] for name in _CAPTIONS},
         }
 
     def load_clip(self, source: Any, *, windows: str | None = None) -> Clip:
@@ -228,6 +251,7 @@ class CaeAvPipeline(Pipeline):
             {
                 "file": clip["file"],
                 "duration": clip["duration"],
+                **({"captions": clip["captions"]} if clip["captions"] else {}),
                 **self.join(clip, [next(results) for _ in clip["windows"]]),
             }
             if clip["windows"]
@@ -393,6 +417,27 @@ def register() -> None:
             PIPELINE_REGISTRY.register_pipeline(
                 task, pipeline_class=pipeline_class, pt_model=model_class, type="multimodal"
             )
+
+
+def _split_captions(clips: Any, kwargs: dict[str, Any]) -> None:
+    """Puts `visual_caption` and `audio_caption` into `kwargs` in place of `captions`, where that is given."""
+    captions = kwargs.pop("captions", None)
+    if captions is None:
+        return
+    expected = 'expected `captions` as {"visual": text, "audio": text}, for a list of clips a list of such'
+    if both := [name for name in _CAPTIONS if kwargs.get(name) is not None]:
+        raise CaeAvError(f"`captions` and `{both[0]}` were given; {expected}, and nothing besides")
+    if not isinstance(captions, Mapping) and not (isinstance(captions, list | tuple) and isinstance(clips, list)):
+        raise CaeAvError(f"{expected}, got a {type(captions).__name__}")
+    for caption in [captions] if isinstance(captions, Mapping) else captions:
+        if caption is not None and (not isinstance(caption, Mapping) or set(caption) != {"visual", "audio"}):
+            raise CaeAvError(f"{expected}, got {caption!r}")
+    for name in _CAPTIONS:
+        side = name.removesuffix("_caption")
+        if isinstance(captions, Mapping):
+            kwargs[name] = captions[side]
+        else:
+            kwargs[name] = [None if caption is None else caption[side] for caption in captions]
 
 
 def _with_captions(clips: list[Any], kwargs: dict[str, Any]) -> list[Any]:
