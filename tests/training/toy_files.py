@@ -3,13 +3,14 @@
 import atexit
 import shutil
 import tempfile
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
 import torch
 
 from caeav_hf.configuration_cae_av import CaeAvConfig
-from caeav_hf.data import AveBuilder, AvsBenchBuilder
+from caeav_hf.data import AveBuilder, AvsBenchBuilder, LlpBuilder, MusicAvqaBuilder
 from caeav_hf.data.toy import CLASSES, MediaFormat, generate
 from caeav_hf.modeling import CaeAvForEventLocalization, CaeAvForSegmentation
 from caeav_hf.processing import CaeAvProcessor
@@ -35,17 +36,9 @@ def toy_clips(count: int) -> list[str]:
     return [str(path) for path in sorted((toy_corpus() / "media").glob("*.mp4"))[:count]]
 
 
-@cache
 def toy_data() -> Path:
     """The corpus as Parquet."""
-    corpus, data = toy_corpus(), _folder() / "data"
-    AveBuilder(
-        annotations=str(corpus / "annotations"),
-        media=str(corpus / "media"),
-        captions=str(corpus / "captions.json"),
-        cache_dir=str(_folder() / "cache"),
-    ).build(data)
-    return data
+    return built(AveBuilder, toy_corpus)
 
 
 @cache
@@ -72,7 +65,9 @@ def mask_corpus() -> Path:
     """A folder in the layout of AVSBench MS3, of 10 clips, with `media/videos/` beside it."""
     corpus = _folder() / "mask_corpus"
     media_format = MediaFormat(frame_size=64, frame_rate=4)
-    generate(corpus, "avs_ms3", num_clips=10, split=(4, 3, 3), media_format=media_format, progress=False)
+    generate(
+        corpus, "avs_ms3", 10, split=(4, 3, 3), misalignment=1.0, media_format=media_format, progress=False
+    )  # misaligned, for some seconds without a visible source
     return corpus
 
 
@@ -107,3 +102,42 @@ def mask_model() -> Path:
     model.save_pretrained(folder)
     CaeAvProcessor.from_config(config).save_pretrained(folder)
     return folder
+
+
+@cache
+def parsing_corpus() -> Path:
+    """A folder in the layout of LLP, of 10 clips."""
+    corpus = _folder() / "parsing_corpus"
+    media_format = MediaFormat(frame_size=64, frame_rate=4)
+    generate(corpus, "avvp", num_clips=10, split=(4, 3, 3), media_format=media_format, progress=False)
+    return corpus
+
+
+@cache
+def question_corpus() -> Path:
+    """A folder in the layout of MUSIC-AVQA, of 6 clips and a few questions about each."""
+    corpus = _folder() / "question_corpus"
+    media_format = MediaFormat(frame_size=64, frame_rate=4)
+    generate(corpus, "avqa", num_clips=6, split=(2, 2, 2), media_format=media_format, progress=False)
+    return corpus
+
+
+@cache
+def built(builder: type, corpus: Callable[[], Path]) -> Path:
+    """A corpus as Parquet."""
+    data = _folder() / f"{corpus.__name__}_data"
+    builder(
+        annotations=str(corpus() / "annotations"),
+        media=str(corpus() / "media"),
+        captions=str(corpus() / "captions.json"),
+        cache_dir=str(_folder() / "cache"),
+    ).build(data)
+    return data
+
+
+def parsing_data() -> Path:
+    return built(LlpBuilder, parsing_corpus)
+
+
+def question_data() -> Path:
+    return built(MusicAvqaBuilder, question_corpus)
