@@ -1,5 +1,6 @@
 """The processor of CAE-AV: clips and captions -> the tensors of the model, and its outputs -> labelled intervals."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,6 +15,7 @@ from transformers.utils import cached_file
 from ..errors import CaeAvError
 from ..labels import MUSIC_AVQA_QUESTION_WORDS
 from .feature_extraction_cae_av import CaeAvFeatureExtractor
+from .intervals import ParsedSegments, intervals_of
 from .media import (
     Clip,
     FrameSampling,
@@ -407,8 +409,7 @@ class CaeAvProcessor(ProcessorMixin):
         Raises:
             CaeAvError: A tensor has another shape than stated, or `threshold` lies outside [0, 1].
         """
-        if not 0 <= threshold <= 1:
-            raise CaeAvError(f"`threshold` must lie in [0, 1], got {threshold}")
+        _check_threshold("threshold", threshold)
         seconds = self.segment_seconds if segment_seconds is None else segment_seconds
         event_logits, class_logits = outputs["event_logits"], outputs["class_logits"]
         if event_logits.ndim != 2 or class_logits.ndim != 2 or len(event_logits) != len(class_logits):
@@ -417,11 +418,10 @@ class CaeAvProcessor(ProcessorMixin):
                 f"{tuple(event_logits.shape)} and {tuple(class_logits.shape)}"
             )
         frame_mask = _real_frames(outputs, frame_mask, event_logits.shape, "event_logits")
-        stages = outputs.get("agreement")
-        agreement = None if not stages else stages[-1].detach().float().cpu()
+        agreement = _last_agreement(outputs)
         events = event_logits.detach().float().sigmoid().cpu()
         chances, labels = class_logits.detach().float().softmax(-1).max(-1)
-        scores = events * chances.cpu()[:, None]
+        scores = (events * chances.cpu()[:, None]).numpy()
         results = []
         for clip, label_id in enumerate(labels.tolist()):
             real = frame_mask[clip].bool().nonzero().flatten().tolist()
@@ -429,16 +429,7 @@ class CaeAvProcessor(ProcessorMixin):
             label = self._label(label_id)
             results.append(
                 {
-                    "intervals": [
-                        {
-                            "label": label,
-                            "label_id": label_id,
-                            "start": run[0] * seconds,
-                            "end": (run[-1] + 1) * seconds,
-                            "score": float(scores[clip, run].mean()),
-                        }
-                        for run in _runs(active)
-                    ],
+                    "intervals": intervals_of(active, scores[clip], label, label_id, seconds),
                     "segments": [label if segment in active else "background" for segment in real],
                     "scores": scores[clip, real].tolist(),
                     "agreement": None if agreement is None else agreement[clip, real].tolist(),
@@ -473,8 +464,7 @@ class CaeAvProcessor(ProcessorMixin):
             CaeAvError: A tensor has another shape than stated, `threshold` lies outside [0, 1], or there are not as
                 many sizes as clips.
         """
-        if not 0 <= threshold <= 1:
-            raise CaeAvError(f"`threshold` must lie in [0, 1], got {threshold}")
+        _check_threshold("threshold", threshold)
         logits = outputs["logits"]
         if logits.ndim != 5 or logits.shape[2] != 1:
             raise CaeAvError(f"expected `logits` (B, T, 1, S, S), got shape {tuple(logits.shape)}")
@@ -490,6 +480,142 @@ class CaeAvProcessor(ProcessorMixin):
                 maps = torch.nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
             probabilities = maps[:, 0].sigmoid().cpu().numpy()
             results.append({"probabilities": probabilities, "masks": probabilities > threshold})
+        return results
+
+    def post_process_video_parsing(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        video_threshold: float = 0.5,
+        frame_mask: torch.Tensor | None = None,
+    ) -> list[dict[str, Any]]:
+        """
+        Turn the output of [`CaeAvForVideoParsing`] into tracks of labelled intervals: what is heard, and what is seen.
+
+        Args:
+            outputs, threshold, video_threshold, frame_mask: See [`CaeAvProcessor.parsed_segments`].
+
+        Returns:
+            For each clip a dict of
+            - **audible**, **visible**: runs of segments in which a class is heard, or seen, by their start: dicts of
+              `label`, `label_id`, `start` and `end` (seconds after the clip's first segment began) and `score`, the
+              mean of the segments' probabilities. Runs of different classes may overlap.
+            - **both**: the same of segments in which a class is both heard and seen; a segment's score is the product
+              of its two probabilities.
+            - **agreement**: agreement of the modalities in each segment at the last stage, or None if the model gave
+              none.
+
+        Raises:
+            CaeAvError: A tensor has another shape than stated, or a threshold lies outside [0, 1].
+        """
+        segments = self.parsed_segments(outputs, threshold, video_threshold, frame_mask)
+        return [self.parsing_tracks(clip) for clip in segments]
+
+    def parsed_segments(
+        self,
+        outputs: Any,
+        threshold: float = 0.5,
+        video_threshold: float = 0.5,
+        frame_mask: torch.Tensor | None = None,
+    ) -> list[ParsedSegments]:
+        """
+        What the output of [`CaeAvForVideoParsing`] says of each segment. Those of consecutive parts of a clip can be
+        joined before [`CaeAvProcessor.parsing_tracks`] makes intervals of them.
+
+        A segment has a class in a modality where both its own probability reaches `threshold` and the whole clip's
+        reaches `video_threshold`. The official formulation's frame probabilities go above 1 at times; scores do not.
+
+        Args:
+            outputs: `audio_probs`, `visual_probs` (B, C), `audio_frame_probs`, `visual_frame_probs` (B, T, C) and, if
+                the model gave it, `agreement` (per stage (B, T)).
+            threshold, video_threshold: From 0 to 1.
+            frame_mask: (B, T), True where a segment is real; by default that of `outputs`, or all. Padded segments are
+                left out.
+
+        Raises:
+            CaeAvError: A tensor has another shape than stated, or a threshold lies outside [0, 1].
+        """
+        _check_threshold("threshold", threshold)
+        _check_threshold("video_threshold", video_threshold)
+        shapes = {
+            name: tuple(outputs[name].shape)
+            for name in ("audio_frame_probs", "visual_frame_probs", "audio_probs", "visual_probs")
+        }
+        whole = shapes["audio_frame_probs"]
+        if len(whole) != 3 or list(shapes.values()) != [whole, whole, (whole[0], whole[2]), (whole[0], whole[2])]:
+            raise CaeAvError(
+                "expected `audio_frame_probs` and `visual_frame_probs` (B, T, C), `audio_probs` and `visual_probs` "
+                f"(B, C), got shapes {', '.join(map(str, shapes.values()))}"
+            )
+        real = _real_frames(outputs, frame_mask, torch.Size(whole[:2]), "audio_frame_probs").bool().cpu()
+        agreement = _last_agreement(outputs)
+        active, scores = {}, {}
+        for modality in ("audio", "visual"):
+            frames = outputs[f"{modality}_frame_probs"].detach().float().cpu()
+            clips = outputs[f"{modality}_probs"].detach().float().cpu()
+            active[modality] = (frames >= threshold) & (clips >= video_threshold)[:, None]
+            scores[modality] = frames.clamp(max=1.0)
+        return [
+            ParsedSegments(
+                audible=active["audio"][clip, mask].numpy(),
+                visible=active["visual"][clip, mask].numpy(),
+                audible_scores=scores["audio"][clip, mask].numpy(),
+                visible_scores=scores["visual"][clip, mask].numpy(),
+                agreement=None if agreement is None else agreement[clip, mask].numpy(),
+            )
+            for clip, mask in enumerate(real)
+        ]
+
+    def parsing_tracks(self, segments: ParsedSegments) -> dict[str, Any]:
+        """The tracks of one clip, as [`CaeAvProcessor.post_process_video_parsing`] has them."""
+        return segments.tracks(self._label, self.segment_seconds)
+
+    def post_process_question_answering(self, outputs: Any, top_k: int = 5) -> list[dict[str, Any]]:
+        """
+        Turn the output of [`CaeAvForQuestionAnswering`] into answers, and into when and where the model looked.
+
+        Args:
+            outputs: `logits` (B, answers) and, as far as the model gave them, `grounding` (B, T, tokens of a square
+                grid), `visual_attention`, `audio_attention` and `frame_mask` (B, T).
+            top_k: How many answers to return at most.
+
+        Returns:
+            For each question a dict of
+            - **answers**: dicts of `answer`, `label_id` and `score`, its probability, the most likely first.
+            - **visual_attention**, **audio_attention**: how much the question looks at, and listens to, each segment,
+              1 in sum; None if the model gave none.
+            - **grounding**: (segments, rows, columns) float32, how much of a frame's weight its sound puts on each
+              part of it, 1 in sum; None if the model gave none.
+
+        Raises:
+            CaeAvError: A tensor has another shape than stated, or `top_k` is below 1.
+        """
+        if top_k < 1:
+            raise CaeAvError(f"`top_k` must be at least 1, got {top_k}")
+        logits = outputs["logits"]
+        if logits.ndim != 2:
+            raise CaeAvError(f"expected `logits` (B, answers), got shape {tuple(logits.shape)}")
+        scores, label_ids = logits.detach().float().softmax(-1).cpu().sort(-1, descending=True)
+        when = {
+            name: outputs[name].detach().float().cpu()
+            for name in ("visual_attention", "audio_attention", "grounding")
+            if outputs.get(name) is not None
+        }
+        results = []
+        for question in range(len(logits)):
+            ranked = zip(scores[question, :top_k].tolist(), label_ids[question, :top_k].tolist(), strict=True)
+            result: dict[str, Any] = {
+                "answers": [
+                    {"answer": self._label(label_id), "label_id": label_id, "score": score}
+                    for score, label_id in ranked
+                ],
+                **dict.fromkeys(("visual_attention", "audio_attention", "grounding")),
+            }
+            for name, weights in when.items():
+                real = _real_frames(outputs, None, weights.shape[:2], name)[question].bool().cpu()
+                kept = weights[question, real]
+                result[name] = _square(kept, name).numpy() if name == "grounding" else kept.tolist()
+            results.append(result)
         return results
 
     def _label(self, label_id: int) -> str:
@@ -514,6 +640,25 @@ def _real_frames(outputs: Any, frame_mask: torch.Tensor | None, shape: torch.Siz
             f"`frame_mask` has shape {tuple(frame_mask.shape)}; expected that of `{name}`, {tuple(shape)}"
         )
     return frame_mask
+
+
+def _check_threshold(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise CaeAvError(f"`{name}` must lie in [0, 1], got {value}")
+
+
+def _last_agreement(outputs: Any) -> torch.Tensor | None:
+    """Agreement (B, T) at the last stage, if the model gave any."""
+    stages = outputs.get("agreement")
+    return stages[-1].detach().float().cpu() if stages else None
+
+
+def _square(weights: torch.Tensor, name: str) -> torch.Tensor:
+    """(T, tokens) row by row -> (T, rows, columns)."""
+    side = math.isqrt(weights.shape[-1])
+    if weights.ndim != 2 or side * side != weights.shape[-1]:
+        raise CaeAvError(f"expected `{name}` (B, T, tokens of a square grid), got {tuple(weights.shape)} for a clip")
+    return weights.unflatten(-1, (side, side))
 
 
 def _is_array(value: Any) -> bool:
@@ -542,14 +687,3 @@ def _caption_list(captions: str | Sequence[str | None] | None, kind: str) -> lis
     if wrong := [text for text in texts if not isinstance(text, str)]:
         raise CaeAvError(f"`{kind}_captions` holds a {type(wrong[0]).__name__}; expected strings")
     return [text for text in texts if text is not None]
-
-
-def _runs(segments: list[int]) -> list[list[int]]:
-    """Ascending numbers, split where one is left out."""
-    runs: list[list[int]] = []
-    for segment in segments:
-        if runs and segment == runs[-1][-1] + 1:
-            runs[-1].append(segment)
-        else:
-            runs.append([segment])
-    return runs

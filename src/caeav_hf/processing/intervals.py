@@ -1,0 +1,110 @@
+"""Segments that carry a label as intervals of time, and what video parsing finds in each segment."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+def intervals_of(
+    segments: Sequence[int], scores: np.ndarray, label: str, label_id: int, segment_seconds: float
+) -> list[dict[str, Any]]:
+    """
+    Runs of segments with the same label as intervals.
+
+    Args:
+        segments: Ascending numbers of the segments that carry the label.
+        scores: (T,), of all segments.
+        label, label_id: Name and number of the class.
+        segment_seconds: Seconds of a segment.
+
+    Returns:
+        For each run a dict of `label`, `label_id`, `start` and `end` (seconds after the first segment began) and
+        `score`, the mean of the segments'.
+    """
+    return [
+        {
+            "label": label,
+            "label_id": label_id,
+            "start": run[0] * segment_seconds,
+            "end": (run[-1] + 1) * segment_seconds,
+            "score": float(scores[run].mean()),
+        }
+        for run in _runs(segments)
+    ]
+
+
+@dataclass(frozen=True, eq=False)
+class ParsedSegments:
+    """
+    What is heard and what is seen in the segments of a clip.
+
+    Attributes:
+        audible, visible: (T, C) bool, whether a segment has a class.
+        audible_scores, visible_scores: (T, C) float32, probabilities.
+        agreement: (T,) float32, cosine of the modalities, or None where the model gave none.
+    """
+
+    audible: np.ndarray
+    visible: np.ndarray
+    audible_scores: np.ndarray
+    visible_scores: np.ndarray
+    agreement: np.ndarray | None
+
+    @classmethod
+    def joined(cls, parts: Sequence["ParsedSegments"]) -> "ParsedSegments":
+        """The segments of consecutive parts of a clip."""
+        agreement = [part.agreement for part in parts if part.agreement is not None]
+        return cls(
+            np.concatenate([part.audible for part in parts]),
+            np.concatenate([part.visible for part in parts]),
+            np.concatenate([part.audible_scores for part in parts]),
+            np.concatenate([part.visible_scores for part in parts]),
+            np.concatenate(agreement) if len(agreement) == len(parts) else None,
+        )
+
+    def tracks(self, name_of: Callable[[int], str], segment_seconds: float) -> dict[str, Any]:
+        """
+        The segments as tracks of intervals.
+
+        Args:
+            name_of: Gives the name of a class.
+            segment_seconds: Seconds of a segment.
+
+        Returns:
+            A dict of **audible**, **visible** and **both**, lists of intervals (see [`intervals_of`]) by start, and
+            **agreement**, one a segment, or None.
+        """
+
+        def track(active: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+            found = [
+                interval
+                for label_id in active.any(0).nonzero()[0].tolist()
+                for interval in intervals_of(
+                    active[:, label_id].nonzero()[0].tolist(),
+                    scores[:, label_id],
+                    name_of(label_id),
+                    label_id,
+                    segment_seconds,
+                )
+            ]
+            return sorted(found, key=lambda interval: interval["start"])
+
+        return {
+            "audible": track(self.audible, self.audible_scores),
+            "visible": track(self.visible, self.visible_scores),
+            "both": track(self.audible & self.visible, self.audible_scores * self.visible_scores),
+            "agreement": None if self.agreement is None else self.agreement.tolist(),
+        }
+
+
+def _runs(segments: Sequence[int]) -> list[list[int]]:
+    """Ascending numbers, split where one is left out."""
+    runs: list[list[int]] = []
+    for segment in segments:
+        if runs and segment == runs[-1][-1] + 1:
+            runs[-1].append(segment)
+        else:
+            runs.append([segment])
+    return runs
