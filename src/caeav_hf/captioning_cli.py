@@ -186,7 +186,11 @@ def _caption(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         **attempts,
     )
-    report = caption_clips(clips, captioner, options.out, renew=options.renew, limit=options.limit)
+    try:
+        report = caption_clips(clips, captioner, options.out, renew=options.renew, limit=options.limit)
+    except KeyboardInterrupt:
+        print(f"{options.out}: stopped; what was captioned is in it. Run the command again to go on", file=sys.stderr)
+        return 130  # as shells have it for an interrupted command
     print(
         f"{options.out}: {report.complete} of {report.clips} clips are captioned, {report.captioned} of them now, in "
         f"{report.seconds:.1f} s; {report.edited} captions were edited and kept"

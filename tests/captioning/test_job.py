@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from caeav_hf.cli import main
+from caeav_hf.data import AveBuilder
 from caeav_hf.data.caption_file import read_captions
 from caeav_hf.errors import CaeAvError, DataError
 from caeav_hf.processing.captioning import (
@@ -25,6 +26,7 @@ from caeav_hf.processing.captioning.table import CaptionTable
 from tests.captioning.chat_server import FAULTS, ChatServer, answer_to
 from tests.captioning.killed_job import OPTIONS
 from tests.media_factory import tone, write_clip
+from tests.training.toy_files import mask_data, toy_corpus
 
 
 PROVENANCE = {"model": "m", "prompt_version": "1", "settings": "{}"}
@@ -254,3 +256,57 @@ def test_lists_of_clips(clips, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no clips"):
         find_clips(tmp_path / "empty")
+
+
+def test_a_builders_folder_and_back_into_the_builder(tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    corpus = toy_corpus()
+
+    def build(captions, embed):
+        folders = {"annotations": str(corpus / "annotations"), "media": str(corpus / "media")}
+        cache = str(tmp_path / "cache")
+        builder = AveBuilder(**folders, captions=captions, embed_media=embed, cache_dir=cache)
+        return builder.build(tmp_path / "data")
+
+    out = tmp_path / "captions.parquet"
+    with ChatServer() as server:
+        for embed in (True, False):  # the bytes of the clips, or their paths: the captions are the same
+            build(None, embed)
+            clips = find_clips(tmp_path / "data")
+            assert len(clips) == 16
+            report = caption_clips(clips, asking(server), out, show_progress=False)
+            assert (report.complete, report.captioned) == (16, 16 if embed else 0)
+    report = build(str(out), False)
+    assert not report.notes.as_dict().get("without_both_captions")
+    captions = read_captions(out)
+    for shard in (tmp_path / "data" / "data").glob("*.parquet"):
+        for row in pq.read_table(shard).to_pylist():
+            caption = captions[row["video_id"]]
+            assert (row["visual_caption"], row["audio_caption"]) == (caption["visual"], caption["audio"])
+
+
+def test_rows_of_frames_and_sound():
+    clips = find_clips(mask_data())
+    assert len(clips) == 10
+    material = clips[0].load(CaptionSettings())
+    assert len(material.frames) == 5
+    assert len(material.waveform) == pytest.approx(5 * 16_000, abs=1600)
+
+
+def test_an_interrupted_job_keeps_what_it_has(clips, tmp_path, monkeypatch, capsys):
+    out, record = tmp_path / "captions.parquet", CaptionTable.record
+
+    def interrupted(table, *arguments):
+        record(table, *arguments)
+        if len(table.rows) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(CaptionTable, "record", interrupted)
+    with ChatServer() as server:
+        job = ["caption", str(clips), "--out", str(out), "--server", server.url, "--model", "omni"]
+        assert main(job) == 130
+        assert "Run the command again" in capsys.readouterr().err
+        assert len(read_captions(out)) == 3
+        monkeypatch.setattr(CaptionTable, "record", record)
+        assert main(job) == 0
+    assert len(read_captions(out)) == 6
