@@ -4,9 +4,10 @@ What a training step costs with captions encoded on the fly, over one that reads
     python benchmarks/caption_features.py --out caption_features.json
 
 Two models with the same weights take the same steps in turns in one process, so that a machine whose speed drifts
-slows both; the ratio is the median of the ratios turn by turn. On the fly, each caption is encoded when it comes: the
-tower's own memory of captions, which would answer from the second epoch on for a data set that fits in it, is off.
-Stored features are read from files as training reads them, before the first step; that is reported apart.
+slows both; processor time is counted, which other jobs disturb less; the ratio is the median of the ratios turn by
+turn. On the fly, each caption is encoded when it comes: the tower's own memory of captions, which would answer from
+the second epoch on for a data set that fits in it, is off. Stored features are read from files as training reads them,
+before the first step; that is reported apart.
 """
 
 import argparse
@@ -63,12 +64,12 @@ def make_clips(config: CaeAvConfig, batch_size: int) -> dict[str, torch.Tensor]:
 
 
 def step(model: Any, inputs: dict[str, torch.Tensor], features: CaptionFeatures | None) -> tuple[float, float]:
-    """Seconds of a forward and backward pass, features put in or not, and its loss."""
+    """Processor seconds of a forward and backward pass, features put in or not, and its loss."""
     torch.manual_seed(0)
-    started = time.perf_counter()
+    started = time.process_time()
     loss = model(**(inputs if features is None else features.insert(inputs))).loss
     loss.backward()
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     model.zero_grad(set_to_none=True)
     return seconds, float(loss.detach())
 
