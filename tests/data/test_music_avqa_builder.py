@@ -243,12 +243,25 @@ def test_items_and_batches(parquet, processor, tmp_path, monkeypatch):
     assert item["labels"].shape == ()
     assert item["labels"] == row["answer_label"]
     assert not (item["question_ids"] == processor.question_tokenizer.unk_token_id).any()
-    batch = CaeAvCollator()([*items[:3], None])
+    copies = [{**item, "pixel_values_videos": item["pixel_values_videos"].clone()} for item in items[:3]]
+    batch = CaeAvCollator()([*copies, None])
     assert set(batch) == {*processor.model_input_names, "labels"}
     assert batch["labels"].tolist() == data.rows["answer_label"][:3]
     assert batch["labels"].dtype == torch.int64
     assert batch["question_ids"].shape == batch["question_mask"].shape == (3, 14)
     assert batch["pixel_values_videos"].shape == (3, 10, 3, 64, 64)
+
+
+def test_questions_about_one_clip_share_it(parquet, processor):
+    data = CaeAvDataset(parquet, processor, split="train")
+    names = data.rows["video_id"]
+    assert [names.index(name) for name in names] == [data.groups.index(group) for group in data.groups]
+    chosen = [index for index, group in enumerate(data.groups) if group in (0, 1)]
+    batch = CaeAvCollator()([data[index] for index in chosen])
+    assert batch["clip_index"].tolist() == [data.groups[index] for index in chosen]
+    assert len(batch["question_ids"]) == len(batch["labels"]) == len(chosen) > 2
+    for name in set(batch) - {"question_ids", "question_mask", "labels", "clip_index"}:
+        assert len(batch[name]) == 2, name
 
 
 def test_questions_of_different_lengths_are_padded(parquet, processor):

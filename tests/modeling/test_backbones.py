@@ -209,7 +209,7 @@ def test_configuration_rejects_by_field_name() -> None:
         "num_cross_modal_experts": -1,
         "nonexistent": 1,
         "vision_config": {"num_heads": (1, 2)},
-        "audio_config": {"frequency_max": 20_000},
+        "audio_config": {"frequency_max": 33_000},
         "text_config": {"vocab_size": 100},
     }
     fields = {"vision_config": "num_heads", "audio_config": "frequency_max", "text_config": "vocab_size"}

@@ -480,8 +480,9 @@ def test_question_answering_head() -> None:
     }
     case.load_into(head, rules)
     encoded = head.encode_audio(audio)
-    logits = head(visual, encoded, question, None, FrameLayout(*visual.shape[:2]))
+    grounding = head.ground(visual, encoded)
+    logits = head(grounding, encoded, question, None, FrameLayout(*visual.shape[:2]))
     assert_equal(logits.answer, case.outputs["logits"])
-    assert_equal(logits.grounding.match, case.outputs["match_logits"])
+    assert_equal(grounding.match, case.outputs["match_logits"])
     negative = head.ground(case.inputs["visual_negative"], encoded)
     assert_equal(negative.match, case.outputs["match_logits_negative"])

@@ -87,6 +87,27 @@ def test_a_clip_is_no_negative_of_itself() -> None:
     torch.testing.assert_close(outputs.loss_dict["matching"], expected)
 
 
+@pytest.mark.parametrize("formulation", ["paper", "official"])
+def test_questions_may_share_a_clip(formulation: str) -> None:
+    """With `clip_index` a clip is encoded once, and every question gets what it gets with a clip of its own."""
+    model = toy_answering_model(formulation=formulation).double()
+    batch = as_double(question_batch(model.config, batch_size=5))
+    index = torch.tensor([1, 0, 1, 1, 0])
+    of_question = ("question_ids", "question_mask", "labels")
+    shared = {name: value if name in of_question else value[:2] for name, value in batch.items()}
+    own = {name: value if name in of_question else value[index] for name, value in batch.items()}
+    mask = torch.tensor([[True] * 4, [True, True, True, False]])
+    with torch.no_grad():
+        outputs = model(**shared, frame_mask=mask, clip_index=index)
+        expected = model(**own, frame_mask=mask[index])
+    for name in ("logits", "visual_attention", "grounding"):
+        torch.testing.assert_close(outputs[name], expected[name])
+    assert outputs.match_logits_negative.shape == (5, 4, 2)
+    assert outputs.agreement[0].shape == (2, 4)
+    with pytest.raises(CaeAvError, match="`clip_index`"):
+        model(**shared, clip_index=index[:3])
+
+
 def test_negatives_may_be_given() -> None:
     model = toy_answering_model()
     batch = question_batch(model.config, batch_size=1)

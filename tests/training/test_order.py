@@ -37,3 +37,17 @@ def test_the_order_follows_from_seed_and_epoch_alone():
     assert epoch_batches(20, 3, seed=1, epoch=2) == epoch_batches(20, 3, seed=1, epoch=2)
     assert epoch_batches(20, 3, seed=1, epoch=2) != epoch_batches(20, 3, seed=1, epoch=3)
     assert epoch_batches(20, 3, seed=1, epoch=2) != epoch_batches(20, 3, seed=2, epoch=2)
+
+
+@settings(max_examples=50, deadline=None)
+@given(groups=st.lists(st.integers(0, 4), min_size=1, max_size=30), seed=st.integers(0, 99))
+def test_clips_of_a_group_follow_each_other(groups, seed):
+    def runs(order):
+        return [group for number, group in enumerate(order) if number == 0 or order[number - 1] != group]
+
+    batches = epoch_batches(len(groups), 4, seed=seed, epoch=0, groups=groups)
+    order = [clip for batch in batches for clip in batch]
+    assert sorted(order) == list(range(len(groups)))
+    assert len(runs([groups[clip] for clip in order])) == len(set(groups))
+    in_order = [clip for batch in ordered_batches(len(groups), 4, groups=groups) for clip in batch]
+    assert [groups[clip] for clip in in_order] == sorted(groups)

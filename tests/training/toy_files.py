@@ -12,7 +12,12 @@ import torch
 from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.data import AveBuilder, AvsBenchBuilder, LlpBuilder, MusicAvqaBuilder
 from caeav_hf.data.toy import CLASSES, MediaFormat, generate
-from caeav_hf.modeling import CaeAvForEventLocalization, CaeAvForSegmentation
+from caeav_hf.modeling import (
+    CaeAvForEventLocalization,
+    CaeAvForQuestionAnswering,
+    CaeAvForSegmentation,
+    CaeAvForVideoParsing,
+)
 from caeav_hf.processing import CaeAvProcessor
 
 
@@ -141,3 +146,29 @@ def parsing_data() -> Path:
 
 def question_data() -> Path:
     return built(MusicAvqaBuilder, question_corpus)
+
+
+@cache
+def parsing_model() -> Path:
+    """The folder of an untrained toy model of video parsing and its processor."""
+    torch.manual_seed(0)
+    config = CaeAvConfig.from_preset("avvp", size="toy", id2label=dict(enumerate(CLASSES)))
+    folder = _folder() / "parsing_model"
+    CaeAvForVideoParsing(config).save_pretrained(folder)
+    CaeAvProcessor.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@cache
+def question_model() -> Path:
+    """The folder of an untrained toy model of question answering and its processor."""
+    torch.manual_seed(0)
+    answers = {0: "yes", 1: "no", 2: "one", 3: "two", 4: "left", 5: "right"}
+    config = CaeAvConfig.from_preset("avqa", size="toy", id2label=answers)
+    model = CaeAvForQuestionAnswering(config)
+    with torch.no_grad():  # answers that differ from question to question
+        model.head.classifier.weight.mul_(20)
+    folder = _folder() / "question_model"
+    model.save_pretrained(folder)
+    CaeAvProcessor.from_config(config).save_pretrained(folder)
+    return folder

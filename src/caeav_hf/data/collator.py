@@ -38,7 +38,8 @@ class CaeAvCollator:
     The batch has the same keys with the batch first. T, N and Q are those of the longest clip, caption and question.
     Padding is 0, in labels -100, in the masks False or 0. If some clip of the batch has a caption of either kind, the
     batch has both kinds for all; a caption that does not exist has a mask of zeros. If none has one, the batch has
-    none.
+    none. Questions that have one and the same `pixel_values_videos`, as those about one clip that follow each other in
+    the data set, share it: the batch has each clip once, and `clip_index` (questions,), the clip of each question.
 
     Args:
         pad_token_id: Id that caption ids are padded with.
@@ -60,13 +61,16 @@ class CaeAvCollator:
             return None
         for clip in kept:
             _check_lengths(clip)
-        batch = {name: _pad(kept, name, 0.0) for name in ("pixel_values_videos", "input_features")}
-        masks = [{"frame_mask": _frame_mask(clip)} for clip in kept]
+        distinct, clip_index = _distinct_clips(kept)
+        batch = {name: _pad(distinct, name, 0.0) for name in ("pixel_values_videos", "input_features")}
+        masks = [{"frame_mask": _frame_mask(clip)} for clip in distinct]
         batch["frame_mask"] = _pad(masks, "frame_mask", False)
+        if len(distinct) < len(kept):
+            batch["clip_index"] = clip_index
         for name, value in _TARGETS.items():
             if _in_all_or_none(kept, name):
                 batch[name] = _pad(kept, name, value)
-        return batch | self._captions(kept)
+        return batch | self._captions(distinct)
 
     def _captions(self, clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         kinds = {kind for clip in clips for kind in ("ids", "embeds") for m in _MODALITIES if _key(m, kind) in clip}
@@ -101,6 +105,15 @@ class CaeAvCollator:
 
 def _key(modality: str, part: str) -> str:
     return f"{modality}_caption_{part}"
+
+
+def _distinct_clips(items: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], torch.Tensor]:
+    """The items without those whose clip an earlier one has, if they are questions, and the clip of each item."""
+    if "question_ids" not in items[0]:
+        return list(items), torch.arange(len(items))
+    numbers: dict[int, int] = {}
+    index = [numbers.setdefault(id(item["pixel_values_videos"]), len(numbers)) for item in items]
+    return [items[index.index(number)] for number in range(len(numbers))], torch.tensor(index)
 
 
 def _frame_mask(clip: Mapping[str, Any]) -> torch.Tensor:

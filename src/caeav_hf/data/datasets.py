@@ -74,6 +74,7 @@ class CaeAvDataset(torch.utils.data.Dataset):
         self.processor = processor
         self._form = form(processor, mask_size, self.rows.features)
         self._cache = None if cache_dir is None else Path(cache_dir) / _settings_digest(processor)
+        self._last_clip: tuple[Mapping[str, Any], dict[str, torch.Tensor]] | None = None
         # In shared memory, so that clips which fail in the workers of a loader are known here.
         self._broken = torch.zeros(len(self.rows), dtype=torch.bool).share_memory_()
 
@@ -98,11 +99,29 @@ class CaeAvDataset(torch.utils.data.Dataset):
         }
 
     @property
+    def groups(self) -> list[int] | None:
+        """
+        A number for each row, the same for rows about the same clip, or None for tasks with one row a clip. Such rows
+        cost least one after the other: the clip of the last one is kept.
+        """
+        if not self._form.shares_clips:
+            return None
+        numbers: dict[str, int] = {}
+        return [numbers.setdefault(name, len(numbers)) for name in self.rows["video_id"]]
+
+    @property
     def broken_clips(self) -> list[str]:
         """Names of the clips that could not be decoded so far, here or in the workers of a loader."""
         return [self.rows[index]["video_id"] for index in self._broken.nonzero().flatten().tolist()]
 
     def _media_features(self, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        if not self._form.shares_clips:
+            return self._stored_features(row)
+        if self._last_clip is None or self._last_clip[0] != row["media"]:
+            self._last_clip = (row["media"], self._stored_features(row))
+        return self._last_clip[1]
+
+    def _stored_features(self, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         if self._cache is None:
             return self._process(row)
         path = self._cache / f"{self._form.digest(row)}.safetensors"

@@ -31,6 +31,8 @@ class RowForm(ABC):
     """
 
     columns: ClassVar[tuple[str, ...]]
+    # Whether several rows may be about one clip.
+    shares_clips: ClassVar[bool] = False
 
     def __init__(
         self, processor: Any, mask_size: int | None = None, features: Mapping[str, Any] | None = None
@@ -153,6 +155,7 @@ class QuestionRows(RowForm):
     """Question answering: a video file, a question about it and the number of its answer."""
 
     columns = ("video_id", "media", "question", "answer_label")
+    shares_clips = True
 
     def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         label = row["answer_label"]

@@ -147,9 +147,10 @@ class Expert(nn.Module):
         config: Sizes and options of the adapters.
         hidden_size: Channels C of the stream.
         cross_modal: Whether it reads the other modality; only then is the bottleneck non-linear.
+        has_gate: Whether a learnable gate scales its result.
     """
 
-    def __init__(self, config: CaeAvConfig, hidden_size: int, cross_modal: bool):
+    def __init__(self, config: CaeAvConfig, hidden_size: int, cross_modal: bool, has_gate: bool):
         super().__init__()
         self.cross_modal = cross_modal
         self.attention_type = "latent" if cross_modal else config.unimodal_attention
@@ -160,14 +161,14 @@ class Expert(nn.Module):
         elif self.attention_type == "dot":
             self.attention_gate = nn.Parameter(torch.empty(1))
         bottleneck = hidden_size // config.adapter_reduction
-        self.norm_before = nn.LayerNorm(hidden_size)
+        self.norm_before = nn.LayerNorm(hidden_size) if config.adapter_norm_before else nn.Identity()
         self.down = GroupedLinear(hidden_size, bottleneck, config.adapter_groups)
         self.up = GroupedLinear(bottleneck, hidden_size, config.adapter_groups)
-        self.norm_after = nn.LayerNorm(hidden_size)
+        self.norm_after = nn.LayerNorm(hidden_size) if config.adapter_norm_after else nn.Identity()
         if config.adapter_batch_norm:
             self.batch_norm_down = AdapterBatchNorm(bottleneck)
             self.batch_norm_up = AdapterBatchNorm(hidden_size)
-        self.gate = nn.Parameter(torch.empty(1)) if config.adapter_gate else None
+        self.gate = nn.Parameter(torch.empty(1)) if has_gate else None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -244,17 +245,29 @@ class AVMoE(nn.Module):
         config: Sizes and options of the adapters.
         num_tokens, hidden_size: L and C of the stream.
         other_tokens, other_size: L' and C' of the other modality.
+        has_gate: Whether its experts have gates; by default as `config.adapter_gate` says.
     """
 
-    def __init__(self, config: CaeAvConfig, num_tokens: int, hidden_size: int, other_tokens: int, other_size: int):
+    def __init__(
+        self,
+        config: CaeAvConfig,
+        num_tokens: int,
+        hidden_size: int,
+        other_tokens: int,
+        other_size: int,
+        has_gate: bool | None = None,
+    ):
         super().__init__()
+        has_gate = config.adapter_gate if has_gate is None else has_gate
         self.cross_modal_map = CrossModalMap(num_tokens, other_tokens, hidden_size, other_size)
         self.router = Router(config, hidden_size)
         self.cross_modal_experts = nn.ModuleList(
-            Expert(config, hidden_size, cross_modal=True) for _ in range(config.num_cross_modal_experts)
+            Expert(config, hidden_size, cross_modal=True, has_gate=has_gate)
+            for _ in range(config.num_cross_modal_experts)
         )
         self.unimodal_experts = nn.ModuleList(
-            Expert(config, hidden_size, cross_modal=False) for _ in range(config.num_unimodal_experts)
+            Expert(config, hidden_size, cross_modal=False, has_gate=has_gate)
+            for _ in range(config.num_unimodal_experts)
         )
 
     def forward(self, states: Tensor, other: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor]:

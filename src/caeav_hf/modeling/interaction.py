@@ -103,58 +103,74 @@ class AVMoEInteraction(InteractionLayer):
             self.visual_caste = CASTE(config, position.visual_size, position.audio_size)
             self.audio_caste = CASTE(config, position.audio_size, position.visual_size)
         if self.has_adapters:
-            self.visual_attention_adapter = AVMoE(config, *visual, *audio)
+            gate = config.visual_adapter_gate
+            self.visual_attention_adapter = AVMoE(config, *visual, *audio, has_gate=gate)
             self.audio_attention_adapter = AVMoE(config, *audio, *visual)
-            self.visual_feed_forward_adapter = AVMoE(config, *visual, *audio)
+            self.visual_feed_forward_adapter = AVMoE(config, *visual, *audio, has_gate=gate)
             self.audio_feed_forward_adapter = AVMoE(config, *audio, *visual)
 
     def forward(
         self, visual: Tensor, audio: Tensor, visual_block: FrozenBlock, audio_block: FrozenBlock, frames: FrameLayout
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        weights = agreement = None
+        weights = agreement = probs = None
+        position = self.config.caste_position if self.has_caste else None
+
         visual_in, audio_in = visual, audio
-        if self.has_caste:
-            visual_added, visual_weights, visual_agreement = self.visual_caste(visual, audio, frames)
-            audio_added, audio_weights, audio_agreement = self.audio_caste(audio, visual, frames)
-            visual_in, audio_in = visual + visual_added, audio + audio_added
-            weights = torch.stack([visual_weights, audio_weights])
-            agreement = (visual_agreement + audio_agreement) / 2
-
-        if not self.has_adapters:
-            if not self.has_caste:
-                return visual_block(visual), self._whole_audio_block(audio, audio_block), weights, agreement, None
-            visual = visual_in + visual_block.attention(visual)
-            visual = visual + visual_block.feed_forward(visual)
-            audio = self._whole_audio_block(audio, audio_block) + audio_added
-            return visual, audio, weights, agreement, None
-
-        visual_added, visual_probs_1 = self.visual_attention_adapter(visual_in, audio_in, frames)
-        audio_added, audio_probs_1 = self.audio_attention_adapter(audio_in, visual_in, frames)
-        # The frozen branches read the block's own input, not the enriched one.
-        visual = visual + visual_block.attention(visual) + visual_added
-        if self.config.is_official:
-            audio = self._whole_audio_block(audio, audio_block) + audio_added
+        if position == "before":
+            visual_caste, audio_caste, weights, agreement = self._enrich(visual, audio, frames)
+            visual_in, audio_in = visual + visual_caste, audio + audio_caste
+        # The frozen branches read the block's own input: what CASTE adds to it reaches the stream through the adapters
+        # alone, or by itself where there are none.
+        new_visual = visual + visual_block.attention(visual)
+        if self.config.is_official or not self.has_adapters:
+            new_audio = self._whole_audio_block(audio, audio_block)
         else:
-            audio = audio + audio_block.attention(audio) + audio_added
-        visual_added, visual_probs_2 = self.visual_feed_forward_adapter(visual, audio, frames)
-        audio_added, audio_probs_2 = self.audio_feed_forward_adapter(audio, visual, frames)
-        visual = visual + visual_block.feed_forward(visual) + visual_added
-        if self.config.is_official:
-            audio = audio + audio_added
-        else:
-            audio = audio + audio_block.feed_forward(audio) + audio_added
-        probs = torch.stack([visual_probs_1, audio_probs_1, visual_probs_2, audio_probs_2])
+            new_audio = audio + audio_block.attention(audio)
+        if self.has_adapters:
+            visual_added, visual_probs_1 = self.visual_attention_adapter(visual_in, audio_in, frames)
+            audio_added, audio_probs_1 = self.audio_attention_adapter(audio_in, visual_in, frames)
+            new_visual, new_audio = new_visual + visual_added, new_audio + audio_added
+        elif position == "before":
+            new_visual, new_audio = new_visual + visual_caste, new_audio + audio_caste
+        visual, audio = new_visual, new_audio
+
+        visual_in, audio_in = visual, audio
+        if position == "between":
+            visual_caste, audio_caste, weights, agreement = self._enrich(visual, audio, frames)
+            visual_in, audio_in = visual + visual_caste, audio + audio_caste
+        new_visual = visual + visual_block.feed_forward(visual)
+        if self.has_adapters:
+            if not self.config.is_official:
+                new_audio = audio + audio_block.feed_forward(audio)
+            visual_added, visual_probs_2 = self.visual_feed_forward_adapter(visual_in, audio_in, frames)
+            audio_added, audio_probs_2 = self.audio_feed_forward_adapter(audio_in, visual_in, frames)
+            new_visual, new_audio = new_visual + visual_added, new_audio + audio_added
+            probs = torch.stack([visual_probs_1, audio_probs_1, visual_probs_2, audio_probs_2])
+        elif position == "between":
+            new_visual, new_audio = new_visual + visual_caste, new_audio + audio_caste
+        visual, audio = new_visual, new_audio
+
+        if position == "after":
+            visual_caste, audio_caste, weights, agreement = self._enrich(visual, audio, frames)
+            visual, audio = visual + visual_caste, audio + audio_caste
         return visual, audio, weights, agreement, probs
 
+    def _enrich(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What CASTE adds to both streams, its weights and the agreement."""
+        visual_added, visual_weights, visual_agreement = self.visual_caste(visual, audio, frames)
+        audio_added, audio_weights, audio_agreement = self.audio_caste(audio, visual, frames)
+        weights = torch.stack([visual_weights, audio_weights])
+        return visual_added, audio_added, weights, (visual_agreement + audio_agreement) / 2
+
     def _whole_audio_block(self, audio: Tensor, block: FrozenBlock) -> Tensor:
-        # The authors' video parsing never runs its audio blocks, and its checkpoints depend on that.
-        if self.config.is_official and self.config.task == "avvp":
+        # The authors' video parsing never runs its audio blocks, and its checkpoints depend on that. AVMoE's runs them.
+        if self.config.is_official and self.config.task == "avvp" and self.uses_caste:
             return audio
         return block(audio)
 
 
 @register_interaction("cae_av")
 class CaeAvInteraction(AVMoEInteraction):
-    """CAE-AV: CASTE once a stage, at its first pair, before the adapters."""
+    """CAE-AV: CASTE once a stage, at its first pair, by default before the adapters (`caste_position`)."""
 
     uses_caste = True

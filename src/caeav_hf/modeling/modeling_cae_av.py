@@ -529,7 +529,7 @@ class CaeAvForEventLocalization(CaeAvPreTrainedModel):
     def __init__(self, config: CaeAvConfig):
         super().__init__(config)
         self.model = CaeAvModel(config)
-        self.head = CMBSHead(config) if config.event_head == "cmbs" else MLPHead(config)
+        self.head = MLPHead(config) if config.event_head == "mlp" else CMBSHead(config)
         self.post_init()
 
     @can_return_tuple
@@ -705,6 +705,7 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
         question_ids: torch.Tensor,
         frame_mask: torch.Tensor | None = None,
         question_mask: torch.Tensor | None = None,
+        clip_index: torch.Tensor | None = None,
         pixel_values_negative: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         **kwargs: Any,
@@ -712,12 +713,14 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
         r"""
         Args:
             pixel_values_videos, input_features, frame_mask, kwargs: See [`CaeAvModel.forward`].
-            question_ids: `(batch_size, words)`, one question a clip.
-            question_mask: `(batch_size, words)`, true for real words; all are where it is absent.
+            question_ids: `(num_questions, words)`, one question a clip.
+            question_mask: `(num_questions, words)`, true for real words; all are where it is absent.
+            clip_index: `(num_questions,)`, the clip of each question where some have the same, so that a clip passes
+                the encoder once; outputs of the head are then one row a question.
             pixel_values_negative: Frames of other clips, shaped as `pixel_values_videos`, which the sound is to be
                 told from; only the frozen tower reads them. Without them, and with labels, each clip's sound is told
                 from the frames of the next clip in the batch, unless both are the same clip.
-            labels: `(batch_size,)`, number of the answer, -100 where it is not known.
+            labels: `(num_questions,)`, number of the answer, -100 where it is not known.
 
         Returns:
             [`CaeAvQuestionAnsweringOutput`]
@@ -729,43 +732,55 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
         vision = cast(Tower, self.model.vision_tower)
         visual = vision.final_norm(outputs.visual_hidden_state)
         audio = self.head.encode_audio(outputs.audio_hidden_state.mean(2))
-        logits = self.head(visual, audio, question_ids, question_mask, frames)
-        values = dict(outputs)
-
+        grounding = self.head.ground(visual, audio)
+        mask = outputs.frame_mask
+        match_negative: Tensor | None = None
+        auxiliary = {}
         # What the sound is to be told from, and where both it and the other frame are real.
-        negative: Tensor | None = None
-        is_pair = outputs.frame_mask
-        if pixel_values_negative is not None:
-            if pixel_values_negative.shape != pixel_values_videos.shape:
-                raise CaeAvError(
-                    f"`pixel_values_negative` must be {tuple(pixel_values_videos.shape)}, as the clips' own frames, "
-                    f"got {tuple(pixel_values_negative.shape)}"
-                )
-            negative = self._frozen_tokens(pixel_values_negative, frames)
-        elif labels is not None and len(visual) > 1:
-            negative = visual.roll(1, 0)
-            is_other = (pixel_values_videos != pixel_values_videos.roll(1, 0)).flatten(1).any(1, keepdim=True)
-            is_pair = is_pair & is_pair.roll(1, 0) & is_other
-        match_negative = None if negative is None else self.head.ground(negative, audio).match
+        negative, is_pair = self._negatives(visual, pixel_values_videos, pixel_values_negative, frames, mask)
+        if negative is not None and (labels is not None or pixel_values_negative is not None):
+            match_negative = self.head.ground(negative, audio).match
+            if labels is not None and self.loss_weights["matching"]:
+                auxiliary["matching"] = self.head.matching_loss(grounding.match[mask], match_negative[is_pair])
 
+        if clip_index is not None:
+            # From here on one row a question.
+            if clip_index.shape != question_ids.shape[:1]:
+                raise CaeAvError(f"`clip_index` must be ({len(question_ids)},), got {tuple(clip_index.shape)}")
+            grounding, audio, mask = grounding.of_questions(clip_index), audio[clip_index], mask[clip_index]
+            match_negative = None if match_negative is None else match_negative[clip_index]
+        rows = FrameLayout(len(mask), frames.num_frames, None if frames.mask is None else mask)
+        logits = self.head(grounding, audio, question_ids, question_mask, rows)
+        values = dict(outputs)
         if labels is not None:
             if labels.shape != logits.answer.shape[:1]:
                 raise CaeAvError(f"`labels` must be ({len(logits.answer)},), got {tuple(labels.shape)}")
-            auxiliary = {}
-            if match_negative is not None and self.loss_weights["matching"]:
-                own = logits.grounding.match[outputs.frame_mask]
-                auxiliary["matching"] = self.head.matching_loss(own, match_negative[is_pair])
             values |= self._total_loss(outputs, self.head.loss(logits, labels), **auxiliary)
-        padding = ~outputs.frame_mask
         return CaeAvQuestionAnsweringOutput(
             **values,
             logits=logits.answer,
-            match_logits=logits.grounding.match,
+            match_logits=grounding.match,
             match_logits_negative=match_negative,
-            grounding=logits.grounding.weights.masked_fill(padding[..., None], 0),
+            grounding=grounding.weights.masked_fill(~mask[..., None], 0),
             visual_attention=logits.visual_attention,
             audio_attention=logits.audio_attention,
         )
+
+    def _negatives(
+        self, visual: Tensor, pixels: Tensor, pixels_negative: Tensor | None, frames: FrameLayout, mask: Tensor
+    ) -> tuple[Tensor | None, Tensor]:
+        """Frames of other clips, (B, T, L, D), and where they and the clips' own sound are real, (B, T)."""
+        if pixels_negative is not None:
+            if pixels_negative.shape != pixels.shape:
+                raise CaeAvError(
+                    f"`pixel_values_negative` must be {tuple(pixels.shape)}, as the clips' own frames, "
+                    f"got {tuple(pixels_negative.shape)}"
+                )
+            return self._frozen_tokens(pixels_negative, frames), mask
+        if len(visual) < 2:
+            return None, mask
+        is_other = (pixels != pixels.roll(1, 0)).flatten(1).any(1, keepdim=True)
+        return visual.roll(1, 0), mask & mask.roll(1, 0) & is_other
 
     @torch.no_grad()
     def _frozen_tokens(self, pixel_values_videos: Tensor, frames: FrameLayout) -> Tensor:

@@ -41,6 +41,7 @@ def evaluate(
         batch_size,
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
+        groups=getattr(dataset, "groups", None),
     )
     loader = clip_loader(dataset, batches, collator, num_workers=num_workers)
     was_training = model.training

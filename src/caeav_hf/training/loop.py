@@ -130,6 +130,7 @@ class Trainer:
             epoch=state.epoch,
             process_index=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
+            groups=getattr(self.train_data, "groups", None),
         )
         # Batches that were done before a resume are cut off here, so none of their clips is decoded again.
         loader = clip_loader(

@@ -85,6 +85,21 @@ class TemporalRelation(nn.Module):
         return new_visual, new_audio, (visual_gate * audio_gate).squeeze(-1)
 
 
+class LinearRelation(nn.Module):
+    """What stands in for the temporal relations in head `cmbs_linear`: each frame alone, a linear map and a ReLU."""
+
+    def __init__(self, config: CaeAvConfig, visual_size: int, audio_size: int):
+        super().__init__()
+        self.visual_projection = nn.Linear(visual_size, config.head_hidden_size)
+        self.audio_projection = nn.Linear(audio_size, config.head_hidden_size)
+        self.dropout = nn.Dropout(config.head_dropout)
+
+    def forward(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor, None]:
+        """(B, T, C_v), (B, T, C_a) -> two streams (B, T, D); there is no gate."""
+        visual = self.dropout(F.relu(self.visual_projection(visual)))
+        return visual, self.dropout(F.relu(self.audio_projection(audio))), None
+
+
 def _masked_fill(scores: Tensor, frames: FrameLayout) -> Tensor:
     """Scores (B, T, C) with padded frames at minus infinity."""
     return scores if frames.mask is None else scores.masked_fill(~frames.mask[..., None], -torch.inf)
@@ -109,7 +124,8 @@ class CMBSHead(nn.Module):
     def __init__(self, config: CaeAvConfig):
         super().__init__()
         size = config.head_hidden_size
-        self.relation = TemporalRelation(config, config.visual_hidden_size, config.audio_hidden_size)
+        relation = LinearRelation if config.event_head == "cmbs_linear" else TemporalRelation
+        self.relation = relation(config, config.visual_hidden_size, config.audio_hidden_size)
         self.event_classifier = nn.Linear(size, 1)
         self.class_classifier = nn.Linear(size, config.num_labels)
         self.visual_scores = nn.Linear(size, config.num_labels)
@@ -143,16 +159,20 @@ class MLPHead(nn.Module):
     """
     Both streams concatenated, a hidden layer of `head_visual_dim`, and one class a frame, background included
     (Appendix B). Its frame classes are given in the form of the other head, so that both are read alike.
+
+    The authors' code has no rectifier between its two linear maps; the official formulation follows it.
     """
 
     def __init__(self, config: CaeAvConfig):
         super().__init__()
+        self.is_official = config.is_official
         self.hidden = nn.Linear(config.visual_hidden_size + config.audio_hidden_size, config.head_visual_dim)
         self.classifier = nn.Linear(config.head_visual_dim, config.num_labels + 1)
 
     def forward(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> EventLogits:
         """As `CMBSHead.forward`."""
-        logits = self.classifier(F.relu(self.hidden(torch.cat([visual, audio], dim=-1))))
+        hidden = self.hidden(torch.cat([visual, audio], dim=-1))
+        logits = self.classifier(hidden if self.is_official else F.relu(hidden))
         log_probs = logits.log_softmax(-1)
         return EventLogits(
             # Its sigmoid is the softmax's probability of anything but background.

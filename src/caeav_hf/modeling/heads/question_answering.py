@@ -39,6 +39,10 @@ class Grounding:
     weights: Tensor
     match: Tensor
 
+    def of_questions(self, clip_index: Tensor) -> "Grounding":
+        """One row a question, of the clip that it is about."""
+        return Grounding(self.visual[clip_index], self.weights[clip_index], self.match[clip_index])
+
 
 @dataclass
 class AnswerLogits:
@@ -47,12 +51,10 @@ class AnswerLogits:
 
     Attributes:
         answer: (B, answers).
-        grounding: Of the clips' own frames.
         visual_attention, audio_attention: (B, T), when the question looks and listens; 1 in sum.
     """
 
     answer: Tensor
-    grounding: Grounding
     visual_attention: Tensor
     audio_attention: Tensor
 
@@ -135,31 +137,36 @@ class QuestionAnsweringHead(nn.Module):
         return Grounding(grounded, weights, self.matching[-1](match))
 
     def forward(
-        self, visual: Tensor, audio: Tensor, question_ids: Tensor, question_mask: Tensor | None, frames: FrameLayout
+        self,
+        grounding: Grounding,
+        audio: Tensor,
+        question_ids: Tensor,
+        question_mask: Tensor | None,
+        frames: FrameLayout,
     ) -> AnswerLogits:
         """
         Args:
-            visual: (B, T, L, D), tokens after the tower's final norm.
+            grounding: Of the frames, from their tokens after the tower's final norm.
             audio: (B, T, D), encoded.
             question_ids, question_mask: (B, Q).
             frames: Which frames are real.
 
         Raises:
-            CaeAvError: The questions are not of this shape, or have words beyond the vocabulary.
+            CaeAvError: The questions are not of this shape.
         """
-        if question_ids.ndim != 2 or len(question_ids) != len(visual):
+        if question_ids.ndim != 2 or len(question_ids) != len(audio):
             raise CaeAvError(
-                f"`question_ids` must be ({len(visual)}, words), one row a clip, got {tuple(question_ids.shape)}"
+                f"`question_ids` must be ({len(audio)}, words), one row a clip, got {tuple(question_ids.shape)}"
             )
         if question_mask is not None and question_mask.shape != question_ids.shape:
             raise CaeAvError(f"`question_mask` must be {tuple(question_ids.shape)}, got {tuple(question_mask.shape)}")
         question = self.question_encoder(question_ids, question_mask)
-        grounding = self.ground(visual, audio)
         seen, visual_weights = self.visual_attention(question, grounding.visual, frames)
         heard, audio_weights = self.audio_attention(question, audio, frames)
-        heard, seen = heard + masked_mean(audio, frames.mask), seen + masked_mean(grounding.visual, frames.mask)
+        heard = heard + masked_mean(audio, frames.mask)
+        seen = seen + masked_mean(grounding.visual, frames.mask)
         gathered = self.fusion(torch.tanh(torch.cat([heard, seen], dim=-1)))
-        return AnswerLogits(self.classifier(torch.tanh(gathered * question)), grounding, visual_weights, audio_weights)
+        return AnswerLogits(self.classifier(torch.tanh(gathered * question)), visual_weights, audio_weights)
 
     def loss(self, logits: AnswerLogits, labels: Tensor) -> Tensor:
         """Cross-entropy of the answers (B,); -100 where none is known."""
