@@ -147,11 +147,13 @@ class CaeAvAudioConfig(ClapAudioConfig):
                 f"`hidden_size` of CaeAvAudioConfig must be the width of the last stage, {width} by "
                 f"`patch_embeds_hidden_size` and `depths`, got {self.hidden_size}"
             )
-        if not 0 <= self.frequency_min < self.frequency_max <= self.sampling_rate / 2:
+        # Filters may end above half the rate, as those of a public HTS-AT at 16 kHz do: no band there hears anything.
+        lowest, highest, rate = self.frequency_min, self.frequency_max, self.sampling_rate
+        if not 0 <= lowest < min(highest, rate / 2) or highest > rate:
             raise ValueError(
-                "`frequency_min` and `frequency_max` of CaeAvAudioConfig must satisfy "
-                "0 <= frequency_min < frequency_max <= sampling_rate / 2, "
-                f"got {self.frequency_min}, {self.frequency_max} at {self.sampling_rate} Hz"
+                "`frequency_min` and `frequency_max` of CaeAvAudioConfig must satisfy 0 <= frequency_min < "
+                "frequency_max <= sampling_rate and frequency_min < sampling_rate / 2, "
+                f"got {lowest}, {highest} at {rate} Hz"
             )
 
 
@@ -216,11 +218,17 @@ class CaeAvConfig(PreTrainedConfig):
         adapter_reduction (`int`, defaults to 8): Channels over the bottleneck's channels in an expert.
         adapter_groups (`int`, defaults to 2): Groups of an expert's two projections.
         adapter_batch_norm, adapter_gate (`bool`): Batch normalisation in, and a learnable gate behind, an expert.
+        visual_adapter_gate (`bool`, *optional*): Whether the experts of the visual stream have that gate. By default
+            as `adapter_gate` says; in the official formulation always, except in `avvp`, as the authors' code has it.
+        adapter_norm_before, adapter_norm_after (`bool`, default to `True`): Layer norms around an expert's bottleneck.
         unimodal_attention (`str`): Attention inside the stream in unimodal experts: none, self, latent or dot.
         router_noise_std (`float`): Standard deviation of the noise on routing logits while training.
         load_balancing_loss_weight (`float`): Weight of the routing's divergence from uniform.
         matching_loss_weight (`float`): Weight of the match between the audio and what the masks cover (segmentation),
             or the frames (question answering).
+        caste_position (`str`, defaults to `"before"`):
+            Where CASTE stands in a pair of blocks: `"before"` the first adapters, `"between"` both, or `"after"` the
+            second (Table VIII).
         gate_dim (`int`, defaults to 128): Width of CASTE's agreement gate (Eq. 1 to 4).
         topk_ratio (`float`, defaults to 0.3): Share of a frame's tokens that CASTE and CASE enrich (rho).
         use_case (`bool`, defaults to `True`): Whether captions enrich the last stage.
@@ -233,7 +241,8 @@ class CaeAvConfig(PreTrainedConfig):
         entropy_sign (`str`, defaults to `"as_printed"`):
             Eq. 24 prints minus the entropy, which rewards flat selections; `"sharpen"` rewards sharp ones, as the
             paper's text wants.
-        event_head (`str`, defaults to `"cmbs"`): Head of event localization, `"cmbs"` or `"mlp"` (Appendix B).
+        event_head (`str`, defaults to `"cmbs"`): Head of event localization: `"cmbs"`, `"cmbs_linear"` (without its
+            temporal relations) or `"mlp"` (Appendix B).
         head_visual_dim, head_audio_dim, head_hidden_size, head_num_heads, head_intermediate_size (`int`),
             head_dropout (`float`): Sizes of the temporal relation blocks of the task heads.
         mask_size (`int`, defaults to 224): Side of the segmentation head's square logits in pixels, a multiple of 32.
@@ -285,11 +294,15 @@ class CaeAvConfig(PreTrainedConfig):
     adapter_groups: int = 2
     adapter_batch_norm: bool = True
     adapter_gate: bool = True
+    visual_adapter_gate: bool | None = None
+    adapter_norm_before: bool = True
+    adapter_norm_after: bool = True
     unimodal_attention: Literal["none", "self", "latent", "dot"] = "none"
     router_noise_std: float | int = 0.0
     load_balancing_loss_weight: float | int = 0.0
     matching_loss_weight: float | int = 0.0
 
+    caste_position: Literal["before", "between", "after"] = "before"
     gate_dim: int = 128
     topk_ratio: float | int = 0.3
 
@@ -307,7 +320,7 @@ class CaeAvConfig(PreTrainedConfig):
     entropy_loss_weight: float | int = 0.003
     entropy_sign: Literal["as_printed", "sharpen"] = "as_printed"
 
-    event_head: Literal["cmbs", "mlp"] = "cmbs"
+    event_head: Literal["cmbs", "cmbs_linear", "mlp"] = "cmbs"
     head_visual_dim: int = 512
     head_audio_dim: int = 128
     head_hidden_size: int = 256
@@ -328,6 +341,8 @@ class CaeAvConfig(PreTrainedConfig):
         _tuples_to_lists(self, "adapter_stages", "matching_hidden_sizes")
         if self.id2label is None and kwargs.get("num_labels") is None:
             self.id2label = dict(enumerate(AVE_CATEGORIES))
+        if self.visual_adapter_gate is None:
+            self.visual_adapter_gate = self.adapter_gate or (self.is_official and self.task != "avvp")
         # The base class derives `label2id` only where it makes up the names itself.
         if self.id2label is not None and self.label2id is None:
             self.label2id = {name: int(index) for index, name in self.id2label.items()}

@@ -163,7 +163,7 @@ class AVMoEInteraction(InteractionLayer):
         return visual_added, audio_added, weights, (visual_agreement + audio_agreement) / 2
 
     def _whole_audio_block(self, audio: Tensor, block: FrozenBlock) -> Tensor:
-        # The authors' video parsing never runs its audio blocks, and its checkpoints depend on that. AVMoE's runs them.
+        # The authors' video parsing never runs its audio blocks, and its checkpoints depend on that; AVMoE runs them.
         if self.config.is_official and self.config.task == "avvp" and self.uses_caste:
             return audio
         return block(audio)

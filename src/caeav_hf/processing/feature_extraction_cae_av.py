@@ -54,10 +54,11 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         **kwargs: Any,
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
-        if not 0 <= frequency_min < frequency_max <= sampling_rate / 2:
+        # Filters may end above half the rate, as those of a public HTS-AT at 16 kHz do: no band there hears anything.
+        if not 0 <= frequency_min < min(frequency_max, sampling_rate / 2) or frequency_max > sampling_rate:
             raise CaeAvError(
                 "`frequency_min` and `frequency_max` must satisfy 0 <= frequency_min < frequency_max <= sampling_rate "
-                f"/ 2, got {frequency_min} and {frequency_max} at {sampling_rate} Hz"
+                f"and frequency_min < sampling_rate / 2, got {frequency_min} and {frequency_max} at {sampling_rate} Hz"
             )
         if not 0 < segment_seconds <= tile_seconds:
             raise CaeAvError(
