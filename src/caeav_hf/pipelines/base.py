@@ -1,10 +1,4 @@
-"""
-Pipelines of Transformers for CAE-AV: from media files to what a model finds in them.
-
-`CaeAvPipeline` decodes, batches and reports broken clips; a task adds its model class and its post-processing.
-`register` makes `transformers.pipeline("audio-visual-event-localization", ...)` and
-`transformers.pipeline("audio-visual-segmentation", ...)` know them.
-"""
+"""What the pipelines of all tasks share: decoding, windows, batches, captions, broken clips."""
 
 import io
 import os
@@ -12,21 +6,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader
-from transformers.pipelines import PIPELINE_REGISTRY
 from transformers.pipelines.base import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 
-from .data import CaeAvCollator
-from .errors import CaeAvError
-from .modeling import CaeAvForEventLocalization, CaeAvForSegmentation
-from .processing import CaeAvProcessor
-from .processing.media import Clip, count_segments, probe, source_name
+from ..data import CaeAvCollator
+from ..errors import CaeAvError
+from ..processing import CaeAvProcessor
+from ..processing.media import Clip, count_segments, probe, source_name
+from .captions import CAPTIONS, attach_captions, split_captions
 
 
-_CAPTIONS = ("visual_caption", "audio_caption")
 _WINDOWS = ("first", "all")
 # Most segments that the first attempt at a whole file reads.
 _FIRST_ATTEMPT = 3600
@@ -44,8 +35,9 @@ class CaeAvPipeline(Pipeline):
     A clip goes through the model in windows of the configuration's `num_frames` segments: its first one or, for a task
     whose results can be joined, all of them, one after the other.
 
-    A task defines `_forward`, which runs the model on a batch of windows, `describe`, which makes one result a window
-    of what `_forward` returned, `_describe_parameters`, and if it takes all windows `_all_windows` and `join`.
+    A task defines which outputs of the model it reads (`_output_names`), `describe`, which makes one result a window
+    of them, `_describe_parameters`, and if it takes all windows `_all_windows` and `join`. One that needs more than
+    clips and captions names it in `_input_parameters` and puts it into the model's inputs in `_model_inputs`.
     """
 
     # Without one, it follows from the configuration of the model.
@@ -55,6 +47,12 @@ class CaeAvPipeline(Pipeline):
     _load_feature_extractor = False
     _load_tokenizer = False
 
+    # What the clip is called in a dict that gives more than the clip.
+    _clip_key = "clip"
+    # What a clip may, or must, come with besides captions: keys of that dict, or arguments of a call.
+    _input_parameters: tuple[str, ...] = ()
+    # What of the model's outputs is brought back from the device, as far as it is there.
+    _output_names: tuple[str, ...] = ()
     # Names of the arguments of `describe` that a call may give.
     _describe_parameters: tuple[str, ...] = ()
     # Whether a task can join the results of a clip's windows; by default all of them are used then.
@@ -76,14 +74,16 @@ class CaeAvPipeline(Pipeline):
         **describe_parameters: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
         if windows is not None and not self._all_windows:
-            describe_parameters["windows"] = windows
+            describe_parameters["windows"] = windows  # which makes it an unknown argument
         elif windows not in (None, *_WINDOWS):
             raise CaeAvError(f"`windows` must be 'first' or 'all', got {windows!r}")
         if on_error not in (None, "raise", "skip"):
             raise CaeAvError(f"`on_error` must be 'raise' or 'skip', got {on_error!r}")
+        inputs = {name: describe_parameters.pop(name, None) for name in self._input_parameters}
         if unknown := set(describe_parameters) - set(self._describe_parameters):
             known = [
-                *_CAPTIONS,
+                *self._input_parameters,
+                *CAPTIONS,
                 "captions",
                 "captioner",
                 "on_error",
@@ -97,6 +97,7 @@ class CaeAvPipeline(Pipeline):
             "captioner": captioner,
             "on_error": on_error,
             "windows": windows,
+            **inputs,
         }
         return {name: value for name, value in given.items() if value is not None}, {}, describe_parameters
 
@@ -114,8 +115,9 @@ class CaeAvPipeline(Pipeline):
                 they are in the result, as `captions`. Clips without captions go through the model without CASE.
             on_error (`str`, defaults to `"raise"`): What a clip that cannot be decoded does: `"raise"` ends the call,
                 `"skip"` puts `{"file": ..., "error": ...}` in its place and goes on.
-            windows (`str`, *optional*): Segmentation only: `"all"` (default) processes a clip that is longer than the
-                model's `num_frames` segments in consecutive windows of that many, `"first"` its first window.
+            windows (`str`, *optional*): Segmentation and video parsing: `"all"` (default) processes a clip that is
+                longer than the model's `num_frames` segments in consecutive windows of that many, `"first"` its first
+                window.
             batch_size (`int`, defaults to 1): Clips, or windows of clips, that go through the model together.
             num_workers (`int`, defaults to 0): Processes that decode ahead.
 
@@ -128,9 +130,9 @@ class CaeAvPipeline(Pipeline):
         """
         if isinstance(inputs, tuple):
             inputs = list(inputs)
-        _split_captions(inputs, kwargs)
+        split_captions(inputs, kwargs)
         if isinstance(inputs, list):
-            inputs = _with_captions(inputs, kwargs)
+            inputs = attach_captions(inputs, kwargs, self._clip_key)
             if not inputs:
                 return []
         elif isinstance(inputs, Iterator) and not hasattr(inputs, "read"):
@@ -146,25 +148,30 @@ class CaeAvPipeline(Pipeline):
         captioner: Any = None,
         on_error: str = "raise",
         windows: str | None = None,
+        **given: Any,
     ) -> dict[str, Any]:
         """Decode one clip: the inputs of its windows without batch dimension, or none and the error."""
         captions = {"visual_caption": visual_caption, "audio_caption": audio_caption}
-        if isinstance(input_, Mapping) and "clip" in input_:
-            if unknown := set(input_) - {"clip", *_CAPTIONS}:
+        if isinstance(input_, Mapping) and self._clip_key in input_:
+            known = (self._clip_key, *self._input_parameters, *CAPTIONS)
+            if unknown := set(input_) - set(known):
                 raise CaeAvError(
-                    f"a clip given as a dict has `clip`, {', '.join(_CAPTIONS)}; got {', '.join(unknown)}"
+                    f"a clip given as a dict has {', '.join(f'`{name}`' for name in known)}; got "
+                    f"{', '.join(map(str, unknown))}"
                 )
-            captions.update({name: input_[name] for name in _CAPTIONS if name in input_})
-            input_ = input_["clip"]
+            captions.update({name: input_[name] for name in CAPTIONS if name in input_})
+            given.update({name: input_[name] for name in self._input_parameters if name in input_})
+            input_ = input_[self._clip_key]
         name = _name(input_)
         try:
             clip = self.load_clip(input_, windows=windows)
-            windows_of_clip = self._windows(clip)
+            if not len(clip.frames):
+                raise CaeAvError(f"{clip.name}: has no frames; expected at least one")
             made = None
             if captioner is not None and not all(captions.values()):
                 made = captioner.caption_clip(clip)
-                captions = {name: captions[name] or made[name.removesuffix("_caption")] for name in _CAPTIONS}
-            inputs = [self._window_inputs(window, captions) for window in windows_of_clip]
+                captions = {name: captions[name] or made[name.removesuffix("_caption")] for name in CAPTIONS}
+            inputs = self._model_inputs(clip, captions, **given)
         except CaeAvError as error:
             if on_error == "raise":
                 raise
@@ -175,9 +182,8 @@ class CaeAvPipeline(Pipeline):
             "frame_times": clip.frame_times,
             "size": clip.frames.shape[1:3],
             "windows": inputs,
-            "captions": None
-            if made is None
-            else {name.removesuffix("_caption"): captions[name] for name in _CAPTIONS},
+            "given": given,
+            "captions": None if made is None else {name.removesuffix("_caption"): captions[name] for name in CAPTIONS},
         }
 
     def load_clip(self, source: Any, *, windows: str | None = None) -> Clip:
@@ -205,9 +211,14 @@ class CaeAvPipeline(Pipeline):
                 return clip
             most *= 2
 
+    def _model_inputs(self, clip: Clip, captions: dict[str, str | None]) -> list[dict[str, torch.Tensor]]:
+        """
+        What the model is asked about a clip: its inputs without batch dimension, for each window. A task with
+        `_input_parameters` is given them as further arguments.
+        """
+        return [self._window_inputs(window, captions) for window in self._windows(clip)]
+
     def _windows(self, clip: Clip) -> list[Clip]:
-        if not len(clip.frames):
-            raise CaeAvError(f"{clip.name}: has no frames; expected at least one")
         if not self._all_windows:
             return [clip]
         size = self.processor.num_frames
@@ -228,11 +239,15 @@ class CaeAvPipeline(Pipeline):
         inputs = self.processor(videos=[window], **lists)
         return {key: value[0] for key, value in inputs.items()}
 
-    def describe(self, model_outputs: Any, sizes: list[tuple[int, int]], **parameters: Any) -> list[dict[str, Any]]:
+    def _forward(self, input_tensors: dict[str, torch.Tensor], **forward_parameters: Any) -> dict[str, Any]:
+        outputs = self.model(**input_tensors)
+        return {name: outputs[name] for name in self._output_names if name in outputs}
+
+    def describe(self, model_outputs: Any, sizes: list[tuple[int, int]], **parameters: Any) -> list[Any]:
         """One result a window of a batch, from what `_forward` returned, on the CPU, and each window's (H, W)."""
         raise NotImplementedError
 
-    def join(self, clip: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
+    def join(self, clip: dict[str, Any], results: list[Any]) -> dict[str, Any]:
         """The result of a clip from those of its windows, which here is one."""
         return results[0]
 
@@ -260,17 +275,20 @@ class CaeAvPipeline(Pipeline):
         ]
 
     def forward(self, model_inputs: list[dict[str, Any]], **forward_params: Any) -> Any:
-        """Run the model on the windows of the clips that could be decoded, as many at a time as there are clips."""
-        windows = [window for clip in model_inputs for window in clip["windows"]]
+        """Run the model on the windows of the clips that could be decoded."""
         outputs = []
-        for start in range(0, len(windows), len(model_inputs)):
-            chosen = windows[start : start + len(model_inputs)]
+        for chosen in self._batches(model_inputs):
             batch = CaeAvCollator()(chosen)
             assert batch is not None
             # Captions are needed for all clips of a batch or for none; ids are whole numbers and keep their type.
             batch = {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in batch.items()}
             outputs.append((super().forward(batch, **forward_params), len(chosen)))
         return model_inputs, outputs
+
+    def _batches(self, clips: list[dict[str, Any]]) -> list[list[dict[str, torch.Tensor]]]:
+        """The windows of some clips, as many at a time as there are clips."""
+        windows = [window for clip in clips for window in clip["windows"]]
+        return [windows[start : start + len(clips)] for start in range(0, len(windows), len(clips))]
 
     def get_iterator(
         self,
@@ -314,147 +332,6 @@ class CaeAvPipeline(Pipeline):
         """Save model and processor to a folder that `pipeline(task, model=folder)` loads."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
-
-
-class AudioVisualEventLocalizationPipeline(CaeAvPipeline):
-    """
-    Which event of a clip can be both seen and heard, and when: `"audio-visual-event-localization"`.
-
-    ```python
-    >>> from transformers import pipeline
-    >>> import caeav_hf
-
-    >>> localize = pipeline("audio-visual-event-localization", model="path/to/model")
-    >>> localize("dog.mp4", visual_caption="a dog on a lawn", audio_caption="a dog barks")
-    {'file': 'dog.mp4', 'duration': 10.0, 'intervals': [{'label': 'Bark', 'label_id': 2, 'start': 2.0, 'end': 5.0,
-     'score': 0.93}], 'segments': [...], 'scores': [...], 'agreement': [...]}
-    ```
-
-    The result's keys are those of [`CaeAvProcessor.post_process_event_localization`]; `threshold` (default 0.5) is the
-    probability above which a segment is an event.
-    """
-
-    _describe_parameters = ("threshold",)
-
-    def _forward(self, input_tensors: dict[str, torch.Tensor], **forward_parameters: Any) -> dict[str, Any]:
-        outputs = self.model(**input_tensors)
-        # Only what post-processing reads is brought back from the device.
-        return {
-            name: outputs[name]
-            for name in ("event_logits", "class_logits", "agreement", "frame_mask")
-            if name in outputs
-        }
-
-    def describe(
-        self, model_outputs: Any, sizes: list[tuple[int, int]], threshold: float = 0.5, **parameters: Any
-    ) -> list[dict[str, Any]]:
-        """Intervals, segments, scores and agreement of each clip."""
-        return self.processor.post_process_event_localization(model_outputs, threshold=threshold)
-
-
-class AudioVisualSegmentationPipeline(CaeAvPipeline):
-    """
-    Which pixels of a clip show what is heard, second by second: `"audio-visual-segmentation"`.
-
-    ```python
-    >>> from transformers import pipeline
-    >>> import caeav_hf
-
-    >>> segment = pipeline("audio-visual-segmentation", model="path/to/model")
-    >>> result = segment("band.mp4")
-    >>> result["masks"].shape, result["timestamps"]
-    ((5, 360, 640), [0.48, 1.48, 2.48, 3.48, 4.48])
-    ```
-
-    A result has, beside `file` and `duration`,
-
-    - **masks** (T, H, W) bool, one a segment, at the clip's own resolution, upright: mask `t` belongs to the seconds
-      from `t * segment_seconds` on and was found in the frame in their middle;
-    - **probabilities** (T, H, W) float32: of "this pixel shows what sounds". A mask is where they are above
-      `threshold` (default 0.5);
-    - **timestamps**: seconds at which those T frames begin to be shown.
-
-    A clip that is longer than the model's `num_frames` segments is processed in consecutive windows of that many
-    segments, which know nothing of each other; `windows="first"` stops after the first. All frames that are looked at,
-    and the results, lie in memory: some 8 bytes a pixel for each second.
-    """
-
-    _describe_parameters = ("threshold",)
-    _all_windows = True
-
-    def _forward(self, input_tensors: dict[str, torch.Tensor], **forward_parameters: Any) -> dict[str, Any]:
-        outputs = self.model(**input_tensors)
-        return {name: outputs[name] for name in ("logits", "frame_mask")}
-
-    def describe(
-        self, model_outputs: Any, sizes: list[tuple[int, int]], threshold: float = 0.5, **parameters: Any
-    ) -> list[dict[str, Any]]:
-        """Masks and probabilities of each window."""
-        return self.processor.post_process_segmentation(model_outputs, sizes, threshold=threshold)
-
-    def join(self, clip: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
-        """The maps of all windows, one after the other."""
-        maps = {name: np.concatenate([result[name] for result in results]) for name in ("masks", "probabilities")}
-        return {"timestamps": clip["frame_times"].tolist(), **maps}
-
-
-# Which pipeline serves a model, by the task of its configuration.
-TASK_PIPELINES = {
-    "ave": "audio-visual-event-localization",
-    "avs_s4": "audio-visual-segmentation",
-    "avs_ms3": "audio-visual-segmentation",
-}
-
-
-def register() -> None:
-    """Make the pipelines known to `transformers.pipeline`. Registering again changes nothing."""
-    known = PIPELINE_REGISTRY.get_supported_tasks()
-    for task, pipeline_class, model_class in (
-        ("audio-visual-event-localization", AudioVisualEventLocalizationPipeline, CaeAvForEventLocalization),
-        ("audio-visual-segmentation", AudioVisualSegmentationPipeline, CaeAvForSegmentation),
-    ):
-        if task not in known:
-            PIPELINE_REGISTRY.register_pipeline(
-                task, pipeline_class=pipeline_class, pt_model=model_class, type="multimodal"
-            )
-
-
-def _split_captions(clips: Any, kwargs: dict[str, Any]) -> None:
-    """Puts `visual_caption` and `audio_caption` into `kwargs` in place of `captions`, where that is given."""
-    captions = kwargs.pop("captions", None)
-    if captions is None:
-        return
-    expected = 'expected `captions` as {"visual": text, "audio": text}, for a list of clips a list of such'
-    if both := [name for name in _CAPTIONS if kwargs.get(name) is not None]:
-        raise CaeAvError(f"`captions` and `{both[0]}` were given; {expected}, and nothing besides")
-    if not isinstance(captions, Mapping) and not (isinstance(captions, list | tuple) and isinstance(clips, list)):
-        raise CaeAvError(f"{expected}, got a {type(captions).__name__}")
-    for caption in [captions] if isinstance(captions, Mapping) else captions:
-        if caption is not None and (not isinstance(caption, Mapping) or set(caption) != {"visual", "audio"}):
-            raise CaeAvError(f"{expected}, got {caption!r}")
-    for name in _CAPTIONS:
-        side = name.removesuffix("_caption")
-        if isinstance(captions, Mapping):
-            kwargs[name] = captions[side]
-        else:
-            kwargs[name] = [None if caption is None else caption[side] for caption in captions]
-
-
-def _with_captions(clips: list[Any], kwargs: dict[str, Any]) -> list[Any]:
-    """The clips of a list with the captions that were given as lists beside them; these are taken out of `kwargs`."""
-    for name in _CAPTIONS:
-        captions = kwargs.get(name)
-        if isinstance(captions, list | tuple):
-            if len(captions) != len(clips):
-                raise CaeAvError(
-                    f"`{name}` has {len(captions)} captions for {len(clips)} clips; expected one for each"
-                )
-            del kwargs[name]
-            clips = [
-                {**(clip if isinstance(clip, Mapping) and "clip" in clip else {"clip": clip}), name: caption}
-                for clip, caption in zip(clips, captions, strict=True)
-            ]
-    return clips
 
 
 def _is_pipe(source: Any) -> bool:

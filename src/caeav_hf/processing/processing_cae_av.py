@@ -570,7 +570,9 @@ class CaeAvProcessor(ProcessorMixin):
         """The tracks of one clip, as [`CaeAvProcessor.post_process_video_parsing`] has them."""
         return segments.tracks(self._label, self.segment_seconds)
 
-    def post_process_question_answering(self, outputs: Any, top_k: int = 5) -> list[dict[str, Any]]:
+    def post_process_question_answering(
+        self, outputs: Any, top_k: int = 5, frame_mask: torch.Tensor | None = None
+    ) -> list[dict[str, Any]]:
         """
         Turn the output of [`CaeAvForQuestionAnswering`] into answers, and into when and where the model looked.
 
@@ -578,6 +580,9 @@ class CaeAvProcessor(ProcessorMixin):
             outputs: `logits` (B, answers) and, as far as the model gave them, `grounding` (B, T, tokens of a square
                 grid), `visual_attention`, `audio_attention` and `frame_mask` (B, T).
             top_k: How many answers to return at most.
+            frame_mask: (B, T), True where a segment is real; by default that of `outputs`, or all. Padded segments are
+                left out. Where the model was given `clip_index`, its own has a row a clip, so that of the questions'
+                clips is needed: `outputs.frame_mask[clip_index]`.
 
         Returns:
             For each question a dict of
@@ -612,7 +617,7 @@ class CaeAvProcessor(ProcessorMixin):
                 **dict.fromkeys(("visual_attention", "audio_attention", "grounding")),
             }
             for name, weights in when.items():
-                real = _real_frames(outputs, None, weights.shape[:2], name)[question].bool().cpu()
+                real = _real_frames(outputs, frame_mask, weights.shape[:2], name)[question].bool().cpu()
                 kept = weights[question, real]
                 result[name] = _square(kept, name).numpy() if name == "grounding" else kept.tolist()
             results.append(result)

@@ -1,0 +1,47 @@
+"""Captions as the arguments of a pipeline's call."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import CaeAvError
+
+
+CAPTIONS = ("visual_caption", "audio_caption")
+
+
+def split_captions(clips: Any, kwargs: dict[str, Any]) -> None:
+    """Puts `visual_caption` and `audio_caption` into `kwargs` in place of `captions`, where that is given."""
+    captions = kwargs.pop("captions", None)
+    if captions is None:
+        return
+    expected = 'expected `captions` as {"visual": text, "audio": text}, for a list of clips a list of such'
+    if both := [name for name in CAPTIONS if kwargs.get(name) is not None]:
+        raise CaeAvError(f"`captions` and `{both[0]}` were given; {expected}, and nothing besides")
+    if not isinstance(captions, Mapping) and not (isinstance(captions, list | tuple) and isinstance(clips, list)):
+        raise CaeAvError(f"{expected}, got a {type(captions).__name__}")
+    for caption in [captions] if isinstance(captions, Mapping) else captions:
+        if caption is not None and (not isinstance(caption, Mapping) or set(caption) != {"visual", "audio"}):
+            raise CaeAvError(f"{expected}, got {caption!r}")
+    for name in CAPTIONS:
+        side = name.removesuffix("_caption")
+        if isinstance(captions, Mapping):
+            kwargs[name] = captions[side]
+        else:
+            kwargs[name] = [None if caption is None else caption[side] for caption in captions]
+
+
+def attach_captions(clips: list[Any], kwargs: dict[str, Any], clip_key: str) -> list[Any]:
+    """The clips of a list with the captions that were given as lists beside them; these are taken out of `kwargs`."""
+    for name in CAPTIONS:
+        captions = kwargs.get(name)
+        if isinstance(captions, list | tuple):
+            if len(captions) != len(clips):
+                raise CaeAvError(
+                    f"`{name}` has {len(captions)} captions for {len(clips)} clips; expected one for each"
+                )
+            del kwargs[name]
+            clips = [
+                {**(clip if isinstance(clip, Mapping) and clip_key in clip else {clip_key: clip}), name: caption}
+                for clip, caption in zip(clips, captions, strict=True)
+            ]
+    return clips

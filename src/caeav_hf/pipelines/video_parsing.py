@@ -1,0 +1,78 @@
+"""The pipeline of video parsing."""
+
+from typing import Any
+
+import torch
+
+from ..errors import CaeAvError
+from ..processing.intervals import ParsedSegments
+from ..processing.media import Clip
+from .base import CaeAvPipeline
+
+
+class AudioVisualVideoParsingPipeline(CaeAvPipeline):
+    """
+    Which events of a clip are heard, which are seen, and when: `"audio-visual-video-parsing"`.
+
+    ```python
+    >>> from transformers import pipeline
+    >>> import caeav_hf
+
+    >>> parse = pipeline("audio-visual-video-parsing", model="path/to/model")
+    >>> parse("street.mp4")
+    {'file': 'street.mp4', 'duration': 10.0, 'audible': [{'label': 'Car', 'label_id': 1, 'start': 0.0, 'end': 7.0,
+     'score': 0.93}, {'label': 'Speech', ...}], 'visible': [...], 'both': [...], 'agreement': [...]}
+    ```
+
+    The result's keys are those of [`CaeAvProcessor.post_process_video_parsing`]. `threshold` and `video_threshold`
+    (default 0.5) are the probabilities that a segment and the whole window have to reach.
+
+    A clip that is longer than the model's `num_frames` segments is processed in consecutive windows of that many
+    segments, which know nothing of each other; an event that goes on in the next window is one interval. With
+    `windows="first"` only the first one is looked at.
+
+    A model with `visual_3d_size` needs features of a 3D network for each segment: `visual_3d`, (T, visual_3d_size), as
+    an argument or beside `clip` in a dict (see `caeav_hf.data.visual_3d`).
+    """
+
+    _input_parameters = ("visual_3d",)
+    _describe_parameters = ("threshold", "video_threshold")
+    _output_names = (
+        *("audio_probs", "visual_probs", "audio_frame_probs", "visual_frame_probs"),
+        *("agreement", "frame_mask"),
+    )
+    _all_windows = True
+
+    def _model_inputs(
+        self, clip: Clip, captions: dict[str, str | None], visual_3d: Any = None
+    ) -> list[dict[str, torch.Tensor]]:
+        windows = super()._model_inputs(clip, captions)
+        size = self.model.config.visual_3d_size
+        if visual_3d is None and not size:
+            return windows
+        features = None if visual_3d is None else torch.as_tensor(visual_3d, dtype=torch.float32)
+        if features is None or features.ndim != 2 or features.shape[1] != size or len(features) < len(clip.frames):
+            expected = f"({len(clip.frames)}, {size})" if size else "none: the model has no such input"
+            got = "none" if features is None else tuple(features.shape)
+            raise CaeAvError(f"{clip.name}: expected `visual_3d` of shape {expected}; got {got}")
+        start = 0
+        for window in windows:
+            count = len(window["pixel_values_videos"])
+            window["visual_3d_features"] = features[start : start + count]
+            start += count
+        return windows
+
+    def describe(
+        self,
+        model_outputs: Any,
+        sizes: list[tuple[int, int]],
+        threshold: float = 0.5,
+        video_threshold: float = 0.5,
+        **parameters: Any,
+    ) -> list[ParsedSegments]:
+        """What is heard and seen in the segments of each window."""
+        return self.processor.parsed_segments(model_outputs, threshold, video_threshold)
+
+    def join(self, clip: dict[str, Any], results: list[ParsedSegments]) -> dict[str, Any]:
+        """The tracks of all windows; what goes on over their borders is one interval."""
+        return self.processor.parsing_tracks(ParsedSegments.joined(results))
