@@ -7,7 +7,6 @@ pixel goes through a conversion of colours, and the source's colour description 
 """
 
 import os
-from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,19 @@ import numpy as np
 from tqdm import tqdm
 
 from .errors import CaeAvError, MediaError
-from .processing.media import (
-    _AUDIO_JITTER,
-    _SEGMENT_REST,
+from .processing.containers import (
+    AUDIO_JITTER,
+    MediaFile,
     MediaSource,
-    _best_stream,
-    _decode,
-    _frame_rate,
-    _Source,
-    _start_time,
-    _upright,
-    _video_stream,
+    best_stream,
+    decode_packet,
+    frame_rate_of,
+    packets_of,
+    start_time,
+    upright,
+    video_stream,
 )
+from .processing.media import SEGMENT_REST
 
 
 # Okabe and Ito's orange: bright on most pictures, and told apart with every common form of colour blindness.
@@ -82,7 +82,7 @@ def write_overlay(
         raise CaeAvError(f"{path}: expected a file name that ends in .mp4")
     if isinstance(source, str | os.PathLike) and path.exists() and Path(source).exists() and path.samefile(source):
         raise CaeAvError(f"{path}: is the clip itself; give the overlay another name")
-    media = _Source.of(source, None)
+    media = MediaFile.of(source, None)
     painter = _Painter(masks, segment_seconds, colour, opacity, media.name)
     partial = path.with_name(f".partial-{path.name}")
     try:
@@ -143,7 +143,7 @@ class _Painter:
         """Number of the mask for a time; the short rest after the last segment belongs to it, as in reading a clip."""
         place = max(0.0, time / self.segment_seconds + 1e-6)
         last = len(self.masks) - 1
-        return min(int(place), last) if place < len(self.masks) + _SEGMENT_REST else None
+        return min(int(place), last) if place < len(self.masks) + SEGMENT_REST else None
 
     def _weigh(self, mask: np.ndarray) -> list[np.ndarray]:
         """How much of the tint each pixel of the three planes gets, float32."""
@@ -157,13 +157,13 @@ class _Overlay:
 
     def __init__(self, container: Any, painter: _Painter, name: str) -> None:
         self.container, self.painter, self.name = container, painter, name
-        self.video = _video_stream(container, name)
+        self.video = video_stream(container, name)
         self.video.thread_type = "AUTO"
-        audio = _best_stream(container, "audio")
+        audio = best_stream(container, "audio")
         self.audio = None if audio is None or audio.codec_context is None else audio
-        self.origin = _start_time(self.video, container)
+        self.origin = start_time(self.video, container)
         # The stream that begins first begins at zero, so that nothing is written for the time before it.
-        starts = [self.origin] if self.audio is None else [self.origin, _start_time(self.audio, container)]
+        starts = [self.origin] if self.audio is None else [self.origin, start_time(self.audio, container)]
         self.shift = min(starts)
         self.time_base = Fraction(self.video.time_base)
         self.output: Any = None
@@ -181,14 +181,16 @@ class _Overlay:
             self.sound = _Sound(self.audio, output, self.shift)
         streams = [stream for stream in (self.video, self.audio) if stream is not None]
         with tqdm(total=self.video.frames or None, unit="frame", disable=not show_progress) as progress:
-            for packet in _packets(self.container, streams):
+            for _, packet in packets_of(self.container, streams):
+                if packet is None or not packet.size:
+                    continue  # both decoders are emptied below
                 if self.sound is not None and packet.stream.index == self.sound.stream.index:
                     self._write(self.sound.take(packet))
                     continue
-                for frame in _decode(self.video, packet):
+                for frame in decode_packet(self.video, packet):
                     self._add_frame(frame)
                     progress.update()
-            for frame in _decode(self.video, None):
+            for frame in decode_packet(self.video, None):
                 self._add_frame(frame)
                 progress.update()
         if self.picture is None:
@@ -222,7 +224,7 @@ class _Overlay:
     def _ticks(self, frame: Any) -> int:
         """When the frame is shown, after the beginning of the clip that is written."""
         if frame.pts is None:  # raw streams carry no timestamps: their frames follow each other at the stream's rate
-            step = 1 / (_frame_rate(self.video) or _USUAL_RATE)
+            step = 1 / (frame_rate_of(self.video) or _USUAL_RATE)
             return 0 if self._last_time is None else self._last_time + max(1, round(step / self.time_base))
         return frame.pts - round(self.shift / self.time_base)
 
@@ -277,7 +279,7 @@ class _Sound:
     def take(self, packet: Any) -> list[Any]:
         """The packets to write for one of the source."""
         if not self.copies:
-            return [new for frame in _decode(self.stream, packet) for new in self._convert(frame)]
+            return [new for frame in decode_packet(self.stream, packet) for new in self._convert(frame)]
         if packet.is_corrupt:  # the file breaks off inside it
             return []
         shift = round(self.shift / packet.time_base)
@@ -293,7 +295,7 @@ class _Sound:
         """What is left in decoder and encoder."""
         if self.copies:
             return []
-        packets = [new for frame in _decode(self.stream, None) for new in self._convert(frame)]
+        packets = [new for frame in decode_packet(self.stream, None) for new in self._convert(frame)]
         if self._resampler is not None:
             packets += self._encode(self._resampler.resample(None))
         return packets + self.target.encode(None)
@@ -304,7 +306,7 @@ class _Sound:
         if frame.pts is not None:
             # Samples are counted, since timestamps may be rounded; only a gap moves the count.
             sample = round((float(frame.pts * self.stream.time_base) - self.shift) * rate)
-            if self._samples is None or sample > self._samples + _AUDIO_JITTER * rate:
+            if self._samples is None or sample > self._samples + AUDIO_JITTER * rate:
                 self._samples = max(0, sample)
             frame.pts = None
         described = (frame.format.name, frame.layout.name, frame.sample_rate)
@@ -325,24 +327,6 @@ class _Sound:
         return packets
 
 
-def _packets(container: Any, streams: list[Any]) -> Iterator[Any]:
-    """The packets of the streams in the order of the file; a file that breaks off ends them."""
-    packets = container.demux(*streams)
-    while True:
-        try:
-            packet = next(packets)
-        except StopIteration:
-            return
-        except IndexError:
-            # PyAV knows the streams of the header only; a packet of another one ends its iteration, but not the file.
-            packets = container.demux(*streams)
-            continue
-        except (av.FFmpegError, OSError):
-            return
-        if packet.size:
-            yield packet
-
-
 def _upright_planes(frame: Any, width: int, height: int) -> list[np.ndarray]:
     """
     The planes of a frame as 4:2:0 in the limited range, upright, with even sides: (H, W) and twice (H/2, W/2) uint8.
@@ -359,7 +343,7 @@ def _upright_planes(frame: Any, width: int, height: int) -> list[np.ndarray]:
     planes = []
     for plane in stored.planes:
         values = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-        planes.append(_upright(values[..., None], frame)[..., 0])
+        planes.append(upright(values[..., None], frame)[..., 0])
     if is_odd:
         planes = [np.pad(plane, [(0, side % 2) for side in plane.shape], mode="edge") for plane in planes]
         planes[1:] = [np.rint(_halved(plane.astype(np.float32))).astype(np.uint8) for plane in planes[1:]]
@@ -373,4 +357,4 @@ def _halved(plane: np.ndarray) -> np.ndarray:
 
 def _is_turned(frame: Any) -> bool:
     """Whether a frame is upright only after a quarter turn."""
-    return _upright(np.zeros((1, 2, 1), np.uint8), frame).shape[0] == 2
+    return upright(np.zeros((1, 2, 1), np.uint8), frame).shape[0] == 2

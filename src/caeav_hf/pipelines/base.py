@@ -14,7 +14,8 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from ..data import CaeAvCollator
 from ..errors import CaeAvError
 from ..processing import CaeAvProcessor
-from ..processing.media import Clip, count_segments, probe, source_name
+from ..processing.containers import source_name
+from ..processing.media import Clip, count_segments, probe
 from .captions import CAPTIONS, attach_captions, split_captions
 
 

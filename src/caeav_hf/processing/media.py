@@ -16,28 +16,37 @@ silence, sound that goes on longer is cut.
 Broken clips. A packet that cannot be decoded is passed over: the last good frame stays on show, and lost sound becomes
 silence of the same length. A file that breaks off is a shorter clip, with a warning in the log, as long as its index
 (the `moov` atom of an mp4) and at least one frame can be read. Everything else raises [`~errors.MediaError`].
-
-Which stream. FFmpeg's choice of the best one: the default stream first, then the one with more data. Cover pictures
-are no video.
 """
 
-import errno
 import gc
-import io
 import math
 import os
-import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
 from transformers.utils import logging
 
 from ..errors import CaeAvError, MediaError
+from .containers import (
+    AUDIO_JITTER,
+    MediaFile,
+    MediaSource,
+    announced_end,
+    audio_stream,
+    best_stream,
+    decode_packet,
+    frame_rate_of,
+    in_seconds,
+    packets_of,
+    start_time,
+    upright,
+    video_stream,
+    with_decoder,
+)
 
 
 logger = logging.get_logger(__name__)
@@ -48,31 +57,18 @@ logger = logging.get_logger(__name__)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=gc.freeze)
 
-MediaSource = str | os.PathLike | bytes | IO[bytes] | Mapping[str, Any]
-"""A path, the bytes of a file, an open binary file, or a mapping with `"bytes"` and `"path"` as `datasets` has it."""
-
 FrameSampling = Literal["consecutive", "spread"]
 """Whether segments follow each other from the clip's beginning, or lie around the middles of equal parts of it."""
 
 # Share of a segment that a clip may go on after its last whole segment before that rest becomes a segment of its own:
 # encoders round durations up to whole frames (10.02 s), and a tenth of a second shows and sounds like nothing.
-_SEGMENT_REST = 0.1
+SEGMENT_REST = 0.1
 # Timestamps come in ticks of the stream's time base; two that mean the same instant may differ by rounding.
 _TIME_EPSILON = 1e-6
 # Seeking aims this much earlier than wanted (seconds): decoders of sound need some packets before they are exact.
 _SEEK_MARGIN = 0.5
-# A jump in the sound's timestamps of more than this (seconds, just under one AAC packet at 48 kHz) is a gap.
-_AUDIO_JITTER = 0.02
 # Gaps of more than this (seconds) in a sound file are no gaps but damaged timestamps.
 _LONGEST_SILENCE = 3600.0
-
-# Demuxers that read one self-contained file. Playlists and scripts (hls, concat, dash, sdp, ...) are left out because
-# they make FFmpeg open other files and addresses than the one that was given.
-_FORMATS = (
-    "mov,mp4,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,h264,hevc,m4v,ogg,wav,w64,aiff,au,caf,mp3,aac,flac,ac3,"
-    "eac3,amr,dts,mxf,nut,dv,rm,wv,tta,ape"
-)
-_EXPECTED = "expected a media file with a video and an audio stream, such as mp4, mkv, webm, mov or avi"
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,21 +130,8 @@ def count_segments(duration: float, segment_seconds: float = 1.0, num_segments: 
     second, 9.95 s too, 10.3 s are eleven and 0.3 s are one.
     """
     # The epsilon keeps 1.1 s, which is 1.1000000000000001, at one segment.
-    count = max(1, math.ceil(duration / segment_seconds - _SEGMENT_REST - _TIME_EPSILON))
+    count = max(1, math.ceil(duration / segment_seconds - SEGMENT_REST - _TIME_EPSILON))
     return count if num_segments is None else min(count, num_segments)
-
-
-def source_name(source: MediaSource) -> str:
-    """What error messages call a source: its path, the name of its file object, or its number of bytes."""
-    if isinstance(source, Mapping):
-        path = source.get("path")
-        return str(path) if path else source_name(source.get("bytes") or b"")
-    if isinstance(source, bytes | bytearray | memoryview):
-        return f"<{len(source)} bytes>"
-    if isinstance(source, str | os.PathLike):
-        return os.fsdecode(os.fspath(source))
-    name = getattr(source, "name", None)
-    return name if isinstance(name, str) else f"<{type(source).__name__}>"
 
 
 def load_clip(
@@ -195,7 +178,7 @@ def load_clip(
         raise CaeAvError(f"`segment_seconds` must be positive, got {segment_seconds}")
     if frame_sampling not in ("consecutive", "spread"):
         raise CaeAvError(f"`frame_sampling` must be 'consecutive' or 'spread', got {frame_sampling!r}")
-    media = _Source.of(source, name)
+    media = MediaFile.of(source, name)
     spread = frame_sampling == "spread"
     request = _Request(num_segments, segment_seconds, sampling_rate, start, end, with_audio, num_threads, spread)
     if spread:
@@ -238,10 +221,10 @@ def load_audio(
         CaeAvError: An argument is out of range.
     """
     _check_range(start, end, sampling_rate)
-    media = _Source.of(source, name)
+    media = MediaFile.of(source, name)
     with media.open() as container:
-        stream = _audio_stream(container, media.name)
-        origin = _start_time(stream, container)
+        stream = audio_stream(container, media.name)
+        origin = start_time(stream, container)
         track = _AudioTrack(sampling_rate, origin + start, None if end is None else origin + end)
         for frame in _decoded_frames(container, [stream], done := set()):
             if track.push(frame):
@@ -295,17 +278,17 @@ def probe(source: MediaSource, *, name: str | None = None) -> MediaInfo:
     Raises:
         MediaError: `source` is missing, empty or no media file. A missing stream is no error here.
     """
-    media = _Source.of(source, name)
+    media = MediaFile.of(source, name)
     with media.open() as container:
-        video, audio = _best_stream(container, "video"), _best_stream(container, "audio")
+        video, audio = best_stream(container, "video"), best_stream(container, "audio")
         for stream in filter(None, (video, audio)):
-            _with_decoder(stream, media.name)
+            with_decoder(stream, media.name)
         return MediaInfo(
             name=media.name,
-            duration=_seconds(container.duration, Fraction(1, av.time_base)),
+            duration=in_seconds(container.duration, Fraction(1, av.time_base)),
             has_video=video is not None,
             has_audio=audio is not None,
-            frame_rate=_frame_rate(video) or None if video is not None else None,
+            frame_rate=frame_rate_of(video) or None if video is not None else None,
             size=(video.height, video.width) if video is not None else None,
             sampling_rate=audio.sample_rate if audio is not None else None,
             channels=audio.channels if audio is not None else None,
@@ -348,76 +331,6 @@ class _SeekMissedError(Exception):
     """Seeking is not possible, or landed later than what is wanted."""
 
 
-class _Source:
-    """A media source that can be opened, more than once, as a PyAV container; every failure is a MediaError."""
-
-    def __init__(self, target: str | IO[bytes], name: str):
-        self.target = target
-        self.name = name
-
-    @classmethod
-    def of(cls, source: MediaSource, name: str | None) -> "_Source":
-        name = name or source_name(source)
-        content: Any = source
-        if isinstance(source, Mapping):
-            content = source.get("path") if source.get("bytes") is None else source["bytes"]
-            if content is None:
-                raise MediaError(f"{name}: neither bytes nor a path; expected a mapping with `bytes` or `path`")
-        if isinstance(content, bytes | bytearray | memoryview):
-            if not len(content):
-                raise MediaError(f"{name}: empty; {_EXPECTED}")
-            return cls(io.BytesIO(content), name)
-        if isinstance(content, str | os.PathLike):
-            return cls(_checked_path(content, name), name)
-        return cls(_checked_file(content, name), name)
-
-    @contextmanager
-    def open(self) -> Iterator[Any]:
-        options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
-        try:
-            if not isinstance(self.target, str):
-                self.target.seek(0)
-            # Not PyAV's `options`: older versions hand them to streams too, and crash where a stream is found late.
-            # Names and titles in a file's metadata need not be UTF-8, and none of them is read here.
-            with av.open(self.target, mode="r", container_options=options, metadata_errors="replace") as container:
-                yield container
-        except (av.FFmpegError, OSError) as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            if getattr(error, "errno", None) == errno.EINVAL:
-                # FFmpeg's whole answer to a format outside the allowed ones.
-                reason = "its format is not one that holds a clip"
-            raise MediaError(f"{self.name}: cannot be read as media ({reason}); {_EXPECTED}") from error
-
-
-def _checked_path(source: str | os.PathLike, name: str) -> str:
-    path = os.fsdecode(os.fspath(source))
-    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", path):
-        raise MediaError(f"{name}: is an address, not a file; expected a local path (download it first)")
-    if os.path.isdir(path):
-        raise MediaError(f"{name}: is a directory; {_EXPECTED}")
-    if not os.path.exists(path):
-        raise MediaError(f"{name}: no such file; {_EXPECTED}")
-    if os.path.isfile(path) and not os.path.getsize(path):
-        raise MediaError(f"{name}: empty file; {_EXPECTED}")
-    # The prefix keeps FFmpeg from reading a file's name as a protocol ("concat:...", "pipe:0").
-    return f"file:{path}"
-
-
-def _checked_file(source: Any, name: str) -> IO[bytes]:
-    if isinstance(source, io.TextIOBase):
-        raise MediaError(f"{name}: opened as text; expected a file opened in binary mode")
-    if not hasattr(source, "read"):
-        raise CaeAvError(
-            f"{type(source).__name__} is no media source; expected a path, bytes, a binary file object or a mapping "
-            "with `bytes` or `path`"
-        )
-    seekable = getattr(source, "seekable", None)
-    if not hasattr(source, "seek") or (seekable is not None and not seekable()):
-        # Pipes and sockets: most containers need to be read back and forth.
-        return io.BytesIO(source.read())
-    return source
-
-
 def _check_range(start: float, end: float | None, sampling_rate: int) -> None:
     if sampling_rate < 1:
         raise CaeAvError(f"`sampling_rate` must be positive, got {sampling_rate}")
@@ -427,79 +340,25 @@ def _check_range(start: float, end: float | None, sampling_rate: int) -> None:
         raise CaeAvError(f"`end` must be later than `start`, got {start} to {end}")
 
 
-def _best_stream(container: Any, kind: str) -> Any:
-    """The stream of a kind that FFmpeg finds best, or None; a cover picture is not a video."""
-    streams = [
-        stream
-        for stream in getattr(container.streams, kind)
-        if not stream.disposition & av.stream.Disposition.attached_pic
-    ]
-    best = container.streams.best(kind)
-    return best if best in streams else next(iter(streams), None)
-
-
-def _video_stream(container: Any, name: str) -> Any:
-    stream = _best_stream(container, "video")
-    if stream is None:
-        raise MediaError(f"{name}: no video stream; {_EXPECTED}")
-    return _with_decoder(stream, name)
-
-
-def _audio_stream(container: Any, name: str) -> Any:
-    stream = _best_stream(container, "audio")
-    if stream is None:
-        raise MediaError(f"{name}: no audio stream; {_EXPECTED}")
-    return _with_decoder(stream, name)
-
-
-def _with_decoder(stream: Any, name: str) -> Any:
-    if stream.codec_context is None:
-        raise MediaError(f"{name}: FFmpeg has no decoder for its {stream.type} stream; expected a common codec")
-    return stream
-
-
-def _seconds(ticks: int | None, time_base: Any) -> float | None:
-    """A timestamp in seconds; None if there is none, or none that makes sense, as in damaged files."""
-    if ticks is None or not time_base:
-        return None
-    return float(ticks * time_base)
-
-
-def _start_time(stream: Any, container: Any) -> float:
-    """First timestamp of a stream in seconds."""
-    start = _seconds(stream.start_time, stream.time_base)
-    return (container.start_time or 0) / av.time_base if start is None else start
-
-
-def _frame_rate(stream: Any) -> float:
-    return float(stream.average_rate or stream.guessed_rate or 0)
-
-
-def _announced_end(stream: Any, container: Any) -> float | None:
-    """Seconds after the stream's time zero at which the header says that it ends."""
-    end = _seconds(stream.duration, stream.time_base)
-    return _seconds(container.duration, Fraction(1, av.time_base)) if end is None else end
-
-
-def _video_end(media: _Source, tolerance: float) -> float:
+def _video_end(media: MediaFile, tolerance: float) -> float:
     """
     Seconds after time zero at which the video ends, by its packets; none is decoded. Says so in the log if that is
     more than `tolerance` seconds before the end that the header announces.
     """
     with media.open() as container:
-        stream = _video_stream(container, media.name)
-        rate, count, last = _frame_rate(stream), 0, -math.inf
-        for _, packet in _packets(container, [stream]):
+        stream = video_stream(container, media.name)
+        rate, count, last = frame_rate_of(stream), 0, -math.inf
+        for _, packet in packets_of(container, [stream]):
             if packet is None or not packet.size or packet.is_discard:
                 continue
             count += 1
-            length = _seconds(packet.duration, packet.time_base) or (1 / rate if rate else 0.0)
-            time = _seconds(packet.pts, packet.time_base)
+            length = in_seconds(packet.duration, packet.time_base) or (1 / rate if rate else 0.0)
+            time = in_seconds(packet.pts, packet.time_base)
             # Raw streams carry no timestamps: their frames follow each other at the stream's rate.
             last = max(last, count * length if time is None else time + length)
         if not count:
             raise MediaError(f"{media.name}: no frame could be decoded; expected a readable video stream")
-        end, announced = last - _start_time(stream, container), _announced_end(stream, container)
+        end, announced = last - start_time(stream, container), announced_end(stream, container)
         _warn_if_cut(media.name, end, announced, tolerance)
         return end
 
@@ -518,58 +377,30 @@ def _decoded_frames(container: Any, streams: list[Any], done: set[int]) -> Itera
     The frames of `streams` in the order of the file, until all their indices are in `done` (which the caller fills).
     Packets that cannot be decoded are passed over; a file that breaks off ends the iteration.
     """
-    for stream, packet in _packets(container, streams):
+    for stream, packet in packets_of(container, streams):
         if stream.index not in done:
-            yield from _decode(stream, packet)
+            yield from decode_packet(stream, packet)
         if len(done) == len(streams):
             return
 
 
-def _packets(container: Any, streams: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Streams and their packets in the order of the file. Where it breaks off, the last packet of each is None."""
-    packets = container.demux(*streams)
-    while True:
-        try:
-            packet = next(packets)
-        except StopIteration:
-            return
-        except IndexError:
-            # PyAV knows the streams of the header only; a packet of another one ends its iteration, but not the file.
-            packets = container.demux(*streams)
-            continue
-        except (av.FFmpegError, OSError) as error:
-            logger.debug(f"demuxing ended early: {error}")
-            # The demuxer cannot go on; what the decoders still hold is good.
-            yield from ((stream, None) for stream in streams)
-            return
-        yield packet.stream, packet
-
-
-def _decode(stream: Any, packet: Any) -> list[Any]:
-    try:
-        return stream.decode(packet)
-    except av.FFmpegError as error:
-        logger.debug(f"packet of stream {stream.index} passed over: {error}")
-        return []
-
-
-def _read_clip(media: _Source, request: _Request, seek: bool) -> Clip:
+def _read_clip(media: MediaFile, request: _Request, seek: bool) -> Clip:
     """One pass over the file, from shortly before `start` (`seek`) or from its beginning."""
     with media.open() as container:
-        video = _video_stream(container, media.name)
+        video = video_stream(container, media.name)
         video.thread_type = "AUTO"
         video.codec_context.thread_count = request.num_threads
         streams = [video]
         if request.with_audio:
-            streams.append(_audio_stream(container, media.name))
-        origin = _start_time(video, container)
+            streams.append(audio_stream(container, media.name))
+        origin = start_time(video, container)
         if seek:
             try:
                 container.seek(round((origin + request.start - _SEEK_MARGIN) * av.time_base))
             except (av.FFmpegError, OSError, OverflowError) as error:
                 raise _SeekMissedError from error
 
-        picker = _FramePicker([origin + middle for middle in request.middles], _frame_rate(video))
+        picker = _FramePicker([origin + middle for middle in request.middles], frame_rate_of(video))
         track = _AudioTrack(request.sampling_rate, origin + request.start, origin + request.stop)
         for frame in _decoded_frames(container, streams, done := set()):
             if isinstance(frame, av.VideoFrame):
@@ -590,7 +421,7 @@ def _read_clip(media: _Source, request: _Request, seek: bool) -> Clip:
         if request.with_audio and track.first_time is None:
             raise MediaError(f"{media.name}: no sound could be decoded; expected a readable audio stream")
 
-        announced = _announced_end(video, container)
+        announced = announced_end(video, container)
         video_end = picker.end_time - origin
         if not reached_end:
             video_end = max(video_end, announced or 0.0)
@@ -610,7 +441,7 @@ def _read_clip(media: _Source, request: _Request, seek: bool) -> Clip:
             waveform=_sound_of(track, request, count),
             frame_times=times - origin,
             duration=duration,
-            frame_rate=_frame_rate(video),
+            frame_rate=frame_rate_of(video),
             size=(frames.shape[1], frames.shape[2]),
             name=media.name,
             sampling_rate=request.sampling_rate,
@@ -637,9 +468,7 @@ def _starts_late(track: "_AudioTrack", stream: Any, container: Any, begin: float
     """Whether seeking lost sound: what was decoded begins after the wanted instant, although the stream does not."""
     if track.first_time is None:
         return True
-    return (
-        track.first_time > begin + _TIME_EPSILON and track.first_time > _start_time(stream, container) + _AUDIO_JITTER
-    )
+    return track.first_time > begin + _TIME_EPSILON and track.first_time > start_time(stream, container) + AUDIO_JITTER
 
 
 class _FramePicker:
@@ -659,7 +488,7 @@ class _FramePicker:
 
     def push(self, frame: Any) -> bool:
         """Take the next frame; True once no more are needed."""
-        time = _seconds(frame.pts, frame.time_base)
+        time = in_seconds(frame.pts, frame.time_base)
         if time is None:
             # Raw streams carry no timestamps: their frames follow each other at the stream's rate.
             time = 0.0 if self._shown is None else self.end_time
@@ -683,14 +512,14 @@ class _FramePicker:
     @property
     def end_time(self) -> float:
         """Second at which the last frame seen so far goes off."""
-        duration = _seconds(self._shown.duration, self._shown.time_base)
+        duration = in_seconds(self._shown.duration, self._shown.time_base)
         return self._shown_time + (duration or (1 / self.frame_rate if self.frame_rate else 0.0))
 
     def _take(self) -> None:
         if self._times and self._times[-1] == self._shown_time:
             image = self._images[-1]
         else:
-            image = _upright(self._to_rgb(self._shown), self._shown)
+            image = upright(self._to_rgb(self._shown), self._shown)
         self._images.append(image)
         self._times.append(self._shown_time)
 
@@ -700,22 +529,6 @@ class _FramePicker:
             self._stored_size = (frame.width, frame.height)
         width, height = self._stored_size
         return frame.to_ndarray(format="rgb24", width=width, height=height)
-
-
-def _upright(image: np.ndarray, frame: Any) -> np.ndarray:
-    """
-    Turn and mirror an image (h, w, 3) as the frame's display matrix says, to the nearest right angle. The matrix sends
-    the stored pixel (p, q) to (a * p + c * q, b * p + d * q), x to the right and y down.
-    """
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return image
-    a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5]
-    if abs(int(b)) > abs(int(a)):
-        image, flip_x, flip_y = image.transpose(1, 0, 2), c < 0, b < 0
-    else:
-        flip_x, flip_y = a < 0, d < 0
-    return np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
 
 
 class _AudioTrack:
@@ -742,15 +555,15 @@ class _AudioTrack:
     def push(self, frame: Any) -> bool:
         """Take the next frame; True once the end of the time line is reached."""
         expected = self._run_time + self._run_samples / frame.sample_rate
-        time = _seconds(frame.pts, frame.time_base)
+        time = in_seconds(frame.pts, frame.time_base)
         time = expected if time is None else time
         if self.first_time is None:
             self.first_time = time
         # One frame more than needed, since a resampler's last samples before its end of input are less exact.
-        if self.end is not None and time >= self.end + _AUDIO_JITTER:
+        if self.end is not None and time >= self.end + AUDIO_JITTER:
             return True
         described = (frame.format.name, frame.layout.name, frame.sample_rate)
-        if described != self._format or abs(time - expected) > _AUDIO_JITTER:
+        if described != self._format or abs(time - expected) > AUDIO_JITTER:
             self._flush()
             # Integer samples, because swresample then scales a downmix so that it cannot exceed full scale (stereo
             # becomes the mean of its channels); with floating point it would add the channels' powers.

@@ -14,16 +14,15 @@ from transformers.utils import cached_file
 
 from ..errors import CaeAvError
 from ..labels import MUSIC_AVQA_QUESTION_WORDS
+from .containers import MediaSource, source_name
 from .feature_extraction_cae_av import CaeAvFeatureExtractor
 from .intervals import ParsedSegments, intervals_of
 from .media import (
     Clip,
     FrameSampling,
-    MediaSource,
     count_segments,
     load_audio,
     load_clip,
-    source_name,
     spread_sound,
 )
 from .question_tokenization import question_tokenizer_from_words

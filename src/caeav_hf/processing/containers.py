@@ -1,0 +1,229 @@
+"""
+Media files as PyAV's containers: opening them, choosing their streams, reading and decoding their packets.
+
+Which stream. FFmpeg's choice of the best one: the default stream first, then the one with more data. Cover pictures
+are no video.
+
+Broken files. What cannot be opened raises [`~errors.MediaError`]; a packet that cannot be decoded is passed over; a
+file that breaks off ends the reading.
+"""
+
+import errno
+import io
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from fractions import Fraction
+from typing import IO, Any
+
+import av
+import numpy as np
+from transformers.utils import logging
+
+from ..errors import CaeAvError, MediaError
+
+
+logger = logging.get_logger(__name__)
+
+MediaSource = str | os.PathLike | bytes | IO[bytes] | Mapping[str, Any]
+"""A path, the bytes of a file, an open binary file, or a mapping with `"bytes"` and `"path"` as `datasets` has it."""
+
+# A jump in the sound's timestamps of more than this (seconds, just under one AAC packet at 48 kHz) is a gap.
+AUDIO_JITTER = 0.02
+
+# Demuxers that read one self-contained file. Playlists and scripts (hls, concat, dash, sdp, ...) are left out because
+# they make FFmpeg open other files and addresses than the one that was given.
+_FORMATS = (
+    "mov,mp4,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,h264,hevc,m4v,ogg,wav,w64,aiff,au,caf,mp3,aac,flac,ac3,"
+    "eac3,amr,dts,mxf,nut,dv,rm,wv,tta,ape"
+)
+_EXPECTED = "expected a media file with a video and an audio stream, such as mp4, mkv, webm, mov or avi"
+
+
+def source_name(source: MediaSource) -> str:
+    """What error messages call a source: its path, the name of its file object, or its number of bytes."""
+    if isinstance(source, Mapping):
+        path = source.get("path")
+        return str(path) if path else source_name(source.get("bytes") or b"")
+    if isinstance(source, bytes | bytearray | memoryview):
+        return f"<{len(source)} bytes>"
+    if isinstance(source, str | os.PathLike):
+        return os.fsdecode(os.fspath(source))
+    name = getattr(source, "name", None)
+    return name if isinstance(name, str) else f"<{type(source).__name__}>"
+
+
+class MediaFile:
+    """A media source that can be opened, more than once, as a PyAV container; every failure is a MediaError."""
+
+    def __init__(self, target: str | IO[bytes], name: str):
+        self.target = target
+        self.name = name
+
+    @classmethod
+    def of(cls, source: MediaSource, name: str | None) -> "MediaFile":
+        """The file of a source, called `name` in errors; by default what [`source_name`] says."""
+        name = name or source_name(source)
+        content: Any = source
+        if isinstance(source, Mapping):
+            content = source.get("path") if source.get("bytes") is None else source["bytes"]
+            if content is None:
+                raise MediaError(f"{name}: neither bytes nor a path; expected a mapping with `bytes` or `path`")
+        if isinstance(content, bytes | bytearray | memoryview):
+            if not len(content):
+                raise MediaError(f"{name}: empty; {_EXPECTED}")
+            return cls(io.BytesIO(content), name)
+        if isinstance(content, str | os.PathLike):
+            return cls(_checked_path(content, name), name)
+        return cls(_checked_file(content, name), name)
+
+    @contextmanager
+    def open(self) -> Iterator[Any]:
+        """The container, from its beginning, closed at the end of the `with`."""
+        options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+        try:
+            if not isinstance(self.target, str):
+                self.target.seek(0)
+            # Not PyAV's `options`: older versions hand them to streams too, and crash where a stream is found late.
+            # Names and titles in a file's metadata need not be UTF-8, and none of them is read here.
+            with av.open(self.target, mode="r", container_options=options, metadata_errors="replace") as container:
+                yield container
+        except (av.FFmpegError, OSError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            if getattr(error, "errno", None) == errno.EINVAL:
+                # FFmpeg's whole answer to a format outside the allowed ones.
+                reason = "its format is not one that holds a clip"
+            raise MediaError(f"{self.name}: cannot be read as media ({reason}); {_EXPECTED}") from error
+
+
+def _checked_path(source: str | os.PathLike, name: str) -> str:
+    path = os.fsdecode(os.fspath(source))
+    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", path):
+        raise MediaError(f"{name}: is an address, not a file; expected a local path (download it first)")
+    if os.path.isdir(path):
+        raise MediaError(f"{name}: is a directory; {_EXPECTED}")
+    if not os.path.exists(path):
+        raise MediaError(f"{name}: no such file; {_EXPECTED}")
+    if os.path.isfile(path) and not os.path.getsize(path):
+        raise MediaError(f"{name}: empty file; {_EXPECTED}")
+    # The prefix keeps FFmpeg from reading a file's name as a protocol ("concat:...", "pipe:0").
+    return f"file:{path}"
+
+
+def _checked_file(source: Any, name: str) -> IO[bytes]:
+    if isinstance(source, io.TextIOBase):
+        raise MediaError(f"{name}: opened as text; expected a file opened in binary mode")
+    if not hasattr(source, "read"):
+        raise CaeAvError(
+            f"{type(source).__name__} is no media source; expected a path, bytes, a binary file object or a mapping "
+            "with `bytes` or `path`"
+        )
+    seekable = getattr(source, "seekable", None)
+    if not hasattr(source, "seek") or (seekable is not None and not seekable()):
+        # Pipes and sockets: most containers need to be read back and forth.
+        return io.BytesIO(source.read())
+    return source
+
+
+def best_stream(container: Any, kind: str) -> Any:
+    """The stream of a kind that FFmpeg finds best, or None; a cover picture is not a video."""
+    streams = [
+        stream
+        for stream in getattr(container.streams, kind)
+        if not stream.disposition & av.stream.Disposition.attached_pic
+    ]
+    best = container.streams.best(kind)
+    return best if best in streams else next(iter(streams), None)
+
+
+def video_stream(container: Any, name: str) -> Any:
+    """The video stream to read; a MediaError if there is none that can be decoded."""
+    stream = best_stream(container, "video")
+    if stream is None:
+        raise MediaError(f"{name}: no video stream; {_EXPECTED}")
+    return with_decoder(stream, name)
+
+
+def audio_stream(container: Any, name: str) -> Any:
+    """The audio stream to read; a MediaError if there is none that can be decoded."""
+    stream = best_stream(container, "audio")
+    if stream is None:
+        raise MediaError(f"{name}: no audio stream; {_EXPECTED}")
+    return with_decoder(stream, name)
+
+
+def with_decoder(stream: Any, name: str) -> Any:
+    """The stream itself; a MediaError if it cannot be decoded."""
+    if stream.codec_context is None:
+        raise MediaError(f"{name}: FFmpeg has no decoder for its {stream.type} stream; expected a common codec")
+    return stream
+
+
+def in_seconds(ticks: int | None, time_base: Any) -> float | None:
+    """A timestamp in seconds; None if there is none, or none that makes sense, as in damaged files."""
+    if ticks is None or not time_base:
+        return None
+    return float(ticks * time_base)
+
+
+def start_time(stream: Any, container: Any) -> float:
+    """First timestamp of a stream in seconds."""
+    start = in_seconds(stream.start_time, stream.time_base)
+    return (container.start_time or 0) / av.time_base if start is None else start
+
+
+def frame_rate_of(stream: Any) -> float:
+    """Frames a second of a video stream, on average; 0 where the file does not tell."""
+    return float(stream.average_rate or stream.guessed_rate or 0)
+
+
+def announced_end(stream: Any, container: Any) -> float | None:
+    """Seconds after the stream's time zero at which the header says that it ends."""
+    end = in_seconds(stream.duration, stream.time_base)
+    return in_seconds(container.duration, Fraction(1, av.time_base)) if end is None else end
+
+
+def packets_of(container: Any, streams: list[Any]) -> Iterator[tuple[Any, Any]]:
+    """Streams and their packets in the order of the file. Where it breaks off, the last packet of each is None."""
+    packets = container.demux(*streams)
+    while True:
+        try:
+            packet = next(packets)
+        except StopIteration:
+            return
+        except IndexError:
+            # PyAV knows the streams of the header only; a packet of another one ends its iteration, but not the file.
+            packets = container.demux(*streams)
+            continue
+        except (av.FFmpegError, OSError) as error:
+            logger.debug(f"demuxing ended early: {error}")
+            # The demuxer cannot go on; what the decoders still hold is good.
+            yield from ((stream, None) for stream in streams)
+            return
+        yield packet.stream, packet
+
+
+def decode_packet(stream: Any, packet: Any) -> list[Any]:
+    """The frames of a packet, none if it is damaged; of None, those that the decoder still holds."""
+    try:
+        return stream.decode(packet)
+    except av.FFmpegError as error:
+        logger.debug(f"packet of stream {stream.index} passed over: {error}")
+        return []
+
+
+def upright(image: np.ndarray, frame: Any) -> np.ndarray:
+    """
+    Turn and mirror an image (h, w, 3) as the frame's display matrix says, to the nearest right angle. The matrix sends
+    the stored pixel (p, q) to (a * p + c * q, b * p + d * q), x to the right and y down.
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return image
+    a, b, _, c, d = np.frombuffer(bytes(data), dtype=np.int32)[:5]
+    if abs(int(b)) > abs(int(a)):
+        image, flip_x, flip_y = image.transpose(1, 0, 2), c < 0, b < 0
+    else:
+        flip_x, flip_y = a < 0, d < 0
+    return np.ascontiguousarray(image[:: -1 if flip_y else 1, :: -1 if flip_x else 1])
