@@ -1,11 +1,11 @@
 """Reads the reference cases of tests/fixtures/golden and renames their parameters, which have the authors' names."""
 
-import re
-from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors import safe_open
 from torch import Tensor, nn
+
+from caeav_hf.conversion.key_map import Rules, reason_to_ignore, rename, split
 
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"
@@ -25,31 +25,23 @@ class GoldenCase:
                 kind, _, rest = key.partition(".")
                 kinds[kind][rest] = file.get_tensor(key)
 
-    def split_attention_projections(self) -> None:
-        """`in_proj_weight` and `in_proj_bias` stack queries, keys and values."""
-        for key in [key for key in self.state if ".in_proj_" in key]:
-            base, _, kind = key.partition(".in_proj_")
-            for name, part in zip(("query", "key", "value"), self.state.pop(key).chunk(3), strict=True):
-                self.state[f"{base}.{name}.{kind}"] = part
-
-    def load_into(self, module: nn.Module, rules: Mapping[str, str | Callable], ignore: str = r"^$") -> None:
+    def load_into(self, module: nn.Module, rules: Rules, ignored: Rules | None = None) -> None:
         """
         Load the state into `module`; every parameter must be given and every given one used.
 
         Args:
             module: Takes the state.
-            rules: Regular expression to replacement, each applied to the whole name in turn.
-            ignore: Regular expression of the authors' names that the module has no use for.
+            rules: What becomes of the authors' names; see `caeav_hf.conversion.key_map`.
+            ignored: Which of them the module has no use for, and why.
         """
         renamed = {}
         expected = module.state_dict()
-        for key, value in self.state.items():
-            if re.search(ignore, key):
+        for old_key, stacked in self.state.items():
+            if reason_to_ignore(old_key, ignored or {}) is not None:
                 continue
-            for pattern, replacement in rules.items():
-                key = re.sub(pattern, replacement, key)
-            # The authors write linear maps as 1x1 convolutions, and scalars now with, now without a dimension.
-            renamed[key] = value.view(expected[key].shape) if key in expected else value
+            for key, value in split(rename(old_key, rules), stacked):
+                # The authors write linear maps as 1x1 convolutions, and scalars now with, now without a dimension.
+                renamed[key] = value.view(expected[key].shape) if key in expected else value
         module.load_state_dict(renamed)
 
 

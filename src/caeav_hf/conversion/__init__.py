@@ -1,0 +1,1 @@
+"""The checkpoints of others, as models of this package."""

@@ -1,0 +1,359 @@
+"""
+How the authors name their parameters and what they are called here, as data.
+
+A module's rules are regular expressions and replacements that are applied, in order, to the rest of a key behind the
+module's prefix. `SPLIT` in a new key stands for `query`, `key` and `value`, which the authors stack. The same rules load
+the reference cases of `tests/fixtures/golden`, which check them number by number.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+Rules = Mapping[str, str]
+
+SPLIT = "{qkv}"
+
+_STACKED = {r"in_proj_(weight|bias)": SPLIT + r".\1"}
+
+AVMOE: Rules = {
+    r"^conv_adapter": "cross_modal_map.tokens",
+    r"^fc": "cross_modal_map.channels",
+    r"^router\.0": "router.hidden",
+    r"^router\.2": "router.bottleneck",
+    r"^router\.4": "router.logits",
+    r"^multimodal_experts": "cross_modal_experts",
+    r"^singlemodal_experts": "unimodal_experts",
+    r"my_tokens": "latent_attention.latents",
+    r"(cross_modal_experts\.\d+)\.gate_av": r"\1.latent_attention.gate",
+    r"gate_self": "latent_attention.gate",
+    r"(unimodal_experts\.\d+)\.gate_av": r"\1.attention_gate",
+    r"self_attention\.in_proj_(weight|bias)": r"frame_attention.qkv.\1",
+    r"self_attention\.out_proj": "frame_attention.output",
+    r"down_sampler": "down",
+    r"up_sampler": "up",
+    r"bn1": "batch_norm_down",
+    r"bn2": "batch_norm_up",
+    r"ln_before": "norm_before",
+    r"ln_post": "norm_after",
+}
+
+CASTE: Rules = {
+    r"^gate\.v_proj": "agreement_gate.stream_projection",
+    r"^gate\.a_proj": "agreement_gate.other_projection",
+    r"^gate\.mlp\.0": "agreement_gate.hidden",
+    r"^gate\.mlp\.2": "agreement_gate.logits",
+    r"attn\.fc_i": "gate_projection",
+    r"attn\.fc_k": "key_projection",
+    r"attn\.fc_v": "value_projection",
+    r"attn\.fc_o": "output_projection",
+    r"temporal\.dw": "temporal.conv.depthwise",
+    r"temporal\.pw": "temporal.conv.pointwise",
+}
+
+_ATTENTION = {
+    r"linear_q": "query",
+    r"linear_k": "key",
+    r"linear_v(?=\.)": "value",
+    r"linear_merge": "output",
+}
+
+CAPTION_MAPPER: Rules = {**_ATTENTION, r"^mhatt": "attention", r"^norm1": "norm"}
+
+BOTTLENECK: Rules = {r"^(down|up)_proj": r"\1"}
+
+
+def _case_stream(modality: str, short: str, other: str) -> Rules:
+    stream = f"{modality}_stream"
+    return {
+        rf"^sa_{short}\.": f"{stream}.self_attention.",
+        rf"^sa_{short}cap\.": f"{stream}.caption_self_attention.",
+        rf"^ca_{short}_qcap\.": f"{stream}.caption_cross_attention.",
+        rf"^ca_{short}q{other}\.": f"{stream}.other_cross_attention.",
+        rf"^linear_{short}_from_{other}": f"{stream}.from_other",
+        rf"^ffn_{short}\.": f"{stream}.feed_forward.",
+        rf"^ffn_{short}cap\.": f"{stream}.caption_feed_forward.",
+        rf"^tmp_{short}\.dw": f"{stream}.temporal_conv.depthwise",
+        rf"^tmp_{short}\.pw": f"{stream}.temporal_conv.pointwise",
+        rf"^tmp_{short}\.norm": f"{stream}.temporal_norm",
+        rf"^norm_{short}\.": f"{stream}.norm.",
+    }
+
+
+CASE: Rules = {
+    **_case_stream("visual", "v", "a"),
+    **_case_stream("audio", "a", "v"),
+    r"ffn\.dense1": "hidden",
+    r"ffn\.dense2": "output",
+    r"^topk\.tau": "selection_temperature",
+    **_ATTENTION,
+}
+
+PROJECTIONS: Rules = {
+    r"^proj_v\.": "projections.visual.",
+    r"^proj_a\.": "projections.audio.",
+    r"^proj_vcap\.": "projections.visual_caption.",
+    r"^proj_acap\.": "projections.audio_caption.",
+    r"^tau$": "projections.temperature",
+}
+
+# Downsampling closed a stage in the timm that the authors used; now it opens the next one. Backwards, so that no stage
+# is moved twice.
+SWIN_V2_OLD: Rules = {rf"^layers\.{stage}\.downsample": f"layers.{stage + 1}.downsample" for stage in range(8, -1, -1)}
+
+SWIN_V2: Rules = {}
+
+HTSAT: Rules = {
+    r"^bn0": "batch_norm",
+    r"norm1": "layernorm_before",
+    r"norm2": "layernorm_after",
+    r"attn\.qkv": f"attention.self.{SPLIT}",
+    r"attn\.proj": "attention.output.dense",
+    r"attn\.relative_position_bias_table": "attention.self.relative_position_bias_table",
+    r"mlp\.fc1": "intermediate.dense",
+    r"mlp\.fc2": "output.dense",
+    r"^": "audio_encoder.",
+}
+
+_RELATION = {
+    **_STACKED,
+    r"affine_matrix": "projection",
+    r"encoder\.encoder\.layers": "encoder.layers",
+    r"decoder\.decoder\.layers\.0": "decoder.layer",
+    r"encoder\.encoder_layer": "encoder.template",
+    r"decoder\.decoder_layer": "decoder.template",
+    r"((?:visual|audio)_decoder\.(?:layer|template))\.self_attn": r"\1.unused_self_attention",
+    r"self_attn|multihead_attn": "attention",
+    r"out_proj": "output",
+    r"linear1": "hidden",
+    r"linear2": "output",
+    r"norm1": "attention_norm",
+    r"norm2": "output_norm",
+}
+
+EVENT_LOCALIZATION: Rules = {
+    r"^CMBS\.video_cas": "visual_scores",
+    r"^CMBS\.audio_cas": "audio_scores",
+    r"^CMBS\.localize_module\.classifier": "event_classifier",
+    r"^CMBS\.localize_module\.event_classifier": "class_classifier",
+    r"^(?:temporal_attn\.)?v_fc": "relation.visual_projection",
+    r"^(?:temporal_attn\.)?a_fc": "relation.audio_projection",
+    r"^temporal_attn\.(?:audio_visual_rnn_layer\.)?": "relation.",
+    r"video_gated\.0": "visual_gate",
+    r"audio_gated\.0": "audio_gate",
+    r"video_(encoder|decoder)": r"visual_\1",
+    **_RELATION,
+    r"^mlp_class\.": "hidden.",
+    r"^mlp_class_2\.": "classifier.",
+}
+
+
+def _by_scale(pattern: str, replacement: str, first: int) -> Rules:
+    """One rule a scale; the authors count some from 0 and some from 1."""
+    return {pattern.format(n=scale + first): replacement.format(n=scale) for scale in range(4)}
+
+
+SEGMENTATION: Rules = {
+    r"^audio_linear": "audio_projection",
+    **_by_scale(r"^x{n}_linear_\.", "projections.{n}.", first=1),
+    r"^temporal_attn\.audio_visual_rnn_layer\.(\d)\.": r"gates.\1.",
+    r"^temporal_attn\.v_fc\.(\d)": r"gates.\1.visual_projection",
+    r"^temporal_attn\.video_gated\.(\d)\.0": r"gates.\1.visual_gate",
+    r"^temporal_attn\.audio_gated\.(\d)\.0": r"gates.\1.audio_gate",
+    r"^temporal_attn\.video_encoder\.(\d)": r"gates.\1.visual_encoder",
+    r"^temporal_attn\.audio_encoder\.(\d)": r"gates.\1.audio_encoder",
+    **_RELATION,
+    **_by_scale(r"^tpavi_b{n}\.", "interactions.{n}.", first=1),
+    r"align_channel": "audio_projection",
+    r"theta": "query",
+    r"phi": "key",
+    r"\.g\.": ".value.",
+    r"W_z\.0": "output",
+    r"W_z\.1": "batch_norm",
+    r"norm_layer": "norm",
+    **_by_scale(r"^path{n}\.", "fusions.{n}.", first=1),
+    r"resConfUnit1\.conv1": "lateral.first",
+    r"resConfUnit1\.conv2": "lateral.second",
+    r"resConfUnit2\.conv1": "residual.first",
+    r"resConfUnit2\.conv2": "residual.second",
+    r"^output_conv\.0": "upsample",
+    r"^output_conv\.2": "hidden",
+    r"^output_conv\.4": "classifier",
+}
+
+SEGMENTATION_IGNORED: Rules = {
+    r"^path4\.resConfUnit1\.": "the coarsest scale has nothing to fuse with, so its first unit never runs",
+    r"^temporal_attn\.(?:video|audio)_decoder\.": "of the relations only encoders and gates are used here",
+    r"^encoder_backbone\.": "a PVT that is built and never runs",
+    r"^conv[1-4]\.": "layers for the PVT's maps, never run",
+    r"^x[1-4]_linear\.": "maps to the PVT's widths, never run",
+}
+
+VIDEO_PARSING: Rules = {
+    r"\.qkv\.": f".{SPLIT}.",
+    r"^(audio|visual)_token$": r"\1_tokens",
+    r"^fc_a\.": "audio_projection.",
+    r"^fc_v\.": "visual_projection.",
+    r"^fc_st\.": "visual_3d_projection.",
+    r"^fc_fusion": "visual_fusion",
+    r"^fc_prob_a": "audio_presence",
+    r"^fc_prob_v": "visual_presence",
+    r"^fc_prob\.": "event_presence.",
+    r"^fc_cls": "token_classifier",
+    r"^(audio|visual)_cug": r"\1_grouping",
+    r"^av_mcg": "event_grouping",
+    r"blocks": "layers",
+    r"han_encoder": "frame_grouping",
+    r"(layers\.\d+)\.norm1": r"\1.attention_norm",
+    r"norm2": "feed_forward_norm",
+    r"norm_tokens": "token_norm",
+    r"norm_post_tokens": "mixed_norm",
+    r"norm_x": "state_norm",
+    r"norm_new_x": "group_norm",
+    r"norm_post(?=\.)": "output_norm",
+    r"pre_assign_attn": "attention",
+    r"assign\.": "",
+    r"\.attn\.": ".attention.",
+    r"\bq_proj": "query",
+    r"\bk_proj": "key",
+    r"\bv_proj": "value",
+    r"\bproj\b": "output",
+    r"mlp_inter": "token_mixer",
+    r"mlp_channels|mlp": "feed_forward",
+    r"fc1": "hidden",
+    r"fc2": "output",
+}
+
+QUESTION_ANSWERING: Rules = {
+    **_STACKED,
+    r"word2vec": "embedding",
+    r"encoder\.lstm": "encoder.rnn",
+    r"encoder\.fc": "encoder.projection",
+    r"^fc_a1": "audio_hidden",
+    r"^fc_a2": "audio_output",
+    r"^fc_gl": "grounding_projection",
+    **_by_scale(r"^fc{n}\.", "matching.{n}.", first=1),
+    r"^attn_v\.": "visual_attention.attention.",
+    r"^attn_a\.": "audio_attention.attention.",
+    r"out_proj": "output",
+    r"^linear11": "visual_attention.hidden",
+    r"^linear12": "visual_attention.output",
+    r"^linear21": "audio_attention.hidden",
+    r"^linear22": "audio_attention.output",
+    r"^norm1": "visual_attention.norm",
+    r"^norm2": "audio_attention.norm",
+    r"^fc_fusion": "fusion",
+    r"^fc_ans": "classifier",
+}
+
+QUESTION_ANSWERING_IGNORED: Rules = {
+    r"^fc_a[12]_pure\.": "a second audio projection that never runs",
+    r"^norm3\.": "a layer norm that never runs",
+}
+
+SWIN_V2_IGNORED: Rules = {
+    r"^head\.": "the tower's own classifier",
+    r"\.(?:attn_mask|relative_coords_table|relative_position_index)$": "a constant of the geometry, computed here",
+    r"\.k_bias$": "always zero: keys have no bias",
+}
+
+HTSAT_IGNORED: Rules = {
+    r"^spectrogram_extractor\.": "constants of the front end, which the feature extractor computes",
+    r"^logmel_extractor\.": "constants of the front end, which the feature extractor computes",
+    r"^(?:tscam_conv|head)\.": "the tower's own classifier",
+    r"\.(?:attn_mask|relative_position_index)$": "a constant of the geometry, computed here",
+}
+
+
+@dataclass(frozen=True)
+class Section:
+    """
+    A module of the authors' model.
+
+    Attributes:
+        pattern: Regular expression of the prefix of its keys.
+        target: Its prefix here.
+        rules: What happens to the rest of its keys.
+        ignored: Regular expression of a rest to the reason why it has no place here.
+    """
+
+    pattern: str
+    target: str
+    rules: Rules
+    ignored: Rules
+
+
+def section(pattern: str, target: str, rules: Rules, ignored: Rules | None = None) -> Section:
+    """A [`Section`]."""
+    return Section(pattern, target, rules, ignored or {})
+
+
+HEADS: Mapping[str, tuple[Rules, Rules]] = {
+    "ave": (EVENT_LOCALIZATION, {}),
+    "avvp": (VIDEO_PARSING, {}),
+    "avs_s4": (SEGMENTATION, SEGMENTATION_IGNORED),
+    "avs_ms3": (SEGMENTATION, SEGMENTATION_IGNORED),
+    "avqa": (QUESTION_ANSWERING, QUESTION_ANSWERING_IGNORED),
+}
+
+
+def sections(task: str, pairs: list[tuple[int, int]], has_old_swin: bool) -> list[Section]:
+    """
+    The whole model; the first section whose prefix a key has is the key's.
+
+    Args:
+        task: Whose head it has.
+        pairs: Stage and number in it, both from 0, of each pair of blocks with adapters: the authors number adapters
+            through.
+        has_old_swin: Whether downsampling closes a stage of the visual tower.
+    """
+    found = [
+        section(r"swin\.", "model.vision_tower.", SWIN_V2_OLD if has_old_swin else SWIN_V2, SWIN_V2_IGNORED),
+        section(r"htsat\.", "model.audio_tower.", HTSAT, HTSAT_IGNORED),
+        section(r"mapper\.", "model.caption_mapper.", CAPTION_MAPPER),
+        section(r"frame_adapter_v\.", "model.caption_mapper.visual_bottleneck.", BOTTLENECK),
+        section(r"wav_adapter_a\.", "model.caption_mapper.audio_bottleneck.", BOTTLENECK),
+        section(r"case\.(?=proj_|tau$)", "model.", PROJECTIONS),
+        section(r"case\.", "model.case.", CASE),
+    ]
+    stages = sorted({stage for stage, _ in pairs} | set(range(4)))
+    for short, modality in (("vis", "visual"), ("audio", "audio")):
+        found += [
+            section(rf"{short}_caste_blocks_p1\.{stage}\.", f"model.interactions.{stage}.0.{modality}_caste.", CASTE)
+            for stage in stages
+        ]
+        # Some of the authors' files say `moe`, some do not.
+        found += [
+            section(
+                rf"{short}(?:_moe)?_adapter_blocks_{part}\.{number}\.",
+                f"model.interactions.{stage}.{pair}.{modality}_{branch}_adapter.",
+                AVMOE,
+            )
+            for number, (stage, pair) in enumerate(pairs)
+            for part, branch in (("p1", "attention"), ("p2", "feed_forward"))
+        ]
+    return [*found, section("", "head.", *HEADS[task])]
+
+
+def rename(key: str, rules: Rules) -> str:
+    """The new name of a key, which may contain `SPLIT`."""
+    for pattern, replacement in rules.items():
+        key = re.sub(pattern, replacement, key)
+    return key
+
+
+def reason_to_ignore(key: str, ignored: Rules) -> str | None:
+    """Why a key has no place here, or `None` when it may have one."""
+    return next((reason for pattern, reason in ignored.items() if re.search(pattern, key)), None)
+
+
+def split(key: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """What becomes of a tensor under its new name: itself, or queries, keys and values where they are stacked."""
+    if SPLIT not in key:
+        yield key, value
+        return
+    for name, part in zip(("query", "key", "value"), value.chunk(3), strict=True):
+        yield key.replace(SPLIT, name), part
