@@ -9,7 +9,17 @@ import pytest
 from PIL import Image
 
 from caeav_hf.errors import CaeAvError
-from caeav_hf.visualization import COLOURS, MAX_COLUMNS, plot_curves, plot_event_timeline, plot_masks, tinted
+from caeav_hf.visualization import (
+    COLOURS,
+    MAX_COLUMNS,
+    heated,
+    plot_answers,
+    plot_curves,
+    plot_event_timeline,
+    plot_masks,
+    plot_parsing_timeline,
+    tinted,
+)
 
 
 def clip(segments=10, size=(48, 64), rate=8000, name="dog.mp4"):
@@ -193,6 +203,102 @@ def test_errors_of_contact_sheets(tmp_path):
         plot_masks(clip(5), squares(5), squares(5, (48, 60)))
     with pytest.raises(CaeAvError, match="cannot be written as a picture"):
         plot_masks(clip(5), squares(5), path=tmp_path / "no" / "folder.png")
+
+
+def tracks(**intervals):
+    keys = ("label", "start", "end", "score")
+    made = {
+        name: [dict(zip(keys, interval, strict=True)) for interval in intervals.get(name, [])]
+        for name in ("audible", "visible", "both")
+    }
+    return {**made, "agreement": [0.5] * 10}
+
+
+def test_each_class_of_a_track_has_a_line(tmp_path):
+    speech, dog, more = ("Speech", 0.0, 4.0, 0.9), ("Dog", 2.0, 5.0, 0.7), ("Speech", 6.0, 10.0, 0.8)
+    prediction = tracks(audible=[speech, dog, more], visible=[("Dog", 0.0, 10.0, 0.6)])
+    figure = plot_parsing_timeline(clip(), prediction, path=tmp_path / "tracks.png")
+    axis = figure.axes[2]
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["Audible", "", "Visible", "Both"]
+    rows = [(round(bar.get_y() + bar.get_height() / 2), bar.get_x(), bar.get_width()) for bar in axis.patches]
+    assert rows == [(0, 0.0, 4.0), (0, 6.0, 4.0), (1, 2.0, 3.0), (2, 0.0, 10.0)]
+    assert texts(figure) == ["Speech  0.90", "Speech  0.80", "Dog  0.70", "Dog  0.60", "no event"]
+    assert (tmp_path / "tracks.png").stat().st_size > 0
+
+
+def test_true_tracks_stand_below_the_predicted():
+    figure = plot_parsing_timeline(clip(), tracks(), tracks(both=[("Dog", 1.0, 2.0, None)]))
+    labels = [label.get_text() for label in figure.axes[2].get_yticklabels()]
+    assert labels == ["Audible", "True", "Visible", "True", "Both", "True"]
+    assert [bar.get_x() for bar in figure.axes[2].patches] == [1.0]
+
+
+def answered(question="Which sounds first?", frames=10, count=5, side=6):
+    rng = np.random.default_rng(0)
+    return {
+        "question": question,
+        "answers": [{"answer": f"answer {number}", "score": 0.9 / 4**number} for number in range(count)],
+        "visual_attention": rng.dirichlet(np.ones(frames)).tolist(),
+        "audio_attention": rng.dirichlet(np.ones(frames)).tolist(),
+        "grounding": rng.dirichlet(np.ones(side * side), frames).reshape(frames, side, side).astype(np.float32),
+    }
+
+
+def test_answers_attention_and_grounding_are_drawn(tmp_path):
+    first, second = answered(), answered("How many?", count=2)
+    figure = plot_answers(clip(), [first, second], tmp_path / "answers.png")
+    top, _, *rows = figure.axes
+    assert len(top.images) == 10
+    weights = first["grounding"]
+    expected = heated(clip().frames[3], weights[3], float(weights.min()), float(weights.max()))
+    np.testing.assert_array_equal(top.images[3].get_array(), expected)
+    assert [axis.get_title(loc="left") for axis in rows[::2]] == ["Which sounds first?", "How many?"]
+    heights = [bar.get_height() for bar in rows[0].patches]
+    assert heights == pytest.approx(first["visual_attention"] + first["audio_attention"])
+    assert [len(axis.patches) for axis in rows[1::2]] == [5, 2]
+    assert [text.get_text() for text in rows[1].texts][:2] == ["0.90", "0.23"]
+    with Image.open(tmp_path / "answers.png") as picture:
+        assert len(set(picture.convert("RGB").resize((64, 64)).getdata())) > 100
+
+
+def test_heat_covers_what_weighs_most():
+    image = np.full((8, 8, 3), 100, dtype=np.uint8)
+    weights = np.array([[0.0, 0.0], [0.0, 1.0]])
+    result = heated(image, weights, 0.0, 1.0)
+    assert (result[0, 0] == 100).all()
+    assert result[7, 7, 0] > 180
+    np.testing.assert_array_equal(heated(image, weights, 1.0, 1.0), image)
+
+
+@pytest.mark.parametrize("segments", [1, 5, 60])
+@pytest.mark.parametrize("size", [(48, 64), (120, 40), (40, 160)])
+def test_answers_stay_inside_the_picture(segments, size):
+    long = answered("Which of the instruments that are played by the musicians in the video sounds loudest? " * 2, 1)
+    results = [answered(frames=segments), {**answered(frames=segments), "question": long["question"]}]
+    figure = plot_answers(clip(segments, size), results)
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    for axis in figure.axes:
+        box = axis.get_tightbbox(renderer)
+        assert box.x0 >= 0
+        assert box.y0 >= 0
+        assert box.x1 <= figure.bbox.x1
+        assert box.y1 <= figure.bbox.y1
+
+
+def test_errors_of_tracks_and_answers(tmp_path):
+    with pytest.raises(CaeAvError, match="'visible'"):
+        plot_parsing_timeline(clip(), {"audible": []})
+    with pytest.raises(CaeAvError, match="`truth`"):
+        plot_parsing_timeline(clip(), tracks(), {})
+    with pytest.raises(CaeAvError, match="at least one question"):
+        plot_answers(clip(), [])
+    with pytest.raises(CaeAvError, match="'grounding'"):
+        plot_answers(clip(), [{**answered(), "grounding": None}])
+    with pytest.raises(CaeAvError, match="`visual_attention` is of 4 frames"):
+        plot_answers(clip(), [answered(frames=4)])
+    with pytest.raises(CaeAvError, match="cannot be written as a picture"):
+        plot_answers(clip(), [answered()], path=tmp_path / "no" / "folder.png")
 
 
 def test_pyplot_is_left_alone():

@@ -1,0 +1,115 @@
+"""Contact sheets of clips whose sounding pixels are tinted."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from ..errors import CaeAvError
+from ..overlay import tint_weights
+from .drawing import COLOURS, frames_of, make_bare, new_figure, save_figure, set_label
+
+
+# Frames that fit beside each other and can still be made out.
+MAX_COLUMNS = 8
+
+
+def plot_masks(
+    clip: Any,
+    masks: np.ndarray,
+    truth: np.ndarray | None = None,
+    path: str | Path | None = None,
+    *,
+    title: str | None = None,
+) -> Figure:
+    """
+    Draw a contact sheet of a clip: its frames with what sounds tinted.
+
+    Without `truth` it is one row. With it there are three: the frames as they are, the predicted masks with the
+    intersection over the union of each frame, and the true masks. Of a clip with more frames than fit, evenly spaced
+    ones are shown.
+
+    Args:
+        clip: A `caeav_hf.processing.media.Clip`: `frames` (n, H, W, 3) uint8, `frame_times` (n,) in seconds and `name`
+            are read.
+        masks: (n, H, W) bool: what the pipeline returns for the clip.
+        truth: (n, H, W) bool: the true masks.
+        path: Where to save the picture; the suffix says in which format (png, pdf, svg ...).
+        title: Line above the picture; by default the name of the clip.
+
+    Returns:
+        The figure.
+
+    Raises:
+        CaeAvError: the clip has no frames, masks are not of its frames' number and size, or `path` cannot be written.
+    """
+    frames = frames_of(clip)
+    given = {"masks": np.asarray(masks)}
+    if truth is not None:
+        given["truth"] = np.asarray(truth)
+    for name, values in given.items():
+        if values.shape != frames.shape[:3]:
+            raise CaeAvError(f"`{name}` must be of shape {frames.shape[:3]}, as the frames, got {values.shape}")
+    predicted, *true = (values.astype(bool) for values in given.values())
+    shown = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), MAX_COLUMNS)).round().astype(int))
+    rows: list[tuple[str, str | None, np.ndarray | None]] = [("Predicted", "mask", predicted)]
+    if true:
+        rows = [("Frames", None, None), *rows, ("True", "true mask", true[0])]
+
+    # Pictures keep their shape; very wide or tall ones make the sheet flat or narrow.
+    height, breadth = frames.shape[1:3]
+    left, right, above, below, gap = 1.15 if true else 0.2, 0.2, 0.75, 0.2, 0.07
+    side = min(2.2, 7.5 / len(rows) * breadth / height) if len(shown) > 1 else min(4.5, 4.5 * breadth / height)
+    side = min(side, (13.0 - left - right) / len(shown) - gap)
+    tall, line = side * height / breadth, 0.27 if true else 0.0
+    width = max(4.0, left + len(shown) * (side + gap) + right)
+    total = above + len(rows) * (tall + gap) + line + below
+    figure = new_figure(width, total)
+    figure.text(
+        0.2 / width,
+        1 - 0.3 / total,
+        title or str(clip.name),
+        fontsize=15,
+        fontweight="bold",
+        color=COLOURS["text"],
+        va="center",
+    )
+    top = total - above
+    for label, colour, row in rows:
+        top -= tall
+        for column, number in enumerate(shown):
+            place = ((left + column * (side + gap)) / width, top / total, side / width, tall / total)
+            axis = figure.add_axes(place)
+            make_bare(axis)
+            axis.set_xticks([])
+            axis.set_yticks([])
+            image = frames[number]
+            if row is not None and colour is not None:
+                image = tinted(image, row[number], COLOURS[colour])
+            axis.imshow(image, aspect="auto")
+            if label == rows[0][0]:
+                axis.set_title(f"{clip.frame_times[number]:.1f} s", fontsize=12, color=COLOURS["text"], pad=4)
+            if column == 0 and true:
+                set_label(axis, label)
+            if true and label == "Predicted":
+                score = _overlap(predicted[number], true[0][number])
+                name = "IoU" if true[0][number].any() else "nothing to find:"
+                axis.set_xlabel(f"{name} {score:.2f}", fontsize=11, color=COLOURS["text"], labelpad=3)
+        top -= gap + (line if label == "Predicted" else 0.0)
+    save_figure(figure, path)
+    return figure
+
+
+def tinted(image: np.ndarray, mask: np.ndarray, colour: str, opacity: float = 0.55) -> np.ndarray:
+    """An image (H, W, 3) uint8 with the pixels of a mask (H, W) tinted and their edge drawn in full colour."""
+    weight = tint_weights(mask, opacity)[..., None]
+    tint = np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)])
+    return np.rint(image + (tint - image.astype(np.float32)) * weight).astype(np.uint8)
+
+
+def _overlap(predicted: np.ndarray, true: np.ndarray) -> float:
+    """Intersection over union of two masks (H, W); where nothing is to be found, the share of pixels left out."""
+    if not true.any():
+        return 1.0 - float(predicted.mean())
+    return float((predicted & true).sum() / (predicted | true).sum())

@@ -1,0 +1,248 @@
+"""Clips over time: what a model found in them, beside their frames and their sound."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator, MultipleLocator
+
+from ..errors import CaeAvError
+from .drawing import COLOURS, SERIES, draw_frames, frames_of, make_bare, new_figure, save_figure, set_label
+
+
+BACKGROUND = "background"
+TRACKS = ("audible", "visible", "both")
+# Kind (a colour), name and intervals of a row.
+Row: TypeAlias = tuple[str, str, list[dict[str, Any]]]
+
+
+def plot_event_timeline(
+    clip: Any,
+    prediction: dict[str, Any],
+    truth: Sequence[str] | Sequence[dict[str, Any]] | None = None,
+    path: str | Path | None = None,
+    *,
+    segment_seconds: float = 1.0,
+    title: str | None = None,
+) -> Figure:
+    """
+    Draw a clip over time: its frames, its sound, the predicted and the true events, and how well the two modalities
+    agree.
+
+    Args:
+        clip: A `caeav_hf.processing.media.Clip`: `frames` (n, H, W, 3) uint8, `waveform` (samples,), `duration` in
+            seconds and `name` are read.
+        prediction: What the pipeline returns for the clip: `intervals` with `label`, `start`, `end` (seconds) and
+            `score`, and `agreement`, one cosine a segment - or one list a stage.
+        truth: The true events, as one label a segment (`"background"` for none) or as intervals like the predicted.
+        path: Where to save the picture; the suffix says in which format (png, pdf, svg ...).
+        segment_seconds: Seconds of a segment.
+        title: Line above the picture; by default the name of the clip.
+
+    Returns:
+        The figure.
+
+    Raises:
+        CaeAvError: the clip has no frames, `prediction` has no `intervals`, or `path` cannot be written.
+    """
+    if "intervals" not in prediction:
+        raise CaeAvError(f"`prediction` needs the key 'intervals', got {', '.join(prediction) or 'nothing'}")
+    rows = [("prediction", "Predicted", list(prediction["intervals"]))]
+    if truth is not None:
+        rows.append(("truth", "True", _as_intervals(truth, segment_seconds)))
+    return _plot_timeline(clip, rows, prediction.get("agreement"), path, segment_seconds, title)
+
+
+def plot_parsing_timeline(
+    clip: Any,
+    prediction: dict[str, Any],
+    truth: dict[str, Any] | None = None,
+    path: str | Path | None = None,
+    *,
+    segment_seconds: float = 1.0,
+    title: str | None = None,
+) -> Figure:
+    """
+    Draw a clip over time: its frames, its sound, what is heard in it, what is seen, what both, and how well the two
+    modalities agree. A class has a line of its own in each of the three tracks that it is in.
+
+    Args:
+        clip: As for [`plot_event_timeline`].
+        prediction: What the pipeline returns for the clip: `audible`, `visible` and `both`, lists of intervals with
+            `label`, `start`, `end` (seconds) and `score`, and `agreement`.
+        truth: The true tracks, likewise, without scores; each is drawn below the predicted one.
+        path, segment_seconds, title: As for [`plot_event_timeline`].
+
+    Returns:
+        The figure.
+
+    Raises:
+        CaeAvError: the clip has no frames, a track is missing, or `path` cannot be written.
+    """
+    rows: list[Row] = []
+    for name, tracks in (("prediction", prediction), ("truth", truth)):
+        if tracks is not None and (missing := [track for track in TRACKS if track not in tracks]):
+            raise CaeAvError(f"`{name}` needs the key '{missing[0]}', got {', '.join(tracks) or 'nothing'}")
+    for track in TRACKS:
+        rows += _lines(track, track.capitalize(), prediction[track])
+        if truth is not None:
+            rows += _lines("truth", "True", truth[track])
+    return _plot_timeline(clip, rows, prediction.get("agreement"), path, segment_seconds, title)
+
+
+def _lines(kind: str, name: str, intervals: Sequence[dict[str, Any]]) -> list["Row"]:
+    """A track as one line a class, by when it begins; the first one has the track's name."""
+    classes = list(dict.fromkeys(item["label"] for item in sorted(intervals, key=lambda item: item["start"])))
+    lines = [[item for item in intervals if item["label"] == label] for label in classes] or [[]]
+    return [(kind, "" if number else name, line) for number, line in enumerate(lines)]
+
+
+def _plot_timeline(
+    clip: Any,
+    rows: list["Row"],
+    agreement: Sequence[Any] | None,
+    path: str | Path | None,
+    segment_seconds: float,
+    title: str | None,
+) -> Figure:
+    """The picture, with some rows of intervals."""
+    frames = frames_of(clip)
+    seconds = max(len(frames) * segment_seconds, *(item["end"] for _, _, items in rows for item in items), 0.0)
+
+    # Frames keep their shape, so the height of their row follows from the width of the picture.
+    width = 13.0
+    inner = 0.875 * width
+    height, breadth = frames.shape[1:3]
+    strip = min(2.2, inner * segment_seconds / seconds * height / breadth)
+    row_height = 0.55 if len(rows) < 5 else 0.36
+    heights = [strip, 1.0, row_height * len(rows) + 0.15, *([1.5] if agreement is not None else [])]
+    figure = new_figure(width, sum(heights) + 0.28 * len(heights) + 0.95)
+    grid = figure.add_gridspec(
+        len(heights),
+        1,
+        height_ratios=heights,
+        hspace=0.28 * len(heights) / sum(heights),
+        left=0.095,
+        right=0.97,
+        top=1 - 0.45 / figure.get_figheight(),
+        bottom=0.6 / figure.get_figheight(),
+    )
+    axes = [figure.add_subplot(grid[row]) for row in range(len(heights))]
+
+    draw_frames(axes[0], frames, segment_seconds, seconds)
+    axes[0].set_title(
+        title or str(clip.name), loc="left", fontsize=15, fontweight="bold", color=COLOURS["text"], pad=8
+    )
+    _draw_waveform(axes[1], np.asarray(clip.waveform, dtype=np.float32), float(clip.duration))
+    _draw_intervals(axes[2], rows, seconds)
+    if agreement is not None:
+        _draw_agreement(axes[3], agreement, segment_seconds)
+    for axis in axes:
+        axis.set_xlim(0, seconds)
+        axis.xaxis.set_major_locator(MultipleLocator(segment_seconds) if seconds <= 30 else MaxNLocator(10))
+        if axis is not axes[-1]:
+            axis.tick_params(axis="x", labelbottom=False, length=0)
+    axes[-1].set_xlabel("Time (s)", fontsize=13)
+    save_figure(figure, path)
+    return figure
+
+
+def _as_intervals(truth: Sequence[Any], segment_seconds: float) -> list[dict[str, Any]]:
+    """Runs of equal labels as intervals; intervals stay as they are."""
+    intervals: list[dict[str, Any]] = []
+    previous = BACKGROUND
+    for number, label in enumerate(truth):
+        if isinstance(label, dict):
+            intervals.append(label)
+            continue
+        if label != BACKGROUND and label == previous:
+            intervals[-1]["end"] = (number + 1) * segment_seconds
+        elif label != BACKGROUND:
+            intervals.append(
+                {"label": str(label), "start": number * segment_seconds, "end": (number + 1) * segment_seconds}
+            )
+        previous = label
+    return intervals
+
+
+def _draw_waveform(axis: Axes, waveform: np.ndarray, duration: float) -> None:
+    make_bare(axis)
+    set_label(axis, "Sound")
+    axis.set_yticks([])
+    # A picture is some thousand pixels wide: lowest and highest sample of each column say all that fits.
+    columns = min(1500, max(1, len(waveform)))
+    low, high = np.zeros(columns), np.zeros(columns)
+    for number, part in enumerate(np.array_split(waveform, columns)):
+        if len(part):
+            low[number], high[number] = part.min(), part.max()
+    peak = max(float(np.abs(waveform).max(initial=0.0)), 1e-4)
+    times = (np.arange(columns) + 0.5) * duration / columns
+    axis.fill_between(times, low / peak, high / peak, color=COLOURS["wave"], linewidth=0.4, edgecolor=COLOURS["wave"])
+    axis.set_ylim(-1.08, 1.08)
+
+
+def _draw_intervals(axis: Axes, rows: list[Row], seconds: float) -> None:
+    make_bare(axis, keep=("bottom",))
+    axis.set_ylim(len(rows) - 0.5, -0.5)
+    axis.set_yticks(range(len(rows)), [name for _, name, _ in rows], fontsize=13)
+    axis.tick_params(axis="y", length=0, pad=8)
+    axis.grid(axis="x", color=COLOURS["grid"], linewidth=0.8)
+    axis.set_axisbelow(True)
+    for row, (kind, name, _) in enumerate(rows[1:], start=1):
+        if kind in TRACKS and name:  # where the next track begins
+            axis.axhline(row - 0.5, color=COLOURS["grid"], linewidth=0.8)
+    letter = 0.0095 * seconds  # width of a letter of 12 points, in seconds
+    for row, (kind, _, intervals) in enumerate(rows):
+        if not intervals:
+            axis.text(0.1, row, "no event", ha="left", va="center", fontsize=12, style="italic", color="#666666")
+        for number, item in enumerate(intervals):
+            start, end = item["start"], item["end"]
+            axis.barh(row, end - start, left=start, height=0.74, color=COLOURS[kind], edgecolor="white", linewidth=1)
+            text = item["label"] if item.get("score") is None else f"{item['label']}  {item['score']:.2f}"
+            free_before = start - (intervals[number - 1]["end"] if number else 0.0)
+            free_after = (intervals[number + 1]["start"] if number + 1 < len(intervals) else seconds) - end
+            needed = letter * (len(text) + 1)
+            if needed <= end - start:
+                _write(axis, (start + end) / 2, row, text, ha="center", color="white", fontweight="bold")
+            elif free_after >= needed:
+                _write(axis, end + letter / 2, row, text, ha="left", color=COLOURS["text"])
+            elif free_before >= needed:
+                _write(axis, start - letter / 2, row, text, ha="right", color=COLOURS["text"])
+            else:  # two small lines inside the bar, cut where even that is too long
+                fitting = max(1, int((end - start) / (0.75 * letter)) - 1)
+                lines = [part if len(part) <= fitting else part[: fitting - 1] + "\u2026" for part in text.split("  ")]
+                _write(axis, (start + end) / 2, row, "\n".join(lines), ha="center", color="white", fontsize=9)
+
+
+def _write(axis: Axes, x: float, y: float, text: str, fontsize: int = 12, **style: Any) -> None:
+    axis.text(x, y, text, va="center", fontsize=fontsize, linespacing=1.1, **style)
+
+
+def _draw_agreement(axis: Axes, agreement: Sequence[Any], segment_seconds: float) -> None:
+    make_bare(axis, keep=("bottom", "right"))
+    set_label(axis, "Agreement")
+    axis.grid(color=COLOURS["grid"], linewidth=0.8)
+    axis.axhline(0, color="#888888", linewidth=1)
+    stages = [list(stage) for stage in agreement] if np.ndim(agreement[0]) else [list(agreement)]
+    for number, stage in enumerate(stages, start=1):
+        middles = (np.arange(len(stage)) + 0.5) * segment_seconds
+        last = number == len(stages)
+        colour = COLOURS["agreement"] if last else SERIES[(number + 2) % len(SERIES)]
+        axis.plot(
+            middles,
+            stage,
+            color=colour,
+            marker="o" if last else None,
+            markersize=6,
+            linewidth=2.4 if last else 1.3,
+            label=f"stage {number}",
+            clip_on=False,
+        )
+    if len(stages) > 1:
+        axis.legend(fontsize=10, ncols=len(stages), frameon=False, loc="lower right")
+    axis.set_ylim(-1.05, 1.05)
+    axis.set_yticks([-1, 0, 1])
+    axis.yaxis.tick_right()
