@@ -6,13 +6,22 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from transformers import pipeline
 
 import caeav_hf
-from caeav_hf import CaeAvConfig
+from caeav_hf import CaeAvConfig, CaeAvForVideoParsing, CaeAvProcessor
 from caeav_hf.cli import main
-from tests.training.toy_files import mask_clips, mask_model, toy_clips, toy_corpus, toy_model
+from tests.training.toy_files import (
+    mask_clips,
+    mask_model,
+    parsing_model,
+    question_model,
+    toy_clips,
+    toy_corpus,
+    toy_model,
+)
 
 
 def predict(*arguments):
@@ -171,7 +180,6 @@ def test_masks_are_drawn_and_laid_over_the_clip(tmp_path, capsys):
 
 def test_errors_of_segmentation(tmp_path, capsys):
     clip = mask_clips(1)[0]
-    CaeAvConfig.from_preset("avqa", size="toy").save_pretrained(tmp_path / "avqa")
     model = ["--model", str(mask_model()), "--device", "cpu"]
     cases = {
         "give one": ["predict", clip, *model, "--out", str(tmp_path / "masks.json")],
@@ -179,13 +187,91 @@ def test_errors_of_segmentation(tmp_path, capsys):
         "several clips": ["predict", clip, clip, *model, "--out", str(tmp_path / "folder")],
         "ends in .mp4": ["predict", clip, *model, "--overlay", str(tmp_path / "one.avi")],
         "finds events": ["predict", clip, "--model", str(toy_model()), "--overlay", str(tmp_path / "one.mp4")],
-        "'avqa'": ["predict", clip, "--model", str(tmp_path / "avqa")],
     }
     for expected, arguments in cases.items():
         assert main(arguments) == 2, expected
         captured = capsys.readouterr()
         (line,) = [line for line in captured.err.splitlines() if line.startswith("caeav: error: ")]
         assert expected in line
+
+
+def errors(capsys):
+    return [line for line in capsys.readouterr().err.splitlines() if line.startswith("caeav: error: ")]
+
+
+def test_tracks_are_written_and_drawn(tmp_path, capsys, broken):
+    clips = toy_clips(2)
+    model = ["--model", str(parsing_model()), "--device", "cpu"]
+    out, pictures = tmp_path / "out.json", tmp_path / "pictures"
+    assert main(["predict", clips[0], str(broken), clips[1], *model, "--out", str(out), "--plot", str(pictures)]) == 2
+    assert len(errors(capsys)) == 1
+    results = json.loads(out.read_text())
+    assert [result["file"] for result in results] == [clips[0], str(broken), clips[1]]
+    for result in (results[0], results[2]):
+        assert {"audible", "visible", "both", "agreement"} <= result.keys()
+        assert (pictures / f"{Path(result['file']).stem}.png").read_bytes().startswith(b"\x89PNG")
+    assert main(["predict", clips[0], *model, "--threshold", "0", "--video-threshold", "0"]) == 0
+    (everything,) = json.loads(capsys.readouterr().out)
+    assert len(everything["both"]) == 8
+    assert main(["predict", clips[0], *model, "--threshold", "0", "--video-threshold", "1"]) == 0
+    (nothing,) = json.loads(capsys.readouterr().out)
+    assert nothing["audible"] == nothing["visible"] == []
+
+
+def test_features_of_a_3d_network_are_found_by_name(tmp_path, capsys):
+    torch.manual_seed(0)
+    clip = toy_clips(1)[0]
+    config = CaeAvConfig.from_preset("avvp", size="toy", visual_3d_size=4)
+    CaeAvForVideoParsing(config).save_pretrained(tmp_path / "model")
+    CaeAvProcessor.from_config(config).save_pretrained(tmp_path / "model")
+    capsys.readouterr()
+    predicting = ["predict", clip, "--model", str(tmp_path / "model"), "--device", "cpu"]
+    assert main([*predicting, "--visual-3d", str(tmp_path)]) == 2
+    assert Path(clip).stem in errors(capsys)[0]
+    np.save(tmp_path / f"{Path(clip).stem}.npy", np.zeros((10, 4), dtype=np.float32))
+    assert main([*predicting, "--visual-3d", str(tmp_path)]) == 0
+    assert "audible" in json.loads(capsys.readouterr().out)[0]
+    assert main(predicting) == 2
+    assert "visual_3d" in errors(capsys)[0]
+
+
+def test_answers_are_written_and_drawn(tmp_path, capsys, broken):
+    clips = toy_clips(2)
+    questions = ["How many instruments are there?", "Is the bell louder than the siren?"]
+    model = ["--model", str(question_model()), "--device", "cpu"]
+    asking = [word for question in questions for word in ("--question", question)]
+    out, pictures = tmp_path / "each", tmp_path / "pictures"
+    assert main(["predict", *clips, str(broken), *model, *asking, "--out", str(out), "--plot", str(pictures)]) == 2
+    assert len(errors(capsys)) == 1
+    for clip in clips:
+        result = json.loads((out / f"{Path(clip).stem}.json").read_text())
+        assert [one["question"] for one in result["questions"]] == questions
+        for one in result["questions"]:
+            scores = [answer["score"] for answer in one["answers"]]
+            assert scores == sorted(scores, reverse=True)
+            assert len(one["visual_attention"]) == len(one["timestamps"])
+            assert "grounding" not in one
+        assert (pictures / f"{Path(clip).stem}.png").read_bytes().startswith(b"\x89PNG")
+    assert "error" in json.loads((out / f"{broken.stem}.json").read_text())
+    assert main(["predict", clips[0], *model, *asking[:2]]) == 0
+    assert len(json.loads(capsys.readouterr().out)[0]["questions"]) == 1
+
+
+def test_options_of_other_models(tmp_path, capsys):
+    clip = toy_clips(1)[0]
+    cases = [
+        (toy_model(), ["--question", "Who?"], "--question needs a model of question answering"),
+        (toy_model(), ["--video-threshold", "0.5"], "--video-threshold needs a model of video parsing"),
+        (parsing_model(), ["--overlay", "a.mp4"], "--overlay needs a model of segmentation"),
+        (mask_model(), ["--visual-3d", "a"], "--visual-3d needs a model of video parsing"),
+        (question_model(), [], "expected at least one, --question"),
+        (question_model(), ["--question", "Who?", "--threshold", "0.5"], "--threshold needs a model of"),
+        (question_model(), ["--question", "???"], "has no word"),
+    ]
+    for model, arguments, message in cases:
+        assert main(["predict", clip, "--model", str(model), "--device", "cpu", *arguments]) == 2, message
+        (line,) = errors(capsys)
+        assert message in line
 
 
 def test_the_demo_goes_all_the_way(tmp_path, capsys):

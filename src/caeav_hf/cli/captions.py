@@ -6,11 +6,11 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
-from .errors import CaeAvError
+from ..errors import CaeAvError
 
 
 if TYPE_CHECKING:
-    from .processing.captioning import Captioner, CaptionSettings
+    from ..processing.captioning import Captioner, CaptionSettings
 
 
 def add_commands(commands: Any) -> None:
@@ -122,7 +122,7 @@ def server_captioner(
         key = os.environ.get(options.caption_key_variable)
         if not key:
             raise CaeAvError(f"{options.caption_key_variable}: expected an environment variable with the server's key")
-    from .processing.captioning import ServerCaptioner
+    from ..processing.captioning import ServerCaptioner
 
     return ServerCaptioner(
         options.caption_server,
@@ -136,7 +136,7 @@ def server_captioner(
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    from .processing.captioning.captioner import CaptionSettings
+    from ..processing.captioning.captioner import CaptionSettings
 
     group = parser.add_argument_group("what the model is shown and how it answers (the same for both modalities)")
     texts = {
@@ -162,8 +162,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _caption(options: argparse.Namespace) -> int:
-    from .processing.captioning import CaptionSettings, LocalCaptioner, caption_clips, find_clips
-    from .processing.captioning.job import report_path
+    from ..processing.captioning import CaptionSettings, LocalCaptioner, caption_clips, find_clips
+    from ..processing.captioning.job import report_path
 
     names = {item.name for item in dataclasses.fields(CaptionSettings)}
     settings = CaptionSettings(**{name: value for name, value in vars(options).items() if name in names})
@@ -212,7 +212,7 @@ def _caption(options: argparse.Namespace) -> int:
 
 
 def _encode(options: argparse.Namespace) -> int:
-    from .training.encode import encode_captions
+    from ..training.encode import encode_captions
 
     store, added = encode_captions(
         options.dataset,

@@ -1,0 +1,215 @@
+"""What `predict` writes: one class for each kind of model."""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from ..errors import CaeAvError
+from .targets import Target, target_of, write_json, write_mask
+
+
+# Options that only some models know, by their name in the parsed arguments; None where they are not given.
+SPECIAL_OPTIONS = ("threshold", "video_threshold", "overlay", "visual_3d", "question")
+
+
+class Output:
+    """
+    What one run of `predict` writes. A subclass says what its models do and which special options they know, and
+    writes the results as they come.
+
+    Raises:
+        CaeAvError: The options do not fit the model, or an output cannot be written.
+    """
+
+    # Kind of model, for messages.
+    task: str
+    purpose: str
+    own_options: tuple[str, ...] = ()
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        for name in SPECIAL_OPTIONS:
+            if getattr(options, name) is not None and name not in self.own_options:
+                able = sorted(output.task for output in OUTPUTS.values() if name in output.own_options)
+                raise CaeAvError(
+                    f"--{name.replace('_', '-')} needs a model of {' or '.join(dict.fromkeys(able))}; {options.model} "
+                    f"{self.purpose}"
+                )
+        self.options = options
+        self.picture = target_of(options.plot, options.clips, ".png", one_file_holds_all=False)
+
+    def clip_inputs(self, clip: str) -> dict[str, Any]:
+        """A clip as the pipeline takes it, without captions."""
+        return {"clip": clip}
+
+    def parameters(self) -> dict[str, Any]:
+        """Arguments of the pipeline."""
+        names = ("threshold", "video_threshold")
+        return {name: getattr(self.options, name) for name in names if getattr(self.options, name) is not None}
+
+    def add(self, model: Any, clip: str, result: dict[str, Any]) -> None:
+        """Take the result of a clip; MediaError if the clip cannot be read once more for a picture."""
+        raise NotImplementedError
+
+    def finish(self) -> None:
+        """Write what belongs to all clips."""
+        raise NotImplementedError
+
+
+class JsonOutput(Output):
+    """Results as JSON, printed or in files, and a picture of each clip."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__(options)
+        self.file = target_of(options.out, options.clips, ".json", one_file_holds_all=True)
+        self.results: list[dict[str, Any]] = []
+
+    def draw(self, model: Any, clip: str, result: dict[str, Any], path: Path) -> None:
+        """Draw the picture of a clip."""
+        raise NotImplementedError
+
+    def for_json(self, result: dict[str, Any]) -> dict[str, Any]:
+        """What of a result is written."""
+        return result
+
+    def add(self, model: Any, clip: str, result: dict[str, Any]) -> None:
+        self.results.append(self.for_json(result))
+        if self.file is not None and self.file.one_a_clip:
+            write_json(self.file(clip), self.results[-1])
+        if self.picture is not None and "error" not in result:
+            self.draw(model, clip, result, self.picture(clip))
+
+    def finish(self) -> None:
+        if self.file is None:
+            print(json.dumps(self.results, indent=2))
+        elif not self.file.one_a_clip:
+            write_json(self.file.path, self.results)
+
+
+class Events(JsonOutput):
+    """Events, with a timeline."""
+
+    task = "event localization"
+    purpose = "finds events"
+    own_options = ("threshold",)
+
+    def draw(self, model: Any, clip: str, result: dict[str, Any], path: Path) -> None:
+        from ..visualization import plot_event_timeline
+
+        seconds = model.processor.segment_seconds
+        plot_event_timeline(model.load_clip(clip), result, path=path, segment_seconds=seconds, title=Path(clip).name)
+
+
+class Tracks(JsonOutput):
+    """What is heard, seen and both, with a timeline."""
+
+    task = "video parsing"
+    purpose = "finds events in sound and picture"
+    own_options = ("threshold", "video_threshold", "visual_3d")
+
+    def clip_inputs(self, clip: str) -> dict[str, Any]:
+        if self.options.visual_3d is None:
+            return super().clip_inputs(clip)
+        from ..data.visual_3d import find_features, read_features
+
+        path = find_features(self.options.visual_3d, [Path(clip).stem])
+        if path is None:
+            raise CaeAvError(
+                f"{self.options.visual_3d}: expected the features of {clip}, {Path(clip).stem}.safetensors"
+            )
+        return {**super().clip_inputs(clip), "visual_3d": read_features(path)}
+
+    def draw(self, model: Any, clip: str, result: dict[str, Any], path: Path) -> None:
+        from ..visualization import plot_parsing_timeline
+
+        seconds = model.processor.segment_seconds
+        plot_parsing_timeline(model.load_clip(clip), result, path=path, segment_seconds=seconds, title=Path(clip).name)
+
+
+class Answers(JsonOutput):
+    """Answers, with a picture of where and when the model looked and listened."""
+
+    task = "question answering"
+    purpose = "answers questions"
+    own_options = ("question",)
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        if not options.question:
+            raise CaeAvError(f"{options.model}: answers questions; expected at least one, --question TEXT")
+        super().__init__(options)
+
+    def clip_inputs(self, clip: str) -> dict[str, Any]:
+        return {"video": clip, "question": self.options.question}
+
+    def draw(self, model: Any, clip: str, result: dict[str, Any], path: Path) -> None:
+        from ..visualization import plot_answers
+
+        plot_answers(model.load_clip(clip), result["questions"], path, title=Path(clip).name)
+
+    def for_json(self, result: dict[str, Any]) -> dict[str, Any]:
+        # Grounding is a picture, and drawn as such.
+        if "error" in result:
+            return result
+        questions = [{k: v for k, v in one.items() if k != "grounding"} for one in result["questions"]]
+        return {**result, "questions": questions}
+
+
+class Masks(Output):
+    """Masks: PNGs with an index, a contact sheet and a video of each clip."""
+
+    task = "segmentation"
+    purpose = "finds what sounds"
+    own_options = ("threshold", "overlay")
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__(options)
+        if options.out is not None and Path(options.out).suffix == ".json":
+            raise CaeAvError(f"{options.out}: masks are written to a folder; give one")
+        several = len(options.clips) > 1
+        self.folder = None
+        if options.out is not None:
+            self.folder = Target(Path(options.out), "", one_a_clip=True)
+            self.folder.make(options.clips)
+        self.video = target_of(options.overlay, options.clips, ".mp4", one_file_holds_all=False)
+        self.show_frames = not several
+        self.index: list[dict[str, Any]] = []
+
+    def add(self, model: Any, clip: str, result: dict[str, Any]) -> None:
+        if "error" in result:
+            self.index.append(result)
+            return
+        seconds, masks = model.processor.segment_seconds, result["masks"]
+        frames = []
+        for number, (time, mask) in enumerate(zip(result["timestamps"], masks, strict=True)):
+            frame = {"timestamp": time, "start": number * seconds, "end": (number + 1) * seconds}
+            if self.folder is not None:
+                path = self.folder(clip) / f"{number:05d}.png"
+                write_mask(path, mask)
+                frame["mask"] = path.relative_to(self.folder.path).as_posix()
+            frames.append({**frame, "covered": float(mask.mean())})
+        height, width = masks.shape[1:]
+        entry = {"file": result["file"], "duration": result["duration"], "width": width, "height": height}
+        self.index.append({**entry, "frames": frames})
+        if self.picture is not None:
+            from ..visualization import plot_masks
+
+            plot_masks(model.load_clip(clip), masks, path=self.picture(clip), title=Path(clip).name)
+        if self.video is not None:
+            from ..overlay import write_overlay
+
+            write_overlay(clip, masks, self.video(clip), segment_seconds=seconds, show_progress=self.show_frames)
+
+    def finish(self) -> None:
+        if self.folder is None:
+            print(json.dumps(self.index, indent=2))
+        else:
+            write_json(self.folder.path / "index.json", self.index)
+
+
+# By the pipeline that serves a model.
+OUTPUTS: dict[str, type[Output]] = {
+    "audio-visual-event-localization": Events,
+    "audio-visual-video-parsing": Tracks,
+    "audio-visual-segmentation": Masks,
+    "audio-visual-question-answering": Answers,
+}

@@ -1,0 +1,158 @@
+"""The command `caeav predict`."""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..errors import CaeAvError, MediaError
+from .captions import add_server_options, server_captioner
+from .outputs import OUTPUTS
+
+
+def add_command(commands: Any) -> None:
+    """Adds the command to the subparsers of `caeav`."""
+    predict = commands.add_parser(
+        "predict",
+        help="run a model on clips: find events, the pixels that show what sounds, or answers to questions",
+        description="Run a model on clips. A model of event localization finds which events can be both seen and "
+        "heard, and when; one of video parsing which are heard, which are seen, and when. A model of segmentation "
+        "finds the pixels that show what is heard, second by second. A model of question answering answers the "
+        "questions of --question about every clip. What a model does is in its configuration. A clip that cannot be "
+        "read is reported and the others go on.",
+        allow_abbrev=False,
+    )
+    predict.add_argument("clips", nargs="+", metavar="CLIP", help="media files with video and sound")
+    predict.add_argument("--model", required=True, metavar="DIR", help="model folder or Hub id")
+    predict.add_argument(
+        "--out",
+        metavar="FILE.json|DIR",
+        help="events and answers: JSON file for all clips, or folder for one a clip; masks: folder for index.json "
+        "and, in folders of the clips' names, a PNG a second. Without it the JSON is printed",
+    )
+    predict.add_argument("--plot", metavar="FILE.png|DIR", help="picture of the clip, or folder for one a clip")
+    predict.add_argument(
+        "--overlay", metavar="FILE.mp4|DIR", help="masks: the clip, with its sound, with what sounds tinted"
+    )
+    predict.add_argument(
+        "--question", action="append", metavar="TEXT", help="answers: what is asked about every clip; may be repeated"
+    )
+    predict.add_argument(
+        "--captions",
+        metavar="FILE",
+        help="captions by file name or stem: the file of `caeav caption`, or JSON "
+        '{clip: {"visual": text, "audio": text}}',
+    )
+    add_server_options(predict)
+    predict.add_argument(
+        "--threshold",
+        type=float,
+        metavar="P",
+        help="events and masks: probability above which a second is an event or a pixel is in a mask (default: 0.5)",
+    )
+    predict.add_argument(
+        "--video-threshold",
+        type=float,
+        metavar="P",
+        help="video parsing: probability that a class needs in the whole clip as well (default: 0.5)",
+    )
+    predict.add_argument(
+        "--visual-3d",
+        metavar="DIR",
+        help="video parsing: folder of the clips' features of a 3D network, for models that read such",
+    )
+    predict.add_argument("--device", help="cpu, cuda, cuda:1, mps ...; by default the first accelerator, else cpu")
+    predict.add_argument("--batch-size", type=int, default=1, metavar="N", help="clips that run together")
+    predict.set_defaults(run=_predict)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    if options.batch_size < 1:
+        raise CaeAvError(f"--batch-size must be at least 1, got {options.batch_size}")
+    captions = _read_captions(options.captions)
+    task = _task_of(options.model)
+    output = OUTPUTS[task](options)
+    clips = [{**output.clip_inputs(clip), **_captions_of(clip, captions)} for clip in options.clips]
+
+    # Only now, since these take seconds to load.
+    from tqdm import tqdm
+
+    model = _load_pipeline(task, options, output.parameters())
+    failed = []
+    captioner = server_captioner(options)
+    stream = model((clip for clip in clips), batch_size=options.batch_size, captioner=captioner)
+    with tqdm(total=len(clips), unit="clip", disable=len(clips) == 1) as progress:
+        for clip, result in zip(options.clips, stream, strict=True):
+            try:
+                output.add(model, clip, result)
+            except MediaError as error:  # it could be read for the model, but not once more for a picture
+                result = {"error": str(error)}
+            if "error" in result:
+                failed.append(result["error"])
+            progress.update()
+    output.finish()
+    for message in failed:
+        print(f"caeav: error: {message}", file=sys.stderr)
+    return 2 if failed else 0
+
+
+def _read_captions(path: str | None) -> dict[str, dict[str, str]]:
+    if path is None:
+        return {}
+    if Path(path).suffix == ".parquet":
+        from ..data.caption_file import read_captions
+
+        pairs = {clip: {s: text for s, text in pair.items() if text} for clip, pair in read_captions(path).items()}
+        return {clip: pair for clip, pair in pairs.items() if len(pair) == 2}
+    expected = 'expected {clip: {"visual": text, "audio": text}}'
+    try:
+        captions = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CaeAvError(f"{path}: cannot be read as captions, {expected}: {error}") from error
+    if not isinstance(captions, dict):
+        raise CaeAvError(f"{path}: {expected}, got a {type(captions).__name__}")
+    for clip, caption in captions.items():
+        if not isinstance(caption, dict) or not all(isinstance(caption.get(s), str) for s in ("visual", "audio")):
+            raise CaeAvError(f"{path}: {expected}, got {json.dumps(caption)} for {clip!r}")
+    return captions
+
+
+def _captions_of(clip: str, captions: dict[str, dict[str, str]]) -> dict[str, str]:
+    for key in (clip, Path(clip).name, Path(clip).stem):
+        if key in captions:
+            return {f"{side}_caption": captions[key][side] for side in ("visual", "audio")}
+    return {}
+
+
+def _task_of(model: str) -> str:
+    """The pipeline that a model is for, by the task of its configuration."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    from ..configuration_cae_av import CaeAvConfig
+    from ..pipelines import TASK_PIPELINES
+
+    try:
+        task = CaeAvConfig.from_pretrained(model).task
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        raise CaeAvError(f"{model}: cannot be loaded as a model: {str(error).strip().splitlines()[-1]}") from error
+    return TASK_PIPELINES[task]
+
+
+def _load_pipeline(task: str, options: argparse.Namespace, parameters: dict[str, Any]) -> Any:
+    from transformers import pipeline
+    from transformers.utils import logging
+
+    from ..pipelines import register
+
+    register()
+    logging.disable_progress_bar()
+    device = {} if options.device is None else {"device": options.device}
+    try:
+        return pipeline(task, model=options.model, on_error="skip", **parameters, **device)
+    except CaeAvError:
+        raise
+    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        raise CaeAvError(
+            f"{options.model}: cannot be loaded as a model: {str(error).strip().splitlines()[-1]}"
+        ) from error
