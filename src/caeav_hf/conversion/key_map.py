@@ -2,8 +2,8 @@
 How the authors name their parameters and what they are called here, as data.
 
 A module's rules are regular expressions and replacements that are applied, in order, to the rest of a key behind the
-module's prefix. `SPLIT` in a new key stands for `query`, `key` and `value`, which the authors stack. The same rules load
-the reference cases of `tests/fixtures/golden`, which check them number by number.
+module's prefix. `SPLIT` in a new key stands for `query`, `key` and `value`, which the authors stack. The same rules
+load the reference cases of `tests/fixtures/golden`, which check them number by number.
 """
 
 import re

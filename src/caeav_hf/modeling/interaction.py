@@ -97,6 +97,9 @@ class AVMoEInteraction(InteractionLayer):
             (position.visual_tokens, position.visual_size),
             (position.audio_tokens, position.audio_size),
         )
+        # The authors' video parsing forgets what its audio blocks make, and goes on with the stream that CASTE enriched.
+        # Its checkpoints depend on that. AVMoE's video parsing does not do so.
+        self.skips_audio_blocks = self.uses_caste and config.is_official and config.task == "avvp"
         self.has_adapters = position.stage in config.adapter_stages
         self.has_caste = self.uses_caste and position.is_first
         if self.has_caste:
@@ -122,8 +125,10 @@ class AVMoEInteraction(InteractionLayer):
         # The frozen branches read the block's own input: what CASTE adds to it reaches the stream through the adapters
         # alone, or by itself where there are none.
         new_visual = visual + visual_block.attention(visual)
-        if self.config.is_official or not self.has_adapters:
-            new_audio = self._whole_audio_block(audio, audio_block)
+        if self.skips_audio_blocks:
+            new_audio = audio_in if self.has_adapters else audio
+        elif self.config.is_official or not self.has_adapters:
+            new_audio = audio_block(audio)
         else:
             new_audio = audio + audio_block.attention(audio)
         if self.has_adapters:
@@ -161,12 +166,6 @@ class AVMoEInteraction(InteractionLayer):
         audio_added, audio_weights, audio_agreement = self.audio_caste(audio, visual, frames)
         weights = torch.stack([visual_weights, audio_weights])
         return visual_added, audio_added, weights, (visual_agreement + audio_agreement) / 2
-
-    def _whole_audio_block(self, audio: Tensor, block: FrozenBlock) -> Tensor:
-        # The authors' video parsing never runs its audio blocks, and its checkpoints depend on that; AVMoE runs them.
-        if self.config.is_official and self.config.task == "avvp" and self.uses_caste:
-            return audio
-        return block(audio)
 
 
 @register_interaction("cae_av")

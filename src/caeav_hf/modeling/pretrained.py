@@ -52,7 +52,7 @@ def load_towers(
     """
     vision_config, vision_state = _load_vision(str(vision))
     audio_config, audio_state = _load_audio(str(audio), front_end or {})
-    text_config, text_state = _load_text(str(text))
+    text_config, text_state = load_text_tower(str(text))
     return PretrainedTowers(
         configs={"vision_config": vision_config, "audio_config": audio_config, "text_config": text_config},
         vision=vision_state,
@@ -116,7 +116,13 @@ def _load_audio(name: str, front_end: dict[str, Any]) -> tuple[dict[str, Any], d
     return {**values, **front_end}, model.state_dict()
 
 
-def _load_text(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def load_text_tower(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """
+    Sizes for `CaeAvTextConfig`, and the tensors of CLIP's text tower under its own names.
+
+    Raises:
+        CaeAvError: It cannot be loaded, or is of another kind.
+    """
     architecture, _, tag = (
         name.partition("/") if not Path(name).is_dir() and ":" not in name else (_local(name), "", "")
     )

@@ -1,0 +1,181 @@
+"""The authors' checkpoints, of CAE-AV and of AVMoE, as models of the official formulation."""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from transformers.utils import logging
+
+from ..configuration_cae_av import CaeAvConfig
+from ..errors import CaeAvError
+from ..modeling.modeling_cae_av import (
+    CaeAvForEventLocalization,
+    CaeAvForQuestionAnswering,
+    CaeAvForSegmentation,
+    CaeAvForVideoParsing,
+    CaeAvPreTrainedModel,
+)
+from ..modeling.pretrained import load_text_tower
+from .checkpoint import without_prefix
+from .key_map import Section, reason_to_ignore, rename, sections, split
+from .report import ConversionReport
+from .sizes import official_config
+from .towers import relative_position_indices
+
+
+MODELS: Mapping[str, type[CaeAvPreTrainedModel]] = {
+    "ave": CaeAvForEventLocalization,
+    "avvp": CaeAvForVideoParsing,
+    "avs_s4": CaeAvForSegmentation,
+    "avs_ms3": CaeAvForSegmentation,
+    "avqa": CaeAvForQuestionAnswering,
+}
+
+_NO_TEXT = "the text tower: the authors read captions' features from files; give `text`, or features to the model"
+
+
+def from_official(
+    state_dict: Mapping[str, Tensor],
+    task: str,
+    options: Mapping[str, Any] | None = None,
+    vision: Mapping[str, Any] | None = None,
+    audio: Mapping[str, Any] | None = None,
+    text: str | os.PathLike | Mapping[str, Any] | None = None,
+    **overrides: Any,
+) -> CaeAvPreTrainedModel:
+    """
+    The model that a checkpoint of the authors' code holds, in evaluation mode, in the official formulation.
+
+    Checkpoints of plain AVMoE load too: without CASTE's and CASE's tensors the model has neither.
+
+    Args:
+        state_dict: Tensors under the authors' names, with or without `DataParallel`'s prefix; the model gets copies.
+        task: `ave`, `avvp`, `avs_s4`, `avs_ms3` or `avqa`.
+        options: The authors' training flags under their own names, such as `num_skip`. Whatever the tensors' shapes
+            tell is inferred; what is given must agree with it.
+        vision: Sizes of a Swin-V2 that is not the usual one: `img_size`, `window_size`, `embed_dim`, `depths`,
+            `num_heads`. Only `window_size` is in no tensor.
+        audio: Sizes of an HTS-AT that is not the usual one: `spec_size`, `window_size`, `embed_dim`, `depths`,
+            `num_heads`, `mel_bins`; and what its front end has otherwise than the public checkpoints, under the names
+            of `CaeAvAudioConfig`.
+        text: The text tower of the captions, which the authors' checkpoints do not hold: an open_clip name with its
+            weights' tag, `ViT-L-14/openai`, or a folder, see `from_backbones`; or sizes for `CaeAvTextConfig`. Without
+            one the tower is new and random, and the model wants features of captions instead of captions.
+        overrides: Fields of the configuration that no tensor tells, such as `mask_size`.
+
+    Returns:
+        The model; what became of each key is its `conversion_report`, a [`ConversionReport`].
+
+    Raises:
+        CaeAvError: An argument contradicts a tensor, a key is neither known nor known to be unused, or one is missing.
+            The message names the key.
+    """
+    state = without_prefix(state_dict)
+    text_values, text_state = _text(text)
+    config, pairs = official_config(state, task, options or {}, vision or {}, audio or {}, text_values, {**overrides})
+    has_old_swin = any(key.startswith("swin.layers.0.downsample.") for key in state)
+    model_class = MODELS[task]
+    with torch.device("meta"):
+        expected = {key: value.shape for key, value in model_class(config).state_dict().items()}
+    tensors, report = convert_keys(state, expected, sections(task, pairs, has_old_swin))
+    known = relative_position_indices(config.audio_config, "model.audio_tower.audio_encoder.")
+    for key, value in text_state.items():
+        tensors[f"model.text_tower.{key}"] = value
+        report.missing[f"model.text_tower.{key}"] = "the text tower: from `text`"
+    for key, value in known.items():
+        tensors[key] = value
+        report.missing[key] = "a constant of the geometry, computed here"
+    absent = [key for key in expected if key not in tensors]
+    for key in absent:
+        if key.startswith("model.text_tower."):
+            report.missing[key] = _NO_TEXT
+    if lacking := [key for key in absent if key not in report.missing]:
+        raise CaeAvError(
+            f"the checkpoint lacks {len(lacking)} of the tensors of a model for {task!r}, the first of them what is "
+            f"{lacking[0]!r} here"
+        )
+    return _build(model_class, config, tensors, report)
+
+
+def convert_keys(
+    state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], found: list[Section]
+) -> tuple[dict[str, Tensor], ConversionReport]:
+    """
+    Tensors under our names, as copies.
+
+    Args:
+        state: Under the authors' names.
+        expected: Shapes of ours.
+        found: The sections of the authors' model, in order.
+
+    Raises:
+        CaeAvError: A key is not explained, two keys become one, or a tensor has another shape than it should.
+    """
+    report = ConversionReport()
+    tensors: dict[str, Tensor] = {}
+    unexplained = []
+    for key, stacked in state.items():
+        prefix, part = next(
+            (match.group(), part) for part in found if (match := re.match(part.pattern, key)) is not None
+        )
+        rest = key[len(prefix) :]
+        reason = reason_to_ignore(rest, part.ignored)
+        if reason is not None:
+            report.ignored[key] = reason
+            continue
+        for new_key, value in split(part.target + rename(rest, part.rules), stacked):
+            if new_key not in expected:
+                unexplained.append(key)
+                break
+            if value.numel() != expected[new_key].numel():
+                raise CaeAvError(
+                    f"{key!r} has the shape {tuple(stacked.shape)}, but the rest of the checkpoint and what was given "
+                    f"make it {tuple(expected[new_key])}"
+                )
+            if new_key in tensors:
+                raise CaeAvError(f"{key!r} and another key of the checkpoint both hold what is {new_key!r} here")
+            # The authors write linear maps as 1x1 convolutions, and scalars now with, now without a dimension.
+            value = value.detach().reshape(expected[new_key]).clone()
+            tensors[new_key] = value.float() if value.is_floating_point() else value
+            report.mapped.setdefault(key, []).append(new_key)
+    if unexplained:
+        raise CaeAvError(
+            f"{len(unexplained)} keys of the checkpoint have no place in such a model, among them "
+            f"{', '.join(repr(key) for key in unexplained[:5])}"
+        )
+    return tensors, report
+
+
+def _text(text: str | os.PathLike | Mapping[str, Any] | None) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:
+    if text is None or isinstance(text, Mapping):
+        return (None if text is None else dict(text)), {}
+    return load_text_tower(str(text))
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    verbosity, shows_progress = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_progress:
+            logging.enable_progress_bar()
+
+
+def _build(
+    model_class: type[CaeAvPreTrainedModel], config: CaeAvConfig, tensors: dict[str, Tensor], report: ConversionReport
+) -> CaeAvPreTrainedModel:
+    # What Transformers would say about keys, the report says better.
+    with _quiet_transformers():
+        loaded = model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
+    model = cast(CaeAvPreTrainedModel, loaded)
+    model.config._name_or_path = ""
+    model.conversion_report = report
+    return model.eval()
