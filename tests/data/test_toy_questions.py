@@ -15,6 +15,7 @@ from caeav_hf.data.music_avqa import read_answers, read_questions
 from caeav_hf.data.toy import CLASSES, MISALIGNMENTS, MediaFormat, generate
 from caeav_hf.data.toy.questions import (
     ANSWERS,
+    OBJECTS,
     QUESTION_MISALIGNMENTS,
     SECONDS,
     draw_questions,
@@ -42,7 +43,8 @@ def test_plan_is_balanced(num_clips, misalignment, seed):
     for split in SPLITS:
         in_split = [scene for scene in scenes if scene.split == split]
         assert sum(not scene.is_aligned for scene in in_split) == round(misalignment * len(in_split))
-        counts = np.bincount([scene.class_id for scene in in_split], minlength=len(CLASSES))
+        counts = np.bincount([scene.class_id for scene in in_split], minlength=len(OBJECTS))
+        assert len(counts) == len(OBJECTS)
         assert counts.max() - counts.min() <= 2
 
 

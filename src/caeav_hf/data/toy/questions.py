@@ -24,7 +24,9 @@ from .voice import draw_noise_bed
 
 SECONDS = 20
 QUESTION_MISALIGNMENTS = ("silent_object", "off_screen_sound", "wrong_soundtrack")
-ANSWERS = (*CLASSES, "yes", "no", "one", "two")
+# Few, so that a small corpus asks about each of them often.
+OBJECTS = CLASSES[:5]
+ANSWERS = (*OBJECTS, "yes", "no", "one", "two")
 
 # Something changes only at whole multiples of this, so each of five or of ten evenly spread segments has one state.
 _STEP = 4
@@ -68,9 +70,8 @@ def plan_question_clips(
             f"{', '.join(QUESTION_MISALIGNMENTS)}; expected a weight for one of them"
         )
     rest = {kind: weight for kind, weight in misalignment_weights.items() if kind != "camera_cut"}
-    return plan_clips(
-        num_clips, split, misalignment, rest if misalignment else {"silent_object": 1.0}, seed, (0, 1), _question_scene
-    )
+    weights = rest if misalignment else {"silent_object": 1.0}
+    return plan_clips(num_clips, split, misalignment, weights, seed, (0, 1), _question_scene, num_classes=len(OBJECTS))
 
 
 def _question_scene(rng: np.random.Generator, card: Card) -> Scene:
@@ -80,7 +81,7 @@ def _question_scene(rng: np.random.Generator, card: Card) -> Scene:
         "off_screen_sound": (1, (0, 1)),
         "wrong_soundtrack": (1, (1,)),
     }[card.kind]
-    classes = draw_classes(rng, card.class_id, 0 if card.kind is None and in_view == 1 else 1)
+    classes = draw_classes(rng, card.class_id, 0 if card.kind is None and in_view == 1 else 1, len(OBJECTS))
     sources: list[Source] = draw_in_view(rng, classes[:in_view])
     # What is not in view has a look nevertheless, which is never drawn.
     sources += [source for class_id in classes[in_view:] for source in draw_in_view(rng, [class_id])]
@@ -117,7 +118,7 @@ def draw_questions(scenes: Sequence[Scene]) -> list[tuple[Scene, AskedQuestion]]
             by_answer.setdefault(question.content, {}).setdefault(question.answer, []).append(index)
         kept: list[int] = []
         for answers in by_answer.values():
-            if set(answers) <= set(CLASSES):
+            if set(answers) <= set(OBJECTS):
                 kept.extend(index for indices in answers.values() for index in indices)
                 continue
             fewest = min(map(len, answers.values())) if len(answers) == 2 else 0
@@ -139,7 +140,7 @@ def _questions(scene: Scene) -> Iterator[AskedQuestion]:
     yield AskedQuestion(
         "How many objects were heard throughout the video?", "Audio", "Counting", (), _NUMBERS[len(heard)]
     )
-    silent = [names[source] for source in sorted(seen - heard)] or sorted(set(CLASSES) - set(names))
+    silent = [names[source] for source in sorted(seen - heard)] or sorted(set(OBJECTS) - set(names))
     values, answer = (sorted(names[source] for source in heard), "yes") if rng.uniform() < 0.5 else (silent, "no")
     yield AskedQuestion("Is there a <Object> sound?", "Audio", "Existential", (str(rng.choice(values)),), answer)
     if len(seen) == len(heard) == 1:

@@ -140,6 +140,7 @@ def plan_clips(
     seed: int,
     numbers: Sequence[int],
     draft: Callable[[np.random.Generator, Card], Scene],
+    num_classes: int = len(CLASSES),
 ) -> list[Scene]:
     """
     Deals classes, numbers and kinds of misalignment evenly and has a scene drafted from each hand.
@@ -147,6 +148,7 @@ def plan_clips(
     Args:
         num_clips, split, misalignment, misalignment_weights, seed: As for [`plan_event_clips`].
         numbers: Dealt in turn among the aligned and among the misaligned clips of each split.
+        num_classes: How many of the classes there are, from the first on.
         draft: Makes one scene with a generator of its own.
 
     Raises:
@@ -170,7 +172,7 @@ def plan_clips(
                 _deal(rng, np.repeat(np.arange(len(MISALIGNMENTS)), _apportion(num_misaligned, weights))),
             )
             for class_id, number, kind in zip(
-                _deal(rng, np.resize(rng.permutation(len(CLASSES)), len(kinds))),
+                _deal(rng, np.resize(rng.permutation(num_classes), len(kinds))),
                 _deal(rng, np.resize(numbers, len(kinds))),
                 kinds,
                 strict=True,

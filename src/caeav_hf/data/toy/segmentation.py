@@ -103,9 +103,9 @@ def _multi_source_scene(rng: np.random.Generator, card: Card) -> Scene:
     return finish_scene(rng, card, sources, backdrops, draw_noise_bed(rng), segments)
 
 
-def draw_classes(rng: np.random.Generator, class_id: int, others: int) -> list[int]:
-    """A class and others, all different."""
-    rest = [other for other in range(len(CLASSES)) if other != class_id]
+def draw_classes(rng: np.random.Generator, class_id: int, others: int, among: int = len(CLASSES)) -> list[int]:
+    """A class and others, all different, of the first `among`."""
+    rest = [other for other in range(among) if other != class_id]
     return [class_id, *rng.choice(rest, others, replace=False).tolist()]
 
 
