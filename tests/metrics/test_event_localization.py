@@ -1,7 +1,5 @@
 """The accuracy of event localization: by hand, by property, and accumulated over batches and processes."""
 
-import multiprocessing
-
 import numpy as np
 import pytest
 import torch
@@ -136,23 +134,13 @@ def test_metric_takes_bfloat16_and_names_a_bad_batch(tmp_path):
     assert metric.compute()["accuracy"] == 0.5
 
 
-def _score_part(process_id, cache_dir, queue):
-    metric = EventLocalizationAccuracy(
-        num_process=2, process_id=process_id, experiment_id="parts", cache_dir=cache_dir, timeout=60
+def test_metric_accumulates_over_processes(over_two_processes):
+    results = over_two_processes(
+        EventLocalizationAccuracy,
+        [
+            {"event_logits": EVENT[i : i + 1], "class_logits": CLASSES[i : i + 1], "labels": LABELS[i : i + 1]}
+            for i in range(len(LABELS))
+        ],
     )
-    part = slice(process_id, process_id + 1)
-    metric.add_batch(event_logits=EVENT[part], class_logits=CLASSES[part], labels=LABELS[part])
-    queue.put((process_id, metric.compute()))
-
-
-def test_metric_accumulates_over_processes(tmp_path):
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    workers = [context.Process(target=_score_part, args=(i, str(tmp_path), queue)) for i in range(2)]
-    for worker in workers:
-        worker.start()
-    results = dict(queue.get(timeout=60) for _ in workers)
-    for worker in workers:
-        worker.join()
     assert results[0]["accuracy"] == 6 / 8
     assert results[1] is None

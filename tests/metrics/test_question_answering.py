@@ -1,7 +1,5 @@
 """The accuracy of question answering: by hand, by property, and accumulated over batches and processes."""
 
-import multiprocessing
-
 import numpy as np
 import pytest
 import torch
@@ -129,22 +127,9 @@ def test_single_questions_and_one_batch(tmp_path):
         metric.add_batch(predictions=LOGITS, labels=LABELS[:2])
 
 
-def _score_half(process: int, cache_dir: str, results) -> None:
-    metric = QuestionAnsweringAccuracy(
-        num_process=2, process_id=process, experiment_id="halves", cache_dir=cache_dir, keep_in_memory=False
-    )
-    half = slice(process, None, 2)
-    metric.add_batch(predictions=LOGITS[half], labels=LABELS[half], types=TYPES[half], subtypes=SUBTYPES[half])
-    results.put((process, metric.compute()))
-
-
-def test_processes_add_up(tmp_path):
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    processes = [context.Process(target=_score_half, args=(p, str(tmp_path), results)) for p in range(2)]
-    for process in processes:
-        process.start()
-    scores = dict(results.get(timeout=60) for _ in processes)
-    for process in processes:
-        process.join()
-    assert scores == {0: SCORES, 1: None}
+def test_processes_add_up(over_two_processes):
+    halves = [
+        {"predictions": LOGITS[half], "labels": LABELS[half], "types": TYPES[half], "subtypes": SUBTYPES[half]}
+        for half in (slice(0, None, 2), slice(1, None, 2))
+    ]
+    assert over_two_processes(QuestionAnsweringAccuracy, halves) == {0: SCORES, 1: None}

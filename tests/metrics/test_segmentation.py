@@ -1,7 +1,5 @@
 """J and F of segmentation: by hand, against the definition word for word, and accumulated."""
 
-import multiprocessing
-
 import numpy as np
 import pytest
 import torch
@@ -213,24 +211,9 @@ def test_metric_names_a_bad_batch_and_keeps_the_good_ones(tmp_path):
     assert metric.compute() == {"j": 1.0, "f": pytest.approx(1), "num_frames": 1}
 
 
-def _score_part(process_id, cache_dir, queue):
-    torch.set_num_threads(1)
-    metric = SegmentationScores(
-        num_process=2, process_id=process_id, experiment_id="parts", cache_dir=cache_dir, timeout=60
+def test_metric_accumulates_over_processes(over_two_processes):
+    results = over_two_processes(
+        SegmentationScores, [{"mask_logits": logits, "masks": masks_of(logits, seed)} for logits, seed in BATCHES]
     )
-    for logits, seed in BATCHES[process_id::2]:
-        metric.add_batch(mask_logits=logits, masks=masks_of(logits, seed))
-    queue.put((process_id, metric.compute()))
-
-
-def test_metric_accumulates_over_processes(tmp_path):
-    context = multiprocessing.get_context("fork")
-    queue = context.Queue()
-    workers = [context.Process(target=_score_part, args=(i, str(tmp_path), queue)) for i in range(2)]
-    for worker in workers:
-        worker.start()
-    results = dict(queue.get(timeout=60) for _ in workers)
-    for worker in workers:
-        worker.join()
     assert results[0] == expected_over(BATCHES)
     assert results[1] is None
