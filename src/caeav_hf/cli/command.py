@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import CaeAvError
-from . import captions, predict
+from . import captions, convert, predict
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -16,6 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     predict.add_command(commands)
     captions.add_commands(commands)
+    convert.add_command(commands)
 
     demo = commands.add_parser(
         "demo",

@@ -80,12 +80,14 @@ def official_config(
         elif text["hidden_size"] != width:
             raise CaeAvError(f"`text` is {text['hidden_size']} wide, but 'mapper.norm1.weight' says {width}")
     values |= _head_values(told, task)
-    values |= {
+    towers: dict[str, dict[str, Any]] = {
         "vision_config": vision_values(state, vision, "swin.", visual_tokens),
         "audio_config": audio_values(state, audio, "htsat.", audio_tokens),
-        **({} if text is None else {"text_config": text}),
-        **overrides,
+        "text_config": text or {},
     }
+    for name, value in overrides.items():
+        values[name] = {**towers.get(name, {}), **value} if name in towers else value
+    values = {**towers, **values}
     return CaeAvConfig.from_preset(task, formulation="official", **values), pairs
 
 

@@ -97,8 +97,8 @@ class AVMoEInteraction(InteractionLayer):
             (position.visual_tokens, position.visual_size),
             (position.audio_tokens, position.audio_size),
         )
-        # The authors' video parsing forgets what its audio blocks make, and goes on with the stream that CASTE enriched.
-        # Its checkpoints depend on that. AVMoE's video parsing does not do so.
+        # The authors' video parsing drops what its audio blocks make and goes on with the stream that CASTE enriched:
+        # its checkpoints depend on that. AVMoE's video parsing does not do so.
         self.skips_audio_blocks = self.uses_caste and config.is_official and config.task == "avvp"
         self.has_adapters = position.stage in config.adapter_stages
         self.has_caste = self.uses_caste and position.is_first

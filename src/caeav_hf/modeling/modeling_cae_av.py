@@ -234,7 +234,8 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         Args:
             vision: A timm name (`swinv2_large_window12_192.ms_in22k`), a Hub repository (`hf-hub:org/name`), or a
                 local folder in timm's Hub format (`config.json` and `model.safetensors`).
-            audio: A Hub repository or local folder that `transformers.ClapModel` or `ClapAudioModel` saved.
+            audio: A Hub repository or local folder that `transformers.ClapModel` or `ClapAudioModel` saved, or a file
+                with a public checkpoint of HTS-AT, whose front end's settings come with it.
             text: An open_clip name, with the weights' tag behind a slash (`ViT-L-14/openai`), a Hub repository
                 (`hf-hub:org/name`), or a local folder in open_clip's Hub format.
             task: Preset whose other sizes are used.

@@ -10,7 +10,7 @@ import timm
 from open_clip.transformer import QuickGELU, TextTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor
-from transformers import AutoConfig, ClapAudioModel, ClapModel
+from transformers import AutoConfig, ClapAudioModel, ClapModel, PreTrainedConfig
 
 from ..configuration_cae_av import CaeAvAudioConfig
 from ..errors import CaeAvError
@@ -93,6 +93,18 @@ def _load_vision(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _load_audio(name: str, front_end: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if unknown := sorted(set(front_end) - FRONT_END):
+        raise CaeAvError(f"`audio_config`: beside `audio`, only {sorted(FRONT_END)} may be given, got {unknown}")
+    if Path(name).is_file():
+        # Only here, since conversion itself builds on the models.
+        from ..conversion import htsat_from_public, load_checkpoint
+
+        checkpoint = load_checkpoint(name)
+        try:
+            config, state, _ = htsat_from_public(checkpoint, front_end)
+        except CaeAvError as error:
+            raise CaeAvError(f"`audio`: {name}: {error}") from error
+        return _architecture(config), state
     try:
         config = AutoConfig.from_pretrained(name)
         if config.model_type == "clap":
@@ -107,13 +119,16 @@ def _load_audio(name: str, front_end: dict[str, Any]) -> tuple[dict[str, Any], d
         if isinstance(error, CaeAvError):
             raise
         raise CaeAvError(f"`audio`: cannot load {name!r} with transformers: {error}") from error
-    if unknown := sorted(set(front_end) - FRONT_END):
-        raise CaeAvError(f"`audio_config`: beside `audio`, only {sorted(FRONT_END)} may be given, got {unknown}")
+    return {**_architecture(model.config), **front_end}, model.state_dict()
+
+
+def _architecture(config: PreTrainedConfig) -> dict[str, Any]:
+    """The values of an audio tower that are fields of `CaeAvAudioConfig`."""
     architecture = set(CaeAvAudioConfig.__dataclass_fields__)
-    values = {key: value for key, value in model.config.to_dict().items() if key in architecture}
+    values = {key: value for key, value in config.to_dict().items() if key in architecture}
     for key in ("transformers_version", "architectures", "dtype"):
         values.pop(key, None)
-    return {**values, **front_end}, model.state_dict()
+    return values
 
 
 def load_text_tower(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
