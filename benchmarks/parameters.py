@@ -1,19 +1,36 @@
 """
-Counts the trainable parameters of a full-size model, part by part, on the meta device.
+Counts the trainable parameters of the full-size models, part by part, on the meta device, against the authors' code.
 
-    python benchmarks/parameters.py --task ave
+    python benchmarks/parameters.py              # all tasks
+    python benchmarks/parameters.py --task ave   # one
 """
 
 import argparse
 import re
 
 import torch
+from torch import nn
 
-from caeav_hf import CaeAvConfig, CaeAvForEventLocalization, CaeAvForSegmentation
+from caeav_hf import CaeAvConfig
+from caeav_hf.configuration_cae_av import TASKS
+from caeav_hf.conversion.official import MODELS
 
 
 # What the authors' code builds and never runs; the official formulation has it, the paper's does not.
 UNUSED = re.compile(r"\.template\.|unused_self_attention")
+
+# Trainable parameters of the authors' code, counted in it: what it builds, and what is left of that without the
+# relation decoders' self-attention (ave), the gating's decoders and the layers around the PVT (avs_*), fc_a*_pure and
+# norm3 (avqa).
+AUTHORS = {
+    "ave": (200_847_849, 200_321_513),
+    "avvp": (214_464_467, 214_464_467),
+    "avs_s4": (362_626_635, 342_878_795),
+    "avs_ms3": (255_533_339, 235_785_499),
+    "avqa": (278_462_326, 274_917_238),
+}
+# Table II: event localization with both backbones, in millions, and the share of it that is trained.
+TABLE_II = (460.9, 43.5)
 
 
 def part_of(name: str) -> str:
@@ -29,28 +46,87 @@ def part_of(name: str) -> str:
     return {"caption_mapper": "caption mapper", "case": "CASE", "projections": "loss projections"}[name.split(".")[1]]
 
 
+def build(task: str, formulation: str) -> nn.Module:
+    """The full-size model, without memory. Video parsing has its 3D features, as the authors' has."""
+    values = {"visual_3d_size": 512} if task == "avvp" else {}
+    with torch.device("meta"):
+        return MODELS[task](CaeAvConfig.from_preset(task, formulation=formulation, **values))
+
+
 def count(task: str, formulation: str) -> dict[str, int]:
     """Trainable parameters of each part."""
-    model_class = CaeAvForSegmentation if task.startswith("avs") else CaeAvForEventLocalization
-    with torch.device("meta"):
-        model = model_class(CaeAvConfig.from_preset(task, formulation=formulation))
     parts: dict[str, int] = {}
-    for name, parameter in model.named_parameters():
+    for name, parameter in build(task, formulation).named_parameters():
         if parameter.requires_grad:
             parts[part_of(name)] = parts.get(part_of(name), 0) + parameter.numel()
     return parts
 
 
+def without_place(task: str) -> dict[str, int]:
+    """What the authors' code builds and never runs, and conversion ignores, by the layers' sizes in that code."""
+
+    def linear(inputs: int, outputs: int) -> int:
+        return inputs * outputs + outputs
+
+    if task == "avqa":
+        return {"fc_a1_pure, fc_a2_pure, norm3": linear(768, 1536) + linear(1536, 1536) + 2 * 1536}
+    if not task.startswith("avs"):
+        return {}
+    attention, layer_norm = 4 * linear(256, 256), 2 * 256
+    layer = 2 * attention + linear(256, 1024) + linear(1024, 256) + 2 * layer_norm
+    decoders = 4 * (linear(512, 256) + linear(256, 256) + 2 * layer)
+    pvt_widths = (64, 128, 320, 512)
+    return {
+        "gating's decoders and their templates": decoders + 8 * layer,
+        "conv1-4": sum(4 * linear(9 * width, 256) for width in pvt_widths),
+        "x1-4_linear": sum(linear(192 * 2**stage, width) for stage, width in enumerate(pvt_widths)),
+        "path4.resConfUnit1": 2 * linear(9 * 256, 256),
+    }
+
+
+def show(task: str) -> None:
+    """Print the table of a task."""
+    columns = {formulation: count(task, formulation) for formulation in ("paper", "official")}
+    print(f"{task:40}{'paper':>14}{'official':>14}")
+    for part in sorted(set(columns["paper"]) | set(columns["official"])):
+        print(f"{part:40}{columns['paper'].get(part, 0):14,}{columns['official'].get(part, 0):14,}")
+    ours = {formulation: sum(parts.values()) for formulation, parts in columns.items()}
+    print(f"{'trainable':40}{ours['paper']:14,}{ours['official']:14,}")
+    total = ours["official"]
+    for name, number in without_place(task).items():
+        total += number
+        print(f"{'  ignored: ' + name:40}{'':14}{number:14,}")
+    built, used = AUTHORS[task]
+    print(f"{'trainable, with what is ignored':40}{'':14}{total:14,}")
+    print(f"{'the code: all it builds':40}{'':14}{built:14,}")
+    print(f"{'the code: without what it never uses':40}{'':14}{used:14,}")
+    if task == "ave":
+        show_table_ii(built)
+    print()
+
+
+def show_table_ii(trainable: int) -> None:
+    """The totals that Table II prints: with both backbones, their own classifiers and the audio front end."""
+    model = build("ave", "official").model
+    frozen = sum(p.numel() for tower in (model.vision_tower, model.audio_tower) for p in tower.parameters())
+    # The classifiers of ImageNet-22k, and of AudioSet: a convolution and a linear map.
+    frozen += 1536 * 21841 + 21841 + (527 * 768 * 2 * 3 + 527) + (527 * 527 + 527)
+    # HTS-AT keeps its Fourier matrices and mel filters as parameters.
+    frozen += 2 * 513 * 1024 + 513 * 64
+    total = trainable + frozen
+    print(f"{'with both backbones, whole':40}{'':14}{total:14,}")
+    print(f"{'  of which trainable':40}{'':14}{trainable / total:14.1%}")
+    print(f"{'Table II, total in millions':40}{'':14}{TABLE_II[0]:14}")
+    print(f"{'  of which trainable':40}{'':14}{TABLE_II[1]:13}%")
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="ave", choices=("ave", "avs_s4", "avs_ms3"))
+    parser.add_argument("--task", choices=TASKS, help="one task; by default all")
     task = parser.parse_args().task
-    columns = {formulation: count(task, formulation) for formulation in ("paper", "official")}
-    print(f"{task:20}{'paper':>14}{'official':>14}")
-    for part in sorted(set(columns["paper"]) | set(columns["official"])):
-        print(f"{part:20}{columns['paper'].get(part, 0):14,}{columns['official'].get(part, 0):14,}")
-    print(f"{'trainable':20}{sum(columns['paper'].values()):14,}{sum(columns['official'].values()):14,}")
+    for name in TASKS if task is None else (task,):
+        show(name)
 
 
 if __name__ == "__main__":

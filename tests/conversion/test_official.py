@@ -1,11 +1,15 @@
 """The authors' checkpoints load, and compute what their modules compute, put together as in their programs."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from caeav_hf import CaeAvConfig, CaeAvError
 from caeav_hf.conversion import from_official
+from caeav_hf.conversion.key_map import rename
 from caeav_hf.modeling import CaeAvPreTrainedModel
 from caeav_hf.modeling.captions import Captions
 from caeav_hf.modeling.frames import FrameLayout
@@ -21,6 +25,7 @@ OPTIONS = {
     "avs_ms3": {"num_skip": 2, "is_gate": 0, "is_self_attention": 1, "self_attention_version": "v2"},
     "avqa": {"num_skip": 1, "num_tokens": 3, "num_singlemodal_experts": 2, "is_gate": 0, "avqa_fc_class": 42},
 }
+NEWER_TIMM = {rf"^swin\.layers\.{n}\.downsample": f"swin.layers.{n + 1}.downsample" for n in (2, 1, 0)}
 VISION = {"img_size": 64, "window_size": 4, "embed_dim": 16, "depths": (2, 2, 6, 2), "num_heads": [1, 2, 4, 8]}
 AUDIO = {"spec_size": 128, "window_size": 4, "embed_dim": 8, "depths": [2, 2, 2, 2], "num_heads": [1, 2, 4, 8]}
 
@@ -240,6 +245,28 @@ def state() -> dict[str, Tensor]:
 def test_data_parallel(state: dict[str, Tensor]) -> None:
     model = convert({f"module.{key}": value for key, value in state.items()}, "ave")
     assert torch.equal(model.head.event_classifier.weight, state["CMBS.localize_module.classifier.weight"])
+
+
+def test_newer_timm(state: dict[str, Tensor]) -> None:
+    """Where downsampling opens a stage, its keys are already those of this package."""
+    newer = {rename(key, NEWER_TIMM): value for key, value in state.items()}
+    assert set(newer) != set(state)
+    model, other = convert(newer, "ave"), convert(state, "ave")
+    for key, value in model.model.vision_tower.state_dict().items():
+        assert torch.equal(value, other.model.vision_tower.state_dict()[key]), key
+
+
+def test_text_tower_from_a_folder() -> None:
+    folder = Path(__file__).parents[2] / "src" / "caeav_hf" / "assets" / "toy_towers" / "text"
+    own = small_model(small_config("ave", text_config={**TEXT, "hidden_size": 64}))
+    with pytest.raises(CaeAvError, match=r"`text` is 32 wide"):
+        convert(official_state(own), "ave", text={**TEXT, "hidden_size": 32})
+    model = convert(official_state(own), "ave", text=folder)
+    stored = load_file(folder / "open_clip_model.safetensors")
+    assert model.config.text_config.vocab_size == 1026
+    key = next(key for key in stored if key.endswith("ln_final.weight"))
+    assert torch.equal(model.model.text_tower.ln_final.weight, stored[key])
+    assert "from `text`" in model.conversion_report.missing["model.text_tower.ln_final.weight"]
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,9 @@ def official_config(
     }
     for name, value in overrides.items():
         values[name] = {**towers.get(name, {}), **value} if name in towers else value
+    if values.get("num_labels") == CaeAvConfig.from_preset(task).num_labels:
+        # The preset's own classes keep the names that it has for them.
+        del values["num_labels"]
     values = {**towers, **values}
     return CaeAvConfig.from_preset(task, formulation="official", **values), pairs
 
@@ -252,5 +255,4 @@ def _event_values(told: Evidence) -> dict[str, Any]:
                 "head_audio_dim": told.shape("temporal_attn.a_fc.weight")[0],
                 "head_intermediate_size": told.shape("temporal_attn.video_encoder.encoder.layers.0.linear1.weight")[0],
             }
-    # AVE's own 28 classes keep the names that the preset has.
-    return values if classes == 28 else {**values, "num_labels": classes}
+    return {**values, "num_labels": classes}
