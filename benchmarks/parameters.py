@@ -7,11 +7,11 @@ Counts the trainable parameters of the full-size models, part by part, on the me
 
 import argparse
 import re
+from typing import Any
 
 import torch
-from torch import nn
 
-from caeav_hf import CaeAvConfig
+from caeav_hf import CaeAvConfig, CaeAvPreTrainedModel
 from caeav_hf.configuration_cae_av import TASKS
 from caeav_hf.conversion.official import MODELS
 
@@ -46,9 +46,9 @@ def part_of(name: str) -> str:
     return {"caption_mapper": "caption mapper", "case": "CASE", "projections": "loss projections"}[name.split(".")[1]]
 
 
-def build(task: str, formulation: str) -> nn.Module:
+def build(task: str, formulation: str) -> CaeAvPreTrainedModel:
     """The full-size model, without memory. Video parsing has its 3D features, as the authors' has."""
-    values = {"visual_3d_size": 512} if task == "avvp" else {}
+    values: dict[str, Any] = {"visual_3d_size": 512} if task == "avvp" else {}
     with torch.device("meta"):
         return MODELS[task](CaeAvConfig.from_preset(task, formulation=formulation, **values))
 
@@ -107,8 +107,8 @@ def show(task: str) -> None:
 
 def show_table_ii(trainable: int) -> None:
     """The totals that Table II prints: with both backbones, their own classifiers and the audio front end."""
-    model = build("ave", "official").model
-    frozen = sum(p.numel() for tower in (model.vision_tower, model.audio_tower) for p in tower.parameters())
+    vision, audio, _ = build("ave", "official").cae_av.towers()
+    frozen = sum(parameter.numel() for tower in (vision, audio) for parameter in tower.parameters())
     # The classifiers of ImageNet-22k, and of AudioSet: a convolution and a linear map.
     frozen += 1536 * 21841 + 21841 + (527 * 768 * 2 * 3 + 527) + (527 * 527 + 527)
     # HTS-AT keeps its Fourier matrices and mel filters as parameters.
