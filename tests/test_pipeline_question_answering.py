@@ -92,14 +92,15 @@ def test_several_questions_about_a_clip(answer, expected):
         assert single["answers"][0]["answer"] == expected[second, QUESTIONS[1]]["answers"][0]["answer"]
 
 
-def test_a_clip_passes_the_encoder_once_for_all_its_questions(answer):
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_clip_passes_the_encoder_once_for_all_its_questions(answer, num_workers):
     seen = []
     hook = answer.model.model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     try:
-        answer({"video": toy_clips(1)[0], "question": QUESTIONS * 3})
+        answer([{"video": clip, "question": QUESTIONS * 3} for clip in toy_clips(2)], num_workers=num_workers)
     finally:
         hook.remove()
-    assert seen == [1]
+    assert seen == [1, 1]
 
 
 def test_questions_as_arguments(answer, expected):
