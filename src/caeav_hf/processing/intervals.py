@@ -5,6 +5,25 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+
+
+def has_class(
+    frame_probs: torch.Tensor, clip_probs: torch.Tensor, threshold: float = 0.5, video_threshold: float = 0.5
+) -> torch.Tensor:
+    """
+    The rule of video parsing: a segment has a class in a modality where both its own probability reaches `threshold`
+    and that of the whole clip reaches `video_threshold`.
+
+    Args:
+        frame_probs: (B, T, C), probabilities in the modality's segments.
+        clip_probs: (B, C), probabilities in the modality of the whole clip.
+        threshold, video_threshold: From 0 to 1.
+
+    Returns:
+        (B, T, C) bool.
+    """
+    return (frame_probs >= threshold) & (clip_probs >= video_threshold)[:, None]
 
 
 def intervals_of(

@@ -16,7 +16,7 @@ from ..errors import CaeAvError
 from ..labels import MUSIC_AVQA_QUESTION_WORDS
 from .containers import MediaSource, source_name
 from .feature_extraction_cae_av import CaeAvFeatureExtractor
-from .intervals import ParsedSegments, intervals_of
+from .intervals import ParsedSegments, has_class, intervals_of
 from .media import (
     Clip,
     FrameSampling,
@@ -521,8 +521,8 @@ class CaeAvProcessor(ProcessorMixin):
         What the output of [`CaeAvForVideoParsing`] says of each segment. Those of consecutive parts of a clip can be
         joined before [`CaeAvProcessor.parsing_tracks`] makes intervals of them.
 
-        A segment has a class in a modality where both its own probability reaches `threshold` and the whole clip's
-        reaches `video_threshold`. The official formulation's frame probabilities go above 1 at times; scores do not.
+        Where a segment has a class is decided by [`~processing.intervals.has_class`]. The official formulation's frame
+        probabilities go above 1 at times; scores do not.
 
         Args:
             outputs: `audio_probs`, `visual_probs` (B, C), `audio_frame_probs`, `visual_frame_probs` (B, T, C) and, if
@@ -552,7 +552,7 @@ class CaeAvProcessor(ProcessorMixin):
         for modality in ("audio", "visual"):
             frames = outputs[f"{modality}_frame_probs"].detach().float().cpu()
             clips = outputs[f"{modality}_probs"].detach().float().cpu()
-            active[modality] = (frames >= threshold) & (clips >= video_threshold)[:, None]
+            active[modality] = has_class(frames, clips, threshold, video_threshold)
             scores[modality] = frames.clamp(max=1.0)
         return [
             ParsedSegments(

@@ -106,11 +106,12 @@ def _summarize_masks(clips: list[ClipScores]) -> dict[str, float]:
 def _score_parsing(outputs: Any, inputs: dict[str, torch.Tensor]) -> list[ClipScores]:
     """The sums that the F-scores are made of, of each clip."""
     from ..metrics import video_parsing_sums
+    from ..processing.intervals import has_class
 
     found, expected = [], []
     for modality in ("audio", "visual"):
-        frames, clip = outputs[f"{modality}_frame_probs"], outputs[f"{modality}_probs"]
-        found.append(((frames >= 0.5) & (clip[:, None] >= 0.5)).transpose(1, 2))
+        positive = has_class(outputs[f"{modality}_frame_probs"], outputs[f"{modality}_probs"])
+        found.append(positive.transpose(1, 2))
         expected.append(inputs[f"{modality}_labels"].transpose(1, 2))
     clips = zip(*found, *expected, strict=True)
     sums = [video_parsing_sums(*(part[None] for part in clip)) for clip in clips]
