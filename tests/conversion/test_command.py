@@ -75,6 +75,10 @@ def test_errors(state: dict[str, Tensor], tmp_path: Path, capsys: pytest.Capture
     assert "'num_skip'" in capsys.readouterr().err
     assert main([*base, "--option", "num_skip"]) == 2
     assert "NAME=VALUE" in capsys.readouterr().err
+    assert main([*base, "--config", "mask_sise=64"]) == 2
+    assert "mask_sise" in capsys.readouterr().err
+    assert main([*base, "--audio", "hop_length=0"]) == 2
+    assert "hop_length" in capsys.readouterr().err
     assert main([*base[:1], str(file), *base[1:]]) == 2
     assert "another file" in capsys.readouterr().err
     assert not (tmp_path / "model").exists()

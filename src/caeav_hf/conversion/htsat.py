@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ..configuration_cae_av import CaeAvAudioConfig
@@ -36,7 +37,11 @@ def htsat_from_public(
         CaeAvError: See [`from_official`].
     """
     state = without_prefix(without_prefix(state_dict), "sed_model.")
-    config = CaeAvAudioConfig(**audio_values(state, audio or {}, prefix=""))
+    values = audio_values(state, audio or {}, prefix="")
+    try:
+        config = CaeAvAudioConfig(**values)
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise CaeAvError(f"no HTS-AT is of the sizes of the checkpoint and of what was given: {error}") from error
     with torch.device("meta"):
         expected = {key: value.shape for key, value in HtsatTower(config).state_dict().items()}
     tensors, report = convert_keys(state, expected, [section("", "", HTSAT, HTSAT_IGNORED)])

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ..configuration_cae_av import TASKS, CaeAvConfig
@@ -91,7 +92,10 @@ def official_config(
         # The preset's own classes keep the names that it has for them.
         del values["num_labels"]
     values = {**towers, **values}
-    return CaeAvConfig.from_preset(task, formulation="official", **values), pairs
+    try:
+        return CaeAvConfig.from_preset(task, formulation="official", **values), pairs
+    except (ValueError, TypeError, StrictDataclassError) as error:
+        raise CaeAvError(f"no model is of the sizes of the checkpoint and of what was given: {error}") from error
 
 
 def _adapters(told: Evidence) -> list[str]:
