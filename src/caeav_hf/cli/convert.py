@@ -24,7 +24,7 @@ tags:
 
 # {name}
 
-{model} of [caeav-hf](https://pypi.org/project/caeav-hf/), converted from {files} with `caeav convert`: the authors'
+{model} of caeav-hf, converted from {files} with `caeav convert`: the authors'
 weights for the task `{task}`, in the official formulation, which gives the numbers of their code. {text}
 
 ```python
