@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from caeav_hf import CaeAvConfig, CaeAvForEventLocalization, CaeAvProcessor
 from caeav_hf.cli import main as caeav
 from tests.media_factory import write_clip
+from tests.training.toy_files import mask_model, parsing_model, question_model, toy_model
 
 
 ROOT = Path(__file__).parent.parent
@@ -46,22 +46,69 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not status, command
 
 
-def test_readme_inference(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = CaeAvConfig.from_preset("ave", size="toy")
-    CaeAvForEventLocalization(config).save_pretrained("demo/model")
-    CaeAvProcessor.from_config(config).save_pretrained("demo/model")
+@pytest.fixture
+def models(workplace: Path) -> Path:
+    """The workplace with a model of each task where the documents have one, and a clip."""
+    for name, made in (
+        ("demo/model", toy_model),
+        ("runs/ms3/checkpoints/best", mask_model),
+        ("runs/llp/checkpoints/best", parsing_model),
+        ("runs/questions/checkpoints/best", question_model),
+    ):
+        folder = workplace / name
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.symlink_to(made())
     write_clip(workplace / "clip.mp4")
-    in_python, in_pipeline, from_towers = blocks("README.md", "python")[:3]
+    return workplace
+
+
+def predictions(document: str) -> list[str]:
+    """The lines of a document's shell blocks that predict."""
+    lines = [line for block in blocks(document, "bash") for line in block.splitlines()]
+    return [line for line in lines if line.startswith("caeav predict")]
+
+
+def test_readme_inference(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_python, in_pipelines, from_towers = blocks("README.md", "python")[:3]
     names: dict = {}
     exec(in_python, names)
     assert names["events"][0]["segments"]
-    exec(in_pipeline, names)
+    exec(in_pipelines, names)
     # Its towers have to be downloaded; test_backbones.py loads such towers from folders.
     compile(from_towers, "README.md", "exec")
-    (predict,) = [block for block in blocks("README.md", "bash") if block.startswith("caeav predict")]
-    run(predict, monkeypatch)
-    assert (workplace / "clip.json").stat().st_size
-    assert (workplace / "clip.png").stat().st_size
+    for line in predictions("README.md"):
+        run(line, monkeypatch)
+    assert all((models / name).stat().st_size for name in ("clip.json", "clip.png", "answers.png"))
+
+
+def test_inference_guide(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (models / "broken.mp4").write_bytes(b"this is no clip")
+    names: dict = {}
+    for block in blocks("docs/inference.md", "python"):
+        exec(block, names)
+    # The guide's table says what results hold.
+    sections = (ROOT / "docs/inference.md").read_text().split("## What a result holds")[1].split("\n## ")[0]
+    found = {
+        key
+        for row in re.findall(r"\|([^|]*)\|[^|]*\|$", sections, re.MULTILINE)
+        for key in re.findall(r"`(\w+)`", row)
+    }
+    segment = names["pipeline"]("audio-visual-segmentation", model="runs/ms3/checkpoints/best", device="cpu")
+    results = (names["several"][0], segment("clip.mp4"), names["tracks"], names["one"])
+    assert {key for result in results for key in result} == found | {"file", "duration"}
+    for line in predictions("docs/inference.md"):
+        run(line, monkeypatch)
+    assert (models / "masks/index.json").is_file()
+    for name in (
+        "timeline.png",
+        "sheet.png",
+        "tinted.mp4",
+        "tracks.json",
+        "parsing.png",
+        "answers.json",
+        "answers.png",
+    ):
+        assert (models / name).stat().st_size, name
 
 
 def test_toy_runs_of_the_training_guide(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
