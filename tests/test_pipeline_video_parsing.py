@@ -107,7 +107,7 @@ def test_the_first_window_alone(parse, long_clip):
         ({"threshold": 2.0}, "`threshold`"),
         ({"video_threshold": 2.0}, "`video_threshold`"),
         ({"colour": 1}, "unknown arguments colour"),
-        ({"visual_3d": np.zeros((10, 4))}, "no such input"),
+        ({"visual_3d_features": np.zeros((10, 4))}, "no such input"),
     ],
 )
 def test_wrong_arguments_are_named(parse, arguments, message):
@@ -120,11 +120,13 @@ def test_a_model_with_3d_features_needs_them(long_clip):
     config = CaeAvConfig.from_preset("avvp", size="toy", visual_3d_size=4)
     parse = pipeline(TASK, model=CaeAvForVideoParsing(config), device="cpu")
     features = np.random.default_rng(0).normal(size=(23, 4)).astype(np.float32)
-    whole = parse({"clip": long_clip, "visual_3d": features}, threshold=0.0, video_threshold=0.0)
+    whole = parse({"clip": long_clip, "visual_3d_features": features}, threshold=0.0, video_threshold=0.0)
     assert whole["visible"][0]["end"] == 23.0
-    other = parse(long_clip, visual_3d=-features, threshold=0.0, video_threshold=0.0)
+    other = parse(long_clip, visual_3d_features=-features, threshold=0.0, video_threshold=0.0)
     assert other["visible"] != whole["visible"]
-    with pytest.raises(CaeAvError, match=r"expected `visual_3d` of shape \(23, 4\); got none"):
+    with pytest.raises(CaeAvError, match=r"expected `visual_3d_features` of shape \(23, 4\); got none"):
         parse(long_clip)
     with pytest.raises(CaeAvError, match=r"got \(22, 4\)"):
-        parse(long_clip, visual_3d=features[:-1])
+        parse(long_clip, visual_3d_features=features[:-1])
+    with pytest.raises(CaeAvError, match="no array of numbers"):
+        parse(long_clip, visual_3d_features="features.npy")

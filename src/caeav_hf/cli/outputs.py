@@ -117,7 +117,7 @@ class Tracks(JsonOutput):
             raise CaeAvError(
                 f"{self.options.visual_3d}: expected the features of {clip}, {Path(clip).stem}.safetensors"
             )
-        return {**super().clip_inputs(clip), "visual_3d": read_features(path)}
+        return {**super().clip_inputs(clip), "visual_3d_features": read_features(path)}
 
     def draw(self, model: Any, clip: str, result: dict[str, Any], path: Path) -> None:
         from ..visualization import plot_parsing_timeline

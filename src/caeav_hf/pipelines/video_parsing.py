@@ -31,11 +31,11 @@ class AudioVisualVideoParsingPipeline(CaeAvPipeline):
     segments, which know nothing of each other; an event that goes on in the next window is one interval. With
     `windows="first"` only the first one is looked at.
 
-    A model with `visual_3d_size` needs features of a 3D network for each segment: `visual_3d`, (T, visual_3d_size), as
-    an argument or beside `clip` in a dict (see `caeav_hf.data.visual_3d`).
+    A model with `visual_3d_size` needs features of a 3D network for each segment: `visual_3d_features`,
+    (T, visual_3d_size), as an argument or beside `clip` in a dict (see `caeav_hf.data.visual_3d`).
     """
 
-    _input_parameters = ("visual_3d",)
+    _input_parameters = ("visual_3d_features",)
     _describe_parameters = ("threshold", "video_threshold")
     _output_names = (
         *("audio_probs", "visual_probs", "audio_frame_probs", "visual_frame_probs"),
@@ -44,17 +44,22 @@ class AudioVisualVideoParsingPipeline(CaeAvPipeline):
     _all_windows = True
 
     def _model_inputs(
-        self, clip: Clip, captions: dict[str, str | None], visual_3d: Any = None
+        self, clip: Clip, captions: dict[str, str | None], visual_3d_features: Any = None
     ) -> list[dict[str, torch.Tensor]]:
         windows = super()._model_inputs(clip, captions)
         size = self.model.config.visual_3d_size
-        if visual_3d is None and not size:
+        if visual_3d_features is None and not size:
             return windows
-        features = None if visual_3d is None else torch.as_tensor(visual_3d, dtype=torch.float32)
-        if features is None or features.ndim != 2 or features.shape[1] != size or len(features) < len(clip.frames):
-            expected = f"({len(clip.frames)}, {size})" if size else "none: the model has no such input"
-            got = "none" if features is None else tuple(features.shape)
-            raise CaeAvError(f"{clip.name}: expected `visual_3d` of shape {expected}; got {got}")
+        expected = f"({len(clip.frames)}, {size})" if size else "none: the model has no such input"
+        message = f"{clip.name}: expected `visual_3d_features` of shape {expected}; got "
+        if visual_3d_features is None:
+            raise CaeAvError(message + "none")
+        try:
+            features = torch.as_tensor(visual_3d_features, dtype=torch.float32)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CaeAvError(f"{message}what is no array of numbers: {error}") from error
+        if features.ndim != 2 or features.shape[1] != size or len(features) < len(clip.frames):
+            raise CaeAvError(f"{message}{tuple(features.shape)}")
         start = 0
         for window in windows:
             count = len(window["pixel_values_videos"])
