@@ -1,6 +1,7 @@
 """Pictures: what they show, and that odd inputs still give one."""
 
 import sys
+from itertools import pairwise
 from types import SimpleNamespace
 
 import matplotlib
@@ -78,6 +79,31 @@ def test_labels_stay_inside_the_picture():
             box = text.get_window_extent(renderer)
             assert box.x0 >= 0
             assert box.x1 <= figure.bbox.x1
+
+
+def test_labels_of_neighbours_do_not_meet():
+    segments = 60
+    short = [("Baby_cry_infant_cry", float(t), t + 1.0, 0.5) for t in (5, 22, 25, 59)]
+    figure = plot_event_timeline(clip(segments), prediction(*short, segments=segments))
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    boxes = sorted((text.get_window_extent(renderer) for text in figure.axes[2].texts), key=lambda box: box.x0)
+    assert len(boxes) > 1
+    assert all(left.x1 <= right.x0 for left, right in pairwise(boxes))
+
+
+def test_frames_of_long_clips_stay_visible():
+    segments = 60
+    long = clip(segments)
+    figure = plot_event_timeline(long, prediction(segments=segments))
+    axis = figure.axes[0]
+    assert 5 <= len(axis.images) < segments
+    assert axis.get_position().height * figure.get_figheight() >= 0.49
+    step = axis.images[1].get_extent()[0] - axis.images[0].get_extent()[0]
+    for image in axis.images:
+        first = round(image.get_extent()[0])
+        near = long.frames[first : first + round(step)]
+        assert any(np.array_equal(image.get_array(), frame) for frame in near)
 
 
 def test_agreement_per_stage_gives_a_line_each():

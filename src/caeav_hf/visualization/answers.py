@@ -86,7 +86,7 @@ def plot_answers(
     weights = np.asarray(results[0]["grounding"], dtype=np.float32)
     low, high = float(weights.min()), float(weights.max())
     shown = [heated(frame, part, low, high) for frame, part in zip(frames, weights, strict=True)]
-    draw_frames(top, np.stack(shown), 1.0, len(frames))
+    draw_frames(top, np.stack(shown), 1.0)
     top.set_title(title or str(clip.name), loc="left", fontsize=15, fontweight="bold", color=COLOURS["text"], pad=8)
     _draw_legend(figure.add_subplot(grid[0, 1]), low, high)
     rows = []

@@ -64,12 +64,13 @@ def make_bare(axis: Axes, *, keep: Sequence[str] = ()) -> None:
     axis.tick_params(labelsize=12, colors=COLOURS["text"], length=3)
 
 
-def draw_frames(axis: Axes, frames: np.ndarray, segment_seconds: float, seconds: float) -> None:
+def draw_frames(axis: Axes, frames: np.ndarray, width: float) -> None:
+    """Frames side by side, each `width` wide."""
     make_bare(axis)
     set_label(axis, "Frames")
     axis.set_yticks([])
     axis.set_ylim(0, 1)
-    gap = 0.02 * segment_seconds
+    gap = 0.02 * width
     for number, frame in enumerate(frames):
-        start = number * segment_seconds
-        axis.imshow(frame, extent=(start + gap, start + segment_seconds - gap, 0, 1), aspect="auto")
+        start = number * width
+        axis.imshow(frame, extent=(start + gap, start + width - gap, 0, 1), aspect="auto")

@@ -1,5 +1,6 @@
 """Clips over time: what a model found in them, beside their frames and their sound."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -15,6 +16,8 @@ from .drawing import COLOURS, SERIES, draw_frames, frames_of, make_bare, new_fig
 
 BACKGROUND = "background"
 TRACKS = ("audible", "visible", "both")
+# Least height of the row of frames in inches.
+_LOWEST_STRIP = 0.5
 # Kind (a colour), name and intervals of a row.
 Row: TypeAlias = tuple[str, str, list[dict[str, Any]]]
 
@@ -112,11 +115,14 @@ def _plot_timeline(
     frames = frames_of(clip)
     seconds = max(len(frames) * segment_seconds, *(item["end"] for _, _, items in rows for item in items), 0.0)
 
-    # Frames keep their shape, so the height of their row follows from the width of the picture.
+    # Frames keep their shape, so the height of their row follows from the width of the picture. Where all of them
+    # would be too small to see anything, each one that is shown stands for some segments, as that of the middle one.
     width = 13.0
     inner = 0.875 * width
     height, breadth = frames.shape[1:3]
-    strip = min(2.2, inner * segment_seconds / seconds * height / breadth)
+    whole = inner * segment_seconds / seconds * height / breadth  # height of a frame as wide as its segment
+    step = max(1, math.ceil(_LOWEST_STRIP / whole))
+    strip = min(2.2, step * whole)
     row_height = 0.55 if len(rows) < 5 else 0.36
     heights = [strip, 1.0, row_height * len(rows) + 0.15, *([1.5] if agreement is not None else [])]
     figure = new_figure(width, sum(heights) + 0.28 * len(heights) + 0.95)
@@ -132,7 +138,8 @@ def _plot_timeline(
     )
     axes = [figure.add_subplot(grid[row]) for row in range(len(heights))]
 
-    draw_frames(axes[0], frames, segment_seconds, seconds)
+    middles = [min(start + step // 2, len(frames) - 1) for start in range(0, len(frames), step)]
+    draw_frames(axes[0], frames[middles], step * segment_seconds)
     axes[0].set_title(
         title or str(clip.name), loc="left", fontsize=15, fontweight="bold", color=COLOURS["text"], pad=8
     )
@@ -185,6 +192,7 @@ def _draw_waveform(axis: Axes, waveform: np.ndarray, duration: float) -> None:
 
 
 def _draw_intervals(axis: Axes, rows: list[Row], seconds: float) -> None:
+    """Bars with what they are: inside them if it fits, else beside them, else in short or not at all."""
     make_bare(axis, keep=("bottom",))
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_yticks(range(len(rows)), [name for _, name, _ in rows], fontsize=13)
@@ -198,23 +206,28 @@ def _draw_intervals(axis: Axes, rows: list[Row], seconds: float) -> None:
     for row, (kind, _, intervals) in enumerate(rows):
         if not intervals:
             axis.text(0.1, row, "no event", ha="left", va="center", fontsize=12, style="italic", color="#666666")
+        taken = 0.0  # how far bars and texts reach so far
         for number, item in enumerate(intervals):
             start, end = item["start"], item["end"]
             axis.barh(row, end - start, left=start, height=0.74, color=COLOURS[kind], edgecolor="white", linewidth=1)
-            text = item["label"] if item.get("score") is None else f"{item['label']}  {item['score']:.2f}"
-            free_before = start - (intervals[number - 1]["end"] if number else 0.0)
+            name, score = item["label"], "" if item.get("score") is None else f"{item['score']:.2f}"
+            text = f"{name}  {score}" if score else name
             free_after = (intervals[number + 1]["start"] if number + 1 < len(intervals) else seconds) - end
             needed = letter * (len(text) + 1)
+            reach = end
             if needed <= end - start:
                 _write(axis, (start + end) / 2, row, text, ha="center", color="white", fontweight="bold")
             elif free_after >= needed:
                 _write(axis, end + letter / 2, row, text, ha="left", color=COLOURS["text"])
-            elif free_before >= needed:
+                reach = end + needed
+            elif start - taken >= needed:
                 _write(axis, start - letter / 2, row, text, ha="right", color=COLOURS["text"])
-            else:  # two small lines inside the bar, cut where even that is too long
-                fitting = max(1, int((end - start) / (0.75 * letter)) - 1)
-                lines = [part if len(part) <= fitting else part[: fitting - 1] + "\u2026" for part in text.split("  ")]
+            elif (fitting := int((end - start) / (0.75 * letter)) - 1) > 2:
+                # Small lines inside the bar: the name, cut where even that is too long, and the score if it fits.
+                lines = [name if len(name) <= fitting else name[: fitting - 1] + "\u2026"]
+                lines += [score] if 0 < len(score) <= fitting else []
                 _write(axis, (start + end) / 2, row, "\n".join(lines), ha="center", color="white", fontsize=9)
+            taken = max(taken, reach)
 
 
 def _write(axis: Axes, x: float, y: float, text: str, fontsize: int = 12, **style: Any) -> None:
