@@ -1,6 +1,8 @@
 """Runs on clips with masks: the same loop, J and F."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,11 +10,15 @@ import torch
 from PIL import Image
 
 from caeav_hf import CaeAvConfig, CaeAvForSegmentation
-from caeav_hf.data import CaeAvDataset
+from caeav_hf.data import AvsBenchBuilder, CaeAvDataset
 from caeav_hf.processing import CaeAvProcessor
 from caeav_hf.training.command import main
 from caeav_hf.training.tasks import get_task
 from tests.training.toy_files import mask_corpus, mask_data, mask_model, toy_data
+
+
+def read_json(path: Path) -> dict:
+    return json.loads(path.read_text())
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +81,37 @@ def test_scoring_is_the_metric_computed_by_hand(trained, capsys):
     assert printed["j"] == pytest.approx(np.mean(overlaps), abs=1e-4)
     assert printed["f"] == pytest.approx(np.mean(measures, axis=0).max(), abs=1e-4)
     assert (printed["clips"], printed["dropped_clips"]) == (3, 0)
+
+
+def test_what_is_left_of_a_damaged_corpus_is_trained_on(tmp_path):
+    corpus = tmp_path / "corpus"
+    shutil.copytree(mask_corpus(), corpus)
+    names = [scene for scene, truth in read_json(corpus / "toy.json")["clips"].items() if truth["split"] == "train"]
+    masks = [corpus / "media" / "gt_masks" / "train" / name / f"{name}_2.png" for name in names]
+    masks[0].unlink()
+    with Image.open(masks[1]) as mask:
+        mask.resize((96, 96)).save(masks[1])
+    with Image.open(masks[2]) as mask:
+        mask.convert("P").save(masks[2])
+    Image.new("L", (64, 64)).save(masks[2].with_stem(f"{names[2]}_3"))
+    (corpus / "media" / "audio_wav" / "train" / f"{names[3]}.wav").unlink()
+    builder = AvsBenchBuilder(
+        setting="ms3",
+        annotations=str(corpus / "annotations"),
+        media=str(corpus / "media"),
+        cache_dir=str(tmp_path / "cache"),
+    )
+    builder.build(tmp_path / "data")
+    report = read_json(tmp_path / "data" / "report.json")
+    assert report["splits"]["train"]["written"] == 3
+    assert report["splits"]["train"]["skipped"]["missing_audio"]["count"] == 1
+    assert report["splits"]["train"]["lost"]["missing_mask"]["count"] == 1
+    assert {"mask_of_another_size", "palette_mask", "empty_mask"} <= report["notes"].keys()
+    flags = ["--model", str(mask_model()), "--data", str(tmp_path / "data"), "--output-dir", str(tmp_path / "run")]
+    assert main(["--task", "avs_ms3", "--size", "toy", *flags, "--epochs", "1", "--batch-size", "3"]) == 0
+    (record,) = (json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines())
+    assert record["train/task"] > 0
+    assert (record["train/dropped_clips"], record["eval/clips"]) == (0, 3)
 
 
 def test_what_is_kept_of_a_clip_is_small():
