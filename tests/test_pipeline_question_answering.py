@@ -1,5 +1,6 @@
 """The pipeline of question answering on real files."""
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -78,6 +79,15 @@ def test_an_iterator_is_read_as_results_are_taken(answer, expected):
     results = answer(items)
     assert not isinstance(results, list)
     assert_same(next(iter(results)), next(iter(expected.values())))
+
+
+def test_rows_of_a_data_set(answer, expected):
+    rows = datasets.Dataset.from_list([{"video": clip, "question": question} for clip, question in expected])
+    for given in (rows, rows.to_iterable_dataset()):
+        results = answer(given, batch_size=3)
+        assert not isinstance(results, list)
+        for result, one in zip(results, expected.values(), strict=True):
+            assert_same(result, one)
 
 
 def test_several_questions_about_a_clip(answer, expected):

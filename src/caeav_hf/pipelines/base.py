@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+import datasets
 import torch
 from torch.utils.data import DataLoader
 from transformers.pipelines.base import Pipeline
@@ -104,7 +105,7 @@ class CaeAvPipeline(Pipeline):
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """
-        Process one clip, a list of clips, or a generator or `Dataset` of clips.
+        Process one clip, a list of clips, or a generator or `Dataset` (of PyTorch or `datasets`) of clips.
 
         Args:
             inputs: The clip or clips.
@@ -136,8 +137,10 @@ class CaeAvPipeline(Pipeline):
             inputs = attach_captions(inputs, kwargs, self._clip_key)
             if not inputs:
                 return []
-        elif isinstance(inputs, Iterator) and not hasattr(inputs, "read"):
-            # The base class knows generators; other iterators are turned into one.
+        elif isinstance(inputs, datasets.Dataset | datasets.IterableDataset) or (
+            isinstance(inputs, Iterator) and not hasattr(inputs, "read")
+        ):
+            # The base class knows generators and PyTorch's data sets; the rest is turned into one.
             inputs = (clip for clip in inputs)
         return super().__call__(inputs, *args, **kwargs)
 
