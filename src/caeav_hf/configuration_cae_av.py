@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import ClapAudioConfig, PreTrainedConfig
 
-from .labels import AVE_CATEGORIES
+from .labels import AVE_CATEGORIES, LLP_CATEGORIES, MUSIC_AVQA_ANSWERS
 
 
 TASKS = ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")
@@ -468,7 +468,7 @@ class CaeAvConfig(PreTrainedConfig):
 _PRESETS: dict[str, dict[str, Any]] = {
     "ave": {"id2label": dict(enumerate(AVE_CATEGORIES))},
     "avvp": {
-        "num_labels": 25,
+        "id2label": dict(enumerate(LLP_CATEGORIES)),
         "adapter_stages": (1, 2, 3, 4),
         "adapter_batch_norm": False,
         "unimodal_attention": "dot",
@@ -499,7 +499,7 @@ _PRESETS: dict[str, dict[str, Any]] = {
         "entropy_loss_weight": 0.005,
     },
     "avqa": {
-        "num_labels": 42,
+        "id2label": dict(enumerate(MUSIC_AVQA_ANSWERS)),
         "frame_sampling": "spread",
         "adapter_stages": (1, 2, 3, 4),
         "num_unimodal_experts": 2,

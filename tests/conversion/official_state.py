@@ -60,7 +60,7 @@ def small_config(task: str, **overrides) -> CaeAvConfig:
     """The configuration of the small model, said by hand: conversion must find it."""
     values = {"vision_config": VISION, "audio_config": AUDIO, "text_config": TEXT, **SIZES}
     if task == "avvp":
-        values |= {"visual_3d_size": 32, "num_labels": 25, "cross_modal_grouping_depth": 6}
+        values |= {"visual_3d_size": 32, "cross_modal_grouping_depth": 6}
     return CaeAvConfig.from_preset(task, formulation="official", **{**values, **overrides})
 
 
