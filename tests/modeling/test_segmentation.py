@@ -113,3 +113,11 @@ def test_wrong_labels() -> None:
     batch = batch_with_masks(model.config)
     with pytest.raises(CaeAvError, match="labels"):
         model(**{**batch, "labels": batch["labels"][:, :, :32]})
+
+
+def test_a_new_decoder_marks_next_to_nothing() -> None:
+    torch.manual_seed(0)
+    model = CaeAvForSegmentation(CaeAvConfig.from_preset("avs_ms3", size="toy")).eval()
+    with torch.no_grad():
+        probabilities = model(**batch_with_masks(model.config)).logits.sigmoid()
+    assert 0.05 < probabilities.mean() < 0.25

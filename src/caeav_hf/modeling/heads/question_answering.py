@@ -121,13 +121,6 @@ class QuestionAnsweringHead(nn.Module):
         self.fusion = nn.Linear(2 * size, size)
         self.classifier = nn.Linear(size, config.num_labels)
 
-    def reset_parameters(self) -> None:
-        # The product of question and clip is small at first, and smaller still with the usual initialisation.
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-
     def encode_audio(self, audio: Tensor) -> Tensor:
         """(B, T, C_a), means over tokens -> (B, T, D)."""
         return self.audio_output(F.relu(self.audio_hidden(audio)))

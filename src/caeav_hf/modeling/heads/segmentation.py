@@ -18,6 +18,9 @@ from .temporal import RelationEncoder, run_rnn
 # How far a gate scales the maps and the audio: the authors' constant.
 GATE_SCALE = 0.05
 
+# Where the decoder begins: about a tenth of the pixels belongs to what sounds.
+PRIOR_LOGIT = -2.0
+
 # Label of pixels in frames without a mask.
 IGNORED = -100
 
@@ -89,11 +92,6 @@ class TPAVI(nn.Module):
         self.batch_norm = nn.BatchNorm1d(hidden_size)
         self.norm = nn.LayerNorm(hidden_size)
 
-    def reset_parameters(self) -> None:
-        # The block begins as the identity before its layer norm.
-        nn.init.zeros_(self.batch_norm.weight)
-        nn.init.zeros_(self.batch_norm.bias)
-
     def forward(self, maps: Tensor, audio: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor]:
         """Maps (N, D, H, W) and audio (N, D_a) -> maps, and the audio in their width (N, D)."""
         pixels = maps.permute(0, 2, 3, 1)
@@ -137,6 +135,15 @@ class FusionBlock(nn.Module):
         return F.interpolate(self.residual(maps), scale_factor=2, mode="bilinear", align_corners=True)
 
 
+class MaskClassifier(nn.Conv2d):
+    """A convolution whose bias begins at `PRIOR_LOGIT`."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        assert self.bias is not None
+        nn.init.constant_(self.bias, PRIOR_LOGIT)
+
+
 class SegmentationHead(nn.Module):
     """
     Args:
@@ -160,7 +167,7 @@ class SegmentationHead(nn.Module):
         )
         self.upsample = nn.Conv2d(size, size // 2, 3, padding=1)
         self.hidden = nn.Conv2d(size // 2, 32, 3, padding=1)
-        self.classifier = nn.Conv2d(32, 1, 1)
+        self.classifier = MaskClassifier(32, 1, 1)
 
     def forward(self, feature_maps: tuple[Tensor, ...], audio: Tensor, frames: FrameLayout) -> MaskLogits:
         """
