@@ -9,13 +9,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, multiprocessing, nn
 
-from caeav_hf import CaeAvConfig
+from caeav_hf import CaeAvConfig, CaeAvForEventLocalization, CaeAvForSegmentation
 from caeav_hf.modeling.avmoe import AVMoE, CrossModalMap
 from caeav_hf.modeling.backbones import FrozenBlock
 from caeav_hf.modeling.captions import Captions
 from caeav_hf.modeling.case import CASE
 from caeav_hf.modeling.caste import CASTE, num_kept
 from caeav_hf.modeling.frames import FrameLayout
+from caeav_hf.modeling.heads.segmentation import TPAVI
 from caeav_hf.modeling.interaction import InteractionLayer, PairPosition, build_interaction, register_interaction
 from caeav_hf.modeling.losses import caption_contrastive_loss, modality_alignment_loss, selection_entropy_loss
 from tests.modeling.helpers import randomise, toy_batch, toy_model
@@ -312,3 +313,21 @@ def test_a_process_without_captions_does_not_hold_up_the_others() -> None:
         multiprocessing.spawn(_process_with_or_without_captions, (free_port(), results), nprocs=2)
         assert all(math.isfinite(loss) for loss in results.values())
         assert len(results) == 2
+
+
+@pytest.mark.parametrize("task", ["ave", "avs_ms3"])
+@pytest.mark.parametrize("formulation", ["paper", "official"])
+def test_what_a_new_model_adds_begins_at_zero(task: str, formulation: str) -> None:
+    model_class = {"ave": CaeAvForEventLocalization, "avs_ms3": CaeAvForSegmentation}[task]
+    model = model_class(CaeAvConfig.from_preset(task, size="toy", formulation=formulation))
+    scales = {name: value for name, value in model.named_parameters() if name.split(".")[-1] in {"gamma", "gate"}}
+    for stream in ("visual", "audio"):
+        scales |= {
+            f"{stream} {name}": value
+            for name, value in getattr(model.model.caption_mapper, f"{stream}_bottleneck").up.named_parameters()
+        }
+    for name, module in model.named_modules():
+        if isinstance(module, TPAVI):
+            scales[name] = module.batch_norm.weight
+    assert len(scales) > 8
+    assert not {name for name, value in scales.items() if value.any()}

@@ -94,23 +94,23 @@ class Captions:
     present: Tensor | None = None
 
 
-class Bottleneck(nn.Module):
+class ZeroLinear(nn.Linear):
+    """A linear map that begins at zero."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+
+class Bottleneck(nn.Sequential):
     """Linear down, GELU, linear up; the up projection starts at zero, so that captions begin without effect."""
 
     def __init__(self, in_features: int, bottleneck: int, out_features: int):
         super().__init__()
         self.down = nn.Linear(in_features, bottleneck)
-        self.up = nn.Linear(bottleneck, out_features)
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.kaiming_uniform_(self.down.weight, a=5**0.5)
-        nn.init.zeros_(self.down.bias)
-        nn.init.zeros_(self.up.weight)
-        nn.init.zeros_(self.up.bias)
-
-    def forward(self, states: Tensor) -> Tensor:
-        return self.up(nn.functional.gelu(self.down(states)))
+        self.activation = nn.GELU()
+        self.up = ZeroLinear(bottleneck, out_features)
 
 
 class CaptionMapper(nn.Module):

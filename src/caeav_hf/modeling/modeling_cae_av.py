@@ -23,7 +23,7 @@ from .frames import FrameLayout
 from .frozen import freeze
 from .heads.event_localization import CMBSHead, MLPHead
 from .heads.question_answering import QuestionAnsweringHead
-from .heads.segmentation import SegmentationHead
+from .heads.segmentation import SegmentationHead, ZeroBatchNorm
 from .heads.video_parsing import VideoParsingHead
 from .interaction import FrozenStep, PairPosition, build_interaction
 from .losses import (
@@ -182,6 +182,8 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             # Its running statistics are buffers, which only the base class initialises safely.
             super()._init_weights(module)
+            if isinstance(module, ZeroBatchNorm):
+                nn.init.zeros_(module.weight)
         elif hasattr(module, "reset_parameters"):
             cast(Any, module).reset_parameters()
         elif isinstance(module, ClipTextTower):

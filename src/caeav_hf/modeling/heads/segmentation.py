@@ -72,6 +72,14 @@ class TemporalGate(nn.Module):
         )
 
 
+class ZeroBatchNorm(nn.BatchNorm1d):
+    """Batch normalisation whose scale begins at zero, so that the branch it ends begins without effect."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.zeros_(self.weight)
+
+
 class TPAVI(nn.Module):
     """
     Temporal pixel-wise audio-visual interaction (Zhou et al., Audio-Visual Segmentation, ECCV 2022): every pixel of a
@@ -89,7 +97,7 @@ class TPAVI(nn.Module):
         self.key = nn.Linear(hidden_size, inner)
         self.value = nn.Linear(hidden_size, inner)
         self.output = nn.Linear(inner, hidden_size)
-        self.batch_norm = nn.BatchNorm1d(hidden_size)
+        self.batch_norm = ZeroBatchNorm(hidden_size)
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, maps: Tensor, audio: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor]:
