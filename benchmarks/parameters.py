@@ -46,17 +46,18 @@ def part_of(name: str) -> str:
     return {"caption_mapper": "caption mapper", "case": "CASE", "projections": "loss projections"}[name.split(".")[1]]
 
 
-def build(task: str, formulation: str) -> CaeAvPreTrainedModel:
+def build(task: str, formulation: str, **values: Any) -> CaeAvPreTrainedModel:
     """The full-size model, without memory. Video parsing has its 3D features, as the authors' has."""
-    values: dict[str, Any] = {"visual_3d_size": 512} if task == "avvp" else {}
+    if task == "avvp":
+        values["visual_3d_size"] = 512
     with torch.device("meta"):
         return MODELS[task](CaeAvConfig.from_preset(task, formulation=formulation, **values))
 
 
-def count(task: str, formulation: str) -> dict[str, int]:
+def count(task: str, formulation: str, **values: Any) -> dict[str, int]:
     """Trainable parameters of each part."""
     parts: dict[str, int] = {}
-    for name, parameter in build(task, formulation).named_parameters():
+    for name, parameter in build(task, formulation, **values).named_parameters():
         if parameter.requires_grad:
             parts[part_of(name)] = parts.get(part_of(name), 0) + parameter.numel()
     return parts
@@ -120,6 +121,17 @@ def show_table_ii(trainable: int) -> None:
     print(f"{'  of which trainable':40}{'':14}{TABLE_II[1]:13}%")
 
 
+def show_shared() -> None:
+    """The rows of Table II in which one Swin-V2 serves both streams."""
+    base = {"embed_dim": 128, "num_heads": [4, 8, 16, 32]}
+    print(f"{'ave, one tower for both streams':40}{'paper':>14}{'official':>14}")
+    for size, vision in (("large", {}), ("base", base)):
+        values = {"shared_tower": True, "vision_config": vision}
+        trainable = [sum(count("ave", formulation, **values).values()) for formulation in ("paper", "official")]
+        print(f"{'Swin-V2-' + size + ', trainable':40}{trainable[0]:14,}{trainable[1]:14,}")
+    print()
+
+
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -127,6 +139,8 @@ def main() -> None:
     task = parser.parse_args().task
     for name in TASKS if task is None else (task,):
         show(name)
+    if task in (None, "ave"):
+        show_shared()
 
 
 if __name__ == "__main__":

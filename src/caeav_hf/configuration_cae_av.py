@@ -104,6 +104,10 @@ class CaeAvAudioConfig(ClapAudioConfig):
         frequency_min (`float`, defaults to 50): Lower edge of the mel filters in Hz.
         frequency_max (`float`, defaults to 14000): Upper edge of the mel filters in Hz.
         tile_seconds (`int`, defaults to 10): Seconds that a segment is repeated to before its spectrogram is taken.
+        mel_scale (`str`, defaults to `"slaney"`):
+            `"slaney"` is HTS-AT's front end; `"kaldi"` makes a square image of a segment, a Kaldi-style filter bank,
+            which a visual tower reads: there is no audio tower then, and the fields above are the front end's alone.
+        feature_mean, feature_std (`float`): Of the Kaldi-style features, which become (x - mean) / (2 std).
     """
 
     model_type = "cae_av_audio"
@@ -114,6 +118,10 @@ class CaeAvAudioConfig(ClapAudioConfig):
     frequency_min: float | int = 50
     frequency_max: float | int = 14000
     tile_seconds: int = 10
+    mel_scale: Literal["slaney", "kaldi"] = "slaney"
+    # Of AVE's training sound at 192 bands, as public code for audio-visual Swin-V2 has them.
+    feature_mean: float | int = -4.984795570373535
+    feature_std: float | int = 3.7079780101776123
 
     def __post_init__(self, **kwargs):
         _tuples_to_lists(self, "depths", "num_attention_heads", "patch_size", "patch_stride")
@@ -126,6 +134,19 @@ class CaeAvAudioConfig(ClapAudioConfig):
             *("window_size", "num_mel_bins", "spec_size", "depths", "num_attention_heads", "patch_embeds_hidden_size"),
             *("sampling_rate", "fft_window_size", "hop_length", "tile_seconds"),
         )
+        _positive(self, "feature_std")
+        if self.mel_scale == "slaney":
+            self._validate_tower()
+        # Filters may end above half the rate, as those of a public HTS-AT at 16 kHz do: no band there hears anything.
+        lowest, highest, rate = self.frequency_min, self.frequency_max, self.sampling_rate
+        if not 0 <= lowest < min(highest, rate / 2) or highest > rate:
+            raise ValueError(
+                "`frequency_min` and `frequency_max` of CaeAvAudioConfig must satisfy 0 <= frequency_min < "
+                "frequency_max <= sampling_rate and frequency_min < sampling_rate / 2, "
+                f"got {lowest}, {highest} at {rate} Hz"
+            )
+
+    def _validate_tower(self):
         if self.enable_fusion:
             raise ValueError("`enable_fusion` of CaeAvAudioConfig must be False: a segment is one spectrogram")
         if len(self.num_attention_heads) != len(self.depths):
@@ -146,14 +167,6 @@ class CaeAvAudioConfig(ClapAudioConfig):
             raise ValueError(
                 f"`hidden_size` of CaeAvAudioConfig must be the width of the last stage, {width} by "
                 f"`patch_embeds_hidden_size` and `depths`, got {self.hidden_size}"
-            )
-        # Filters may end above half the rate, as those of a public HTS-AT at 16 kHz do: no band there hears anything.
-        lowest, highest, rate = self.frequency_min, self.frequency_max, self.sampling_rate
-        if not 0 <= lowest < min(highest, rate / 2) or highest > rate:
-            raise ValueError(
-                "`frequency_min` and `frequency_max` of CaeAvAudioConfig must satisfy 0 <= frequency_min < "
-                "frequency_max <= sampling_rate and frequency_min < sampling_rate / 2, "
-                f"got {lowest}, {highest} at {rate} Hz"
             )
 
 
@@ -206,6 +219,8 @@ class CaeAvConfig(PreTrainedConfig):
         formulation (`str`, defaults to `"paper"`):
             `"paper"` computes the printed equations, `"official"` what the authors' code computes, so that
             checkpoints trained with it give the same numbers.
+        shared_tower (`bool`, defaults to `False`): Whether the visual tower reads the sound too, as filter bank images
+            (Table II, "shared"); `audio_config` then describes these.
         interaction (`str`, defaults to `"cae_av"`): Interaction layer of the paired blocks: `"cae_av"` or `"avmoe"`.
         num_frames (`int`, defaults to 10): Segments of a clip, one frame each. Any other number works at run time.
         segment_seconds (`float`, defaults to 1.0): Seconds of a segment.
@@ -281,6 +296,7 @@ class CaeAvConfig(PreTrainedConfig):
 
     task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave"
     formulation: Literal["paper", "official"] = "paper"
+    shared_tower: bool = False
     interaction: str = "cae_av"
     num_frames: int = 10
     segment_seconds: float | int = 1.0
@@ -374,7 +390,16 @@ class CaeAvConfig(PreTrainedConfig):
         for name in ("caption_loss_weight", "alignment_loss_weight", "entropy_loss_weight", "router_noise_std"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` of CaeAvConfig must not be negative, got {getattr(self, name)}")
-        vision_depths, audio_depths = list(self.vision_config.depths), list(self.audio_config.depths)
+        image = (self.vision_config.num_channels, self.vision_config.image_size, "kaldi")
+        if self.shared_tower and image != (3, self.audio_config.num_mel_bins, self.audio_config.mel_scale):
+            raise ValueError(
+                "`shared_tower` of CaeAvConfig needs a `vision_config` of 3 channels and an `audio_config` with "
+                f"`mel_scale` 'kaldi' and as many `num_mel_bins` as the `image_size`, {image[1]}; got "
+                f"{self.audio_config.mel_scale!r} and {self.audio_config.num_mel_bins}"
+            )
+        if not self.shared_tower and self.audio_config.mel_scale != "slaney":
+            raise ValueError("`mel_scale` 'kaldi' of CaeAvAudioConfig has no audio tower: it needs `shared_tower`")
+        vision_depths, audio_depths = list(self.vision_config.depths), self.audio_depths
         if len(vision_depths) != len(audio_depths) or any(
             n_v % n_a for n_v, n_a in zip(vision_depths, audio_depths, strict=False)
         ):
@@ -399,10 +424,10 @@ class CaeAvConfig(PreTrainedConfig):
         )
         _divisible(self, "mask_size", self.mask_size, "coarsest scale of the decoder", 32)
         _divisible(self, "head_hidden_size", self.head_hidden_size, "head_num_heads", self.head_num_heads)
-        for name, width in (
-            ("vision_config.embed_dim", self.vision_config.embed_dim),
-            ("audio_config.patch_embeds_hidden_size", self.audio_config.patch_embeds_hidden_size),
-        ):
+        first_stages = {"vision_config.embed_dim": self.vision_config.embed_dim}
+        if not self.shared_tower:
+            first_stages["audio_config.patch_embeds_hidden_size"] = self.audio_config.patch_embeds_hidden_size
+        for name, width in first_stages.items():
             _divisible(self, name, width, "adapter_reduction", self.adapter_reduction)
             # Both projections of an expert are grouped, so the groups divide its bottleneck too.
             _divisible(
@@ -426,7 +451,12 @@ class CaeAvConfig(PreTrainedConfig):
     @property
     def audio_hidden_size(self) -> int:
         """Channels of the last audio stage."""
-        return self.audio_config.hidden_size
+        return self.visual_hidden_size if self.shared_tower else self.audio_config.hidden_size
+
+    @property
+    def audio_depths(self) -> list[int]:
+        """Blocks of each stage of the tower that reads the sound."""
+        return list((self.vision_config if self.shared_tower else self.audio_config).depths)
 
     @property
     def is_official(self) -> bool:
@@ -456,12 +486,31 @@ class CaeAvConfig(PreTrainedConfig):
         values: dict[str, Any] = {"task": task, **_PRESETS[task]}
         if size == "toy":
             values |= _TOY
+        if overrides.get("shared_tower"):
+            vision = overrides.get("vision_config") or values.get("vision_config") or {}
+            vision = vision if isinstance(vision, dict) else vision.to_dict()
+            image_size = {**values.get("vision_config", {}), **vision}.get("image_size", CaeAvVisionConfig.image_size)
+            values["audio_config"] = _filter_bank(image_size, overrides.get("segment_seconds", 1.0))
         for name, value in overrides.items():
             is_partial = name in cls.sub_configs_defaults and isinstance(value, dict)
             values[name] = {**values.get(name, {}), **value} if is_partial else value
         if "num_labels" in overrides or "id2label" in overrides:
             values = {k: v for k, v in values.items() if k not in ("num_labels", "id2label") or k in overrides}
         return cls(**values)
+
+
+def _filter_bank(image_size: int, segment_seconds: float) -> dict[str, Any]:
+    """An audio configuration whose segments fill a square image: 5.2 ms a row where it has 192."""
+    rate = 16_000
+    return {
+        "mel_scale": "kaldi",
+        "num_mel_bins": image_size,
+        "sampling_rate": rate,
+        "fft_window_size": 400,
+        "hop_length": int(rate * segment_seconds) // image_size,
+        "frequency_min": 20,
+        "frequency_max": rate // 2,
+    }
 
 
 # Model sizes of Table I and of the authors' training scripts; learning rates and schedules are in the recipes.

@@ -67,6 +67,8 @@ def toy_batch(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 4, see
     visual_ids, visual_mask = ids(9)
     audio_ids, audio_mask = ids(7)
     frames = audio.tile_seconds * audio.sampling_rate // audio.hop_length + 1
+    if config.shared_tower:
+        frames = audio.num_mel_bins
     shape = (batch_size, num_frames)
     return {
         "pixel_values_videos": torch.randn(*shape, 3, size, size, generator=generator),

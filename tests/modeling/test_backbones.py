@@ -32,7 +32,7 @@ CLIP = {
 
 def run(tower: Tower, inputs: torch.Tensor) -> torch.Tensor:
     tokens = tower.embed(inputs)
-    for stage in range(tower.num_stages):
+    for stage in range(len(tower.stage_sizes())):
         tokens = tower.enter_stage(stage, tokens)
         for block in tower.blocks(stage):
             tokens = block(tokens)

@@ -1,9 +1,14 @@
 """The rows of the paper's tables that are variants of the model, each a field of the configuration."""
 
+import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
+from caeav_hf import CaeAvConfig
 from caeav_hf.modeling.frames import FrameLayout
+from caeav_hf.training.build import build_model, build_processor
+from caeav_hf.training.recipe import find_recipe, load_recipe, override_recipe
 from tests.modeling.helpers import toy_batch, toy_model
 
 
@@ -110,3 +115,52 @@ def test_event_head_without_relations_sees_frames_alone() -> None:
     whole = model(**batch).event_logits
     alone = model(**{name: value[:, :1] for name, value in batch.items() if "caption" not in name}).event_logits
     torch.testing.assert_close(alone, whole[:, :1], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("formulation", ["paper", "official"])
+def test_one_tower_for_both_streams(formulation: str, tmp_path) -> None:
+    """Table II's shared rows: the sound, as an image, goes through the visual tower, whose weights are there once."""
+    model = toy_model(formulation=formulation, shared_tower=True)
+    assert not [name for name, _ in model.named_parameters() if "audio_tower" in name]
+    batch = toy_batch(model.config)
+    output = model(**batch)
+    assert output.audio_hidden_state.shape == output.visual_hidden_state.shape
+    output.loss.backward()
+    assert all(parameter.grad is None for parameter in model.model.vision_tower.parameters())
+    model.save_pretrained(tmp_path)
+    again = type(model).from_pretrained(tmp_path)
+    torch.testing.assert_close(again(**batch).class_logits, output.class_logits, rtol=0, atol=0)
+    settings = [{**m.config.audio_config.to_dict(), "dtype": None} for m in (model, again)]
+    assert settings[0] == settings[1]
+
+    # Without adapters the streams are the tower's own, for three equal channels as for a picture.
+    bare = toy_model(
+        formulation=formulation, shared_tower=True, adapter_stages=[], interaction="avmoe", use_case=False
+    )
+    batch["pixel_values_videos"] = batch["input_features"].expand(-1, -1, 3, -1, -1)
+    output = bare(**batch)
+    torch.testing.assert_close(output.audio_hidden_state, output.visual_hidden_state)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"shared_tower": True, "audio_config": {"num_mel_bins": 32}}, "num_mel_bins"),
+        ({"audio_config": {"mel_scale": "kaldi"}}, "shared_tower"),
+    ],
+)
+def test_shared_tower_needs_images(values: dict, message: str) -> None:
+    with pytest.raises((ValueError, StrictDataclassError), match=message):
+        CaeAvConfig.from_preset("ave", size="toy", **values)
+
+
+@pytest.mark.parametrize("changes", [{"shared_tower": True}, {"interaction": "avmoe"}, {"caste_position": "after"}])
+def test_a_recipe_names_a_variant(changes: dict) -> None:
+    recipe = override_recipe(load_recipe(find_recipe("ave", "toy")), {"model_config": changes})
+    model = build_model(recipe)
+    assert {name: getattr(model.config, name) for name in changes} == changes
+    processor = build_processor(model)
+    rate = processor.feature_extractor.sampling_rate
+    frames = np.zeros((2, 64, 64, 3), dtype=np.uint8)
+    inputs = processor(videos=[frames], audio=[np.zeros(2 * rate, dtype=np.float32)], sampling_rate=rate)
+    assert model(**inputs).event_logits.shape == (1, 2)

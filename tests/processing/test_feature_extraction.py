@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from caeav_hf.errors import CaeAvError
 from caeav_hf.processing import CaeAvFeatureExtractor, count_segments
@@ -153,3 +154,35 @@ def test_errors(audio, rate, words):
 def test_configuration_errors(kwargs, words):
     with pytest.raises(CaeAvError, match=words):
         CaeAvFeatureExtractor(**kwargs)
+
+
+@pytest.mark.parametrize(("bands", "hop"), [(192, 83), (64, 250)])
+def test_filter_bank_equals_transformers_kaldi_spectrogram(bands, hop):
+    rate = 16_000
+    settings = {"feature_size": bands, "sampling_rate": rate, "fft_window_size": 400, "hop_length": hop}
+    extractor = CaeAvFeatureExtractor(
+        **settings, frequency_min=20, frequency_max=8000, tile_seconds=1, mel_scale="kaldi"
+    )
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, 2 * rate).astype(np.float32) + 0.1
+    features = extractor(sound, sampling_rate=rate)["input_features"]
+    assert features.shape == (1, 2, 1, bands, bands)
+    filters = mel_filter_bank(257, bands, 20, 8000, rate, None, "kaldi", triangularize_in_mel_space=True)
+    for segment, mine in zip(np.split(sound, 2), features[0, :, 0], strict=True):
+        expected = spectrogram(
+            segment,
+            window_function(400, "hann", periodic=False),
+            frame_length=400,
+            hop_length=hop,
+            fft_length=512,
+            power=2.0,
+            center=False,
+            preemphasis=0.97,
+            mel_filters=filters,
+            log_mel="log",
+            mel_floor=np.finfo(np.float32).eps,
+            remove_dc_offset=True,
+        ).T
+        expected = (expected + 4.984795570373535) / (2 * 3.7079780101776123)
+        assert len(expected) < bands
+        np.testing.assert_allclose(mine[: len(expected)], expected, atol=2e-4)
+        assert not mine[len(expected) :].any()

@@ -44,8 +44,6 @@ class FrozenBlock:
 class Tower(Protocol):
     """What the encoder asks of a backbone."""
 
-    num_stages: int
-
     def stage_sizes(self) -> list[tuple[int, int]]:
         """Tokens and channels of each stage."""
 
@@ -172,7 +170,6 @@ class SwinV2Tower(SwinTransformerV2):
             pretrained_window_sizes=tuple(config.pretrained_window_sizes),
             drop_path_rate=0.0,
         )
-        self.num_stages = len(config.depths)
         self._biases: dict[tuple[int, int], FrozenConstant] = {}
 
     def stage_sizes(self) -> list[tuple[int, int]]:
@@ -250,7 +247,6 @@ class HtsatTower(ClapAudioModel):
 
     def __init__(self, config: CaeAvAudioConfig):
         super().__init__(config)
-        self.num_stages = len(config.depths)
         self._biases: dict[tuple[int, int], FrozenConstant] = {}
 
     def stage_sizes(self) -> list[tuple[int, int]]:
@@ -316,6 +312,27 @@ class HtsatTower(ClapAudioModel):
         return block.attention.output.dense(attended)
 
 
-def build_towers(vision_config: CaeAvVisionConfig, audio_config: CaeAvAudioConfig) -> tuple[Tower, Tower]:
-    """The visual and the audio tower of a configuration, without weights."""
-    return SwinV2Tower(vision_config), HtsatTower(audio_config)
+@dataclass(frozen=True)
+class SpectrogramReader:
+    """A visual tower that reads filter banks as images of three equal channels (Table II, "shared")."""
+
+    tower: SwinV2Tower
+
+    def stage_sizes(self) -> list[tuple[int, int]]:
+        return self.tower.stage_sizes()
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """(N, 1, frames, mel bins) -> (N, L, C)."""
+        size = self.tower.patch_embed.img_size
+        if inputs.shape[1:] != (1, *size):
+            raise CaeAvError(f"`input_features` must end in {(1, *size)}, got {tuple(inputs.shape[1:])}")
+        return self.tower.embed(inputs.expand(-1, 3, -1, -1))
+
+    def enter_stage(self, stage: int, tokens: Tensor) -> Tensor:
+        return self.tower.enter_stage(stage, tokens)
+
+    def blocks(self, stage: int) -> list[FrozenBlock]:
+        return self.tower.blocks(stage)
+
+    def final_norm(self, tokens: Tensor) -> Tensor:
+        return self.tower.final_norm(tokens)

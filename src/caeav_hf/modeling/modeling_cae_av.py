@@ -16,7 +16,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from .avmoe import load_balancing_loss
-from .backbones import Tower, build_towers
+from .backbones import HtsatTower, SpectrogramReader, SwinV2Tower, Tower
 from .captions import CaptionMapper, Captions, ClipTextTower
 from .case import CASE, CASEOutput, masked_mean
 from .frames import FrameLayout
@@ -224,7 +224,7 @@ class CaeAvPreTrainedModel(PreTrainedModel):
     def from_backbones(
         cls,
         vision: str | os.PathLike,
-        audio: str | os.PathLike,
+        audio: str | os.PathLike | None,
         text: str | os.PathLike,
         task: str = "ave",
         size: str = "full",
@@ -237,7 +237,8 @@ class CaeAvPreTrainedModel(PreTrainedModel):
             vision: A timm name (`swinv2_large_window12_192.ms_in22k`), a Hub repository (`hf-hub:org/name`), or a
                 local folder in timm's Hub format (`config.json` and `model.safetensors`).
             audio: A Hub repository or local folder that `transformers.ClapModel` or `ClapAudioModel` saved, or a file
-                with a public checkpoint of HTS-AT, whose front end's settings come with it.
+                with a public checkpoint of HTS-AT, whose front end's settings come with it. `None` with
+                `shared_tower=True`: the visual tower then reads the sound too.
             text: An open_clip name, with the weights' tag behind a slash (`ViT-L-14/openai`), a Hub repository
                 (`hf-hub:org/name`), or a local folder in open_clip's Hub format.
             task: Preset whose other sizes are used.
@@ -251,12 +252,16 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         for name in ("vision_config", "text_config"):
             if name in overrides:
                 raise CaeAvError(f"`{name}` comes from the tower itself and cannot be given to `from_backbones`")
-        towers = load_towers(vision, audio, text, front_end=overrides.pop("audio_config", None))
+        if (audio is None) != bool(overrides.get("shared_tower")):
+            raise CaeAvError(f"`audio` must be None exactly where `shared_tower` is set, got {audio!r}")
+        front_end = overrides.pop("audio_config", None) if audio is not None else None
+        towers = load_towers(vision, audio, text, front_end=front_end)
         config = CaeAvConfig.from_preset(task, size, **{**towers.configs, **overrides})
         model = cls(config)
         base = model.cae_av
-        cast(nn.Module, base.vision_tower).load_state_dict(towers.vision)
-        cast(nn.Module, base.audio_tower).load_state_dict(towers.audio)
+        base.vision_tower.load_state_dict(towers.vision)
+        if base.audio_tower is not None:
+            base.audio_tower.load_state_dict(towers.audio)
         base.text_tower.load_state_dict(towers.text)
         return model.eval()
 
@@ -271,18 +276,17 @@ class CaeAvModel(CaeAvPreTrainedModel):
 
     def __init__(self, config: CaeAvConfig):
         super().__init__(config)
-        vision_tower, audio_tower = build_towers(config.vision_config, config.audio_config)
-        self.vision_tower = cast(nn.Module, vision_tower)
-        self.audio_tower = cast(nn.Module, audio_tower)
+        self.vision_tower = SwinV2Tower(config.vision_config)
+        self.audio_tower = None if config.shared_tower else HtsatTower(config.audio_config)
         self.text_tower = ClipTextTower(config.text_config)
         self.freeze_towers()
         self.frozen_step = FrozenStep()
         self.interactions = nn.ModuleList()
-        sizes = zip(vision_tower.stage_sizes(), audio_tower.stage_sizes(), strict=True)
+        sizes = zip(*(tower.stage_sizes() for tower in self._readers()), strict=True)
         for stage, ((visual_tokens, visual_size), (audio_tokens, audio_size)) in enumerate(sizes):
             positions = [
                 PairPosition(stage + 1, index == 0, visual_tokens, visual_size, audio_tokens, audio_size)
-                for index in range(config.audio_config.depths[stage])
+                for index in range(config.audio_depths[stage])
             ]
             self.interactions.append(nn.ModuleList(build_interaction(config, position) for position in positions))
         if config.use_case:
@@ -299,8 +303,13 @@ class CaeAvModel(CaeAvPreTrainedModel):
         self.post_init()
 
     def towers(self) -> tuple[nn.Module, ...]:
-        """The frozen towers: vision, audio, text."""
-        return self.vision_tower, self.audio_tower, self.text_tower
+        """The frozen towers: vision, audio unless the visual one reads the sound too, text."""
+        return tuple(tower for tower in (self.vision_tower, self.audio_tower, self.text_tower) if tower is not None)
+
+    def _readers(self) -> tuple[Tower, Tower]:
+        """What reads the frames, and what reads the sound."""
+        vision = self.vision_tower
+        return vision, SpectrogramReader(vision) if self.audio_tower is None else self.audio_tower
 
     def freeze_towers(self) -> None:
         """No gradient into the towers."""
@@ -371,7 +380,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
             )
         batch_size, num_frames = pixel_values_videos.shape[:2]
         frames = FrameLayout(batch_size, num_frames, frame_mask)
-        vision, audition = cast(Tower, self.vision_tower), cast(Tower, self.audio_tower)
+        vision, audition = self._readers()
         visual = vision.embed(frames.to_list(pixel_values_videos).to(self.dtype))
         audio = audition.embed(frames.to_list(input_features).to(self.dtype))
 
@@ -790,7 +799,7 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
         """What the frozen visual tower alone says of frames: (B, T, L, D) after the final norm."""
         vision = cast(Tower, self.model.vision_tower)
         tokens = vision.embed(frames.to_list(pixel_values_videos).to(self.dtype))
-        for stage in range(vision.num_stages):
+        for stage in range(len(vision.stage_sizes())):
             tokens = vision.enter_stage(stage, tokens)
             for block in vision.blocks(stage):
                 tokens = block(tokens)

@@ -25,7 +25,7 @@ class PretrainedTowers:
     """
     Attributes:
         configs: `vision_config`, `audio_config` and `text_config` for `CaeAvConfig`.
-        vision, audio, text: State dicts under the towers' own parameter names.
+        vision, audio, text: State dicts under the towers' own parameter names; that of a missing tower is empty.
     """
 
     configs: dict[str, dict[str, Any]]
@@ -36,7 +36,7 @@ class PretrainedTowers:
 
 def load_towers(
     vision: str | os.PathLike,
-    audio: str | os.PathLike,
+    audio: str | os.PathLike | None,
     text: str | os.PathLike,
     front_end: dict[str, Any] | None = None,
 ) -> PretrainedTowers:
@@ -44,17 +44,21 @@ def load_towers(
     Load three towers; see `CaeAvPreTrainedModel.from_backbones` for what the names may be.
 
     Args:
-        vision, audio, text: Names, Hub repositories or local folders.
+        vision, audio, text: Names, Hub repositories or local folders; no `audio` where the visual tower reads the
+            sound.
         front_end: Values of the audio configuration that no checkpoint holds, such as `tile_seconds`.
 
     Raises:
         CaeAvError: A tower cannot be loaded, or is none of the supported kinds.
     """
     vision_config, vision_state = _load_vision(str(vision))
-    audio_config, audio_state = _load_audio(str(audio), front_end or {})
     text_config, text_state = load_text_tower(str(text))
+    configs = {"vision_config": vision_config, "text_config": text_config}
+    audio_state: dict[str, Tensor] = {}
+    if audio is not None:
+        configs["audio_config"], audio_state = _load_audio(str(audio), front_end or {})
     return PretrainedTowers(
-        configs={"vision_config": vision_config, "audio_config": audio_config, "text_config": text_config},
+        configs=configs,
         vision=vision_state,
         audio=audio_state,
         text=text_state,

@@ -1,7 +1,8 @@
 """Log-mel spectrograms of one-second segments, the audio front end of HTS-AT: waveform -> `input_features`."""
 
 import math
-from typing import Any
+import warnings
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from .media import count_segments
 
 # Power below which a band counts as silent; 10 log10 of it, -100 dB, is the lowest value of a spectrogram.
 _POWER_FLOOR = 1e-10
+# Of Kaldi's features, as Kaldi has it by default.
+_PREEMPHASIS = 0.97
 
 
 class CaeAvFeatureExtractor(SequenceFeatureExtractor):
@@ -26,6 +29,11 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
     filters normalised by area, in dB: 10 log10(max(power, 1e-10)). It has tile_seconds * sampling_rate / hop_length
     + 1 frames.
 
+    With `mel_scale="kaldi"` it is a filter bank as Kaldi computes it, without dither and energy: windows that lie
+    within the segment, their mean subtracted, pre-emphasised by 0.97, under a symmetric Hann window; the natural
+    logarithm of the power in triangular filters; (x - mean) / (2 std) of that, cut or padded with 0 to as many frames
+    as bands.
+
     Args:
         feature_size (`int`, defaults to 64): Mel bands.
         sampling_rate (`int`, defaults to 32000): Samples a second that a waveform must have.
@@ -35,7 +43,9 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         frequency_min (`float`, defaults to 50): Lower edge of the mel filters in Hz.
         frequency_max (`float`, defaults to 14000): Upper edge of the mel filters in Hz.
         segment_seconds (`float`, defaults to 1.0): Seconds of a segment.
-        tile_seconds (`float`, defaults to 10): Seconds that a segment is repeated to.
+        tile_seconds (`float`, defaults to 10): Seconds that a segment is repeated to; not with `"kaldi"`.
+        mel_scale (`str`, defaults to `"slaney"`): `"slaney"` or `"kaldi"`, as above.
+        feature_mean, feature_std (`float`): Mean and standard deviation of Kaldi-style features.
     """
 
     model_input_names = ["input_features", "frame_mask"]  # noqa: RUF012 (the base class's own form)
@@ -51,6 +61,9 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         frequency_max: float = 14_000,
         segment_seconds: float = 1.0,
         tile_seconds: float = 10,
+        mel_scale: Literal["slaney", "kaldi"] = "slaney",
+        feature_mean: float = -4.984795570373535,
+        feature_std: float = 3.7079780101776123,
         **kwargs: Any,
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
@@ -76,16 +89,31 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
                 f"`tile_seconds` must be more than half a window of {fft_window_size} samples, got {tile_seconds} at "
                 f"{sampling_rate} Hz"
             )
+        if mel_scale not in ("slaney", "kaldi"):
+            raise CaeAvError(f"`mel_scale` must be 'slaney' or 'kaldi', got {mel_scale!r}")
+        self.mel_scale = mel_scale
+        self.feature_mean = feature_mean
+        self.feature_std = feature_std
+        is_kaldi = mel_scale == "kaldi"
+        if is_kaldi and self.segment_samples < fft_window_size:
+            raise CaeAvError(
+                f"`segment_seconds` must hold a window of {fft_window_size} samples, got {segment_seconds} at "
+                f"{sampling_rate} Hz"
+            )
         # `to_dict` of the base class knows this name and leaves it out of what is saved.
-        self.mel_filters = mel_filter_bank(
-            num_frequency_bins=fft_window_size // 2 + 1,
-            num_mel_filters=feature_size,
-            min_frequency=frequency_min,
-            max_frequency=frequency_max,
-            sampling_rate=sampling_rate,
-            norm="slaney",
-            mel_scale="slaney",
-        ).astype(np.float32)
+        with warnings.catch_warnings():
+            # Kaldi's narrow bands at low frequencies may lie between two bins; they are silent there too.
+            warnings.filterwarnings("ignore", "At least one mel filter has all zero values")
+            self.mel_filters = mel_filter_bank(
+                num_frequency_bins=(self._kaldi_fft_size if is_kaldi else fft_window_size) // 2 + 1,
+                num_mel_filters=feature_size,
+                min_frequency=frequency_min,
+                max_frequency=frequency_max,
+                sampling_rate=sampling_rate,
+                norm=None if is_kaldi else "slaney",
+                mel_scale=mel_scale,
+                triangularize_in_mel_space=is_kaldi,
+            ).astype(np.float32)
 
     @property
     def segment_samples(self) -> int:
@@ -95,7 +123,14 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
     @property
     def num_spectrogram_frames(self) -> int:
         """Frames of a segment's spectrogram."""
+        if self.mel_scale == "kaldi":
+            return self.feature_size
         return round(self.tile_seconds * self.sampling_rate) // self.hop_length + 1
+
+    @property
+    def _kaldi_fft_size(self) -> int:
+        """Samples of the transform: the next power of two."""
+        return 2 ** math.ceil(math.log2(self.fft_window_size))
 
     def __call__(
         self,
@@ -112,9 +147,10 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
             return_tensors: `"pt"` or `"np"`.
 
         Returns:
-            `input_features` (B, T, 1, frames, mels) float32 in dB, and `frame_mask` (B, T) bool, True where a segment
-            is real. T is that of the longest waveform; padded segments hold `padding_value`. A waveform whose last
-            segment is not full is filled up with silence (see [`~processing.media.count_segments`]).
+            `input_features` (B, T, 1, frames, mels) float32, in dB or normalised, and `frame_mask` (B, T) bool, True
+            where a segment is real. T is that of the longest waveform; padded segments hold `padding_value`. A
+            waveform whose last segment is not full is filled up with silence (see
+            [`~processing.media.count_segments`]).
 
         Raises:
             CaeAvError: A waveform is not mono, empty, of integers or not finite, or the rate is missing or another.
@@ -158,7 +194,9 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         return waveform.view(count, self.segment_samples)
 
     def _log_mel(self, segments: torch.Tensor) -> torch.Tensor:
-        """(n, samples of a segment) -> (n, frames, mels) in dB, of the segments repeated to `tile_seconds`."""
+        """(n, samples of a segment) -> (n, frames, mels)."""
+        if self.mel_scale == "kaldi":
+            return self._filter_bank(segments)
         tile_samples = round(self.tile_seconds * self.sampling_rate)
         repeats, rest = divmod(tile_samples, self.segment_samples)
         period, offset = divmod(self.segment_samples, self.hop_length)
@@ -171,6 +209,18 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
             inner = short[:, edge : edge + period].repeat(1, repeats - 1, 1)
             return torch.cat([short[:, :edge], inner, short[:, edge + period :]], dim=1)
         return self._spectrogram(segments.repeat(1, repeats + 1)[:, :tile_samples])
+
+    def _filter_bank(self, segments: torch.Tensor) -> torch.Tensor:
+        """(n, samples of a segment) -> (n, mels, mels), Kaldi's features, normalised."""
+        windows = segments.unfold(1, self.fft_window_size, self.hop_length)[:, : self.num_spectrogram_frames]
+        windows = windows - windows.mean(-1, keepdim=True)
+        # The sample before a window's first counts as that one.
+        before = torch.cat([windows[..., :1], windows[..., :-1]], dim=-1)
+        windows = (windows - _PREEMPHASIS * before) * torch.hann_window(self.fft_window_size, periodic=False)
+        power = torch.fft.rfft(windows, self._kaldi_fft_size).abs().square()
+        bands = (power @ torch.from_numpy(self.mel_filters)).clamp(min=torch.finfo(torch.float32).eps).log()
+        features = (bands - self.feature_mean) / (2 * self.feature_std)
+        return torch.nn.functional.pad(features, (0, 0, 0, self.num_spectrogram_frames - features.shape[1]))
 
     def _spectrogram(self, sound: torch.Tensor) -> torch.Tensor:
         """(n, samples) -> (n, samples / hop_length + 1, mels) in dB."""

@@ -77,7 +77,11 @@ def build_model(recipe: Recipe, class_names: list[str] | None = None, question_t
             from ..assets import toy_towers
 
             towers = dict(toy_towers())
-        if missing := [f"{name}_tower" for name, tower in towers.items() if tower is None]:
+        is_shared = bool(recipe.model_config.get("shared_tower"))
+        if is_shared:
+            towers["audio"] = None
+        missing = [f"{name}_tower" for name, tower in towers.items() if tower is None]
+        if missing and not (is_shared and missing == ["audio_tower"]):
             raise CaeAvError(
                 f"recipe values {', '.join(missing)} are missing: name a model to start from (model), or the three "
                 "pretrained towers (vision_tower, audio_tower, text_tower)"

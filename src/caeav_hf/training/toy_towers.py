@@ -43,7 +43,7 @@ _UNUSED_IMAGE_TOWER = {"image_size": 16, "patch_size": 16, "layers": 1, "width":
 def pooled(tower: Tower, inputs: Tensor) -> Tensor:
     """Mean over the tokens of the last stage, (N, C)."""
     tokens = tower.embed(inputs)
-    for stage in range(tower.num_stages):
+    for stage in range(len(tower.stage_sizes())):
         tokens = tower.enter_stage(stage, tokens)
         for block in tower.blocks(stage):
             tokens = block(tokens)
