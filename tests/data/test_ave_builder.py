@@ -56,6 +56,8 @@ def test_rows_are_those_of_the_annotations(corpus, parquet):
                 "quality": quality,
                 "segment_labels": [label if int(start) <= second < int(end) else 8 for second in range(10)],
                 "media": {"path": str((corpus / "media" / f"{video_id}.mp4").resolve()), "bytes": None},
+                "media_start": None,
+                "media_end": None,
                 "visual_caption": captions[video_id]["visual"],
                 "audio_caption": captions[video_id]["audio"],
             }

@@ -161,3 +161,23 @@ def test_bad_rows_are_refused(parquet, processor, tmp_path):
         CaeAvDataset(tmp_path, processor, split="train")
     with pytest.raises(DataError, match="media, segment_labels"):
         CaeAvDataset(datasets.Dataset.from_dict({"video_id": ["a"]}), processor)
+
+
+def test_a_row_may_be_a_part_of_a_longer_video(parquet, processor, tmp_path):
+    rows = datasets.load_dataset(str(parquet), split="test").select([0, 0, 0])
+    features = rows.features
+    rows = rows.map(
+        lambda row, index: {"media_start": [2.0, None, 2.5][index], "media_end": [5.0, None, None][index]},
+        with_indices=True,
+        features=features,
+    )
+    clips = CaeAvDataset(rows, processor, cache_dir=tmp_path)
+    path = rows[0]["media"]["path"]
+    for item, part in zip(clips, ({"start": 2.0, "end": 5.0}, {}, {"start": 2.5}), strict=True):
+        expected = processor(videos=[processor.load_clip(path, **part)])
+        for name in expected:
+            assert torch.equal(item[name], expected[name][0]), name
+    assert [int(item["frame_mask"].sum()) for item in clips] == [3, 10, 8]
+    # A cache entry is of a part, not of its file.
+    again = CaeAvDataset(rows, processor, cache_dir=tmp_path)
+    assert [int(item["frame_mask"].sum()) for item in again] == [3, 10, 8]

@@ -15,6 +15,7 @@ from caeav_hf.processing.media import load_audio
 
 from .collator import IGNORED_LABEL
 from .images import read_frame, read_mask
+from .schema import media_part
 
 
 Row = Mapping[str, Any]
@@ -42,11 +43,13 @@ class RowForm(ABC):
     def process(self, row: Row) -> Mapping[str, torch.Tensor]:
         """The processor's tensors of the row's clip, as a batch of one."""
         # One thread: several clips are decoded at the same time by the workers of a loader.
-        return self.processor(videos=[self.processor.load_clip(row["media"], num_threads=1)])
+        start, end = media_part(row)
+        return self.processor(videos=[self.processor.load_clip(row["media"], start=start, end=end, num_threads=1)])
 
     def digest(self, row: Row) -> str:
         """Stands for the content of everything that `process` reads."""
-        return _content_digest(row["media"])
+        content, part = _content_digest(row["media"]), media_part(row)
+        return content if part == (0.0, None) else hashlib.sha256(f"{content} {part}".encode()).hexdigest()
 
     @abstractmethod
     def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:

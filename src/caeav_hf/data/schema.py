@@ -1,6 +1,6 @@
 """Rows of the data sets: the columns of each task, and how they follow from the annotations."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import datasets
@@ -18,6 +18,20 @@ def media_feature() -> datasets.Video:
     Not decoded by `datasets`: decoding goes through [`~processing.media.load_clip`], which takes this form as it is.
     """
     return datasets.Video(decode=False)
+
+
+def part_features() -> dict[str, datasets.Value]:
+    """
+    Which seconds of `media` are the clip, where it is a longer video: from `media_start` to `media_end`, after the
+    video's first frame. Null where the whole file is the clip.
+    """
+    return {"media_start": datasets.Value("float64"), "media_end": datasets.Value("float64")}
+
+
+def media_part(row: Mapping[str, Any]) -> tuple[float, float | None]:
+    """The seconds of a row's `media` that are its clip, as [`~processing.media.load_clip`] takes them."""
+    start = row.get("media_start")
+    return (0.0 if start is None else start), row.get("media_end")
 
 
 class _StoredAudio(datasets.Audio):
@@ -62,6 +76,7 @@ def event_localization_features(categories: Sequence[str]) -> datasets.Features:
             "quality": datasets.Value("string"),
             "segment_labels": datasets.Sequence(datasets.Value("int64")),
             "media": media_feature(),
+            **part_features(),
             **caption_features(),
         }
     )
@@ -111,6 +126,7 @@ def video_parsing_features(categories: Sequence[str]) -> datasets.Features:
             "visual_segment_labels": datasets.Sequence(classes()),
             "visual_3d": datasets.Sequence(datasets.Sequence(datasets.Value("float32"))),
             "media": media_feature(),
+            **part_features(),
             **caption_features(),
         }
     )

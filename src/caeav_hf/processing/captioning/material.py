@@ -37,23 +37,30 @@ class ClipMaterial:
     sampling_rate: int
 
     @classmethod
-    def from_file(cls, source: Any, settings: "CaptionSettings") -> "ClipMaterial":
+    def from_file(
+        cls, source: Any, settings: "CaptionSettings", start: float = 0.0, end: float | None = None
+    ) -> "ClipMaterial":
         """
-        The material of a media file: `settings.max_frames` frames from the middles of as many equal parts, at most one
-        a second, and all of its sound; of a long file its first `settings.max_seconds`.
+        The material of a media file, or of its part from `start` to `end` (seconds): `settings.max_frames` frames from
+        the middles of as many equal parts, at most one a second, and all of its sound; of what is long the first
+        `settings.max_seconds`.
 
         Raises:
             MediaError: It cannot be decoded.
         """
-        duration = probe(source).duration
-        seconds = settings.max_seconds if duration is None else min(duration, settings.max_seconds)
+        duration, seconds = probe(source).duration, settings.max_seconds
+        if end is not None:
+            seconds = min(seconds, end - start)
+        if duration is not None and duration > start:
+            seconds = min(seconds, duration - start)
         count = max(1, min(settings.max_frames, round(seconds)))
         clip = load_clip(
             source,
             num_segments=count,
             segment_seconds=seconds / count,
             sampling_rate=settings.sampling_rate,
-            end=settings.max_seconds,
+            start=start,
+            end=start + seconds,
             num_threads=1,
         )
         return cls.from_clip(clip, settings)
@@ -77,7 +84,10 @@ class ClipMaterial:
             MediaError: Something of it is missing or cannot be decoded.
         """
         if row.get("media") is not None:
-            return cls.from_file(row["media"], settings)
+            from ...data.schema import media_part
+
+            start, end = media_part(row)
+            return cls.from_file(row["media"], settings, start, end)
         name = row["video_id"]
         if not row.get("frames") or row.get("audio") is None:
             raise MediaError(f"{name}: has no `media`; expected `frames` and `audio` instead")

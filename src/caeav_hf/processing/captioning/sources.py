@@ -17,7 +17,7 @@ from .material import ClipMaterial
 
 MEDIA_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".ts")
 
-_ROW_COLUMNS = ("video_id", "media", "frames", "audio")
+_ROW_COLUMNS = ("video_id", "media", "media_start", "media_end", "frames", "audio")
 # Groups of rows that stay in memory; clips are read nearly in order, by several threads.
 _GROUPS_KEPT = 4
 
@@ -138,10 +138,14 @@ def _row_clips(shards: Sequence[Path]) -> list[CaptionClip]:
                     raise DataError(f"{shard}: expected rows with the columns video_id and media, got {names}")
                 for group in range(file.num_row_groups):
                     # The paths alone: reading the column whole would read the bytes of every clip.
-                    table = file.read_row_group(group, columns=["video_id", "media.path"])
+                    columns = [name for name in ("video_id", "filename", "media_start") if name in names]
+                    table = file.read_row_group(group, columns=[*columns, "media.path"])
                     for index, row in enumerate(table.to_pylist()):
                         path = (row["media"] or {}).get("path")
                         clip = Path(path).stem if path else row["video_id"]
+                        if row.get("media_start") is not None:
+                            # The file is a longer video, of which there may be several clips.
+                            clip = row.get("filename") or row["video_id"]
                         loader = _RowLoader(rows, shard, group, index)
                         clips.setdefault(clip, CaptionClip(clip, path or row["video_id"], loader))
         except (pa.ArrowException, OSError) as error:
