@@ -1,14 +1,11 @@
 """The rows of the paper's tables that are variants of the model, each a field of the configuration."""
 
-import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from caeav_hf import CaeAvConfig
 from caeav_hf.modeling.frames import FrameLayout
-from caeav_hf.training.build import build_model, build_processor
-from caeav_hf.training.recipe import find_recipe, load_recipe, override_recipe
 from tests.modeling.helpers import toy_batch, toy_model
 
 
@@ -152,15 +149,3 @@ def test_one_tower_for_both_streams(formulation: str, tmp_path) -> None:
 def test_shared_tower_needs_images(values: dict, message: str) -> None:
     with pytest.raises((ValueError, StrictDataclassError), match=message):
         CaeAvConfig.from_preset("ave", size="toy", **values)
-
-
-@pytest.mark.parametrize("changes", [{"shared_tower": True}, {"interaction": "avmoe"}, {"caste_position": "after"}])
-def test_a_recipe_names_a_variant(changes: dict) -> None:
-    recipe = override_recipe(load_recipe(find_recipe("ave", "toy")), {"model_config": changes})
-    model = build_model(recipe)
-    assert {name: getattr(model.config, name) for name in changes} == changes
-    processor = build_processor(model)
-    rate = processor.feature_extractor.sampling_rate
-    frames = np.zeros((2, 64, 64, 3), dtype=np.uint8)
-    inputs = processor(videos=[frames], audio=[np.zeros(2 * rate, dtype=np.float32)], sampling_rate=rate)
-    assert model(**inputs).event_logits.shape == (1, 2)

@@ -111,6 +111,7 @@ def _convert(options: argparse.Namespace) -> int:
         vision=_values("--vision", options.vision),
         audio=_values("--audio", options.audio),
         text=options.text,
+        copy=False,  # the file's pages and a copy of them would be twice the memory
         **_values("--config", options.config),
     )
     out = Path(options.out)

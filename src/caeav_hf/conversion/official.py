@@ -45,6 +45,7 @@ def from_official(
     vision: Mapping[str, Any] | None = None,
     audio: Mapping[str, Any] | None = None,
     text: str | os.PathLike | Mapping[str, Any] | None = None,
+    copy: bool = True,
     **overrides: Any,
 ) -> CaeAvPreTrainedModel:
     """
@@ -53,7 +54,7 @@ def from_official(
     Checkpoints of plain AVMoE load too: without CASTE's and CASE's tensors the model has neither.
 
     Args:
-        state_dict: Tensors under the authors' names, with or without `DataParallel`'s prefix; the model gets copies.
+        state_dict: Tensors under the authors' names, with or without `DataParallel`'s prefix.
         task: `ave`, `avvp`, `avs_s4`, `avs_ms3` or `avqa`.
         options: The authors' training flags under their own names, such as `num_skip`. Whatever the tensors' shapes
             tell is inferred; what is given must agree with it.
@@ -65,6 +66,7 @@ def from_official(
         text: The text tower of the captions, which the authors' checkpoints do not hold: an open_clip name with its
             weights' tag, `ViT-L-14/openai`, or a folder, see `from_backbones`; or sizes for `CaeAvTextConfig`. Without
             one the tower is new and random, and the model wants features of captions instead of captions.
+        copy: Whether the model gets copies; if not, it shares the memory of the tensors that fit it as they are.
         overrides: Fields of the configuration that no tensor tells, such as `mask_size`.
 
     Returns:
@@ -81,7 +83,7 @@ def from_official(
     model_class = MODELS[task]
     with torch.device("meta"):
         expected = {key: value.shape for key, value in model_class(config).state_dict().items()}
-    tensors, report = convert_keys(state, expected, sections(task, pairs, has_old_swin))
+    tensors, report = convert_keys(state, expected, sections(task, pairs, has_old_swin), copy)
     known = relative_position_indices(config.audio_config, "model.audio_tower.audio_encoder.")
     for key, value in text_state.items():
         tensors[f"model.text_tower.{key}"] = value
@@ -102,15 +104,16 @@ def from_official(
 
 
 def convert_keys(
-    state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], found: list[Section]
+    state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], found: list[Section], copy: bool = True
 ) -> tuple[dict[str, Tensor], ConversionReport]:
     """
-    Tensors under our names, as copies.
+    Tensors under our names.
 
     Args:
         state: Under the authors' names.
         expected: Shapes of ours.
         found: The sections of the authors' model, in order.
+        copy: Whether they are copies, or share what memory they can.
 
     Raises:
         CaeAvError: A key is not explained, two keys become one, or a tensor has another shape than it should.
@@ -139,8 +142,11 @@ def convert_keys(
             if new_key in tensors:
                 raise CaeAvError(f"{key!r} and another key of the checkpoint both hold what is {new_key!r} here")
             # The authors write linear maps as 1x1 convolutions, and scalars now with, now without a dimension.
-            value = value.detach().reshape(expected[new_key]).clone()
-            tensors[new_key] = value.float() if value.is_floating_point() else value
+            value = value.detach().reshape(expected[new_key])
+            value = value.float() if value.is_floating_point() else value
+            # A part of a tensor would keep the whole of it, and could not be saved beside the other parts.
+            is_part = value.untyped_storage().nbytes() > value.nbytes
+            tensors[new_key] = value.clone() if copy or is_part else value
             report.mapped.setdefault(key, []).append(new_key)
     if unexplained:
         raise CaeAvError(
