@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import CaeAvError
-from . import captions, convert, predict
+from . import captions, convert, predict, prepare
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -17,6 +17,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_command(commands)
     captions.add_commands(commands)
     convert.add_command(commands)
+    prepare.add_command(commands)
 
     demo = commands.add_parser(
         "demo",

@@ -7,6 +7,7 @@ from .collator import CaeAvCollator
 from .datasets import CaeAvDataset
 from .llp import LlpBuilder
 from .music_avqa import MusicAvqaBuilder
+from .prepare import prepare_clips
 
 
 __all__ = [
@@ -18,4 +19,5 @@ __all__ = [
     "ClipBuilder",
     "LlpBuilder",
     "MusicAvqaBuilder",
+    "prepare_clips",
 ]

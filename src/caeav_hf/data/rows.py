@@ -15,6 +15,7 @@ from caeav_hf.processing.media import load_audio
 
 from .collator import IGNORED_LABEL
 from .images import read_frame, read_mask
+from .prepared import PREPARED, check_settings, decode_clip
 from .schema import media_part
 
 
@@ -32,6 +33,8 @@ class RowForm(ABC):
     """
 
     columns: ClassVar[tuple[str, ...]]
+    # The tasks that have such rows.
+    tasks: ClassVar[tuple[str, ...]]
     # Whether several rows may be about one clip.
     shares_clips: ClassVar[bool] = False
 
@@ -39,17 +42,45 @@ class RowForm(ABC):
         self, processor: Any, mask_size: int | None = None, features: Mapping[str, Any] | None = None
     ) -> None:
         self.processor = processor
+        # Settings of prepared clips that are known to be the processor's.
+        self._prepared: str | None = None
 
-    def process(self, row: Row) -> Mapping[str, torch.Tensor]:
-        """The processor's tensors of the row's clip, as a batch of one."""
+    def load(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Frames (n, H, W, 3) uint8, one a segment, and waveform (samples of n segments,) float32 of the row's clip.
+
+        Raises:
+            MediaError: It cannot be decoded.
+        """
         # One thread: several clips are decoded at the same time by the workers of a loader.
         start, end = media_part(row)
-        return self.processor(videos=[self.processor.load_clip(row["media"], start=start, end=end, num_threads=1)])
+        clip = self.processor.load_clip(row["media"], start=start, end=end, num_threads=1)
+        return clip.frames, clip.waveform
+
+    def process(self, row: Row) -> Mapping[str, torch.Tensor]:
+        """
+        The processor's tensors of the row's clip, as a batch of one.
+
+        Raises:
+            MediaError: It cannot be decoded.
+            DataError: It was prepared for another processor.
+        """
+        if row.get(PREPARED) is None:
+            frames, waveform = self.load(row)
+        else:
+            if row[PREPARED] != self._prepared:
+                check_settings(row[PREPARED], self.processor, row["video_id"])
+                self._prepared = row[PREPARED]
+            frames, waveform = decode_clip(row)
+        return self.processor(videos=[frames], audio=[waveform], sampling_rate=self.processor.sampling_rate)
 
     def digest(self, row: Row) -> str:
         """Stands for the content of everything that `process` reads."""
-        content, part = _content_digest(row["media"]), media_part(row)
-        return content if part == (0.0, None) else hashlib.sha256(f"{content} {part}".encode()).hexdigest()
+        if row["media"] is not None:
+            content, part = _content_digest(row["media"]), media_part(row)
+            return content if part == (0.0, None) else hashlib.sha256(f"{content} {part}".encode()).hexdigest()
+        files = [*row["frames"], *([] if row["audio"] is None else [row["audio"]])]
+        return hashlib.sha256("".join(map(_content_digest, files)).encode()).hexdigest()
 
     @abstractmethod
     def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -63,6 +94,7 @@ class EventRows(RowForm):
     """Event localization: a video file, and a label for each segment."""
 
     columns = ("video_id", "media", "segment_labels")
+    tasks = ("ave",)
 
     def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         # Cut or padded to T, ignored where there is no frame.
@@ -76,6 +108,7 @@ class SegmentationRows(RowForm):
     """Segmentation: frames and sound, or a video file, and masks for some frames."""
 
     columns = ("video_id", "frames", "audio", "media", "masks", "mask_frames")
+    tasks = ("avs_s4", "avs_ms3")
 
     def __init__(
         self, processor: Any, mask_size: int | None = None, features: Mapping[str, Any] | None = None
@@ -89,9 +122,9 @@ class SegmentationRows(RowForm):
             )
         self.mask_size = int(size or 0)
 
-    def process(self, row: Row) -> Mapping[str, torch.Tensor]:
+    def load(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
         if row["media"] is not None:
-            return super().process(row)
+            return super().load(row)
         if not row["frames"] or row["audio"] is None:
             raise MediaError(f"{row['video_id']}: has no `media`; expected `frames` and `audio` instead")
         frames = [read_frame(frame) for frame in row["frames"][: self.processor.num_frames]]
@@ -102,13 +135,7 @@ class SegmentationRows(RowForm):
         # Sound that ends early is filled up with silence, as in a video file.
         waveform = np.zeros(len(frames) * round(self.processor.segment_seconds * rate), np.float32)
         waveform[: len(sound)] = sound[: len(waveform)]
-        return self.processor(videos=[np.stack(frames)], audio=[waveform], sampling_rate=rate)
-
-    def digest(self, row: Row) -> str:
-        if row["media"] is not None:
-            return super().digest(row)
-        files = [*row["frames"], *([] if row["audio"] is None else [row["audio"]])]
-        return hashlib.sha256("".join(map(_content_digest, files)).encode()).hexdigest()
+        return np.stack(frames), waveform
 
     def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         size = self.mask_size
@@ -123,6 +150,7 @@ class ParsingRows(RowForm):
     """Video parsing: a video file, the classes of the clip, and those heard and seen in each segment where known."""
 
     columns = ("video_id", "media", "event_labels", "audio_segment_labels", "visual_segment_labels", "visual_3d")
+    tasks = ("avvp",)
 
     def __init__(
         self, processor: Any, mask_size: int | None = None, features: Mapping[str, Any] | None = None
@@ -158,6 +186,7 @@ class QuestionRows(RowForm):
     """Question answering: a video file, a question about it and the number of its answer."""
 
     columns = ("video_id", "media", "question", "answer_label")
+    tasks = ("avqa",)
     shares_clips = True
 
     def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:

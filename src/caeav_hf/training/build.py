@@ -128,11 +128,10 @@ def load_split(recipe: Recipe, split: str, processor: Any) -> CaeAvDataset:
     Raises:
         CaeAvError: no data set is named, it has no such split, or it is one for another task.
     """
-    data = CaeAvDataset(_data_folder(recipe), processor, split=split, cache_dir=recipe.cache_dir)
+    data = CaeAvDataset(
+        _data_folder(recipe), processor, split=split, cache_dir=recipe.cache_dir, use_captions=recipe.use_captions
+    )
     _check_task(data, recipe)
-    columns = [f"{side}_caption" for side in SIDES if f"{side}_caption" in data.rows.column_names]
-    if not recipe.use_captions and columns:
-        data = CaeAvDataset(data.rows.remove_columns(columns), processor, cache_dir=recipe.cache_dir)
     if not len(data):
         raise CaeAvError(f"{recipe.data}: split {split!r} has no clips")
     return data

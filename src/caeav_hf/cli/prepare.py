@@ -1,0 +1,101 @@
+"""The command `caeav prepare`."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..configuration_cae_av import TASKS
+from ..errors import CaeAvError
+
+
+def add_command(commands: Any) -> None:
+    """Adds the command to the subparsers of `caeav`."""
+    prepare = commands.add_parser(
+        "prepare",
+        help="decode every clip of a data set once, so that training reads frames and sound instead of video",
+        description="Decode every clip of a data set once and store its frames, at the model's size, and its sound, "
+        "at the model's rate, as another data set that training and evaluation read in its place. It may be stopped "
+        "at any moment and goes on from there when it is run again. Clips that cannot be decoded are reported and "
+        "left out.",
+        allow_abbrev=False,
+    )
+    prepare.add_argument("dataset", metavar="DATASET", help="a folder that a builder wrote")
+    prepare.add_argument("--out", required=True, metavar="DIR", help="folder for the prepared data set")
+    prepare.add_argument("--model", metavar="DIR", help="model folder or Hub id that the data is prepared for")
+    prepare.add_argument("--task", choices=TASKS, help="without --model: for a model of this task's preset ...")
+    prepare.add_argument("--size", choices=("full", "toy"), default="full", help="... and size (default: %(default)s)")
+    prepare.add_argument(
+        "--format",
+        choices=("jpeg", "png"),
+        default="jpeg",
+        help="of the frames: jpeg, quality 95, or png, which takes three times the space and gives exactly the same "
+        "inputs as the files (default: %(default)s)",
+    )
+    prepare.add_argument(
+        "--num-proc",
+        type=int,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="clips that are decoded at the same time (default: one a processor)",
+    )
+    prepare.set_defaults(run=_prepare)
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    import torch
+
+    from ..data.prepare import prepare_clips
+
+    if (options.model is None) == (options.task is None):
+        raise CaeAvError("expected either --model DIR or --task TASK")
+    if options.num_proc < 1:
+        raise CaeAvError(f"--num-proc must be at least 1, got {options.num_proc}")
+    task, processor = _processor_of(options)
+    # Clips are processed side by side; the threads of each would be in each other's way.
+    torch.set_num_threads(1)
+    try:
+        report = prepare_clips(
+            options.dataset,
+            processor,
+            options.out,
+            task=task,
+            image_format=options.format,
+            num_proc=options.num_proc,
+        )
+    except KeyboardInterrupt:
+        print(f"{options.out}: stopped; run the command again to go on", file=sys.stderr)
+        return 130  # as shells have it for an interrupted command
+    for split, part in report.items():
+        done = part.clips - len(part.failed)
+        print(f"{split}: {done} of {part.clips} clips, {part.rows} rows in {len(part.shards)} shards")
+    failed = [reason for part in report.values() for reason in part.failed.values()]
+    if failed:
+        print(
+            f"{len(failed)} clips could not be decoded and are left out, e.g. {failed[0]}; "
+            f"{Path(options.out) / 'report.json'} names them",
+            file=sys.stderr,
+        )
+    return 0
+
+
+def _processor_of(options: argparse.Namespace) -> tuple[str, Any]:
+    """The task and the processor of the model that is named."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    from ..configuration_cae_av import CaeAvConfig
+    from ..processing import CaeAvProcessor
+
+    if options.model is None:
+        config = CaeAvConfig.from_preset(options.task, size=options.size)
+        return config.task, CaeAvProcessor.from_config(config)
+    try:
+        config = CaeAvConfig.from_pretrained(options.model)
+        return config.task, CaeAvProcessor.from_pretrained(options.model)
+    except CaeAvError:
+        raise
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        raise CaeAvError(
+            f"{options.model}: has no configuration and processor of a model: {str(error).strip().splitlines()[-1]}"
+        ) from error

@@ -1,0 +1,128 @@
+"""From a row to the model's inputs of its clip."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers.utils import logging
+
+from caeav_hf.errors import DataError
+
+from .prepared import question_features
+from .rows import row_form
+
+
+logger = logging.get_logger(__name__)
+
+_MEDIA_FEATURES = ("pixel_values_videos", "input_features", "frame_mask")
+
+
+class ItemMaker:
+    """
+    Makes the items of [`CaeAvDataset`] of rows.
+
+    Args:
+        features: The columns of the rows and their types.
+        processor, cache_dir, mask_size: As for [`CaeAvDataset`].
+
+    Raises:
+        DataError: A column is missing.
+    """
+
+    def __init__(
+        self,
+        features: Mapping[str, Any],
+        processor: Any,
+        *,
+        cache_dir: str | os.PathLike | None = None,
+        mask_size: int | None = None,
+    ) -> None:
+        columns = [*features, *question_features(features)]
+        form = row_form(columns)
+        if missing := [name for name in form.columns if name not in columns]:
+            raise DataError(f"`rows` lack the columns {', '.join(missing)}; they have {columns}")
+        self.processor = processor
+        self.form = form(processor, mask_size, features)
+        self._cache = None if cache_dir is None else Path(cache_dir) / _settings_digest(processor)
+        self._last_clip: tuple[Any, dict[str, torch.Tensor]] | None = None
+
+    def __call__(self, row: Mapping[str, Any], clip: Any = None) -> dict[str, Any]:
+        """
+        The item of a row.
+
+        Args:
+            clip: Stands for the row's clip where rows share clips; that of the last one is kept.
+
+        Raises:
+            MediaError: The clip, or a mask, cannot be decoded.
+        """
+        features = self._media_features(row, clip)
+        targets = self.form.targets(row, features["frame_mask"])
+        return {
+            **features,
+            **targets,
+            **self._captions(row.get("visual_caption"), row.get("audio_caption")),
+            "video_id": row["video_id"],
+        }
+
+    def holds(self, clip: Any) -> bool:
+        """Whether a clip is the last one, so that no row that it is in need have its media."""
+        return self._last_clip is not None and self._last_clip[0] == clip
+
+    def _media_features(self, row: Mapping[str, Any], clip: Any) -> dict[str, torch.Tensor]:
+        if clip is None:
+            return self._stored_features(row)
+        if not self.holds(clip):
+            self._last_clip = (clip, self._stored_features(row))
+        assert self._last_clip is not None
+        return self._last_clip[1]
+
+    def _stored_features(self, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        if self._cache is None:
+            return self._process(row)
+        path = self._cache / f"{self.form.digest(row)}.safetensors"
+        try:
+            return load_file(path)
+        except FileNotFoundError:
+            pass
+        except SafetensorError as error:
+            logger.warning(f"{path}: made anew, since it cannot be read ({error})")
+        features = self._process(row)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # A name of its own for each process: several may make the same entry, and the last one to finish wins.
+        partial_path = path.with_name(f"{path.name}.{os.getpid()}.part")
+        save_file(features, partial_path)
+        partial_path.replace(path)
+        return features
+
+    def _process(self, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        inputs = self.form.process(row)
+        return {name: inputs[name][0].contiguous() for name in _MEDIA_FEATURES}
+
+    def _captions(self, visual: str | None, audio: str | None) -> dict[str, torch.Tensor]:
+        captions = {"visual": visual, "audio": audio}
+        if not any(captions.values()):
+            return {}
+        inputs = self.processor(visual_captions=[visual or ""], audio_captions=[audio or ""])
+        item = {name: inputs[name][0] for name in inputs if "_caption_" in name}
+        for modality, caption in captions.items():
+            if not caption:
+                item[f"{modality}_caption_mask"] = torch.zeros_like(item[f"{modality}_caption_mask"])
+        return item
+
+
+def _settings_digest(processor: Any) -> str:
+    """Stands for everything about the processor that decides the features of a clip."""
+    settings = {
+        "num_frames": processor.num_frames,
+        "frame_sampling": processor.frame_sampling,
+        "video_processor": processor.video_processor.to_dict(),
+        "feature_extractor": processor.feature_extractor.to_dict(),
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:16]

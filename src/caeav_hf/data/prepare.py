@@ -1,0 +1,377 @@
+"""
+Preparing a data set: every clip is decoded once, and training reads its frames and sound from then on.
+
+The folder that is written has the form of a builder's, with the rows of `data.prepared`:
+
+    <out>/data/<split>-00000-of-00009.parquet ...    <out>/report.json    <out>/README.md
+
+Each shard has a fixed share of the clips. One that is complete is called `.parquet.part`, and what it was made of and
+which clips failed is written in it; a run that was stopped goes on after the last one. Only when all are complete do
+they get their names, so that no reader takes a part for the whole.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from tqdm import tqdm
+
+from caeav_hf.errors import DataError, MediaError
+
+from .builder import SPLITS
+from .files import write_json, write_text
+from .images import read_mask
+from .prepared import (
+    MEDIA_COLUMNS,
+    PREPARED,
+    QUESTION_COLUMNS,
+    QUESTIONS,
+    ImageFormat,
+    encode_clip,
+    prepared_features,
+    settings_text,
+)
+from .rows import RowForm, row_form
+from .shards import find_shards, load_rows
+
+
+# Clips of a shard: what a run that is stopped has to do again, at most. Streams are divided by shards and groups.
+_SHARD_CLIPS = 128
+# Clips of a group, which a streaming reader holds at once: some 30 MB.
+_GROUP_CLIPS = 16
+_METADATA = b"caeav_hf.prepare"
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+
+
+@dataclass
+class PreparedSplit:
+    """
+    What became of the clips of a split.
+
+    Attributes:
+        clips: How many there are.
+        rows: Rows that were written, or, of questions, questions.
+        shards: For each shard, what stands for everything that it was made of.
+        failed: The clips that could not be decoded, and why.
+    """
+
+    clips: int = 0
+    rows: int = 0
+    shards: list[str] = field(default_factory=list)
+    failed: dict[str, str] = field(default_factory=dict)
+
+
+def prepare_clips(
+    folder: str | os.PathLike,
+    processor: Any,
+    out_dir: str | os.PathLike,
+    *,
+    task: str | None = None,
+    image_format: ImageFormat = "jpeg",
+    num_proc: int = 1,
+    shard_clips: int = _SHARD_CLIPS,
+) -> dict[str, PreparedSplit]:
+    """
+    Decodes every clip of a builder's folder and writes a folder of prepared rows, which [`CaeAvDataset`] and
+    [`CaeAvStream`] read. It may be stopped at any moment and, run again, goes on. A clip that cannot be decoded is
+    named in `report.json` and left out.
+
+    Args:
+        folder: What a builder wrote.
+        processor: A [`CaeAvProcessor`]; training needs one with the same segments, rate and size.
+        out_dir: Folder to write.
+        task: Task of the processor's model; the data set must be for it.
+        image_format: `"png"` gives exactly the tensors of the files; `"jpeg"`, quality 95, takes a third of the space.
+        num_proc: Clips that are decoded at the same time.
+        shard_clips: Clips of a shard.
+
+    Raises:
+        DataError: There is no such folder; it is for another task or is prepared already; `out_dir` was prepared from
+            something else; or no clip could be decoded.
+    """
+    source, out = Path(folder), Path(out_dir)
+    if image_format not in ("png", "jpeg"):
+        raise DataError(f"`image_format` must be 'png' or 'jpeg', got {image_format!r}")
+    if num_proc < 1 or shard_clips < 1:
+        raise DataError(f"`num_proc` and `shard_clips` must be at least 1, got {num_proc} and {shard_clips}")
+    splits = [split for split in SPLITS if list((source / "data").glob(f"{split}-*.parquet"))]
+    if not splits:
+        raise DataError(f"{source}: expected a builder's folder with Parquet files in {source / 'data'}")
+    if out.resolve() == source.resolve():
+        raise DataError(f"{out}: expected another folder than that of the data set")
+    (out / "data").mkdir(parents=True, exist_ok=True)
+    settings = settings_text(processor, image_format)
+    works = [_Split(source, split, processor, task, settings, out / "data", shard_clips) for split in splits]
+    _claim(out, settings)
+    report = {}
+    with ThreadPoolExecutor(num_proc) as pool:
+        for work in works:
+            with tqdm(total=len(work.clips), desc=f"Preparing {work.name}", unit="clip") as bar:
+                report[work.name] = work.run(pool, 2 * num_proc, image_format, bar)
+    write_json(out / "report.json", _report_dict(source, settings, report))
+    if not any(part.rows for part in report.values()):
+        reason = next(iter(report[splits[0]].failed.values()), "it has no rows")
+        raise DataError(f"{source}: no clip could be prepared, e.g. {reason} (see {out / 'report.json'})")
+    expected = {path.name for work in works for path in work.paths}
+    for path in (out / "data").iterdir():
+        if re.fullmatch(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet", path.name) and path.name not in expected:
+            path.unlink()  # of an earlier state of the data set
+    for work in works:
+        for path in work.paths:
+            if (done := path.with_name(f"{path.name}.part")).exists():
+                done.replace(path)
+    write_text(out / "README.md", _card(source, json.loads(settings), report))
+    return report
+
+
+class _Split:
+    """The clips of a split, and the shards that they go into."""
+
+    def __init__(
+        self,
+        source: Path,
+        name: str,
+        processor: Any,
+        task: str | None,
+        settings: str,
+        data: Path,
+        shard_clips: int,
+    ) -> None:
+        self.name, self.processor = name, processor
+        self.rows = load_rows(source, name)
+        if PREPARED in self.rows.column_names:
+            raise DataError(f"{source}: is prepared already; expected what a builder wrote")
+        form = row_form(self.rows.column_names)
+        if task is not None and task not in form.tasks:
+            raise DataError(f"{source}: is a data set for {' or '.join(form.tasks)}; the model is for {task}")
+        # Masks are stored as they are, so their size at training does not matter.
+        self.form: RowForm = form(processor, 1, self.rows.features)
+        self.features = prepared_features(self.rows.features)
+        self.clips = self._clips()
+        count = max(1, -(-len(self.clips) // shard_clips))
+        self.paths = [data / f"{name}-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
+        self.shares = [self.clips[start : start + shard_clips] for start in range(0, len(self.clips), shard_clips)]
+        self.shares = self.shares or [[]]
+        self._content = _digest_files(find_shards(source, name))
+        self._settings = settings
+
+    def _clips(self) -> list[list[int]]:
+        """The numbers of the rows of each clip."""
+        if not self.form.shares_clips:
+            return [[number] for number in range(len(self.rows))]
+        # One name may be used for several clips, such as parts of one video.
+        of_clip = [c for c in self.rows.column_names if c not in (*QUESTION_COLUMNS, *MEDIA_COLUMNS)]
+        clips: dict[str, list[int]] = {}
+        for number, row in enumerate(self.rows.select_columns(of_clip)):
+            clips.setdefault(json.dumps(row, sort_keys=True, default=str), []).append(number)
+        return list(clips.values())
+
+    def run(self, pool: ThreadPoolExecutor, ahead: int, image_format: ImageFormat, bar: tqdm) -> PreparedSplit:
+        """Makes the shards that are not there yet."""
+        result = PreparedSplit(clips=len(self.clips))
+        for path, share in zip(self.paths, self.shares, strict=True):
+            identity = self._identity(share)
+            done = _read_note(path.with_name(f"{path.name}.part")) or _read_note(path)
+            if done is None or done["identity"] != identity:
+                done = self._write(path, share, identity, pool, ahead, image_format, bar)
+            else:
+                bar.update(len(share))
+            result.rows += done["rows"]
+            result.failed |= done["failed"]
+            result.shards.append(done["identity"])
+        return result
+
+    def _identity(self, share: list[list[int]]) -> str:
+        """Stands for everything that a shard is made of; files by size and time of their last change."""
+        numbers = [clip[0] for clip in share]
+        digest = hashlib.sha256(json.dumps([self._settings, self._content, share]).encode())
+        columns = [c for c in ("media", "frames", "audio", "masks") if c in self.rows.column_names]
+        if share and not _is_embedded(self.rows.select_columns(columns)[numbers[0]]):
+            for row in self.rows.select_columns(columns).select(numbers):
+                digest.update(json.dumps([_file_state(path) for path in _paths(row)]).encode())
+        return digest.hexdigest()
+
+    def _write(
+        self,
+        path: Path,
+        share: list[list[int]],
+        identity: str,
+        pool: ThreadPoolExecutor,
+        ahead: int,
+        image_format: ImageFormat,
+        bar: tqdm,
+    ) -> dict[str, Any]:
+        partial_path = path.with_name(f"{path.name}.part.tmp")
+        schema = self.features.arrow_schema
+        note: dict[str, Any] = {"identity": identity, "rows": 0, "failed": {}}
+
+        def make(rows: list[dict[str, Any]]) -> dict[str, Any] | MediaError:
+            try:
+                return self._prepared_row(rows, image_format)
+            except MediaError as error:
+                return error
+
+        rows = (([self.rows[number] for number in clip]) for clip in share)
+        names = iter(self.rows.select_columns("video_id").select([clip[0] for clip in share])["video_id"])
+        with pq.ParquetWriter(partial_path, schema, use_dictionary=[PREPARED], write_statistics=False) as writer:
+            made = _in_order(pool, make, rows, ahead)
+            while group := list(islice(made, _GROUP_CLIPS)):
+                kept = []
+                for name, row in zip(names, group, strict=False):
+                    bar.update()
+                    if isinstance(row, MediaError):
+                        note["failed"][name] = str(row)
+                        continue
+                    kept.append(row)
+                    note["rows"] += len(row.get(QUESTIONS, [None]))
+                if kept:
+                    writer.write_table(pa.Table.from_pylist(kept, schema=schema), row_group_size=_GROUP_CLIPS)
+            writer.add_key_value_metadata({_METADATA: json.dumps(note)})
+        partial_path.replace(path.with_name(f"{path.name}.part"))
+        return note
+
+    def _prepared_row(self, rows: list[dict[str, Any]], image_format: ImageFormat) -> dict[str, Any]:
+        """The prepared row of a clip from its rows."""
+        row = rows[0]
+        frames, waveform = self.form.load(row)
+        prepared = {**row, **encode_clip(frames, waveform, self.processor, image_format)}
+        if "media_start" in row:  # what was cut out is all that is left
+            prepared |= {"media_start": None, "media_end": None}
+        if "masks" in row:
+            prepared["masks"] = [_embedded_mask(mask) for mask in row["masks"]]
+        if self.form.shares_clips:
+            prepared[QUESTIONS] = [{name: one[name] for name in QUESTION_COLUMNS if name in one} for one in rows]
+        return {name: prepared[name] for name in self.features}
+
+
+def _claim(out: Path, settings: str) -> None:
+    """Notes what the folder is prepared for; a DataError if that was something else before."""
+    path = out / "settings.json"
+    wanted = json.loads(settings)
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        write_json(path, wanted)
+        return
+    except ValueError:
+        before = {}
+    if before != wanted:
+        keys = [key for key in wanted if before.get(key) != wanted[key]]
+        raise DataError(
+            f"{out}: was prepared with other settings ({', '.join(keys)}; see {path}); expected another folder"
+        )
+
+
+def _in_order(
+    pool: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterable[In], ahead: int
+) -> Iterator[Out]:
+    """The results in the order of the items, of which so many at most are worked on, or wait, at a time."""
+    waiting: deque[Future[Out]] = deque()
+    for item in items:
+        waiting.append(pool.submit(function, item))
+        if len(waiting) > ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _read_note(path: Path) -> dict[str, Any] | None:
+    """What is written in a shard about itself; None where there is no complete one."""
+    try:
+        metadata = pq.read_metadata(path).metadata or {}
+        return json.loads(metadata[_METADATA])
+    except (OSError, pa.ArrowInvalid, KeyError, ValueError):
+        return None
+
+
+def _media(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    for value in row.values():
+        yield from filter(None, value if isinstance(value, list) else [value])
+
+
+def _is_embedded(row: Mapping[str, Any]) -> bool:
+    return any(media["bytes"] is not None for media in _media(row))
+
+
+def _paths(row: Mapping[str, Any]) -> list[str]:
+    return [media["path"] for media in _media(row) if media["path"]]
+
+
+def _file_state(path: str) -> list[Any]:
+    try:
+        state = os.stat(path)
+    except OSError:
+        return [path, None]
+    return [path, state.st_size, state.st_mtime_ns]
+
+
+def _embedded_mask(mask: Mapping[str, Any]) -> dict[str, Any]:
+    """A mask with its bytes; a MediaError if it cannot be read."""
+    read_mask(mask)
+    content = mask["bytes"]
+    return {"bytes": Path(mask["path"]).read_bytes() if content is None else content, "path": Path(mask["path"]).name}
+
+
+def _digest_files(paths: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def _report_dict(source: Path, settings: str, report: Mapping[str, PreparedSplit]) -> dict[str, Any]:
+    return {
+        "source": source.name,
+        "settings": json.loads(settings),
+        "splits": {
+            split: {
+                "clips": part.clips,
+                "prepared": part.clips - len(part.failed),
+                "rows": part.rows,
+                "shards": len(part.shards),
+                "failed": part.failed,
+            }
+            for split, part in report.items()
+        },
+    }
+
+
+def _card(source: Path, settings: Mapping[str, Any], report: Mapping[str, PreparedSplit]) -> str:
+    identity = hashlib.sha256("".join(shard for part in report.values() for shard in part.shards).encode())
+    header = {
+        "tags": ["audio-visual", "video", "audio"],
+        "configs": [
+            {
+                "config_name": "default",
+                # `load_dataset` caches a local folder by its name and this header alone.
+                "description": f"Rows with fingerprint {identity.hexdigest()[:16]}.",
+                "data_files": [
+                    {"split": split, "path": f"data/{split}-*"} for split, part in report.items() if part.rows
+                ],
+            }
+        ],
+    }
+    table = "\n".join(f"| {split} | {part.clips - len(part.failed)} | {part.rows} |" for split, part in report.items())
+    values = "\n".join(f"- `{name}`: {value}" for name, value in settings.items())
+    name = source.resolve().name
+    return (
+        f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# {name}, prepared\n\n"
+        f"The data set `{name}` with its clips decoded by `caeav prepare` of caeav-hf: frames and sound as a "
+        "model with these settings is given.\n\n"
+        f"{values}\n\n| split | clips | rows |\n|---|---|---|\n{table}\n"
+    )

@@ -1,0 +1,192 @@
+"""
+Prepared clips: the frames of a clip at the model's size and its sound, stored in the row itself.
+
+A prepared row has, in place of its `media`, the columns
+
+- `frames`: the frame of each segment as [`CaeAvVideoProcessor`] resized it, PNG or JPEG;
+- `audio`: the waveform of the segments one after the other, mono at the model's rate, as WAV of 32-bit integers;
+- `prepared`: the settings that frames and sound were made with, as JSON.
+
+Decoded waveforms are 32-bit integers rounded to float32, which are again integers of 32 bits: WAV gives them back to
+the last bit, and so does PNG the frames, which are resized as bytes. Rescaling, normalising and the log-mel come
+afterwards, so that from PNG a model gets the same tensors as from the file, bit for bit.
+
+Questions that share a clip are prepared as one row a clip, with a column `questions`.
+"""
+
+import io
+import json
+import wave
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
+
+import datasets
+import numpy as np
+from PIL import Image
+
+from caeav_hf.errors import DataError, MediaError
+
+from .images import read_frame
+from .schema import audio_feature, image_list_feature
+
+
+ImageFormat = Literal["png", "jpeg"]
+
+PREPARED = "prepared"
+QUESTIONS = "questions"
+# What the clip of a prepared row is read from.
+MEDIA_COLUMNS = ("media", "frames", "audio", PREPARED)
+# What a row has of each question; the other columns are of the clip.
+QUESTION_COLUMNS = ("question_id", "question", "question_type", "question_subtype", "answer", "answer_label")
+
+_FULL_SCALE = 2.0**31
+# What of a video processor decides the bytes of a frame; what it does afterwards is left to it.
+_RESIZING = ("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size")
+
+
+def settings_of(processor: Any) -> dict[str, Any]:
+    """Everything about a processor that decides what a prepared clip holds, in types that JSON knows."""
+    resizing = json.loads(json.dumps({name: processor.video_processor.to_dict().get(name) for name in _RESIZING}))
+    return {
+        "num_frames": processor.num_frames,
+        "frame_sampling": processor.frame_sampling,
+        "segment_seconds": processor.segment_seconds,
+        "sampling_rate": processor.sampling_rate,
+        **resizing,
+    }
+
+
+def settings_text(processor: Any, image_format: ImageFormat) -> str:
+    """The value of the column `prepared`."""
+    return json.dumps({**settings_of(processor), "image_format": image_format}, sort_keys=True)
+
+
+def check_settings(text: str, processor: Any, name: str) -> None:
+    """
+    Raises:
+        DataError: The clip `name` was prepared for a processor with other settings; the message names them.
+    """
+    try:
+        stored = json.loads(text)
+        differing = {key: value for key, value in settings_of(processor).items() if stored[key] != value}
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{name}: its column `{PREPARED}` is not one of this version ({text[:80]!r})") from error
+    if differing:
+        values = "; ".join(f"{key} {stored[key]} where the processor has {value}" for key, value in differing.items())
+        raise DataError(f"{name}: was prepared with other settings than the processor's: {values}; prepare it anew")
+
+
+def prepared_features(features: datasets.Features) -> datasets.Features:
+    """The columns of prepared rows, from those of the rows that they are made of."""
+    of_clip = {name: kind for name, kind in features.items() if name not in QUESTION_COLUMNS}
+    of_question = {name: kind for name, kind in features.items() if name in QUESTION_COLUMNS}
+    return datasets.Features(
+        {
+            **of_clip,
+            **({QUESTIONS: [of_question]} if of_question else {}),
+            "frames": image_list_feature(),
+            "audio": audio_feature(),
+            PREPARED: datasets.Value("string"),
+        }
+    )
+
+
+def encode_clip(frames: np.ndarray, waveform: np.ndarray, processor: Any, image_format: ImageFormat) -> dict[str, Any]:
+    """
+    The columns `media`, `frames`, `audio` and `prepared` of a clip.
+
+    Args:
+        frames: (n, H, W, 3) uint8, a frame a segment.
+        waveform: (samples of n segments,) float32, as decoded: 32-bit integers over 2^31.
+    """
+    resized = processor.video_processor(
+        [frames], input_data_format="channels_last", do_rescale=False, do_normalize=False
+    )["pixel_values_videos"][0]
+    images = resized.permute(0, 2, 3, 1).numpy()
+    return {
+        "media": None,
+        "frames": [
+            {"bytes": _encode_image(image, image_format), "path": f"{number:05d}.{image_format}"}
+            for number, image in enumerate(images)
+        ],
+        "audio": {"bytes": _encode_sound(waveform, processor.sampling_rate), "path": "audio.wav"},
+        PREPARED: settings_text(processor, image_format),
+    }
+
+
+def decode_clip(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Returns:
+        Frames (n, H, W, 3) uint8 and waveform (samples,) float32 of a prepared row.
+
+    Raises:
+        MediaError: Something of it cannot be decoded; the message begins with the clip's name.
+    """
+    name = row["video_id"]
+    try:
+        frames = np.stack([read_frame(frame) for frame in row["frames"]])
+        return frames, _decode_sound(row["audio"]["bytes"])
+    except (MediaError, wave.Error, EOFError, TypeError, ValueError) as error:
+        raise MediaError(f"{name}: its prepared frames and sound cannot be read ({error})") from error
+
+
+def question_features(features: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Columns of the questions of rows that hold several; none if they are no such rows."""
+    nested = features.get(QUESTIONS)
+    if nested is None:
+        return {}
+    return nested[0] if isinstance(nested, list) else nested.feature
+
+
+def question_rows(clips: datasets.Dataset) -> datasets.Dataset:
+    """
+    A row a question, without frames and sound, from prepared rows with a clip each. The column `clip` is the number
+    of the clip's row.
+    """
+    kept = [name for name in clips.column_names if name not in MEDIA_COLUMNS]
+    of_clip = {name: kind for name, kind in clips.features.items() if name in kept and name != QUESTIONS}
+    features = datasets.Features({**of_clip, **question_features(clips.features), "clip": datasets.Value("int64")})
+    rows: dict[str, list[Any]] = {name: [] for name in features}
+    for number, clip in enumerate(clips.select_columns(kept)):
+        for row in rows_of_questions({**clip, "clip": number}):
+            for name, values in rows.items():
+                values.append(row[name])
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def rows_of_questions(clip: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The rows of a clip: one a question, or itself where it has none."""
+    if QUESTIONS not in clip:
+        yield dict(clip)
+        return
+    of_clip = {name: value for name, value in clip.items() if name != QUESTIONS}
+    for question in clip[QUESTIONS]:
+        yield {**of_clip, **question}
+
+
+def _encode_image(image: np.ndarray, image_format: ImageFormat) -> bytes:
+    # Chroma at full size: these frames are small already.
+    options = {"quality": 95, "subsampling": 0} if image_format == "jpeg" else {}
+    target = io.BytesIO()
+    Image.fromarray(image).save(target, image_format, **options)
+    return target.getvalue()
+
+
+def _encode_sound(waveform: np.ndarray, rate: int) -> bytes:
+    # 1.0 is one more than the largest integer, which float32 rounds to 1.0 again.
+    samples = (waveform.astype(np.float64) * _FULL_SCALE).round().clip(-_FULL_SCALE, _FULL_SCALE - 1)
+    target = io.BytesIO()
+    with wave.open(target, "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(4)
+        file.setframerate(rate)
+        file.writeframes(samples.astype("<i4").tobytes())
+    return target.getvalue()
+
+
+def _decode_sound(content: bytes) -> np.ndarray:
+    with wave.open(io.BytesIO(content), "rb") as file:
+        if (file.getnchannels(), file.getsampwidth()) != (1, 4):
+            raise ValueError("the sound is not mono of 32-bit integers")
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i4")
+    return samples.astype(np.float32) / np.float32(_FULL_SCALE)

@@ -1,0 +1,164 @@
+"""Preparing: clips are decoded once, and what is read afterwards is what the files would give."""
+
+import json
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caeav_hf.cli import main
+from caeav_hf.configuration_cae_av import CaeAvConfig
+from caeav_hf.data import CaeAvDataset, prepare_clips
+from caeav_hf.data.prepared import _decode_sound, _encode_sound
+from caeav_hf.errors import DataError
+from caeav_hf.processing import CaeAvProcessor
+from tests.data.conftest import build
+from tests.training import toy_files
+
+
+def processor_of(task, **changes):
+    return CaeAvProcessor.from_config(CaeAvConfig.from_preset(task, size="toy", **changes))
+
+
+def by_key(data):
+    """Items by what identifies a row."""
+    ids = data.rows["question_id"] if "question_id" in data.rows.column_names else [None] * len(data)
+    return {(name, number): data[i] for i, (name, number) in enumerate(zip(data.rows["video_id"], ids, strict=True))}
+
+
+def assert_same_items(found, expected):
+    assert set(found) == set(expected)
+    for key, item in expected.items():
+        assert set(found[key]) == set(item)
+        for name, value in item.items():
+            same = (
+                torch.equal(found[key][name], value) if isinstance(value, torch.Tensor) else found[key][name] == value
+            )
+            assert same, (key, name)
+
+
+@pytest.mark.parametrize("task", ["ave", "avs_ms3", "avvp", "avqa"])
+def test_png_gives_the_tensors_of_the_files_to_the_last_bit(task, tmp_path):
+    folder = {
+        "ave": toy_files.toy_data,
+        "avs_ms3": toy_files.mask_data,
+        "avvp": toy_files.parsing_data,
+        "avqa": toy_files.question_data,
+    }[task]()
+    processor = processor_of(task)
+    report = prepare_clips(folder, processor, tmp_path / "out", task=task, image_format="png", num_proc=2)
+    for split in ("train", "validation"):
+        expected = CaeAvDataset(folder, processor, split=split)
+        found = CaeAvDataset(tmp_path / "out", processor, split=split)
+        assert report[split].rows == len(found) == len(expected)
+        assert_same_items(by_key(found), by_key(expected))
+        loaded = datasets.load_dataset(str(tmp_path / "out"), split=split, streaming=True)
+        assert next(iter(loaded))["frames"][0]["bytes"].startswith(b"\x89PNG")
+
+
+def test_questions_share_the_one_copy_of_their_clip(tmp_path):
+    folder, processor = toy_files.question_data(), processor_of("avqa")
+    report = prepare_clips(folder, processor, tmp_path / "out")
+    data = CaeAvDataset(tmp_path / "out", processor, split="train")
+    stored = datasets.load_dataset("parquet", data_files=str(tmp_path / "out/data/train-*.parquet"), split="train")
+    assert len(stored) == report["train"].clips == len(set(data.rows["video_id"])) < len(data)
+    assert data.groups == sorted(data.groups)
+    first, second = data[0], data[1]
+    assert first["pixel_values_videos"] is second["pixel_values_videos"]
+    assert data.rows.features["answer_label"].names
+
+
+def test_jpeg_is_close_and_its_sound_exact(parquet, processor, tmp_path):
+    prepare_clips(parquet, processor, tmp_path / "out")
+    originals = CaeAvDataset(parquet, processor, split="test")
+    for expected, found in zip(originals, CaeAvDataset(tmp_path / "out", processor, split="test"), strict=True):
+        assert torch.equal(found["input_features"], expected["input_features"])
+        difference = (found["pixel_values_videos"] - expected["pixel_values_videos"]).abs()
+        assert 0 < difference.mean() < 0.05
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(-(2**31), 2**31 - 1), min_size=1, max_size=50))
+def test_sound_is_stored_to_the_last_bit(samples):
+    waveform = np.array(samples, "i4").astype(np.float32) / np.float32(2**31)
+    assert np.array_equal(_decode_sound(_encode_sound(waveform, 32_000)), waveform)
+
+
+def test_broken_clips_are_reported_and_the_rest_is_prepared(corpus, processor, tmp_path):
+    shutil.copytree(corpus, tmp_path / "corpus")
+    build(tmp_path / "corpus", tmp_path / "built")
+    rows = CaeAvDataset(tmp_path / "built", processor, split="train").rows
+    names = sorted(rows[index]["video_id"] for index in (1, 2))
+    for name in names:
+        (tmp_path / "corpus/media" / f"{name}.mp4").write_bytes(b"broken")
+    report = prepare_clips(tmp_path / "built", processor, tmp_path / "out", shard_clips=3)
+    assert sorted(report["train"].failed) == names
+    assert report["train"].rows == len(CaeAvDataset(tmp_path / "out", processor, split="train")) == len(rows) - 2
+    written = json.loads((tmp_path / "out/report.json").read_text())["splits"]["train"]
+    assert (written["clips"], written["prepared"]) == (len(rows), len(rows) - 2)
+    assert all(name in reason for name, reason in written["failed"].items())
+    # Mended files are taken up by the next run, and nothing else is decoded again.
+    shutil.copy(corpus / "media" / f"{names[0]}.mp4", tmp_path / "corpus/media")
+    again = prepare_clips(tmp_path / "built", processor, tmp_path / "out", shard_clips=3)
+    assert list(again["train"].failed) == names[1:]
+    assert len(CaeAvDataset(tmp_path / "out", processor, split="train")) == len(rows) - 1
+
+
+def test_a_stopped_run_leaves_nothing_to_read_and_goes_on(parquet, processor, tmp_path, monkeypatch):
+    prepare_clips(parquet, processor, tmp_path / "whole", image_format="png", shard_clips=4)
+    load, decoded = CaeAvProcessor.load_clip, []
+
+    def stops(self, source, **options):
+        decoded.append(source)
+        if len(decoded) == 10:
+            raise KeyboardInterrupt
+        return load(self, source, **options)
+
+    monkeypatch.setattr(CaeAvProcessor, "load_clip", stops)
+    with pytest.raises(KeyboardInterrupt):
+        prepare_clips(parquet, processor, tmp_path / "out", image_format="png", shard_clips=4)
+    with pytest.raises(DataError, match="expected a builder's folder"):
+        CaeAvDataset(tmp_path / "out", processor, split="train")
+    decoded_by_then = len(decoded)
+    prepare_clips(parquet, processor, tmp_path / "out", image_format="png", shard_clips=4)
+    assert len(decoded) == decoded_by_then + 24 - 8  # two shards were complete
+    names = sorted(path.name for path in (tmp_path / "out/data").iterdir())
+    assert names == sorted(path.name for path in (tmp_path / "whole/data").iterdir())
+    for name in names:
+        assert (tmp_path / "out/data" / name).read_bytes() == (tmp_path / "whole/data" / name).read_bytes()
+    prepare_clips(parquet, processor, tmp_path / "out", image_format="png", shard_clips=4)
+    assert len(decoded) == decoded_by_then + 24 - 8
+
+
+def test_other_settings_are_refused(parquet, processor, tmp_path):
+    prepare_clips(parquet, processor, tmp_path / "out")
+    small = processor_of("ave", vision_config={"image_size": 32})
+    with pytest.raises(DataError, match=r"prepared with other settings.*size"):
+        CaeAvDataset(tmp_path / "out", small, split="train")
+    with pytest.raises(DataError, match="prepared with other settings"):
+        prepare_clips(parquet, small, tmp_path / "out")
+    with pytest.raises(DataError, match="is prepared already"):
+        prepare_clips(tmp_path / "out", processor, tmp_path / "twice")
+    with pytest.raises(DataError, match="is a data set for ave; the model is for avqa"):
+        prepare_clips(parquet, processor_of("avqa"), tmp_path / "other", task="avqa")
+
+
+def test_a_missing_shard_is_noticed(parquet, processor, tmp_path):
+    prepare_clips(parquet, processor, tmp_path / "out", shard_clips=4)
+    (tmp_path / "out/data/train-00001-of-00003.parquet").unlink()
+    with pytest.raises(DataError, match="has 2 shards of the split 'train', whose names announce 3"):
+        CaeAvDataset(tmp_path / "out", processor, split="train")
+
+
+def test_the_command(parquet, tmp_path, capsys):
+    arguments = ["prepare", str(parquet), "--task", "ave", "--size", "toy", "--out", str(tmp_path / "out")]
+    assert main([*arguments, "--num-proc", "1"]) == 0
+    assert "train: 12 of 12 clips, 12 rows in 1 shards" in capsys.readouterr().out
+    assert main([*arguments, "--format", "png"]) == 2
+    assert main(["prepare", str(parquet), "--out", str(tmp_path / "out")]) == 2
+    assert main(["prepare", str(tmp_path), "--task", "ave", "--out", str(tmp_path / "x")]) == 2
+    assert "expected a builder's folder" in capsys.readouterr().err
