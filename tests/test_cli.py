@@ -11,7 +11,8 @@ from PIL import Image
 from transformers import pipeline
 
 import caeav_hf
-from caeav_hf import CaeAvConfig, CaeAvForVideoParsing, CaeAvProcessor
+from caeav_hf import CaeAvConfig, CaeAvForEventLocalization, CaeAvForVideoParsing, CaeAvProcessor
+from caeav_hf.assets import toy_towers
 from caeav_hf.cli import main
 from tests.training.toy_files import (
     mask_clips,
@@ -292,3 +293,38 @@ def test_the_demo_goes_all_the_way(tmp_path, capsys):
     assert (tmp_path / "timeline.png").is_file()
     assert main(["demo", "--out", str(out), "--quick"]) == 2
     assert "not an empty folder" in capsys.readouterr().err
+
+
+def test_export_leaves_the_towers_out(tmp_path, capsys):
+    torch.manual_seed(0)
+    model = CaeAvForEventLocalization.from_backbones(**toy_towers(), size="toy")
+    # As a run leaves it.
+    best = tmp_path / "run" / "checkpoints" / "best"
+    model.save_pretrained(best)
+    CaeAvProcessor.from_config(model.config).save_pretrained(best)
+    (best / "training_state").mkdir()
+    assert main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "small"), "--adapter-only"]) == 0
+    assert "CaeAvForEventLocalization written to" in capsys.readouterr().out
+    assert not (tmp_path / "small" / "training_state").exists()
+    sizes = [(folder / "model.safetensors").stat().st_size for folder in (tmp_path / "small", best)]
+    assert sizes[0] < sizes[1]
+    again = CaeAvForEventLocalization.from_pretrained(tmp_path / "small").state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.state_dict().items())
+    CaeAvProcessor.from_pretrained(tmp_path / "small")
+
+
+def test_export_says_what_is_wrong(tmp_path, capsys):
+    toy_model()
+    capsys.readouterr()
+    out = ["--out", str(tmp_path / "out")]
+    for arguments, message in (
+        ([str(tmp_path)], "checkpoints/best"),
+        ([str(toy_model()), "--adapter-only"], "does not know where its vision, audio, text tower came from"),
+        ([str(toy_model()), "--adapter-only", "--tower", "vision"], "KIND=NAME"),
+        ([str(toy_model()), "--tower", "vision=x"], "--adapter-only"),
+        ([str(toy_model()), "--adapter-only", "--tower", "sound=x"], "sound"),
+    ):
+        assert main(["export", *arguments, *out]) == 2
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith("caeav: error: ")
+        assert message in line

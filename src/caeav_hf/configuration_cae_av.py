@@ -269,6 +269,10 @@ class CaeAvConfig(PreTrainedConfig):
         question_vocab_size (`int`, defaults to 93): Words of the questions, padding and unknown word included.
         matching_hidden_sizes (`list[int]`): Hidden widths of question answering's match of sound and frame.
         initializer_range (`float`, defaults to 0.02): Standard deviation of new linear weights in the task heads.
+        tower_sources (`dict`, *optional*):
+            Where the weights of the towers come from: for `vision`, `audio` and `text` a dict of `name`, `revision`
+            and `sha256`, the hash of their tensors. `from_backbones` writes it.
+        adapter_only (`bool`, defaults to `False`): Whether the weights beside this configuration lack the towers.
 
     ```python
     >>> from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
@@ -352,6 +356,9 @@ class CaeAvConfig(PreTrainedConfig):
     question_vocab_size: int = 93
     matching_hidden_sizes: list[int] | tuple[int, ...] = (512, 256, 128)
     initializer_range: float | int = 0.02
+
+    tower_sources: dict[str, dict[str, str | None]] | None = None
+    adapter_only: bool = False
 
     def __post_init__(self, **kwargs):
         _tuples_to_lists(self, "adapter_stages", "matching_hidden_sizes")

@@ -15,10 +15,10 @@ from safetensors.torch import load_file
 
 from caeav_hf import CaeAvForEventLocalization
 from caeav_hf.data import AveBuilder, CaeAvDataset
+from caeav_hf.modeling.frozen import trained_names
 from caeav_hf.processing import CaeAvProcessor
 from caeav_hf.training import Recipe
 from caeav_hf.training.build import load_trained_model, read_captions
-from caeav_hf.training.checkpointing import trained_names
 from caeav_hf.training.command import main
 from caeav_hf.training.run import score
 from tests.training.toy_files import toy_corpus, toy_data, toy_model

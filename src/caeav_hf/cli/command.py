@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import CaeAvError
-from . import captions, convert, predict, prepare
+from . import captions, convert, export, predict, prepare
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -18,6 +18,7 @@ def build_parser() -> argparse.ArgumentParser:
     captions.add_commands(commands)
     convert.add_command(commands)
     prepare.add_command(commands)
+    export.add_commands(commands)
 
     demo = commands.add_parser(
         "demo",

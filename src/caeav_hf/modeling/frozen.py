@@ -18,6 +18,24 @@ def fingerprint(parameters: Iterable[Tensor]) -> tuple:
     return tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in parameters)
 
 
+def trained_names(model: nn.Module) -> set[str]:
+    """
+    Names in the state dict of `model` that training changes: parameters with gradients, and the buffers (batch-norm
+    statistics) outside frozen towers. A frozen tower is a module that has parameters and trains none of them.
+    """
+    frozen_modules: set[nn.Module] = set()
+    for module in model.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(parameter.requires_grad for parameter in parameters):
+            frozen_modules.update(module.modules())
+    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for module_name, module in model.named_modules():
+        if module not in frozen_modules:
+            prefix = f"{module_name}." if module_name else ""
+            names.update(prefix + name for name, _ in module.named_buffers(recurse=False))
+    return names & set(model.state_dict())
+
+
 @dataclass
 class FrozenConstant:
     """A tensor computed from frozen parameters, kept until one of them changes."""

@@ -5,6 +5,7 @@ Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Inter
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
+from .adapter_checkpoint import TOWER_NAMES, adapter_names, attach_towers, find_sources
 from .avmoe import load_balancing_loss
 from .backbones import HtsatTower, SpectrogramReader, SwinV2Tower, Tower
 from .captions import CaptionMapper, Captions, ClipTextTower
@@ -33,7 +35,7 @@ from .losses import (
     modality_alignment_loss,
     selection_entropy_loss,
 )
-from .pretrained import load_towers
+from .pretrained import load_tower
 
 
 logger = logging.get_logger(__name__)
@@ -177,6 +179,12 @@ class CaeAvPreTrainedModel(PreTrainedModel):
     _no_split_modules = ("FrozenStep", "AVMoEInteraction", "CaeAvInteraction", "CASE")
     _supports_sdpa = True
 
+    def __init__(self, config: CaeAvConfig):
+        super().__init__(config)
+        if config.adapter_only:
+            # They are attached once the rest is loaded.
+            self._keys_to_ignore_on_load_missing = [TOWER_NAMES]
+
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -213,12 +221,66 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         return cast(Any, self.cae_av.vision_tower).patch_embed.proj
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any):
-        """See `PreTrainedModel.from_pretrained`, which makes every loaded parameter trainable; the towers are not."""
+    def from_pretrained(cls, *args: Any, towers: Mapping[str, str | os.PathLike] | None = None, **kwargs: Any):
+        """
+        See `PreTrainedModel.from_pretrained`, which makes every loaded parameter trainable; the towers are not.
+
+        The towers of an adapter-only checkpoint are fetched from where its configuration says. Whatever they come
+        from, their tensors have to be those that the checkpoint was trained on.
+
+        Args:
+            towers: For adapter-only checkpoints: where `vision`, `audio` or `text` tower are to be found instead, as
+                `from_backbones` takes them.
+
+        Raises:
+            CaeAvError: A tower cannot be loaded or is another one, or the checkpoint holds its own.
+        """
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
+        if model.config.adapter_only:
+            attach_towers(model, towers or {})
+            model.config.adapter_only = False
+        elif towers is not None:
+            raise CaeAvError("`towers` are for adapter-only checkpoints; this one holds its own")
         model.cae_av.freeze_towers()
         return loaded
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike,
+        is_main_process: bool = True,
+        state_dict: dict | None = None,
+        *args: Any,
+        adapter_only: bool = False,
+        towers: Mapping[str, str | os.PathLike] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        See `PreTrainedModel.save_pretrained`.
+
+        Args:
+            adapter_only: Leave out the towers and name them in the configuration, for `from_pretrained` to fetch. What
+                is trained inside them is stored.
+            towers: With `adapter_only`: where `vision`, `audio` or `text` tower are to be had, as `from_backbones`
+                takes them, for a model that does not remember it or towers that lie elsewhere now.
+
+        Raises:
+            CaeAvError: `adapter_only`, and where a tower can be had is not known, or it is no longer that tower.
+        """
+        if not adapter_only:
+            if towers is not None:
+                raise CaeAvError("`towers` are for `adapter_only=True`; a whole checkpoint holds its own")
+            super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+            return
+        weights = self.state_dict() if state_dict is None else state_dict
+        self.config.tower_sources = find_sources(self, weights, towers or {})
+        names = adapter_names(self)
+        kept = {name: tensor for name, tensor in weights.items() if name in names}
+        self.config.adapter_only = True
+        try:
+            super().save_pretrained(save_directory, is_main_process, kept, *args, **kwargs)
+        finally:
+            self.config.adapter_only = False
 
     @classmethod
     def from_backbones(
@@ -240,7 +302,8 @@ class CaeAvPreTrainedModel(PreTrainedModel):
                 with a public checkpoint of HTS-AT, whose front end's settings come with it. `None` with
                 `shared_tower=True`: the visual tower then reads the sound too.
             text: An open_clip name, with the weights' tag behind a slash (`ViT-L-14/openai`), a Hub repository
-                (`hf-hub:org/name`), or a local folder in open_clip's Hub format.
+                (`hf-hub:org/name`), or a local folder in open_clip's Hub format. Behind each Hub repository a
+                revision may follow, `org/name@revision`.
             task: Preset whose other sizes are used.
             size: Size of that preset, `"full"` or `"toy"`.
             overrides: Fields of the configuration. The towers' own sizes come from the towers; of `audio_config` only
@@ -254,15 +317,15 @@ class CaeAvPreTrainedModel(PreTrainedModel):
                 raise CaeAvError(f"`{name}` comes from the tower itself and cannot be given to `from_backbones`")
         if (audio is None) != bool(overrides.get("shared_tower")):
             raise CaeAvError(f"`audio` must be None exactly where `shared_tower` is set, got {audio!r}")
-        front_end = overrides.pop("audio_config", None) if audio is not None else None
-        towers = load_towers(vision, audio, text, front_end=front_end)
-        config = CaeAvConfig.from_preset(task, size, **{**towers.configs, **overrides})
+        towers = {"vision": load_tower("vision", vision), "text": load_tower("text", text)}
+        if audio is not None:
+            towers["audio"] = load_tower("audio", audio, front_end=overrides.pop("audio_config", None))
+        configs = {f"{kind}_config": tower.config for kind, tower in towers.items()}
+        sources = {kind: tower.source for kind, tower in towers.items()}
+        config = CaeAvConfig.from_preset(task, size, **{**configs, **overrides, "tower_sources": sources})
         model = cls(config)
-        base = model.cae_av
-        base.vision_tower.load_state_dict(towers.vision)
-        if base.audio_tower is not None:
-            base.audio_tower.load_state_dict(towers.audio)
-        base.text_tower.load_state_dict(towers.text)
+        for kind, module in model.cae_av.named_towers().items():
+            module.load_state_dict(towers[kind].state)
         return model.eval()
 
 
@@ -302,9 +365,14 @@ class CaeAvModel(CaeAvPreTrainedModel):
         }
         self.post_init()
 
-    def towers(self) -> tuple[nn.Module, ...]:
+    def named_towers(self) -> dict[str, nn.Module]:
         """The frozen towers: vision, audio unless the visual one reads the sound too, text."""
-        return tuple(tower for tower in (self.vision_tower, self.audio_tower, self.text_tower) if tower is not None)
+        towers = {"vision": self.vision_tower, "audio": self.audio_tower, "text": self.text_tower}
+        return {kind: tower for kind, tower in towers.items() if tower is not None}
+
+    def towers(self) -> tuple[nn.Module, ...]:
+        """The frozen towers without their names."""
+        return tuple(self.named_towers().values())
 
     def _readers(self) -> tuple[Tower, Tower]:
         """What reads the frames, and what reads the sound."""

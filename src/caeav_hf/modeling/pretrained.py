@@ -1,12 +1,17 @@
 """Separately pretrained towers: where they come from, and the configuration that their sizes make."""
 
+import hashlib
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import open_clip
 import timm
+import torch
+from huggingface_hub import snapshot_download, try_to_load_from_cache
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 from open_clip.transformer import QuickGELU, TextTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor
@@ -16,53 +21,117 @@ from ..configuration_cae_av import CaeAvAudioConfig
 from ..errors import CaeAvError
 
 
+ASSETS = Path(__file__).resolve().parents[1] / "assets"
+
 # What of the audio configuration describes the spectrogram rather than the tower.
 FRONT_END = {"sampling_rate", "fft_window_size", "hop_length", "frequency_min", "frequency_max", "tile_seconds"}
 
 
+# A name for the towers that come with the package, which lie elsewhere on every machine.
+_PACKAGED = "caeav_hf:"
+_HUB = "hf-hub:"
+
+
 @dataclass
-class PretrainedTowers:
+class PretrainedTower:
     """
     Attributes:
-        configs: `vision_config`, `audio_config` and `text_config` for `CaeAvConfig`.
-        vision, audio, text: State dicts under the towers' own parameter names; that of a missing tower is empty.
+        config: `vision_config`, `audio_config` or `text_config` for `CaeAvConfig`.
+        state: Tensors under the tower's own parameter names.
+        source: What `CaeAvConfig.tower_sources` holds of it: `name`, `revision`, `sha256`.
     """
 
-    configs: dict[str, dict[str, Any]]
-    vision: dict[str, Tensor]
-    audio: dict[str, Tensor]
-    text: dict[str, Tensor]
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+    source: dict[str, str | None]
 
 
-def load_towers(
-    vision: str | os.PathLike,
-    audio: str | os.PathLike | None,
-    text: str | os.PathLike,
+def load_tower(
+    kind: str,
+    name: str | os.PathLike,
+    revision: str | None = None,
     front_end: dict[str, Any] | None = None,
-) -> PretrainedTowers:
+) -> PretrainedTower:
     """
-    Load three towers; see `CaeAvPreTrainedModel.from_backbones` for what the names may be.
+    Load a tower; see `CaeAvPreTrainedModel.from_backbones` for what the names may be.
 
     Args:
-        vision, audio, text: Names, Hub repositories or local folders; no `audio` where the visual tower reads the
-            sound.
+        kind: `"vision"`, `"audio"` or `"text"`.
+        name: Name, Hub repository (a revision may follow behind an `@`) or local folder.
+        revision: Revision of a Hub repository.
         front_end: Values of the audio configuration that no checkpoint holds, such as `tile_seconds`.
 
     Raises:
-        CaeAvError: A tower cannot be loaded, or is none of the supported kinds.
+        CaeAvError: The tower cannot be loaded, or is none of the supported kinds.
     """
-    vision_config, vision_state = _load_vision(str(vision))
-    text_config, text_state = load_text_tower(str(text))
-    configs = {"vision_config": vision_config, "text_config": text_config}
-    audio_state: dict[str, Tensor] = {}
-    if audio is not None:
-        configs["audio_config"], audio_state = _load_audio(str(audio), front_end or {})
-    return PretrainedTowers(
-        configs=configs,
-        vision=vision_state,
-        audio=audio_state,
-        text=text_state,
+    name = str(name)
+    place = _packaged_path(name)
+    if not Path(place).exists() and "@" in name:
+        place, _, revision = name.partition("@")
+        name = place
+    if kind == "vision":
+        config, state = _load_vision(place, revision)
+    elif kind == "audio":
+        config, state = _load_audio(place, revision, front_end or {})
+    else:
+        config, state = load_text_tower(place, revision)
+    commit = None if Path(place).exists() else _cached_commit(_repository(kind, place), revision)
+    return PretrainedTower(
+        config, state, {"name": _lasting_name(place), "revision": commit, "sha256": hash_tensors(state)}
     )
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """
+    SHA-256 of the floating tensors of a tower: of their names, shapes and values in float32, so that a tower stored in
+    half precision and its copy in single precision are the same. Integer tensors are indices that follow from the
+    sizes, and counters.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        if tensor.is_floating_point():
+            digest.update(f"{name} {tuple(tensor.shape)}".encode())
+            values = tensor.detach().to(device="cpu", dtype=torch.float32).contiguous()
+            digest.update(values.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _packaged_path(name: str) -> str:
+    return str(ASSETS / name.removeprefix(_PACKAGED)) if name.startswith(_PACKAGED) else name
+
+
+def _lasting_name(name: str) -> str:
+    """What finds a tower again from another working folder."""
+    if not Path(name).exists():
+        return name
+    path = Path(name).resolve()
+    return _PACKAGED + path.relative_to(ASSETS).as_posix() if path.is_relative_to(ASSETS) else str(path)
+
+
+def _repository(kind: str, name: str) -> str | None:
+    """The Hub repository behind a name of timm, open_clip or the Hub, if it stands for one."""
+    if name.startswith(_HUB):
+        return name.removeprefix(_HUB)
+    if kind == "vision":
+        registered = timm.get_pretrained_cfg(name)
+        return None if registered is None else registered.hf_hub_id
+    if kind == "text":
+        architecture, _, tag = name.partition("/")
+        return (open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub") or "").strip("/") or None
+    return name
+
+
+def _cached_commit(repository: str | None, revision: str | None) -> str | None:
+    """The commit of a Hub repository that has just been read, as far as it can be told."""
+    for file in ("config.json", "open_clip_config.json", "model.safetensors"):
+        try:
+            path = None if repository is None else try_to_load_from_cache(repository, file, revision=revision)
+        except HFValidationError:
+            break
+        if isinstance(path, str):
+            return Path(path).parent.name
+    return revision
 
 
 def _local(name: str) -> str:
@@ -70,9 +139,13 @@ def _local(name: str) -> str:
     return f"local-dir:{name}" if Path(name).is_dir() else name
 
 
-def _load_vision(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _load_vision(name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    place = _local(name)
+    repository = None if revision is None or Path(name).exists() else _repository("vision", name)
+    if repository is not None:
+        place = f"{_HUB}{repository}@{revision}"
     try:
-        model = timm.create_model(_local(name), pretrained=True, num_classes=0)
+        model = timm.create_model(place, pretrained=True, num_classes=0)
     except (RuntimeError, OSError, ValueError, AssertionError) as error:
         raise CaeAvError(f"`vision`: cannot load {name!r} as a timm model or folder: {error}") from error
     if not isinstance(model, SwinTransformerV2):
@@ -96,7 +169,9 @@ def _load_vision(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, model.state_dict()
 
 
-def _load_audio(name: str, front_end: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _load_audio(
+    name: str, revision: str | None, front_end: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     if unknown := sorted(set(front_end) - FRONT_END):
         raise CaeAvError(f"`audio_config`: beside `audio`, only {sorted(FRONT_END)} may be given, got {unknown}")
     if Path(name).is_file():
@@ -110,11 +185,11 @@ def _load_audio(name: str, front_end: dict[str, Any]) -> tuple[dict[str, Any], d
             raise CaeAvError(f"`audio`: {name}: {error}") from error
         return _architecture(config), state
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, revision=revision)
         if config.model_type == "clap":
-            model = ClapModel.from_pretrained(name, use_safetensors=True).audio_model
+            model = ClapModel.from_pretrained(name, revision=revision, use_safetensors=True).audio_model
         elif config.model_type == "clap_audio_model":
-            model = ClapAudioModel.from_pretrained(name, use_safetensors=True)
+            model = ClapAudioModel.from_pretrained(name, revision=revision, use_safetensors=True)
         else:
             raise CaeAvError(
                 f"`audio`: {name!r} is a {config.model_type!r} model, expected `clap` or `clap_audio_model`"
@@ -135,13 +210,19 @@ def _architecture(config: PreTrainedConfig) -> dict[str, Any]:
     return values
 
 
-def load_text_tower(name: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def load_text_tower(name: str, revision: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     Sizes for `CaeAvTextConfig`, and the tensors of CLIP's text tower under its own names.
 
     Raises:
         CaeAvError: It cannot be loaded, or is of another kind.
     """
+    if revision is not None and name.startswith(_HUB):
+        # open_clip knows no revisions, but reads a folder that has one.
+        try:
+            name = snapshot_download(name.removeprefix(_HUB), revision=revision)
+        except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+            raise CaeAvError(f"`text`: cannot load {name!r} at revision {revision!r}: {error}") from error
     architecture, _, tag = (
         name.partition("/") if not Path(name).is_dir() and ":" not in name else (_local(name), "", "")
     )

@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import CaeAvError
+from ..modeling.frozen import trained_names
 from .run_folder import without_progress_bars
 from .state import LoopState, random_state, set_random_state
 
@@ -35,24 +36,6 @@ from .state import LoopState, random_state, set_random_state
 TRAINED_FILE = "model-00001-of-00002.safetensors"
 FROZEN_FILE = "model-00002-of-00002.safetensors"
 STATE_FOLDER = "training_state"
-
-
-def trained_names(model: nn.Module) -> set[str]:
-    """
-    Names in the state dict of `model` that training changes: parameters with gradients, and the buffers (batch-norm
-    statistics) outside frozen towers. A frozen tower is a module that has parameters and trains none of them.
-    """
-    frozen_modules: set[nn.Module] = set()
-    for module in model.modules():
-        parameters = list(module.parameters())
-        if parameters and not any(parameter.requires_grad for parameter in parameters):
-            frozen_modules.update(module.modules())
-    names = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    for module_name, module in model.named_modules():
-        if module not in frozen_modules:
-            prefix = f"{module_name}." if module_name else ""
-            names.update(prefix + name for name, _ in module.named_buffers(recurse=False))
-    return names & set(model.state_dict())
 
 
 class CheckpointStore:

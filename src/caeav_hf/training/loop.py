@@ -11,9 +11,10 @@ from accelerate.utils import broadcast, gather_object, send_to_device
 from tqdm import tqdm
 
 from ..errors import CaeAvError
+from ..modeling.frozen import trained_names
 from .batches import ClipBatch, Collator, clip_loader, windows
 from .captions import CaptionFeatures
-from .checkpointing import CheckpointStore, restore_training_state, trained_names
+from .checkpointing import CheckpointStore, restore_training_state
 from .evaluation import evaluate
 from .order import epoch_batches
 from .recipe import Recipe

@@ -1,0 +1,62 @@
+"""The command `caeav export`: a trained model as a folder to give away."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import CaeAvError
+
+
+def add_commands(commands: Any) -> None:
+    """Adds the commands to the subparsers of `caeav`."""
+    export = commands.add_parser(
+        "export",
+        help="write a trained model to a folder of its own, with or without its frozen towers",
+        description="Write model and processor of a checkpoint to a folder for from_pretrained, without what only "
+        "training needs. With --adapter-only the frozen towers are left out and named instead; from_pretrained "
+        "fetches them and refuses others.",
+        allow_abbrev=False,
+    )
+    export.add_argument(
+        "checkpoint", metavar="RUN", help="run folder, whose best checkpoint is taken, or a checkpoint"
+    )
+    export.add_argument("--out", required=True, metavar="DIR", help="folder for the model")
+    add_options(export)
+    export.set_defaults(run=_export)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options that say what of a model is written."""
+    parser.add_argument("--adapter-only", action="store_true", help="leave out the frozen towers")
+    parser.add_argument(
+        "--tower",
+        nargs="+",
+        default=[],
+        metavar="KIND=NAME",
+        help="where vision, audio or text tower are to be had, if the model does not remember it or they moved",
+    )
+
+
+def tower_names(pairs: Sequence[str]) -> dict[str, str] | None:
+    """The values of `--tower`."""
+    names = {}
+    for pair in pairs:
+        kind, equals, name = pair.partition("=")
+        if not equals or not name:
+            raise CaeAvError(f"--tower expects KIND=NAME, got {pair!r}")
+        names[kind] = name
+    return names or None
+
+
+def _export(options: argparse.Namespace) -> int:
+    towers = tower_names(options.tower)
+    if towers and not options.adapter_only:
+        raise CaeAvError("--tower is for --adapter-only; a whole model holds its towers")
+    # Only now, since these take seconds to load.
+    from ..training.export import export
+
+    model = export(options.checkpoint, options.out, adapter_only=options.adapter_only, towers=towers)
+    size = sum(file.stat().st_size for file in Path(options.out).glob("*.safetensors"))
+    print(f"{type(model).__name__} written to {options.out}, {size / 1e6:.1f} MB")
+    return 0
