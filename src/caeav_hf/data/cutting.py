@@ -1,0 +1,117 @@
+"""
+Cutting a clip out of a longer video without decoding it, so that nothing of what it shows changes.
+
+Packets are copied from the last key frame before the clip to its end. The piece is therefore somewhat longer than the
+clip, and where the clip lies in it is part of the answer.
+"""
+
+import io
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import av
+
+from caeav_hf.errors import MediaError
+from caeav_hf.processing.containers import MediaFile, audio_stream, packets_of, start_time, video_stream
+
+
+# Seconds that are copied before the clip's beginning, at least, and after its end: sound is exact only some packets
+# after the first one, and packets are not in the order of their times.
+_MARGIN = 1.0
+
+
+class Piece(NamedTuple):
+    """A media file with a clip in it: its bytes, and the suffix of their format; and the clip's seconds in it."""
+
+    content: bytes
+    suffix: str
+    start: float
+    end: float
+
+
+def cut(path: Path, start: float, end: float) -> Piece | None:
+    """
+    The piece of a video with sound that has its part from `start` to `end` (seconds after its first frame). It is an
+    mp4 file if the video is one, so that all timestamps stay exact, else Matroska, with timestamps in milliseconds.
+
+    Returns:
+        The piece; None if its packets cannot be copied into such a file, or there are none.
+
+    Raises:
+        MediaError: The file cannot be read.
+    """
+    media = MediaFile.of(path, None)
+    with media.open() as source:
+        video, audio = video_stream(source, media.name), audio_stream(source, media.name)
+        origin = start_time(video, source)
+        packets = _packets(source, [video, audio], origin + start, origin + end)
+        first = next((packet.pts for packet in packets if packet.stream is video and packet.is_keyframe), None)
+        if first is None:
+            return None
+        is_mp4 = "mp4" in source.format.name
+        # What comes before the key frame cannot be decoded, or not be laid where it belongs.
+        zero = first * video.time_base
+        packets = [packet for packet in packets if packet.pts * packet.time_base >= zero]
+        content = _copied(packets, [video, audio], zero, "mp4" if is_mp4 else "matroska")
+    if content is None:
+        return None
+    shift = float(zero) - origin
+    return Piece(content, ".mp4" if is_mp4 else ".mkv", start - shift, end - shift)
+
+
+def _packets(source: Any, streams: list[Any], begin: float, end: float) -> list[Any]:
+    """The packets of the streams from the last key frame before `begin` on, until both are well past `end`."""
+    video = streams[0]
+    # Seeking some containers misses; those are read from their beginning.
+    if begin > _MARGIN:
+        try:
+            source.seek(int((begin - _MARGIN) / video.time_base), stream=video)
+        except av.FFmpegError as error:
+            raise MediaError(f"{source.name}: seeking to {begin} s failed ({error})") from error
+    packets: list[Any] = []
+    running = {stream.index for stream in streams}
+    for stream, packet in packets_of(source, streams):
+        if packet is None or packet.pts is None:
+            continue
+        if packet.pts * packet.time_base > end + _MARGIN:
+            running.discard(stream.index)
+            if not running:
+                break
+        else:
+            packets.append(packet)
+    return packets
+
+
+def _complete_order(packets: list[Any]) -> None:
+    """Gives packets a decoding time that have none, as happens to the first ones after seeking in Matroska."""
+    following: dict[int, int] = {}
+    for packet in reversed(packets):
+        index = packet.stream.index
+        if packet.dts is None:
+            packet.dts = min(packet.pts, following.get(index, packet.pts + 1) - 1)
+        following[index] = packet.dts
+
+
+def _copied(packets: list[Any], streams: list[Any], zero: Fraction, container_format: str) -> bytes | None:
+    """A file of these packets, whose times begin at `zero`; None if the format does not take them."""
+    file = io.BytesIO()
+    # Nothing of the moment or by chance goes into the file, so that the same piece has the same bytes.
+    options = {"fflags": "+bitexact"}
+    if container_format == "mp4":
+        # An mp4 file says in these ticks how much later its sound begins.
+        options["movie_timescale"] = str(streams[1].time_base.denominator)
+    _complete_order(packets)
+    try:
+        with av.open(file, "w", format=container_format, options=options) as target:
+            copies = {stream.index: target.add_stream_from_template(stream) for stream in streams}
+            for stream in streams:
+                copies[stream.index].time_base = stream.time_base
+            for packet in packets:
+                ticks = round(zero / packet.time_base)
+                packet.pts, packet.dts = packet.pts - ticks, packet.dts - ticks
+                packet.stream = copies[packet.stream.index]
+                target.mux(packet)
+    except (av.FFmpegError, ValueError):
+        return None
+    return file.getvalue()
