@@ -6,6 +6,8 @@ from typing import Any
 import datasets
 
 
+SPLITS = ("train", "validation", "test")
+
 AVE_NUM_SEGMENTS = 10
 LLP_NUM_SEGMENTS = 10
 AVSBENCH_NUM_SEGMENTS = 5
