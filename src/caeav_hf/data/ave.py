@@ -2,9 +2,14 @@
 The builder of AVE: audio-visual event localization in clips of ten seconds.
 
 Files as published: `trainSet.txt`, `valSet.txt`, `testSet.txt` (and `Annotations.txt`, which holds all of them below a
-header), one line `Category&VideoID&Quality&StartTime&EndTime` an annotated clip, and `<VideoID>.mp4`.
+header), one line `Category&VideoID&Quality&StartTime&EndTime` an annotated clip, and `<VideoID>.mp4`. The clips are of
+AudioSet. Its files of segments say which ten seconds of a video a clip is, which AVE's own do not: they have one line
+`YTID, start_seconds, end_seconds, positive_labels` a clip.
 """
 
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
@@ -13,8 +18,17 @@ import datasets
 from caeav_hf.errors import DataError
 from caeav_hf.labels import AVE_CATEGORIES
 
-from .builder import SPLITS, BuildReport, ClipBuilder, Entry, read_class_names, read_lines
-from .schema import AVE_NUM_SEGMENTS, event_localization_features, event_segment_labels
+from .builder import (
+    BuildReport,
+    ClipBuilder,
+    ClipBuilderConfig,
+    Entry,
+    read_class_names,
+    read_lines,
+    run_builder,
+)
+from .media_files import Query
+from .schema import AVE_NUM_SEGMENTS, SPLITS, event_localization_features, event_segment_labels
 
 
 AVE_HEADER = "Category&VideoID&Quality&StartTime&EndTime"
@@ -33,6 +47,19 @@ class AveAnnotation(NamedTuple):
     end: int
 
 
+@dataclass
+class AveConfig(ClipBuilderConfig):
+    """
+    Options of the builder.
+
+    Args:
+        clip_times: Files of AudioSet's segments. With them a video that is there in full length, `<VideoID>.mp4`, is
+            as good as its clip.
+    """
+
+    clip_times: Sequence[str] = ()
+
+
 class AveBuilder(ClipBuilder):
     """
     AVE, 28 classes and background, or another set in its layout whose names `categories.txt` in the annotation folder
@@ -40,9 +67,10 @@ class AveBuilder(ClipBuilder):
 
     The published files have peculiarities, which are kept and counted in the report: videos annotated with several
     categories (one row each), videos in several splits, and an event of no length (all of its segments are
-    background). Lines that are not of the published form are errors. Arguments as in [`ClipBuilderConfig`].
+    background). Lines that are not of the published form are errors. Arguments as in [`AveConfig`].
     """
 
+    BUILDER_CONFIG_CLASS = AveConfig
     VERSION = datasets.Version("1.0.0")
     pretty_name = "Audio-visual event localization (AVE layout)"
     task_categories: ClassVar[tuple[str, ...]] = ("video-classification",)
@@ -66,7 +94,8 @@ class AveBuilder(ClipBuilder):
             for reason, odd in (("in_no_split", everything - divided), ("in_split_only", divided - everything)):
                 for line in sorted(odd):
                     report.notes.add(reason, "&".join(map(str, line)))
-        return {split: [_entry(line, categories) for line in split_lines] for split, split_lines in lines.items()}
+        times = read_clip_times(self.config.clip_times, report)
+        return {split: [_entry(line, categories, times) for line in of_split] for split, of_split in lines.items()}
 
 
 def read_categories(annotations: Path) -> tuple[str, ...]:
@@ -110,10 +139,45 @@ def read_annotations(path: Path, categories: tuple[str, ...], report: BuildRepor
     return [annotation for _, annotation in annotations.values()]
 
 
-def _entry(line: AveAnnotation, categories: tuple[str, ...]) -> Entry:
+def read_clip_times(paths: Sequence[str], report: BuildReport) -> dict[str, tuple[float, float]]:
+    """
+    Reads files of AudioSet's segments: the seconds of each video that are its clip.
+
+    Raises:
+        DataError: A line is not of the form above, or a video has other seconds already. The message begins with the
+            file and the line's number.
+    """
+    times: dict[str, tuple[float, float]] = {}
+    for path in map(Path, paths):
+        for number, line in read_lines(path, report):
+            if line.startswith("#"):
+                report.files[path.name]["lines"] -= 1
+                continue
+            where = f"{path}:{number}"
+            video_id, *seconds = (cell.strip() for cell in line.split(",")[:3])
+            try:
+                start, end = map(float, seconds)
+            except ValueError as error:
+                raise DataError(
+                    f"{where}: expected YTID, start_seconds, end_seconds, positive_labels, got {line!r}"
+                ) from error
+            if not 0 <= start < end:
+                raise DataError(f"{where}: expected 0 <= start < end, got {start:g} and {end:g}")
+            if times.setdefault(video_id, (start, end)) != (start, end):
+                raise DataError(f"{where}: {video_id} has the seconds {times[video_id]} already, got {(start, end)}")
+    return times
+
+
+def _entry(line: AveAnnotation, categories: tuple[str, ...], times: Mapping[str, tuple[float, float]]) -> Entry:
     label = categories.index(line.category)
+    query = Query(
+        video_id=line.video_id,
+        times=times.get(line.video_id),
+        clip_seconds=AVE_NUM_SEGMENTS,
+        folder=line.category,
+    )
     return Entry(
-        media={"media": f"{line.video_id}.mp4"},
+        media={"media": query},
         clip_id=line.video_id,
         row={
             "video_id": line.video_id,
@@ -142,3 +206,18 @@ def _note_peculiarities(lines: dict[str, list[AveAnnotation]], report: BuildRepo
     for video_id, names in splits.items():
         if len(names) > 1:
             report.notes.add("video_in_several_splits", f"{video_id} ({', '.join(names)})")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+
+    def add_options(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(
+            "--clip-times",
+            nargs="+",
+            default=(),
+            metavar="FILE",
+            help="AudioSet's files of segments, where the videos are there in full length",
+        )
+
+    run_builder(AveBuilder, arguments, add_options)

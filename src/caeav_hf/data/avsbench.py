@@ -10,7 +10,8 @@ Files as published, with a mask and a frame for each second (in S4's training sp
           visual_frames/<name>/<name>.mp4_<1..5>.png, gt_masks/<split>/<name>/<name>_<1..5>.png
           audio_wav/<split>/<name>.wav
 
-where <split> is train, val or test.
+where <split> is train, val or test. These folders may be anywhere in the media folder; frames and masks may also be
+jpg, and in folders without the split and the category.
 """
 
 import argparse
@@ -23,21 +24,22 @@ from typing import ClassVar, NamedTuple
 import datasets
 
 from caeav_hf.errors import DataError, MediaError
-from caeav_hf.processing.media import MediaInfo, count_segments
+from caeav_hf.processing.media import count_segments
 
 from .builder import (
-    SPLITS,
     BuildReport,
     Checked,
     ClipBuilder,
     ClipBuilderConfig,
     Entry,
+    MediaPart,
     UnusableError,
     read_lines,
     run_builder,
 )
 from .images import read_frame, read_mask
-from .schema import AVSBENCH_NUM_SEGMENTS, segmentation_features
+from .media_files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Query
+from .schema import AVSBENCH_NUM_SEGMENTS, SPLITS, segmentation_features
 
 
 SETTINGS = ("s4", "ms3")
@@ -109,26 +111,29 @@ class AvsBenchBuilder(ClipBuilder):
         return entries
 
     def check(self, entry: Entry) -> Checked:
+        files: dict[str, MediaPart | tuple[MediaPart, ...]] = {}
         notes: list[tuple[str, str]] = []
         frame_size = None
         if self.config.from_videos:
-            self.check_video(str(entry.media["media"]))
+            files["media"], notes = self.check_clip(_one(entry.media["media"]))
         else:
-            frame_size, audio = self._check_frames(entry), str(entry.media["audio"])
-            seconds = self._check_audio(audio).duration
+            files["frames"], frame_size = self._check_frames(_several(entry.media["frames"]))
+            audio, seconds = self._check_audio(_one(entry.media["audio"]))
+            files["audio"] = audio
             if seconds is not None and count_segments(seconds) < AVSBENCH_NUM_SEGMENTS:
-                notes.append(("sound_ends_early", audio))
+                notes.append(("sound_ends_early", audio.file))
         masks, losses = [], []
-        for frame, file in zip(entry.row["mask_frames"], entry.media["masks"], strict=True):
-            if not self.media_path(file).is_file():
-                losses.append(("missing_mask", file))
+        for frame, query in zip(entry.row["mask_frames"], _several(entry.media["masks"]), strict=True):
+            file = self._find(query)
+            if file is None:
+                losses.append(("missing_mask", query.expected))
                 continue
             try:
-                mask = read_mask(self.media_path(file))
+                mask = read_mask(self.media.path(file))
             except MediaError:
                 losses.append(("unreadable_mask", file))
                 continue
-            masks.append((frame, file))
+            masks.append((frame, MediaPart(file)))
             if frame_size is not None and mask.pixels.shape != frame_size:
                 sizes = (f"{width}x{height}" for height, width in (mask.pixels.shape, frame_size))
                 notes.append(("mask_of_another_size", f"{file} ({', its frame '.join(sizes)})"))
@@ -137,54 +142,64 @@ class AvsBenchBuilder(ClipBuilder):
             if not mask.pixels.any():
                 notes.append(("empty_mask", file))
         if not masks:
-            raise UnusableError("no_mask", entry.media["masks"][0])
-        left = replace(
-            entry,
-            media={**entry.media, "masks": tuple(file for _, file in masks)},
-            row={**entry.row, "mask_frames": [frame for frame, _ in masks]},
-        )
-        return Checked(left, tuple(notes), tuple(losses))
+            raise UnusableError("no_mask", _several(entry.media["masks"])[0].expected)
+        left = replace(entry, row={**entry.row, "mask_frames": [frame for frame, _ in masks]})
+        files["masks"] = tuple(part for _, part in masks)
+        return Checked(left, files, tuple(notes), tuple(losses))
 
-    def _check_frames(self, entry: Entry) -> tuple[int, int]:
-        """Size (height, width) of the frames."""
-        sizes = []
-        for file in entry.media["frames"]:
-            if not self.media_path(file).is_file():
-                raise UnusableError("missing_frame", file)
+    def _find(self, query: Query) -> str | None:
+        """The best file that fits, if there is one."""
+        return next((match.file for match in self.media.find(query)), None)
+
+    def _check_frames(self, queries: Sequence[Query]) -> tuple[tuple[MediaPart, ...], tuple[int, int]]:
+        """The frames, and their size (height, width)."""
+        parts, sizes = [], []
+        for query in queries:
+            file = self._find(query)
+            if file is None:
+                raise UnusableError("missing_frame", query.expected)
             try:
-                sizes.append(read_frame(self.media_path(file)).shape[:2])
+                sizes.append(read_frame(self.media.path(file)).shape[:2])
             except MediaError as error:
                 raise UnusableError("unreadable_frame", file) from error
             if sizes[-1] != sizes[0]:
                 raise UnusableError("frames_of_several_sizes", file)
-        return sizes[0]
+            parts.append(MediaPart(file))
+        return tuple(parts), sizes[0]
 
-    def _check_audio(self, file: str) -> MediaInfo:
+    def _check_audio(self, query: Query) -> tuple[MediaPart, float | None]:
+        """The sound, and its seconds as far as its header tells."""
+        file = self._find(query)
+        if file is None:
+            raise UnusableError("missing_audio", query.expected)
         try:
             info = self.probe(file)
         except UnusableError as error:
             raise UnusableError(f"{error.reason}_audio", file) from error
         if not info.has_audio:
             raise UnusableError("no_audio_stream", file)
-        return info
+        return MediaPart(file), info.duration
 
     def _entry(self, line: AvsBenchAnnotation) -> Entry:
         name = line.name
         place = line.split if line.category is None else f"{line.split}/{line.category}"
         only_first = line.category is not None and line.split == "train"
         mask_frames = list(range(1 if only_first else AVSBENCH_NUM_SEGMENTS))
-        masks = tuple(f"gt_masks/{place}/{name}/{name}_{frame + 1}.png" for frame in mask_frames)
+
+        def image(folder: str, number: int, is_published_so: str) -> Query:
+            names = [f"{folder}/{is_published_so}_{number}"]
+            names += [f"{folder}/{p}{name}/{name}{s}_{number}" for p in (f"{place}/", "") for s in ("", ".mp4")]
+            return Query(names=tuple(dict.fromkeys(names)), suffixes=IMAGE_SUFFIXES)
+
+        masks = tuple(image("gt_masks", frame + 1, f"{place}/{name}/{name}") for frame in mask_frames)
         row = {"video_id": name, "category": line.category, "mask_frames": mask_frames}
         if self.config.from_videos:
-            video = f"videos/{name}.mp4"
-            if not self.media_path(video).is_file() and self.media_path(f"{name}.mp4").is_file():
-                video = f"{name}.mp4"
+            video = Query(names=(f"videos/{name}", name), folder=line.category)
             return Entry({"media": video, "masks": masks}, name, {**row, "frames": [], "audio": None})
         prefix = f"{name}/{name}.mp4" if line.category is None else f"{place}/{name}/{name}"
-        frames = tuple(f"visual_frames/{prefix}_{number + 1}.png" for number in range(AVSBENCH_NUM_SEGMENTS))
-        return Entry(
-            {"frames": frames, "audio": f"audio_wav/{place}/{name}.wav", "masks": masks}, name, {**row, "media": None}
-        )
+        frames = tuple(image("visual_frames", number + 1, prefix) for number in range(AVSBENCH_NUM_SEGMENTS))
+        audio = Query(names=(f"audio_wav/{place}/{name}", f"audio_wav/{name}"), suffixes=AUDIO_SUFFIXES)
+        return Entry({"frames": frames, "audio": audio, "masks": masks}, name, {**row, "media": None})
 
 
 def read_meta_data(path: Path, setting: str, report: BuildReport) -> list[AvsBenchAnnotation]:
@@ -217,6 +232,16 @@ def read_meta_data(path: Path, setting: str, report: BuildReport) -> list[AvsBen
         if (first := annotations.setdefault(annotation, number)) != number:
             raise DataError(f"{where}: {annotation.name} is in line {first} already")
     return list(annotations)
+
+
+def _one(query: Query | tuple[Query, ...]) -> Query:
+    assert isinstance(query, Query)
+    return query
+
+
+def _several(queries: Query | tuple[Query, ...]) -> tuple[Query, ...]:
+    assert isinstance(queries, tuple)
+    return queries
 
 
 def _cells(line: str) -> list[str]:

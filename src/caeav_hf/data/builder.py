@@ -1,48 +1,56 @@
 """
 From annotation files and a media folder to Parquet shards: what the builders of all data sets share.
 
-A builder reads its annotations into [`Entry`] rows, each naming the media files that it needs. Here every file is
-looked up and checked, what is missing or broken is counted by reason and named in `report.json`, and the rest is
-written:
+A builder reads its annotations into [`Entry`] rows, each saying which media files it needs. Here every file is looked
+up (`media_files`) and checked, what is missing or broken is counted by reason and named in `report.json`, and the rest
+is written (`shards`):
 
     <out>/data/<split>-00000-of-00001.parquet ...    <out>/report.json    <out>/README.md (the data set card)
 
-`datasets.load_dataset(<out>)` reads that folder, also with `streaming=True`. The builders are `GeneratorBasedBuilder`
-subclasses, so `download_and_prepare` and `as_dataset` work as well.
+`datasets.load_dataset(<out>)` reads that folder, also with `streaming=True`. A build that was cut off goes on where it
+stopped. The builders are `GeneratorBasedBuilder` subclasses, so `download_and_prepare` and `as_dataset` work as well.
 """
 
 import argparse
 import dataclasses
 import hashlib
+import json
 import os
-import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
 import pyarrow as pa
-import pyarrow.parquet as pq
-import yaml
 from tqdm import tqdm
 
 from caeav_hf.errors import DataError, MediaError
 from caeav_hf.processing.media import MediaInfo, probe
 
 from .caption_file import read_captions
+from .card import card_text_of
+from .cutting import cut
 from .files import write_json, write_text
+from .hub import ensure_can_push, push_folder
+from .media_files import Match, MediaFolder, Query
+from .shards import Shard, write_shards
 
-
-SPLITS = ("train", "validation", "test")
 
 _MAX_EXAMPLES = 20
 _SHARD_BYTES = 500_000_000
 # Rows are written in groups of about this size, so that streaming readers and writers hold little in memory.
 _GROUP_BYTES = 32_000_000
 _GROUP_ROWS = 1_000
+# Part of every shard's fingerprint: shards of an earlier form are not taken for those of this one.
+_FORM = 1
+# A file that is longer than its clip by no more than this (seconds) is the clip, rounded up by an encoder ...
+_ROUNDING = 1.0
+# ... or, at most by this, cut at key frames.
+_LOOSE_CUT = 5.0
 
 
 @dataclass(frozen=True)
@@ -51,19 +59,35 @@ class Entry:
     One row before its media is looked up.
 
     Args:
-        media: For each column with media its file, or its files, by their names in the media folder.
-        clip_id: Name of the clip in the caption file.
+        media: For each column with media which file is wanted, or which files.
+        clip_id: Name of the clip in the caption file. There a clip that is a whole file may also be called as this is.
         row: The columns that follow from the annotations.
     """
 
-    media: Mapping[str, str | tuple[str, ...]]
+    media: Mapping[str, Query | tuple[Query, ...]]
     clip_id: str
     row: Mapping[str, Any]
 
-    @property
-    def files(self) -> list[str]:
-        """Names of all of its files."""
-        return [file for files in self.media.values() for file in ([files] if isinstance(files, str) else files)]
+
+@dataclass(frozen=True)
+class MediaPart:
+    """
+    A file of the media folder, or, where it is longer than the clip, the part of it that is the clip.
+
+    Args:
+        file: Its path in the media folder.
+        start, end: Seconds of the part, or None.
+        share: How much of the file the part is, roughly.
+    """
+
+    file: str
+    start: float | None = None
+    end: float | None = None
+    share: float = 1.0
+
+
+_MediaValue = tuple[dict[str, Any], float | None, float | None]
+"""A file as a row holds it, and the seconds of it that are wanted, or None."""
 
 
 class UnusableError(Exception):
@@ -78,17 +102,24 @@ class UnusableError(Exception):
 @dataclass(frozen=True)
 class Checked:
     """
-    What is left of a row after its files were looked at.
+    What is left of a row after its files were found and looked at.
 
     Args:
-        entry: The row, without files that it can do without.
+        entry: The row.
+        files: For each column with media its file, or its files without those that it can do without.
         notes: Reasons and examples of things worth knowing.
         losses: Likewise, of things that were missing or broken and that the row does without.
     """
 
     entry: Entry
+    files: Mapping[str, MediaPart | tuple[MediaPart, ...]]
     notes: tuple[tuple[str, str], ...] = ()
     losses: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def parts(self) -> list[MediaPart]:
+        """All of its files."""
+        return [part for files in self.files.values() for part in ([files] if isinstance(files, MediaPart) else files)]
 
 
 class Tally:
@@ -114,7 +145,7 @@ class Tally:
 class BuildReport:
     """
     What a builder found: annotation files, splits (annotated = written + skipped; what written rows do without is
-    lost), and things worth knowing.
+    lost), and things worth knowing. `written_shards` are those that were not there already.
     """
 
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -123,6 +154,7 @@ class BuildReport:
     lost: dict[str, Tally] = field(default_factory=dict)
     shards: dict[str, int] = field(default_factory=dict)
     notes: Tally = field(default_factory=Tally)
+    written_shards: int = 0
 
     @property
     def written(self) -> dict[str, int]:
@@ -158,7 +190,7 @@ class ClipBuilderConfig(datasets.BuilderConfig):
         captions: Caption file, Parquet or JSON (see `caption_file`), or None.
         embed_media: Whether rows hold the bytes of their clip instead of its absolute path.
         strict: Whether a missing or broken file is an error.
-        num_proc: Files that are checked at the same time.
+        num_proc: Rows that are checked, and shards that are written, at the same time.
     """
 
     annotations: str | None = None
@@ -187,6 +219,7 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
     pretty_name: ClassVar[str]
     task_categories: ClassVar[tuple[str, ...]]
     card_text: ClassVar[str]
+    media: MediaFolder
 
     @abstractmethod
     def read_entries(self, annotations: Path, report: BuildReport) -> dict[str, list[Entry]]:
@@ -198,14 +231,40 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
 
     def check(self, entry: Entry) -> Checked:
         """
-        Looks at the files of a row; called by several threads.
+        Finds the files of a row and looks at them; called by several threads.
 
         Raises:
             UnusableError: The row cannot be used.
         """
-        for file in entry.files:
-            self.check_video(file)
-        return Checked(entry)
+        files, notes = {}, []
+        for column, query in entry.media.items():
+            if not isinstance(query, Query):
+                raise TypeError(f"{column}: a row with several files needs a `check` of its own")
+            files[column], found = self.check_clip(query)
+            notes += found
+        return Checked(entry, files, tuple(notes))
+
+    def check_clip(self, query: Query) -> tuple[MediaPart, list[tuple[str, str]]]:
+        """
+        The clip that is wanted, a video with sound or a part of one, and notes on how it was found. If the best file
+        that fits cannot be used, the next one is taken.
+
+        Raises:
+            UnusableError: There is none that can be used.
+        """
+        matches = self.media.find(query)
+        failure = UnusableError("missing", query.expected)
+        for number, match in enumerate(matches):
+            try:
+                part = _part(match, self.check_video(match.file).duration, query)
+            except UnusableError as error:
+                failure = failure if number else error
+                continue
+            notes = _notes_on_choice(matches, number, failure)
+            if part.start is not None:
+                notes.append(("part_of_a_longer_video", match.file))
+            return part, notes
+        raise failure
 
     def check_video(self, file: str) -> MediaInfo:
         """What the header of a video file with sound says; raises an [`UnusableError`] if it is none."""
@@ -218,7 +277,7 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
 
     def probe(self, file: str) -> MediaInfo:
         """What the header of a media file says; raises an [`UnusableError`] if there is none."""
-        path = self.media_path(file)
+        path = self.media.path(file)
         if not path.is_file():
             raise UnusableError("missing", file)
         try:
@@ -226,42 +285,51 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         except MediaError as error:
             raise UnusableError("unreadable", file) from error
 
-    def media_path(self, file: str) -> Path:
-        """Where a file of the media folder is."""
-        return Path(self.config.media) / file
-
     def build(self, out_dir: str | Path, max_shard_bytes: int = _SHARD_BYTES) -> BuildReport:
         """
-        Writes Parquet shards, report and card into a folder; earlier shards of this layout in it are replaced.
+        Writes Parquet shards, report and card into a folder. Shards that are there already, of a build that was cut
+        off or of an earlier one, are kept where they are those of this build, and replaced where not, all at once.
 
         Args:
-            out_dir: Folder to write; made where it does not exist.
+            out_dir: Folder to write; made where it does not exist. One build at a time.
             max_shard_bytes: Size at which a shard is closed, counting embedded media; rows are never divided.
         """
         out = Path(out_dir)
-        data = out / "data"
-        data.mkdir(parents=True, exist_ok=True)
-        report, entries = self._usable_entries()
-        plans = {split: _divide(rows, self._media_bytes, max_shard_bytes) for split, rows in entries.items()}
+        out.mkdir(parents=True, exist_ok=True)
+        report, rows = self._usable_rows()
+        plans = {split: _divide(checked, self._media_bytes, max_shard_bytes) for split, checked in rows.items()}
         report.shards = {split: len(shards) for split, shards in plans.items()}
-        write_json(out / "report.json", self._report(report))
-        self._refuse_if_unusable(report, out / "report.json")
+        try:
+            self._refuse_if_unusable(report, out / "report.json")
+        except DataError:
+            write_json(out / "report.json", self._report(report))
+            raise
 
         captions = self._read_captions()
-        partial_paths = []
-        with tqdm(total=sum(map(len, entries.values())), desc="Writing shards", unit="row") as bar:
-            for split, shards in plans.items():
-                for number, rows in enumerate(shards):
-                    path = data / f"{split}-{number:05d}-of-{len(shards):05d}.parquet.part"
-                    self._write_shard(path, rows, captions, bar)
-                    partial_paths.append(path)
-        # Only now do complete shards take the place of an earlier build's.
-        for path in data.iterdir():
-            if re.fullmatch(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet", path.name):
-                path.unlink()
-        fingerprint = _digest(partial_paths)
-        for path in partial_paths:
-            path.replace(path.with_suffix(""))
+        schema = self.info.features.arrow_schema
+        with tqdm(total=sum(map(len, rows.values())), desc="Writing shards", unit="row") as bar:
+
+            def tables(checked: Sequence[Checked]) -> Iterator[pa.Table]:
+                for group in _divide(checked, self._media_bytes, _GROUP_BYTES, _GROUP_ROWS):
+                    yield pa.Table.from_pylist([self._row(c, captions) for c in group], schema=schema)
+                    with bar.get_lock():
+                        bar.update(len(group))
+
+            shards = [
+                Shard(
+                    f"{split}-{number:05d}-of-{len(parts):05d}.parquet",
+                    self._fingerprint(part, captions, schema),
+                    partial(tables, part),
+                )
+                for split, parts in plans.items()
+                for number, part in enumerate(parts)
+            ]
+            # Until the new card is there, there is none: it would be that of other shards.
+            report.written_shards = write_shards(
+                out, schema, shards, self.config.num_proc, lambda: (out / "README.md").unlink(missing_ok=True)
+            )
+        write_json(out / "report.json", self._report(report))
+        fingerprint = hashlib.sha256("".join(shard.fingerprint for shard in shards).encode()).hexdigest()[:16]
         write_text(out / "README.md", self._card(report, fingerprint))
         return report
 
@@ -269,33 +337,35 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         return datasets.DatasetInfo(description=self.card_text, features=self.row_features(self._annotations))
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
-        report, entries = self._usable_entries()
+        report, rows = self._usable_rows()
         self._refuse_if_unusable(report, None)
         return [
-            datasets.SplitGenerator(name=split, gen_kwargs={"entries": rows})
-            for split, rows in entries.items()
-            if rows
+            datasets.SplitGenerator(name=split, gen_kwargs={"rows": checked})
+            for split, checked in rows.items()
+            if checked
         ]
 
-    def _generate_examples(self, entries: Sequence[Entry]) -> Iterator[tuple[int, dict[str, Any]]]:
+    def _generate_examples(self, rows: Sequence[Checked]) -> Iterator[tuple[int, dict[str, Any]]]:
         captions = self._read_captions()
-        for index, entry in enumerate(entries):
-            yield index, self._row(entry, captions)
+        for index, checked in enumerate(rows):
+            yield index, self._row(checked, captions)
 
     @property
     def _annotations(self) -> Path:
         return _folder(self.config.annotations, "annotations")
 
-    def _media_bytes(self, entry: Entry) -> int:
-        return sum(self.media_path(file).stat().st_size for file in entry.files) if self.config.embed_media else 0
+    def _media_bytes(self, checked: Checked) -> int:
+        if not self.config.embed_media:
+            return 0
+        return sum(round(self.media.path(part.file).stat().st_size * part.share) for part in checked.parts)
 
-    def _usable_entries(self) -> tuple[BuildReport, dict[str, list[Entry]]]:
+    def _usable_rows(self) -> tuple[BuildReport, dict[str, list[Checked]]]:
         """Reads the annotations and keeps the rows whose media can be used."""
         report = BuildReport()
-        _folder(self.config.media, "media")
+        self.media = MediaFolder(_folder(self.config.media, "media"))
         entries = self.read_entries(self._annotations, report)
         captions = self._read_captions()
-        usable: dict[str, list[Entry]] = {}
+        usable: dict[str, list[Checked]] = {}
         total = sum(map(len, entries.values()))
         # Threads do: reading files is waiting for the disk, and decoding them runs outside Python's lock.
         with (
@@ -310,11 +380,11 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
                     if isinstance(checked, UnusableError):
                         skipped.add(checked.reason, checked.file)
                         continue
-                    usable[split].append(checked.entry)
+                    usable[split].append(checked)
                     for tally, found in ((report.notes, checked.notes), (lost, checked.losses)):
                         for reason, example in found:
                             tally.add(reason, example)
-                    caption = captions.get(checked.entry.clip_id, {})
+                    caption = _caption(checked, captions)
                     if self.config.captions and not (caption.get("visual") and caption.get("audio")):
                         report.notes.add("without_both_captions", checked.entry.clip_id)
         return report, usable
@@ -351,34 +421,62 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
             return {}
         return read_captions(self.config.captions)
 
-    def _row(self, entry: Entry, captions: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
-        caption = captions.get(entry.clip_id, {})
+    def _row(self, checked: Checked, captions: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
+        return self._columns(checked, captions, self._media_value)
+
+    def _columns(
+        self,
+        checked: Checked,
+        captions: Mapping[str, Mapping[str, str | None]],
+        media_value: Callable[[MediaPart], _MediaValue],
+    ) -> dict[str, Any]:
+        caption = _caption(checked, captions)
+        columns = dict(checked.entry.row)
+        for column, files in checked.files.items():
+            if isinstance(files, MediaPart):
+                columns[column], start, end = media_value(files)
+                if f"{column}_start" in self.info.features:
+                    columns |= {f"{column}_start": start, f"{column}_end": end}
+            else:
+                columns[column] = [media_value(part)[0] for part in files]
         return {
-            **entry.row,
-            **{
-                column: self._media_value(files) if isinstance(files, str) else list(map(self._media_value, files))
-                for column, files in entry.media.items()
-            },
+            **columns,
             "visual_caption": caption.get("visual") or None,
             "audio_caption": caption.get("audio") or None,
         }
 
-    def _media_value(self, file: str) -> dict[str, Any]:
-        path = self.media_path(file)
-        if self.config.embed_media:
-            return {"path": path.name, "bytes": path.read_bytes()}
-        return {"path": str(path.resolve()), "bytes": None}
+    def _media_value(self, part: MediaPart) -> _MediaValue:
+        """What a row holds of a file, and, where only a part of it is wanted, the seconds of this."""
+        path = self.media.path(part.file)
+        if not self.config.embed_media:
+            return {"path": str(path.resolve()), "bytes": None}, part.start, part.end
+        if part.start is not None and part.end is not None:
+            piece = cut(path, part.start, part.end)
+            if piece is not None:
+                name = f"{path.stem}_{part.start:g}_{part.end:g}{piece.suffix}"
+                return {"path": name, "bytes": piece.content}, piece.start, piece.end
+        return {"path": path.name, "bytes": path.read_bytes()}, part.start, part.end
 
-    def _write_shard(
-        self, path: Path, entries: Sequence[Entry], captions: Mapping[str, Mapping[str, str | None]], bar: tqdm
-    ) -> None:
-        schema = self.info.features.arrow_schema
-        with pq.ParquetWriter(path, schema) as writer:
-            for group in _divide(entries, self._media_bytes, _GROUP_BYTES, _GROUP_ROWS):
-                writer.write_table(
-                    pa.Table.from_pylist([self._row(entry, captions) for entry in group], schema=schema)
-                )
-                bar.update(len(group))
+    def _media_identity(self, part: MediaPart) -> _MediaValue:
+        """Stands for [`_media_value`], without reading the file."""
+        path = self.media.path(part.file)
+        if not self.config.embed_media:
+            return self._media_value(part)
+        status = path.stat()
+        return {"path": path.name, "bytes": [status.st_size, status.st_mtime_ns]}, part.start, part.end
+
+    def _identity(self, checked: Checked, captions: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
+        """Stands for the row."""
+        return self._columns(checked, captions, self._media_identity)
+
+    def _fingerprint(
+        self, rows: Sequence[Checked], captions: Mapping[str, Mapping[str, str | None]], schema: pa.Schema
+    ) -> str:
+        """Stands for a shard of these rows."""
+        digest = hashlib.sha256(f"{_FORM} {schema.to_string(show_schema_metadata=True)}".encode())
+        for checked in rows:
+            digest.update(json.dumps(self._identity(checked, captions)).encode())
+        return digest.hexdigest()[:32]
 
     def _report(self, report: BuildReport) -> dict[str, Any]:
         # All options, those of the data set's own included, except the number of threads, which changes nothing.
@@ -388,36 +486,17 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         return {"builder": self.name, **options, **report.as_dict()}
 
     def _card(self, report: BuildReport, fingerprint: str) -> str:
-        counts = {split: count for split, count in report.written.items() if count}
-        header = {
-            "pretty_name": self.pretty_name,
-            "task_categories": list(self.task_categories),
-            "tags": ["audio-visual", "video", "audio"],
-            "configs": [
-                {
-                    "config_name": "default",
-                    # `load_dataset` caches a local folder by its name and this header alone. Without something in it
-                    # that changes with the rows, it would go on giving those of an earlier build.
-                    "description": f"Rows with fingerprint {fingerprint}.",
-                    "data_files": [{"split": split, "path": f"data/{split}-*"} for split in counts],
-                }
-            ],
-        }
-        table = "\n".join(
-            f"| {split} | {report.annotated[split]} | {report.written[split]} | {len(report.skipped[split])} |"
-            for split in report.annotated
-        )
-        columns = "\n".join(f"- `{name}`: {_describe(feature)}" for name, feature in self.info.features.items())
-        clips = "are embedded in the shards" if self.config.embed_media else "are referred to by their absolute paths"
-        return (
-            f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n"
-            f"# {self.pretty_name}\n\n{self.card_text}\n\n"
-            f"Written by the `{self.name}` builder of caeav-hf. The clips {clips}.\n\n"
-            f"| split | annotated rows | rows here | skipped |\n|---|---|---|---|\n{table}\n\n"
-            "Skipped rows lack a usable clip; `report.json` counts them by reason and names examples.\n\n"
-            f"## Columns\n\n{columns}\n\n"
-            "## Use\n\n```python\nimport datasets\n\n"
-            f'rows = datasets.load_dataset("path/to/this/folder", split="{next(iter(counts))}")\n```\n'
+        return card_text_of(
+            builder=self.name,
+            pretty_name=self.pretty_name,
+            task_categories=self.task_categories,
+            text=self.card_text,
+            features=self.info.features,
+            is_embedded=self.config.embed_media,
+            annotated=report.annotated,
+            written=report.written,
+            skipped={split: tally.as_dict() for split, tally in report.skipped.items()},
+            fingerprint=fingerprint,
         )
 
 
@@ -441,12 +520,25 @@ def run_builder(
     parser.add_argument("--captions", metavar="FILE", help="caption file: Parquet, or JSON")
     parser.add_argument("--embed-media", action="store_true", help="store the clips' bytes instead of their paths")
     parser.add_argument("--strict", action="store_true", help="fail if anything of a clip is missing or broken")
-    parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, help="rows to check at the same time")
+    parser.add_argument(
+        "--num-proc",
+        type=int,
+        default=os.cpu_count() or 1,
+        help="rows to check, or shards to write, at a time",
+    )
+    parser.add_argument(
+        "--push-to-hub",
+        metavar="REPO",
+        help="upload the set to this data set repository; needs --embed-media",
+    )
+    parser.add_argument("--private", action="store_true", help="if the repository is made, only you can see it")
     if add_options is not None:
         add_options(parser)
     options = vars(parser.parse_args(arguments))
-    out = options.pop("out")
+    out, repo, is_private = options.pop("out"), options.pop("push_to_hub"), options.pop("private")
     try:
+        if repo is not None:
+            ensure_can_push(repo, options["embed_media"])
         report = builder_class(**options).build(out)
     except DataError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
@@ -454,6 +546,13 @@ def run_builder(
         lost = len(report.lost[split])
         besides = f", which lack {lost} files" if lost else ""
         print(f"{split}: {written} of {report.annotated[split]} rows in {report.shards[split]} shards{besides}")
+    if kept := sum(report.shards.values()) - report.written_shards:
+        print(f"{kept} of the shards were there already")
+    if repo is not None:
+        try:
+            print(f"uploaded: {push_folder(Path(out), repo, is_private)}")
+        except DataError as error:
+            parser.exit(1, f"{parser.prog}: {error}\n")
 
 
 def read_lines(path: Path, report: BuildReport) -> list[tuple[int, str]]:
@@ -501,30 +600,55 @@ def ensure_unique(values: Iterable[str], path: Path) -> None:
         seen.add(value)
 
 
+def _part(match: Match, seconds: float | None, query: Query) -> MediaPart:
+    """
+    What of a file is the clip.
+
+    Args:
+        seconds: How long the file is, as far as its header tells.
+    """
+    length, whole = query.clip_seconds, MediaPart(match.file)
+    if not match.may_be_longer or length is None or seconds is None or seconds <= length + _ROUNDING:
+        return whole
+    if query.times is not None and seconds >= query.times[1] - _ROUNDING:
+        start, end = query.times
+        return MediaPart(match.file, start, end, min(1.0, (end - start) / seconds))
+    if seconds <= length + _LOOSE_CUT:
+        return whole
+    raise UnusableError("longer_than_its_clip" if query.times is None else "ends_before_its_clip", match.file)
+
+
+def _notes_on_choice(matches: Sequence[Match], chosen: int, failure: UnusableError) -> list[tuple[str, str]]:
+    """Why of several files that fit this one was taken."""
+    if chosen:
+        return [("first_choice_unusable", f"{matches[chosen].file} ({failure.file}: {failure.reason})")]
+    others = [match.file for match in matches[1:] if match.rank == matches[0].rank]
+    return [("several_files", f"{matches[0].file} (also {', '.join(others)})")] if others else []
+
+
+def _caption(checked: Checked, captions: Mapping[str, Mapping[str, str | None]]) -> Mapping[str, str | None]:
+    """The captions of a clip by its own name or, if it is a whole file, by that of the file."""
+    part = checked.files.get("media")
+    name = checked.entry.clip_id
+    if name not in captions and isinstance(part, MediaPart) and part.start is None:
+        name = Path(part.file).stem
+    return captions.get(name, {})
+
+
 def _divide(
-    entries: Sequence[Entry], size: Callable[[Entry], int], max_bytes: int, max_entries: int | None = None
-) -> list[list[Entry]]:
-    """Cuts entries into lists in order, each closed before it would exceed `max_bytes` or `max_entries`."""
-    parts: list[list[Entry]] = []
+    rows: Sequence[Checked], size: Callable[[Checked], int], max_bytes: int, max_rows: int | None = None
+) -> list[list[Checked]]:
+    """Cuts rows into lists in order, each closed before it would exceed `max_bytes` or `max_rows`."""
+    parts: list[list[Checked]] = []
     filled = 0
-    for entry in entries:
-        entry_bytes = size(entry)
-        if not parts or filled + entry_bytes > max_bytes or len(parts[-1]) == max_entries:
+    for row in rows:
+        row_bytes = size(row)
+        if not parts or filled + row_bytes > max_bytes or len(parts[-1]) == max_rows:
             parts.append([])
             filled = 0
-        parts[-1].append(entry)
-        filled += entry_bytes
+        parts[-1].append(row)
+        filled += row_bytes
     return parts
-
-
-def _digest(paths: Sequence[Path]) -> str:
-    """Stands for the content of files."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()[:16]
 
 
 def _folder(path: str | None, option: str) -> Path:
@@ -537,12 +661,3 @@ def _folder(path: str | None, option: str) -> Path:
 
 def _plain(value: Any) -> Any:
     return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-def _describe(feature: Any) -> str:
-    if isinstance(feature, datasets.ClassLabel):
-        return f"class label ({feature.num_classes} classes)"
-    for kind, name in ((datasets.Video, "clip"), (datasets.Audio, "sound"), (datasets.Image, "image")):
-        if isinstance(feature, kind):
-            return f'{name}, `{{"path", "bytes"}}`, not decoded'
-    return f"`{feature.dtype}`" if isinstance(feature, datasets.Value) else f"list of {_describe(feature.feature)}"

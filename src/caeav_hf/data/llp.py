@@ -9,13 +9,13 @@ Files as published, with tabs between their columns and a header:
     AVVP_dataset_full.csv                                all clips, as in the first three; need not be there
 
 A filename is `<VideoID>_<start>_<end>`, the seconds of the video that the clip was cut from. The clip itself is
-`<filename>.mp4` or `<VideoID>.mp4`; either is ten seconds long.
+`<filename>.mp4` or `<VideoID>.mp4`, ten seconds long; or `<VideoID>.mp4` is the video in full length.
 """
 
 import argparse
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -25,7 +25,6 @@ from caeav_hf.errors import DataError
 from caeav_hf.labels import LLP_CATEGORIES
 
 from .builder import (
-    SPLITS,
     BuildReport,
     Checked,
     ClipBuilder,
@@ -36,7 +35,8 @@ from .builder import (
     read_lines,
     run_builder,
 )
-from .schema import LLP_NUM_SEGMENTS, video_parsing_features
+from .media_files import Query
+from .schema import LLP_NUM_SEGMENTS, SPLITS, video_parsing_features
 from .visual_3d import feature_shape, find_features, read_features
 
 
@@ -85,8 +85,8 @@ class LlpBuilder(ClipBuilder):
     LLP, 25 classes, or another set in its layout whose names `categories.txt` in the annotation folder lists, one a
     line, in the order of the labels.
 
-    In the caption file a clip is called as its media file is, without the suffix. Training rows know the classes of
-    the clip only; their `audio_segment_labels` and `visual_segment_labels` are null.
+    In the caption file a clip is called `<VideoID>_<start>_<end>`, or as its media file, without the suffix. Training
+    rows know the classes of the clip only; their `audio_segment_labels` and `visual_segment_labels` are null.
 
     The published files have peculiarities, which are kept and counted in the report: events of a clip that no split
     has (misspelt names), events that end when or before they begin (no second has them), events of one class that
@@ -123,27 +123,31 @@ class LlpBuilder(ClipBuilder):
         return {split: [_entry(clip, segments) for clip in lines] for split, lines in clips.items()}
 
     def check(self, entry: Entry) -> Checked:
-        names = (entry.row["filename"], entry.row["video_id"])
-        name = next((name for name in names if self.media_path(f"{name}.mp4").is_file()), names[0])
-        self.check_video(f"{name}.mp4")
+        checked = super().check(entry)
         if self.config.visual_3d is not None:
-            path = find_features(self.config.visual_3d, names)
+            path = self._features_of(entry)
             if path is None:
-                raise UnusableError("missing_visual_3d", f"{name}.safetensors")
+                raise UnusableError("missing_visual_3d", f"{entry.row['filename']}.safetensors")
             try:
                 feature_shape(path)
             except DataError as error:
                 raise UnusableError("unreadable_visual_3d", path.name) from error
-        return Checked(replace(entry, media={"media": f"{name}.mp4"}, clip_id=name))
+        return checked
 
-    def _row(self, entry: Entry, captions: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
-        features = None
-        if self.config.visual_3d is not None:
-            path = find_features(self.config.visual_3d, (entry.row["filename"], entry.row["video_id"]))
-            if path is None:  # `check` found it
-                raise DataError(f"{self.config.visual_3d}: the features of {entry.clip_id} are gone")
-            features = read_features(path).tolist()
-        return {**super()._row(entry, captions), "visual_3d": features}
+    def _features_of(self, entry: Entry) -> Path | None:
+        if self.config.visual_3d is None:
+            return None
+        return find_features(self.config.visual_3d, (entry.row["filename"], entry.row["video_id"]))
+
+    def _row(self, checked: Checked, captions: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
+        path = self._features_of(checked.entry)
+        return {**super()._row(checked, captions), "visual_3d": None if path is None else read_features(path).tolist()}
+
+    def _identity(self, checked: Checked, captions: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
+        path = self._features_of(checked.entry)
+        status = None if path is None else path.stat()
+        features = None if status is None else [str(path), status.st_size, status.st_mtime_ns]
+        return {**super()._identity(checked, captions), "visual_3d": features}
 
 
 def read_categories(annotations: Path) -> tuple[str, ...]:
@@ -278,16 +282,21 @@ def _entry(clip: LlpClip, segments: Mapping[str, Mapping[str, list[list[int]]]])
     match = _FILENAME.fullmatch(clip.filename)
     if match is None:  # `read_clips` lets no other name through
         raise DataError(f"{clip.filename}: expected a clip's name <VideoID>_<start>_<end>")
+    times = (float(match["start"]), float(match["end"]))
     known = any(clip.filename in by_clip for by_clip in segments.values())
     nothing: list[list[int]] = [[] for _ in range(LLP_NUM_SEGMENTS)]
     return Entry(
-        media={"media": f"{clip.filename}.mp4"},
+        media={
+            "media": Query(
+                names=(clip.filename,), video_id=match["video_id"], times=times, clip_seconds=LLP_NUM_SEGMENTS
+            )
+        },
         clip_id=clip.filename,
         row={
             "video_id": match["video_id"],
             "filename": clip.filename,
-            "start": float(match["start"]),
-            "end": float(match["end"]),
+            "start": times[0],
+            "end": times[1],
             "event_labels": list(clip.labels),
             **{f"{m}_segment_labels": by.get(clip.filename, nothing) if known else None for m, by in segments.items()},
         },

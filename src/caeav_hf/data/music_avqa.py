@@ -26,8 +26,9 @@ from caeav_hf.errors import DataError
 from caeav_hf.labels import MUSIC_AVQA_ANSWERS
 from caeav_hf.processing.media import MediaInfo
 
-from .builder import SPLITS, BuildReport, ClipBuilder, Entry, UnusableError, read_class_names
-from .schema import question_answering_features
+from .builder import BuildReport, ClipBuilder, Entry, UnusableError, read_class_names
+from .media_files import Query
+from .schema import SPLITS, question_answering_features
 
 
 MUSIC_AVQA_SPLIT_FILES = dict(zip(SPLITS, ("avqa-train.json", "avqa-val.json", "avqa-test.json"), strict=True))
@@ -204,7 +205,7 @@ def _filled(content: str, values: list[str], where: str) -> str:
 
 def _entry(question: Question, answers: tuple[str, ...]) -> Entry:
     return Entry(
-        media={"media": f"{question.video_id}.mp4"},
+        media={"media": Query(names=(question.video_id,))},
         clip_id=question.video_id,
         row={
             "video_id": question.video_id,
