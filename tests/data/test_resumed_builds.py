@@ -10,9 +10,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from caeav_hf.data import AveBuilder
-from caeav_hf.data import shards as shards_module
-from caeav_hf.data.shards import read_fingerprint
+from caeav_hf.data import AveBuilder, shard_writing
+from caeav_hf.data.shard_writing import read_fingerprint
 from tests.data.conftest import build
 from tests.media_factory import write_clip
 
@@ -39,7 +38,7 @@ def whole(corpus, tmp_path_factory) -> dict[str, bytes]:
 
 def fail_at_shard(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the writing of this shard, counted from 1, fail when it is half written."""
-    write, begun = shards_module.pq.ParquetWriter.write_table, []
+    write, begun = shard_writing.pq.ParquetWriter.write_table, []
 
     def failing(writer, table):
         write(writer, table)
@@ -47,7 +46,7 @@ def fail_at_shard(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
         if len(set(map(id, begun))) >= number:
             raise OSError("the disk is full")
 
-    monkeypatch.setattr(shards_module.pq.ParquetWriter, "write_table", failing)
+    monkeypatch.setattr(shard_writing.pq.ParquetWriter, "write_table", failing)
 
 
 def test_a_build_goes_on_where_it_stopped(corpus, whole, tmp_path, monkeypatch):

@@ -3,7 +3,7 @@ From annotation files and a media folder to Parquet shards: what the builders of
 
 A builder reads its annotations into [`Entry`] rows, each saying which media files it needs. Here every file is looked
 up (`media_files`) and checked, what is missing or broken is counted by reason and named in `report.json`, and the rest
-is written (`shards`):
+is written (`shard_writing`):
 
     <out>/data/<split>-00000-of-00001.parquet ...    <out>/report.json    <out>/README.md (the data set card)
 
@@ -37,7 +37,7 @@ from .cutting import cut
 from .files import write_json, write_text
 from .hub import ensure_can_push, push_folder
 from .media_files import Match, MediaFolder, Query
-from .shards import Shard, write_shards
+from .shard_writing import Shard, write_shards
 
 
 _MAX_EXAMPLES = 20

@@ -29,7 +29,6 @@ from tqdm import tqdm
 
 from caeav_hf.errors import DataError, MediaError
 
-from .builder import SPLITS
 from .files import write_json, write_text
 from .images import read_mask
 from .prepared import (
@@ -43,6 +42,7 @@ from .prepared import (
     settings_text,
 )
 from .rows import RowForm, row_form
+from .schema import SPLITS
 from .shards import find_shards, load_rows
 
 
