@@ -164,7 +164,8 @@ def in_seconds(ticks: int | None, time_base: Any) -> float | None:
     """A timestamp in seconds; None if there is none, or none that makes sense, as in damaged files."""
     if ticks is None or not time_base:
         return None
-    return float(ticks * time_base)
+    # Rounded once, as the product of fractions would be, which takes ten times as long.
+    return ticks * time_base.numerator / time_base.denominator
 
 
 def start_time(stream: Any, container: Any) -> float:
@@ -206,11 +207,16 @@ def packets_of(container: Any, streams: list[Any]) -> Iterator[tuple[Any, Any]]:
 
 def decode_packet(stream: Any, packet: Any) -> list[Any]:
     """The frames of a packet, none if it is damaged; of None, those that the decoder still holds."""
+    return try_packet(stream, packet) or []
+
+
+def try_packet(stream: Any, packet: Any) -> list[Any] | None:
+    """As [`decode_packet`], but None if the packet is damaged."""
     try:
         return stream.decode(packet)
     except av.FFmpegError as error:
         logger.debug(f"packet of stream {stream.index} passed over: {error}")
-        return []
+        return None
 
 
 def upright(image: np.ndarray, frame: Any) -> np.ndarray:

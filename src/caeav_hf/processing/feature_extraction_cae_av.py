@@ -182,7 +182,8 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
             )
         if not waveform.is_floating_point():
             raise CaeAvError(f"waveform {index} is of {waveform.dtype}; expected floats in [-1, 1]")
-        if not bool(waveform.isfinite().all()):
+        # The extremes are not finite where anything is not, and take one pass.
+        if not all(map(math.isfinite, (value.item() for value in waveform.aminmax()))):
             raise CaeAvError(f"waveform {index} holds values that are not finite; expected floats in [-1, 1]")
         return waveform.float()
 
@@ -203,11 +204,14 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         # Frames at either end whose window reaches past the sound into its reflection.
         edge = math.ceil(self.fft_window_size / 2 / self.hop_length)
         if repeats > 2 and not rest and not offset and edge <= period // 2:
-            # Repeated sound has a periodic spectrogram: away from its ends every period has the same frames, so two
-            # periods hold all that are different.
-            short = self._spectrogram(segments.repeat(1, 2))
-            inner = short[:, edge : edge + period].repeat(1, repeats - 1, 1)
-            return torch.cat([short[:, :edge], inner, short[:, edge + period :]], dim=1)
+            # Repeated sound has a periodic spectrogram: besides the frames at its two ends, one period holds all that
+            # are different.
+            reach = (edge + period - 1) * self.hop_length + math.ceil(self.fft_window_size / 2)
+            begin = self._spectrogram(segments.repeat(1, 2)[:, :reach])[:, : edge + period]
+            finish = self._spectrogram(segments[:, -2 * edge * self.hop_length :])[:, -edge:]
+            inner = begin[:, edge:]
+            periods = inner.repeat(1, repeats - 1, 1)
+            return torch.cat([begin[:, :edge], periods, inner[:, : period + 1 - 2 * edge], finish], dim=1)
         return self._spectrogram(segments.repeat(1, repeats + 1)[:, :tile_samples])
 
     def _filter_bank(self, segments: torch.Tensor) -> torch.Tensor:
@@ -233,5 +237,5 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
             pad_mode="reflect",
             return_complex=True,
         )
-        power = (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)
+        power = spectrum.real.square().add_(spectrum.imag.square()).transpose(1, 2)
         return 10 * (power @ torch.from_numpy(self.mel_filters)).clamp(min=_POWER_FLOOR).log10()

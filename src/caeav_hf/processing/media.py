@@ -38,15 +38,16 @@ from .containers import (
     announced_end,
     audio_stream,
     best_stream,
-    decode_packet,
     frame_rate_of,
     in_seconds,
     packets_of,
     start_time,
+    try_packet,
     upright,
     video_stream,
     with_decoder,
 )
+from .skipping import FrameSkipper, UnevenTimestampsError
 
 
 logger = logging.get_logger(__name__)
@@ -153,7 +154,8 @@ def load_clip(
     parts; each gives the frame at its middle, and `segment_seconds` of sound around it, moved into the clip where they
     would reach out of it. In a clip shorter than its segments together they overlap.
 
-    Only the frames that are kept are converted to RGB, and decoding stops with the last segment.
+    Only the frames that are kept are converted to RGB, and decoding stops with the last segment. Frames that are
+    neither kept nor needed to decode these are left out, where the codec allows it (see `processing.skipping`).
 
     Args:
         source: Path, bytes, binary file object (read from its beginning, left open), or `{"bytes": ..., "path": ...}`.
@@ -187,13 +189,18 @@ def load_clip(
         if last <= start + _TIME_EPSILON:
             raise MediaError(_ends_early(media.name, last, start))
         request = replace(request, end=last if end is None else min(end, last))
-    if start > _SEEK_MARGIN:
-        try:
-            return _read_clip(media, request, seek=True)
-        except _SeekMissedError:
-            # Some containers have no index, or a wrong one: those are read from their beginning.
-            logger.debug(f"{media.name}: seeking to {start} s missed")
-    return _read_clip(media, request, seek=False)
+    for seek in (True, False) if start > _SEEK_MARGIN else (False,):
+        for skip in (True, False):
+            try:
+                return _read_clip(media, request, seek, skip)
+            except UnevenTimestampsError:
+                # Damaged, or of an odd kind: those are decoded frame by frame.
+                logger.debug(f"{media.name}: its frames are not what its packets announce")
+            except _SeekMissedError:
+                # Some containers have no index, or a wrong one: those are read from their beginning.
+                logger.debug(f"{media.name}: seeking to {start} s missed")
+                break
+    raise AssertionError("reading from the beginning, frame by frame, gives a clip or an error")
 
 
 def load_audio(
@@ -372,20 +379,30 @@ def _ends_early(name: str, end: float, start: float) -> str:
     return f"{name}: its video ends at {end:.2f} s; expected it to outlast `start` {start} s"
 
 
-def _decoded_frames(container: Any, streams: list[Any], done: set[int]) -> Iterator[Any]:
+def _decoded_frames(
+    container: Any, streams: list[Any], done: set[int], skipper: FrameSkipper | None = None
+) -> Iterator[Any]:
     """
-    The frames of `streams` in the order of the file, until all their indices are in `done` (which the caller fills).
-    Packets that cannot be decoded are passed over; a file that breaks off ends the iteration.
+    The frames of `streams` in the order of the file, until all their indices are in `done` (which the caller fills),
+    without those that `skipper` leaves out. Packets that cannot be decoded are passed over; a file that breaks off
+    ends the iteration.
     """
-    for stream, packet in packets_of(container, streams):
+    packets = packets_of(container, streams)
+    for stream, packet in packets if skipper is None else skipper.packets(packets):
         if stream.index not in done:
-            yield from decode_packet(stream, packet)
+            frames = try_packet(stream, packet)
+            if skipper is not None and stream.index == skipper.stream.index:
+                skipper.check_decoded(frames)
+            yield from frames or ()
         if len(done) == len(streams):
             return
 
 
-def _read_clip(media: MediaFile, request: _Request, seek: bool) -> Clip:
-    """One pass over the file, from shortly before `start` (`seek`) or from its beginning."""
+def _read_clip(media: MediaFile, request: _Request, seek: bool, skip: bool) -> Clip:
+    """
+    One pass over the file, from shortly before `start` (`seek`) or from its beginning, with every frame decoded or
+    only those that are needed (`skip`).
+    """
     with media.open() as container:
         video = video_stream(container, media.name)
         video.thread_type = "AUTO"
@@ -400,15 +417,19 @@ def _read_clip(media: MediaFile, request: _Request, seek: bool) -> Clip:
             except (av.FFmpegError, OSError, OverflowError) as error:
                 raise _SeekMissedError from error
 
-        picker = _FramePicker([origin + middle for middle in request.middles], frame_rate_of(video))
+        targets = [origin + middle for middle in request.middles]
+        picker = _FramePicker(targets, frame_rate_of(video))
+        skipper = FrameSkipper(video, targets) if skip and FrameSkipper.suits(video) else None
         track = _AudioTrack(request.sampling_rate, origin + request.start, origin + request.stop)
-        for frame in _decoded_frames(container, streams, done := set()):
+        for frame in _decoded_frames(container, streams, done := set(), skipper):
             if isinstance(frame, av.VideoFrame):
                 if picker.push(frame):
                     done.add(video.index)
             elif track.push(frame):
                 done.add(streams[1].index)
         reached_end = video.index not in done
+        if skipper is not None:
+            skipper.check(picker.first_time, picker.times)
 
         if seek and (
             picker.first_time is None
@@ -485,6 +506,7 @@ class _FramePicker:
         self._shown_time = -math.inf
         self._images: list[np.ndarray] = []
         self._times: list[float] = []
+        self._reformatter = av.video.reformatter.VideoReformatter()
 
     def push(self, frame: Any) -> bool:
         """Take the next frame; True once no more are needed."""
@@ -510,6 +532,14 @@ class _FramePicker:
         return np.stack(self._images[:count]), np.array(self._times[:count])
 
     @property
+    def times(self) -> list[float]:
+        """Times of the frames on show at the targets, as far as these were reached, and of the last frame."""
+        reached = len(self._times)
+        if self._shown is None or reached == len(self.targets):
+            return self._times
+        return [*self._times, self._shown_time]
+
+    @property
     def end_time(self) -> float:
         """Second at which the last frame seen so far goes off."""
         duration = in_seconds(self._shown.duration, self._shown.time_base)
@@ -528,7 +558,8 @@ class _FramePicker:
         if not self._images:
             self._stored_size = (frame.width, frame.height)
         width, height = self._stored_size
-        return frame.to_ndarray(format="rgb24", width=width, height=height)
+        # One reformatter for all frames: each would otherwise set up a scaler, with threads, of its own.
+        return self._reformatter.reformat(frame, width, height, "rgb24").to_ndarray()
 
 
 class _AudioTrack:
@@ -588,6 +619,7 @@ class _AudioTrack:
             first, last = max(offset, 0), min(offset + len(piece), samples, samples if limit is None else limit)
             if last > first:
                 waveform[first:last] = piece[first - offset : last - offset]
+        waveform *= np.float32(2**-31)  # a power of two: exact
         return waveform
 
     @property
@@ -607,7 +639,8 @@ class _AudioTrack:
 
     def _store(self, frames: list[Any]) -> None:
         for frame in frames:
-            piece = frame.to_ndarray().reshape(-1).astype(np.float32) / np.float32(2**31)
+            # Mono has one plane, whose memory is the frame's and may be longer than its samples.
+            piece = np.frombuffer(frame.planes[0], np.int32, frame.samples).copy()
             # Sound from before the beginning, which seeking brings along, is not worth keeping.
             if self._cursor + len(piece) > 0:
                 self._pieces.append((self._cursor, piece))
