@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
 from caeav_hf.errors import DataError
@@ -52,6 +52,7 @@ def push_folder(folder: Path, repo_id: str, is_private: bool = False) -> str:
             allow_patterns=["README.md", "data/*.parquet"],
             delete_patterns=["data/*.parquet"],
         )
-    except (HfHubHTTPError, OSError) as error:
+    # A lost connection is an HTTPError of the client's, no login an OSError; what the Hub answers is both.
+    except (HTTPError, OSError) as error:
         raise DataError(f"{repo_id}: upload failed ({error}); expected a login that may write to it") from error
     return str(commit.commit_url)
