@@ -8,6 +8,7 @@ from .datasets import CaeAvDataset
 from .llp import LlpBuilder
 from .music_avqa import MusicAvqaBuilder
 from .prepare import prepare_clips
+from .stream import CaeAvStream
 
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "BuildReport",
     "CaeAvCollator",
     "CaeAvDataset",
+    "CaeAvStream",
     "ClipBuilder",
     "LlpBuilder",
     "MusicAvqaBuilder",
