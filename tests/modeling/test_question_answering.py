@@ -78,13 +78,16 @@ def test_the_loss_is_answers_and_matching() -> None:
 def test_a_clip_is_no_negative_of_itself() -> None:
     """Two questions about one clip: telling its sound from its own frames is not asked for."""
     model = toy_answering_model()
-    batch = question_batch(model.config)
+    batch = question_batch(model.config, batch_size=3)
     for name in ("pixel_values_videos", "input_features"):
-        batch[name] = batch[name][:1].repeat(2, 1, 1, 1, 1)
+        batch[name] = batch[name][:1].repeat(3, 1, 1, 1, 1)
+    assert "matching" not in model(**batch).loss_dict
+    batch["pixel_values_videos"][2] += 1
     outputs = model(**batch)
-    own = outputs.match_logits.flatten(0, 1)
-    expected = F.cross_entropy(own, torch.ones(len(own), dtype=torch.long))
-    torch.testing.assert_close(outputs.loss_dict["matching"], expected)
+    # The second frames have the third sound to be told from, the third the first.
+    pairs = torch.cat([outputs.match_logits, outputs.match_logits_negative[1:]]).flatten(0, 1)
+    is_own = torch.tensor([1] * 12 + [0] * 8)
+    torch.testing.assert_close(outputs.loss_dict["matching"], F.cross_entropy(pairs, is_own))
 
 
 @pytest.mark.parametrize("formulation", ["paper", "official"])

@@ -1,27 +1,148 @@
-"""Run as a program on several processes: one tiny training, its weights and scores written to a folder."""
+"""
+Run as a program: trainings on two processes and, to compare, on one. What came of each lies in a folder of its name.
+
+    distributed_run.py FOLDER
+
+The processes are forked from one that has loaded the libraries, which take the most time.
+"""
 
 import json
+import os
+import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 
-from tests.training.tiny_training import TinyData, tiny_model, tiny_recipe, tiny_trainer
+from caeav_hf import CaeAvConfig
+from caeav_hf.data import CaeAvCollator
+from caeav_hf.modeling.avmoe import FrameAttention
+from caeav_hf.training.build import build_accelerator
+from caeav_hf.training.loop import Trainer
+from caeav_hf.training.recipe import find_recipe, load_recipe
+from caeav_hf.training.run_folder import RunFolder
+from caeav_hf.training.tasks import get_task
+from tests.modeling.helpers import randomise
+from tests.training.random_clips import RandomClips
+from tests.training.tiny_training import TinyData, TinyProcessor, tiny_model, tiny_recipe, tiny_trainer
 
 
-def main(folder: str, batch_size: str) -> None:
-    torch.set_num_threads(1)
-    recipe = tiny_recipe(epochs=2, batch_size=int(batch_size), accumulation_steps=2)
+TASKS = ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")
+
+
+def tiny(folder: Path, processes: int) -> None:
+    """The tiny model, two batches a step."""
+    recipe = tiny_recipe(epochs=2, batch_size=4 // processes, accumulation_steps=2)
     model = tiny_model(dropout=0.0, batch_norm=False)
-    # Clip 9 cannot be decoded, so that one process has fewer clips than the other.
-    trainer = tiny_trainer(folder, recipe, train=TinyData(22, broken=(9,)), test=TinyData(7, seed=1), model=model)
+    # Clips 9 and 10 cannot be decoded, so that one process has fewer clips than the other.
+    trainer = tiny_trainer(folder, recipe, train=TinyData(21, broken=(9, 10)), test=TinyData(7, seed=1), model=model)
+    sent = set()
+    if processes > 1:
+
+        def count(_, bucket):
+            sent.add(sum(parameter.numel() for parameter in bucket.parameters()))
+            return allreduce_hook(None, bucket)
+
+        trainer.model.register_comm_hook(None, count)
     trainer.fit()
+    leave(trainer, folder, sent=sorted(sent))
+
+
+def toy_task(task: str, folder: Path, processes: int) -> None:
+    """Ten steps of the toy recipe of a task, four clips a step, in double precision, nothing drawn at random."""
+    definition = get_task(task)
+    recipe = load_recipe(
+        find_recipe(task, "toy"),
+        {"batch_size": 4 // processes, "eval_batch_size": 4 // processes, "accumulation_steps": 1, "max_steps": 10},
+    )
+    quiet = {"attention_dropout": 0.0, "branch_dropout": 0.0, "head_dropout": 0.0, "router_noise_std": 0.0}
+    shallow = {tower: {"depths": (1, 1, 1, 1)} for tower in ("vision_config", "audio_config")}
+    config = CaeAvConfig.from_preset(task, size="toy", num_frames=3, head_hidden_size=32, **quiet, **shallow)
+    torch.manual_seed(0)
+    model = randomise(definition.model_class(config)).double()
+    for module in model.modules():
+        if isinstance(module, FrameAttention):
+            module.dropout = 0.0
+    # 21 clips, four at a time: one is left for the last step of an epoch.
+    train, test = RandomClips(config, 21, broken=(5,)), RandomClips(config, 7, seed=1)
+    run = RunFolder(folder)
+    accelerator = build_accelerator(recipe, folder)
+    run.start(recipe, accelerator)
+    collator = CaeAvCollator()
+    trainer = Trainer(recipe, definition, model, TinyProcessor(), train, test, collator, accelerator, run)
+    steps = []
+    step = trainer._step
+
+    def noted(window):
+        before = dict(trainer.state.loss_totals)
+        loss = step(window)
+        parts = {
+            name: (total[0] - before.get(name, [0.0])[0], total[1] - before.get(name, [0.0, 0])[1])
+            for name, total in trainer.state.loss_totals.items()
+        }
+        steps.append({"all": loss, **{name: total / clips for name, (total, clips) in parts.items() if clips}})
+        return loss
+
+    trainer._step = noted
+    # What is saved and drawn is not looked at.
+    trainer._save = lambda name: None
+    run.write_history = lambda history: None
+    trainer.fit()
+    leave(trainer, folder, steps=steps)
+
+
+def leave(trainer: Trainer, folder: Path, **found) -> None:
     if trainer.accelerator.is_main_process:
-        torch.save(trainer.bare_model.state_dict(), Path(folder) / "weights.pt")
-        print(json.dumps({"processes": trainer.accelerator.num_processes, "history": trainer.state.history}))
+        torch.save(trainer.bare_model.state_dict(), folder / "weights.pt")
+        found |= {"processes": trainer.accelerator.num_processes, "history": trainer.state.history}
+        (folder / "found.json").write_text(json.dumps(found))
+
+
+def everything(folder: Path, processes: int) -> None:
+    tiny(folder / "tiny", processes)
+    for task in TASKS:
+        toy_task(task, folder / task, processes)
+
+
+def on_processes(number: int, function: Callable[..., None], *arguments) -> None:
+    """Call a function on so many processes that know each other."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    children = []
+    for rank in range(number):
+        if not (child := os.fork()):
+            status = 1
+            try:
+                os.environ["ACCELERATE_USE_CPU"] = "true"
+                if number > 1:
+                    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": number, "LOCAL_WORLD_SIZE": number}
+                    os.environ.update({name: str(value) for name, value in place.items()})
+                    os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
+                function(*arguments)
+                status = 0
+            except BaseException:
+                import traceback
+
+                traceback.print_exc()
+            finally:
+                sys.stderr.flush()
+                os._exit(status)
+        children.append(child)
+    failed = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+    if any(failed):
+        sys.exit(f"{function.__name__} on {number} processes: exit codes {failed}")
+
+
+def main(folder: str) -> None:
+    torch.set_num_threads(1)
+    for name, processes in (("one", 1), ("two", 2)):
+        on_processes(processes, everything, Path(folder) / name, processes)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,25 @@ def test_training_batches(num_clips, batch_size, processes, seed, epoch):
         for i in range(processes)
     ]
     assert len({len(share) for share in shares}) == 1
-    assert all(1 <= len(batch) <= batch_size for share in shares for batch in share)
-    seen = [clip for share in shares for batch in share for clip in batch]
-    assert set(seen) == set(range(num_clips))
-    assert len(seen) - num_clips < processes
+    assert all(len(batch) <= batch_size for share in shares for batch in share)
+    together = [[clip for batch in batches for clip in batch] for batches in zip(*shares, strict=True)]
+    assert all(together)
+    assert sorted(clip for batch in together for clip in batch) == list(range(num_clips))
+    # One process with batches as large takes the same clips in each step, in the same order.
+    assert together == epoch_batches(num_clips, batch_size * processes, seed=seed, epoch=epoch)
+
+
+@settings(max_examples=50, deadline=None)
+@given(**SIZES, start=st.integers(0, 60))
+def test_an_epoch_goes_on_where_it_stopped(num_clips, batch_size, processes, start):
+    """With the clips that are left of the order, on any number of processes."""
+    order = [clip for (clip,) in epoch_batches(num_clips, 1, seed=3, epoch=1)]
+    shares = [
+        epoch_batches(num_clips, batch_size, seed=3, epoch=1, process_index=i, num_processes=processes, start=start)
+        for i in range(processes)
+    ]
+    left = [clip for batches in zip(*shares, strict=True) for batch in batches for clip in batch]
+    assert left == order[start:]
 
 
 @settings(max_examples=100, deadline=None)
@@ -49,5 +64,14 @@ def test_clips_of_a_group_follow_each_other(groups, seed):
     order = [clip for batch in batches for clip in batch]
     assert sorted(order) == list(range(len(groups)))
     assert len(runs([groups[clip] for clip in order])) == len(set(groups))
+    for process_batches in zip(
+        *(
+            epoch_batches(len(groups), 2, seed=seed, epoch=0, process_index=i, num_processes=2, groups=groups)
+            for i in (0, 1)
+        ),
+        strict=True,
+    ):
+        here, there = ({groups[clip] for clip in batch} for batch in process_batches)
+        assert not here & there
     in_order = [clip for batch in ordered_batches(len(groups), 4, groups=groups) for clip in batch]
     assert [groups[clip] for clip in in_order] == sorted(groups)

@@ -123,7 +123,15 @@ def test_a_longer_recipe_goes_on_where_the_shorter_one_ended(tmp_path):
 def test_the_order_of_clips_cannot_change_inside_an_epoch(tmp_path):
     tiny_trainer(tmp_path, tiny_recipe(max_steps=2, epochs=9), train=TinyData(14)).fit()
     with pytest.raises(CaeAvError, match="only between epochs"):
-        resume(tmp_path, tiny_recipe(max_steps=4, epochs=9, batch_size=3))
+        resume(tmp_path, tiny_recipe(max_steps=4, epochs=9, seed=1))
+
+
+def test_the_batches_can_change_inside_an_epoch(tmp_path):
+    first, second = TinyData(14), TinyData(14)
+    tiny_trainer(tmp_path, tiny_recipe(max_steps=1, epochs=9), train=first).fit()
+    resume(tmp_path, tiny_recipe(max_steps=3, epochs=9, batch_size=3), train=second).fit()
+    assert len(first.read) == 4
+    assert sorted(first.read + second.read) == list(range(14))
 
 
 def test_a_finished_run_resumes_to_nothing(tmp_path):

@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from caeav_hf.modeling.distributed import batch_mean
 from caeav_hf.training.loop import Trainer
 from caeav_hf.training.recipe import Recipe
 from caeav_hf.training.run_folder import RunFolder
@@ -58,8 +59,8 @@ class TinyModel(PreTrainedModel):
         if labels is None:
             return ModelOutput(logits=logits, loss=None)
         self.seen_entropy_weights.append(self.loss_weights["entropy"])
-        fit = (logits - labels).square().mean()
-        entropy = logits.square().mean()
+        fit = batch_mean((logits - labels).square().sum(), len(labels))
+        entropy = batch_mean(logits.square().sum(), len(labels))
         loss = fit + self.loss_weights["entropy"] * entropy
         return ModelOutput(logits=logits, loss=loss, loss_dict={"fit": fit, "entropy": entropy})
 

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvConfig
+from .distributed import SharedBatchNorm, batch_mean
 from .frames import FrameLayout
-from .recompute import is_recomputing, recomputed
+from .recompute import recomputed
 
 
 class CrossModalMap(nn.Module):
@@ -125,20 +126,6 @@ class FrameAttention(nn.Module):
         return self.output(frames.to_list(attended))
 
 
-class AdapterBatchNorm(nn.BatchNorm1d):
-    """Batch normalisation whose statistics do not count a batch again when the backward pass recomputes it."""
-
-    def forward(self, states: Tensor) -> Tensor:
-        """(N, L, C), normalised over frames and tokens."""
-        flat = states.flatten(0, 1)
-        if self.training and is_recomputing() and self.running_mean is not None and self.running_var is not None:
-            spare = (self.running_mean.clone(), self.running_var.clone())
-            flat = F.batch_norm(flat, *spare, self.weight, self.bias, training=True, eps=self.eps)
-        else:
-            flat = super().forward(flat)
-        return flat.view_as(states)
-
-
 class Expert(nn.Module):
     """
     One expert: attention, then a bottleneck between two layer norms.
@@ -166,8 +153,8 @@ class Expert(nn.Module):
         self.up = GroupedLinear(bottleneck, hidden_size, config.adapter_groups)
         self.norm_after = nn.LayerNorm(hidden_size) if config.adapter_norm_after else nn.Identity()
         if config.adapter_batch_norm:
-            self.batch_norm_down = AdapterBatchNorm(bottleneck)
-            self.batch_norm_up = AdapterBatchNorm(hidden_size)
+            self.batch_norm_down = SharedBatchNorm(bottleneck)
+            self.batch_norm_up = SharedBatchNorm(hidden_size)
         self.gate = nn.Parameter(torch.empty(1)) if has_gate else None
         self.reset_parameters()
 
@@ -300,9 +287,11 @@ class AVMoE(nn.Module):
 
 def load_balancing_loss(router_probs: Tensor) -> Tensor:
     """
-    Divergence of uniform routing from the mean routing weights of (N, experts), a scalar.
+    Divergence of uniform routing from the mean routing weights of (..., N, experts), over the N frames of all
+    processes: (...).
 
     As the authors' code has it, the sum of -log of the means: the divergence times the number of experts, plus a
     constant, so that it is smallest, but not 0, where all experts get the same.
     """
-    return -router_probs.mean(0).clamp_min(1e-9).log().sum()
+    mean = batch_mean(router_probs.float().sum(-2), router_probs.shape[-2])
+    return -mean.clamp_min(1e-9).log().sum(-1)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple, logging
@@ -21,6 +22,7 @@ from .avmoe import load_balancing_loss
 from .backbones import HtsatTower, SpectrogramReader, SwinV2Tower, Tower
 from .captions import CaptionMapper, Captions, ClipTextTower
 from .case import CASE, CASEOutput, masked_mean
+from .distributed import anywhere, gather_rows
 from .frames import FrameLayout
 from .frozen import freeze
 from .heads.event_localization import CMBSHead, MLPHead
@@ -31,7 +33,6 @@ from .interaction import FrozenStep, PairPosition, build_interaction
 from .losses import (
     AlignmentProjections,
     caption_contrastive_loss,
-    is_distributed,
     modality_alignment_loss,
     selection_entropy_loss,
 )
@@ -39,6 +40,9 @@ from .pretrained import load_tower
 
 
 logger = logging.get_logger(__name__)
+
+# Of which pixels, along each side, one is looked at to tell clips apart.
+PIXEL_STEP = 8
 
 
 @dataclass
@@ -474,6 +478,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
             batch_size,
             (visual_caption_ids, visual_caption_mask, visual_caption_embeds),
             (audio_caption_ids, audio_caption_mask, audio_caption_embeds),
+            visual.device if return_loss else None,
         )
         case: CASEOutput | None = None
         new_visual, new_audio = visual, audio
@@ -520,8 +525,12 @@ class CaeAvModel(CaeAvPreTrainedModel):
         batch_size: int,
         visual: tuple[Tensor | None, Tensor | None, Tensor | None],
         audio: tuple[Tensor | None, Tensor | None, Tensor | None],
+        device: torch.device | None,
     ) -> Captions | None:
-        """Text features of both captions from (ids, mask, embeds), or `None` without captions."""
+        """
+        Text features of both captions from (ids, mask, embeds), or `None` without captions. With a device, this
+        process gets empty ones where only others that share the batch have captions: all must take the same way.
+        """
         given = []
         for name, (ids, mask, embeds) in (("visual", visual), ("audio", audio)):
             if ids is not None and embeds is not None:
@@ -538,11 +547,13 @@ class CaeAvModel(CaeAvPreTrainedModel):
             given.append((features.to(self.dtype), None if mask is None else mask.bool()))
         if len(given) == 1:
             raise CaeAvError("CASE needs both captions of a clip: give the visual and the audio one, or neither")
-        if not given:
-            if self.config.use_case:
-                logger.warning_once("No captions given: CASE and the losses that need captions are skipped.")
-            return None
         if not self.config.use_case:
+            return None
+        if device is not None and anywhere(bool(given), device) and not given:
+            nothing = torch.zeros(batch_size, 1, self.config.text_config.hidden_size, dtype=self.dtype, device=device)
+            given = [(nothing, nothing.new_zeros(nothing.shape[:2], dtype=torch.bool))] * 2
+        if not given:
+            logger.warning_once("No captions given: CASE and the losses that need captions are skipped.")
             return None
         (visual_features, visual_mask), (audio_features, audio_mask) = given
         present = None
@@ -568,20 +579,16 @@ class CaeAvModel(CaeAvPreTrainedModel):
         losses: dict[str, Tensor] = {}
         if self.auxiliary_loss_weights["load_balancing"] and router_probs:
             modules = torch.cat(router_probs)  # (modules, N, experts)
-            losses["load_balancing"] = torch.stack([load_balancing_loss(probs) for probs in modules]).mean()
+            losses["load_balancing"] = load_balancing_loss(modules).mean()
         if not self.config.use_case:
             return losses
         visual_projected = self.projections.visual(visual.mean(1))
         audio_projected = self.projections.audio(audio.mean(1))
         losses["alignment"] = modality_alignment_loss(visual_projected, audio_projected)
+        if captions is None or case is None:
+            return losses
         clip = frames.clip_of_frame(visual.device)
         temperature = self.projections.temperature
-        if captions is None or case is None:
-            if is_distributed():
-                # Other processes may have captions in this step, and wait for everybody's share.
-                nothing = (visual_projected[:0], visual_projected[:0], clip[:0], temperature)
-                losses["caption"] = caption_contrastive_loss(*nothing) + caption_contrastive_loss(*nothing)
-            return losses
         visual_log_probs, audio_log_probs = case.visual_saliency, case.audio_saliency
         visual_caption = self.projections.visual_caption(masked_mean(case.visual_caption, captions.visual_mask))
         audio_caption = self.projections.audio_caption(masked_mean(case.audio_caption, captions.audio_mask))
@@ -798,8 +805,9 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
             clip_index: `(num_questions,)`, the clip of each question where some have the same, so that a clip passes
                 the encoder once; outputs of the head are then one row a question.
             pixel_values_negative: Frames of other clips, shaped as `pixel_values_videos`, which the sound is to be
-                told from; only the frozen tower reads them. Without them, and with labels, each clip's sound is told
-                from the frames of the next clip in the batch, unless both are the same clip.
+                told from; only the frozen tower reads them. Without them, and with labels, each clip's frames are told
+                from the sound of the next clip in the batch, unless both are the same clip. A batch of one clip has
+                no matching loss.
             labels: `(num_questions,)`, number of the answer, -100 where it is not known.
 
         Returns:
@@ -815,13 +823,21 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
         grounding = self.head.ground(visual, audio)
         mask = outputs.frame_mask
         match_negative: Tensor | None = None
+        is_pair = mask
+        if pixel_values_negative is not None:
+            if pixel_values_negative.shape != pixel_values_videos.shape:
+                raise CaeAvError(
+                    f"`pixel_values_negative` must be {tuple(pixel_values_videos.shape)}, as the clips' own frames, "
+                    f"got {tuple(pixel_values_negative.shape)}"
+                )
+            match_negative = self.head.ground(self._frozen_tokens(pixel_values_negative, frames), audio).match
+        elif labels is not None:
+            sound, is_pair = self._next_sound(audio, pixel_values_videos, mask)
+            if anywhere(bool(is_pair.any()), visual.device):
+                match_negative = self.head.ground(visual, sound).match
         auxiliary = {}
-        # What the sound is to be told from, and where both it and the other frame are real.
-        negative, is_pair = self._negatives(visual, pixel_values_videos, pixel_values_negative, frames, mask)
-        if negative is not None and (labels is not None or pixel_values_negative is not None):
-            match_negative = self.head.ground(negative, audio).match
-            if labels is not None and self.loss_weights["matching"]:
-                auxiliary["matching"] = self.head.matching_loss(grounding.match[mask], match_negative[is_pair])
+        if labels is not None and match_negative is not None and self.loss_weights["matching"]:
+            auxiliary["matching"] = self.head.matching_loss(grounding.match[mask], match_negative[is_pair])
 
         if clip_index is not None:
             # From here on one row a question.
@@ -846,21 +862,22 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
             audio_attention=logits.audio_attention,
         )
 
-    def _negatives(
-        self, visual: Tensor, pixels: Tensor, pixels_negative: Tensor | None, frames: FrameLayout, mask: Tensor
-    ) -> tuple[Tensor | None, Tensor]:
-        """Frames of other clips, (B, T, L, D), and where they and the clips' own sound are real, (B, T)."""
-        if pixels_negative is not None:
-            if pixels_negative.shape != pixels.shape:
-                raise CaeAvError(
-                    f"`pixel_values_negative` must be {tuple(pixels.shape)}, as the clips' own frames, "
-                    f"got {tuple(pixels_negative.shape)}"
-                )
-            return self._frozen_tokens(pixels_negative, frames), mask
-        if len(visual) < 2:
-            return None, mask
-        is_other = (pixels != pixels.roll(1, 0)).flatten(1).any(1, keepdim=True)
-        return visual.roll(1, 0), mask & mask.roll(1, 0) & is_other
+    def _next_sound(self, audio: Tensor, pixels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        The encoded sound (B, T, D) of the clip after each one, and where it is real and of another clip, (B, T). The
+        clips of all processes form a ring.
+        """
+        # A few pixels tell clips apart as well as all of them.
+        looks = pixels[..., ::PIXEL_STEP, ::PIXEL_STEP].flatten(2).to(audio.dtype)
+        known = torch.cat([audio, looks, mask[..., None].to(audio.dtype)], dim=-1)
+        firsts, place = gather_rows(known[0])
+        first = next(part for part in (*firsts[place + 1 :], *firsts[: place + 1]) if len(part))
+        # Processes pad their clips to lengths of their own.
+        first = F.pad(first[: known.shape[1]], (0, 0, 0, max(0, known.shape[1] - len(first))))
+        sound, others, is_real = torch.cat([known[1:], first[None]]).split([audio.shape[-1], looks.shape[-1], 1], -1)
+        is_pair = mask & (is_real[..., 0] > 0)
+        is_other = ((looks != others).any(-1) & is_pair).any(1, keepdim=True)
+        return sound, is_pair & is_other
 
     @torch.no_grad()
     def _frozen_tokens(self, pixel_values_videos: Tensor, frames: FrameLayout) -> Tensor:

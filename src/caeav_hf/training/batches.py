@@ -5,6 +5,8 @@ from itertools import islice
 from typing import Any, TypedDict
 
 import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader, Dataset
 
 
@@ -70,6 +72,16 @@ def clip_loader(
         pin_memory=pin_memory,
         generator=torch.Generator(),
     )
+
+
+def lend_inputs(batch: ClipBatch, lender: int, accelerator: Accelerator) -> ClipBatch:
+    """
+    The batch, or, where it has no clip, that of process `lender`, of which none counts. All processes call it.
+
+    A process without a clip cannot sit out a step, for the others wait for its part.
+    """
+    (inputs,) = broadcast_object_list([batch["inputs"]], from_process=lender)
+    return batch if batch["inputs"] is not None else {**batch, "inputs": inputs}
 
 
 def windows(loader: DataLoader, size: int) -> Iterator[list[ClipBatch]]:

@@ -31,13 +31,25 @@ def build_accelerator(recipe: Recipe, run_folder: Path | None = None) -> Acceler
             mixed_precision=recipe.mixed_precision,
             log_with=recipe.report_to or None if run_folder is not None else None,
             project_dir=None if run_folder is None else str(run_folder / "trackers"),
-            # Without captions the parts that read them take no part in a step.
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except (ValueError, ImportError) as error:
         raise CaeAvError(
             f"`mixed_precision` {recipe.mixed_precision}, `report_to` {recipe.report_to}: {error}"
         ) from error
+
+
+def may_leave_parameters_out(model: Any, data: CaeAvDataset) -> bool:
+    """
+    Whether some step may not use every trained parameter: distributed training has to look for them then, at a cost.
+    """
+    config = model.config
+    if config.is_official or config.task == "avqa":
+        # The authors' encoders keep a layer that only gives its weights away; a batch of one clip matches no other.
+        return True
+    columns = [f"{side}_caption" for side in SIDES]
+    has_all = all(name in data.rows.column_names and all(data.rows[name]) for name in columns)
+    return config.use_case and not has_all
 
 
 def build_model(recipe: Recipe, class_names: list[str] | None = None, question_tokenizer: Any = None) -> Any:

@@ -7,12 +7,14 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast, gather_object, send_to_device
+from accelerate.utils import send_to_device
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..errors import CaeAvError
+from ..modeling.distributed import standing_in
 from ..modeling.frozen import trained_names
-from .batches import ClipBatch, Collator, clip_loader, windows
+from .batches import ClipBatch, Collator, clip_loader, lend_inputs, windows
 from .captions import CaptionFeatures
 from .checkpointing import CheckpointStore, restore_training_state
 from .evaluation import evaluate
@@ -29,7 +31,8 @@ class Trainer:
     Trains `model` by a recipe on Accelerate, with one process or many.
 
     Args:
-        model: A `CaeAvFor...` model: it returns `loss` and `loss_dict`, and has a `loss_weights` dict.
+        model: A `CaeAvFor...` model: it returns `loss` and `loss_dict`, those of the batch that all processes share,
+            and has a `loss_weights` dict.
         processor: Saved beside the model in every checkpoint.
         train_data, eval_data: Map-style data sets of processed clips; `None` stands for a clip that cannot be decoded.
         collator: Makes the model's inputs from a list of clips.
@@ -52,10 +55,13 @@ class Trainer:
         self.recipe, self.task, self.processor, self.collator = recipe, task, processor, collator
         self.train_data, self.eval_data, self.captions = train_data, eval_data, captions
         self.accelerator, self.run = accelerator, run
+        trained = trained_names(model)
+        # Nothing of the towers ever differs between processes, so nothing of them has to be sent.
+        everything = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, everything - trained)
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
         self.store = CheckpointStore(run.checkpoints, accelerator)
         self.full_entropy_weight = self.bare_model.loss_weights["entropy"]
-        trained = trained_names(self.bare_model)
         self.statistics = [
             buffer
             for name, buffer in self.bare_model.named_buffers()
@@ -75,7 +81,7 @@ class Trainer:
         Raises:
             CaeAvError: it stopped inside an epoch whose order of clips this recipe does not repeat.
         """
-        if state.batches_done and state.order != self._order():
+        if state.clips_done and state.order != self._order():
             raise CaeAvError(
                 f"{checkpoint}: stopped inside an epoch of {state.order}, but now it would be {self._order()}; "
                 "these can change only between epochs"
@@ -110,13 +116,7 @@ class Trainer:
         return state.epoch >= recipe.epochs or out_of_steps or out_of_patience
 
     def _order(self) -> dict[str, int]:
-        return {
-            "seed": self.recipe.seed,
-            "clips": len(self.train_data),
-            "batch_size": self.recipe.batch_size,
-            "accumulation_steps": self.recipe.accumulation_steps,
-            "processes": self.accelerator.num_processes,
-        }
+        return {"seed": self.recipe.seed, "clips": len(self.train_data)}
 
     def _train_epoch(self) -> None:
         """Train to the end of the running epoch, or to `max_steps`."""
@@ -124,6 +124,7 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate(recipe, state.epoch))
         self.bare_model.loss_weights["entropy"] = entropy_weight(recipe, self.full_entropy_weight, state.epoch)
         self.model.train()
+        # Clips that were done before a resume are left out here, so none of them is decoded again.
         batches = epoch_batches(
             len(self.train_data),
             recipe.batch_size,
@@ -132,25 +133,26 @@ class Trainer:
             process_index=self.accelerator.process_index,
             num_processes=self.accelerator.num_processes,
             groups=getattr(self.train_data, "groups", None),
+            start=state.clips_done,
         )
-        # Batches that were done before a resume are cut off here, so none of their clips is decoded again.
         loader = clip_loader(
             self.train_data,
-            batches[state.batches_done :],
+            batches,
             self.collator,
             num_workers=recipe.num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
         )
+        steps_left = math.ceil(len(batches) / recipe.accumulation_steps)
+        clips_a_step = recipe.batch_size * self.accelerator.num_processes * recipe.accumulation_steps
         with tqdm(
-            total=math.ceil(len(batches) / recipe.accumulation_steps),
-            initial=state.batches_done // recipe.accumulation_steps,
+            total=state.clips_done // clips_a_step + steps_left,
+            initial=state.clips_done // clips_a_step,
             desc=f"epoch {state.epoch + 1}/{recipe.epochs}",
             unit="step",
             disable=not self.accelerator.is_main_process,
         ) as progress:
             for window in windows(loader, recipe.accumulation_steps):
                 loss = self._step(window)
-                state.batches_done += len(window)
                 state.step += 1
                 progress.update()
                 if loss is not None:
@@ -162,48 +164,49 @@ class Trainer:
                     self._save(self.store.new_name(state.step))
                 if state.step == recipe.max_steps:
                     break
-        if state.batches_done >= len(batches):
+        if state.clips_done >= len(self.train_data):
             state.epoch += 1
-            state.batches_done = 0
+            state.clips_done = 0
 
     def _step(self, window: list[ClipBatch]) -> float | None:
         """
-        One update of the optimizer from the batches of a window. Every clip weighs the same, wherever it lies: a batch
-        counts by its clips out of all clips of the window on all processes.
+        One update of the optimizer from the batches of a window. The processes share each batch, and a batch counts
+        by its clips out of all clips of the window.
 
         Returns:
             The mean loss over the clips, or `None` where the step was skipped.
         """
         accelerator, state = self.accelerator, self.state
         kept = torch.tensor([len(batch["indices"]) for batch in window], device=accelerator.device)
-        dropped = torch.tensor([batch["requested"] for batch in window], device=accelerator.device) - kept
-        counts = accelerator.gather(torch.stack([kept, dropped])[None])
-        state.dropped_clips += int(counts[:, 1].sum())
-        # The contrastive loss gathers over processes, so a batch is used where every process has one, or nowhere.
-        usable = (counts[:, 0] > 0).all(dim=0).tolist()
-        clips = int(counts[:, 0][:, usable].sum())
+        requested = torch.tensor([batch["requested"] for batch in window], device=accelerator.device)
+        by_process = accelerator.gather(torch.stack([kept, requested])[None])
+        kept_by_process = by_process[:, 0]
+        clips_of_batch = kept_by_process.sum(0).tolist()
+        clips = sum(clips_of_batch)
+        state.clips_done += int(by_process[:, 1].sum())
+        state.dropped_clips += int(by_process[:, 1].sum()) - clips
         if not clips:
             return None
 
         statistics = [buffer.clone() for buffer in self.statistics]
-        batches = [batch for batch, use in zip(window, usable, strict=True) if use]
+        last = max(number for number, count in enumerate(clips_of_batch) if count)
         losses: list[tuple[int, dict[str, torch.Tensor]]] = []
-        for number, batch in enumerate(batches, start=1):
-            synchronise = nullcontext() if number == len(batches) else accelerator.no_sync(self.model)
-            with synchronise:
+        for number, batch in enumerate(window):
+            if not clips_of_batch[number]:
+                continue
+            if not kept_by_process[:, number].all():
+                batch = lend_inputs(batch, int(kept_by_process[:, number].argmax()), accelerator)
+            synchronise = nullcontext() if number == last else accelerator.no_sync(self.model)
+            with synchronise, standing_in(not batch["indices"]):
                 inputs = batch["inputs"] or {}
                 if self.captions is not None:
                     inputs = self.captions.insert(inputs)
                 outputs = self.model(**send_to_device(inputs, accelerator.device, non_blocking=True))
-                # The mean of gradients over processes is taken by the wrapper; `num_processes` undoes it.
-                share = len(batch["indices"]) * accelerator.num_processes / clips
-                accelerator.backward(outputs.loss * share)
+                accelerator.backward(outputs.loss * (clips_of_batch[number] / clips))
             parts = {"loss": outputs.loss, **(outputs.loss_dict or {})}
-            losses.append((len(batch["indices"]), {name: part.detach() for name, part in parts.items()}))
+            losses.append((clips_of_batch[number], {name: part.detach() for name, part in parts.items()}))
 
         totals = _total(losses)
-        if accelerator.num_processes > 1:  # not every process need have captions, and so the same losses
-            totals = _merge(gather_object([totals]))
         loss = totals["loss"][0] / clips
         if not math.isfinite(loss) or not self._update():
             self.optimizer.zero_grad()
@@ -241,9 +244,6 @@ class Trainer:
     def _evaluate_and_save(self, started: float) -> None:
         """Score the evaluation split, add a line to the history, save, and note whether this was the best so far."""
         state, recipe, accelerator = self.state, self.recipe, self.accelerator
-        if accelerator.num_processes > 1:  # batch-norm statistics of the first process, as the checkpoint will hold
-            for buffer in self.statistics:
-                buffer.copy_(broadcast(buffer.clone()))
         metrics = evaluate(
             self.model,
             self.eval_data,
@@ -255,7 +255,7 @@ class Trainer:
             captions=self.captions,
             description=f"evaluating on {recipe.eval_split}",
         )
-        running = state.batches_done > 0
+        running = state.clips_done > 0
         last_epoch = max(0, state.epoch if running else state.epoch - 1)
         record: dict[str, Any] = {
             "epoch": state.epoch + running,
@@ -268,7 +268,7 @@ class Trainer:
             "train/skipped_steps": state.skipped_steps,
             "seconds": round(time.perf_counter() - started, 3),
         }
-        if state.batches_done == 0:
+        if not running:
             state.loss_totals, state.dropped_clips, state.skipped_steps = {}, 0, 0
         name = self.store.new_name(state.step)
         value = metrics[self.task.best_metric]

@@ -1,4 +1,4 @@
-"""Which clips make up which batch: a function of the seed, the epoch and the process, and of nothing else."""
+"""Which clips make up which batch: the same ones in each step, however many processes share it."""
 
 from collections.abc import Sequence
 
@@ -14,13 +14,17 @@ def epoch_batches(
     process_index: int = 0,
     num_processes: int = 1,
     groups: Sequence[int] | None = None,
+    start: int = 0,
 ) -> list[list[int]]:
     """
     The training batches of one process in one epoch, as lists of clip numbers.
 
-    All processes together see every clip once, in an order drawn from `seed` and `epoch`. Each process gets as many
-    batches as the others and no empty one: where the last clips are fewer than the processes, clips from the start of
-    the order fill up. With a group for each clip, from 0 on, those of one group follow each other.
+    All processes together see every clip once, in an order drawn from `seed` and `epoch` alone, `batch_size` times
+    `num_processes` of them at a time; the first `start` clips of the order are left out. Each process gets as many
+    batches as the others. One is empty where there are fewer clips, or groups, than processes.
+
+    With a group for each clip, from 0 on, those of one group follow each other, and those that are in one step are
+    in one batch: then a batch has no more than `batch_size` groups, but may have more clips.
     """
     generator = np.random.default_rng([seed, epoch])
     permuted = generator.permutation(num_clips)
@@ -30,11 +34,13 @@ def epoch_batches(
     order = permuted.tolist()
     stride = batch_size * num_processes
     batches = []
-    for start in range(0, num_clips, stride):
-        chunk = order[start : start + stride]
-        for filler in range(num_processes - len(chunk)):
-            chunk.append(order[filler % num_clips])
-        batches.append(np.array_split(chunk, num_processes)[process_index].tolist())
+    for first in range(start, num_clips, stride):
+        by_group: dict[int, list[int]] = {}
+        for clip in order[first : first + stride]:
+            by_group.setdefault(clip if groups is None else groups[clip], []).append(clip)
+        mine = np.array_split(np.arange(len(by_group)), num_processes)[process_index]
+        runs = list(by_group.values())
+        batches.append([clip for number in mine for clip in runs[number]])
     return batches
 
 

@@ -15,6 +15,7 @@ from .build import (
     check_classes,
     load_split,
     load_trained_model,
+    may_leave_parameters_out,
     read_captions,
     read_class_names,
     read_question_tokenizer,
@@ -88,6 +89,7 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
     )
     # From here on random numbers are drawn for dropout, which must differ between processes.
     set_seed(recipe.seed, device_specific=True)
+    accelerator.ddp_handler.find_unused_parameters = may_leave_parameters_out(model, train_data)
     collator = CaeAvCollator()
     trainer = Trainer(recipe, task, model, processor, train_data, eval_data, collator, accelerator, run, captions)
     if checkpoint is not None:

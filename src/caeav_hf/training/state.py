@@ -15,13 +15,14 @@ class LoopState:
     """
     Counters of the loop. They are plain numbers, saved as JSON beside the weights.
 
-    `batches_done` counts the batches of the running epoch that each process has used. `loss_totals` (a sum over clips
-    and the number of clips, for each loss), `dropped_clips` and `skipped_steps` belong to that epoch too, so that a
-    resumed epoch reports the same. `order` is what the order of the clips depends on besides the epoch.
+    `clips_done` counts the clips of the running epoch, in its order, that all processes together have used; so a run
+    can go on with any number of processes. `loss_totals` (a sum over clips and the number of clips, for each loss),
+    `dropped_clips` and `skipped_steps` belong to that epoch too, so that a resumed epoch reports the same. `order` is
+    what the order of the clips depends on besides the epoch.
     """
 
     epoch: int = 0
-    batches_done: int = 0
+    clips_done: int = 0
     step: int = 0
     loss_totals: dict[str, list[float]] = field(default_factory=dict)
     dropped_clips: int = 0

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...configuration_cae_av import CaeAvConfig
+from ..distributed import batch_mean
 from ..frames import FrameLayout
 from .temporal import RelationDecoder, RelationEncoder, run_rnn
 
@@ -146,12 +147,11 @@ class CMBSHead(nn.Module):
         assert logits.strongest is not None
         is_event, clip_class = event_targets(labels, logits.clip_class.shape[1])
         real = labels != IGNORED
-        loss = F.binary_cross_entropy_with_logits(logits.event[real].float(), is_event[real])
-        # The mean over no clip at all would be undefined.
-        num_clips = (clip_class != IGNORED).sum().clamp_min(1)
+        total = F.binary_cross_entropy_with_logits(logits.event[real].float(), is_event[real], reduction="sum")
+        loss = batch_mean(total, real.sum())
         for scores in (logits.clip_class, logits.strongest):
             total = F.cross_entropy(scores.float(), clip_class, ignore_index=IGNORED, reduction="sum")
-            loss = loss + total / num_clips
+            loss = loss + batch_mean(total, (clip_class != IGNORED).sum())
         return loss
 
 
@@ -184,7 +184,9 @@ class MLPHead(nn.Module):
     def loss(self, logits: EventLogits, labels: Tensor) -> Tensor:
         """Cross-entropy over the real frames for labels (B, T); background is `num_labels`."""
         assert logits.frame_class is not None
-        return F.nll_loss(logits.frame_class.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED)
+        scores = logits.frame_class.float().flatten(0, 1)
+        total = F.nll_loss(scores, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        return batch_mean(total, (labels != IGNORED).sum())
 
 
 def event_targets(labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:

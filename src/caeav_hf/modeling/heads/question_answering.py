@@ -17,6 +17,7 @@ from ...configuration_cae_av import CaeAvConfig
 from ...errors import CaeAvError
 from ..attention import MultiHeadAttention
 from ..case import masked_mean
+from ..distributed import batch_mean
 from ..frames import FrameLayout
 
 
@@ -171,10 +172,10 @@ class QuestionAnsweringHead(nn.Module):
     def loss(self, logits: AnswerLogits, labels: Tensor) -> Tensor:
         """Cross-entropy of the answers (B,); -100 where none is known."""
         total = F.cross_entropy(logits.answer.float(), labels, ignore_index=IGNORED, reduction="sum")
-        return total / (labels != IGNORED).sum().clamp_min(1)
+        return batch_mean(total, (labels != IGNORED).sum())
 
     def matching_loss(self, match: Tensor, negative_match: Tensor) -> Tensor:
         """Cross-entropy of telling a clip's own frames from another's: logits (N, 2) and (M, 2) of real frames."""
         scores = torch.cat([match, negative_match]).float()
         is_own = torch.cat([match.new_ones(len(match)), match.new_zeros(len(negative_match))]).long()
-        return F.cross_entropy(scores, is_own)
+        return batch_mean(F.cross_entropy(scores, is_own, reduction="sum"), len(is_own))

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...configuration_cae_av import CaeAvConfig
+from ..distributed import SharedBatchNorm, batch_mean
 from ..frames import FrameLayout
 from .temporal import RelationEncoder, run_rnn
 
@@ -72,7 +73,7 @@ class TemporalGate(nn.Module):
         )
 
 
-class ZeroBatchNorm(nn.BatchNorm1d):
+class ZeroBatchNorm(SharedBatchNorm):
     """Batch normalisation whose scale begins at zero, so that the branch it ends begins without effect."""
 
     def reset_parameters(self) -> None:
@@ -112,7 +113,7 @@ class TPAVI(nn.Module):
         count = clip.bincount(minlength=frames.batch_size) * pixels.shape[1] * pixels.shape[2]
         context = (products / count[:, None, None].to(products.dtype))[clip]
         attended = self.output(self.query(pixels).flatten(1, 2) @ context)
-        attended = self.batch_norm(attended.flatten(0, 1)).view_as(pixels)
+        attended = self.batch_norm(attended).view_as(pixels)
         return self.norm(attended + pixels).permute(0, 3, 1, 2), audio
 
 
@@ -218,7 +219,7 @@ class SegmentationHead(nn.Module):
         has_mask = labels.flatten(1)[:, 0] != IGNORED
         logits, targets = output.logits[has_mask, 0].float(), labels[has_mask].float()
         total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
-        return total / max(1, targets.numel())
+        return batch_mean(total, targets.numel())
 
     def matching_loss(self, output: MaskLogits) -> Tensor:
         """
@@ -231,5 +232,5 @@ class SegmentationHead(nn.Module):
             covered = F.adaptive_avg_pool2d(probs, (maps.shape[-2], maps.shape[-1]))
             pooled = (maps * covered).sum((2, 3)) / covered.sum((2, 3)).clamp_min(1e-6)
             log_probs = F.log_softmax(pooled.float(), dim=-1)
-            losses.append(F.kl_div(log_probs, F.softmax(audio.float(), dim=-1), reduction="batchmean"))
-        return torch.stack(losses).mean()
+            losses.append(F.kl_div(log_probs, F.softmax(audio.float(), dim=-1), reduction="sum"))
+        return batch_mean(torch.stack(losses).mean(), len(probs))

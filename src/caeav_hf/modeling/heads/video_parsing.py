@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...configuration_cae_av import CaeAvConfig
 from ...errors import CaeAvError
 from ..attention import MultiHeadAttention
+from ..distributed import batch_mean
 from ..frames import FrameLayout
 
 
@@ -345,14 +346,19 @@ class VideoParsingHead(nn.Module):
             labels: (B, C), 1 for the classes that are in the clip, heard or seen or both.
         """
         labels = labels.float()
-        loss = F.binary_cross_entropy_with_logits(logits.event.float(), labels)
+
+        def mean_cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
+            total = F.binary_cross_entropy_with_logits(scores.float(), target, reduction="sum")
+            return batch_mean(total, target.numel())
+
+        loss = mean_cross_entropy(logits.event, labels)
         for scores, smoothing in (
             (logits.audio, self.audio_label_smoothing),
             (logits.visual, self.visual_label_smoothing),
         ):
             # A class of the clip need not be both heard and seen.
             target = labels * smoothing + (1 - smoothing) / 2
-            loss = loss + F.binary_cross_entropy_with_logits(scores.float(), target)
+            loss = loss + mean_cross_entropy(scores, target)
         for scores in (logits.audio_classes, logits.visual_classes):
             loss = loss + F.cross_entropy(scores.float(), torch.arange(len(scores), device=scores.device))
         return loss

@@ -1,0 +1,68 @@
+"""Clips of random numbers as every task wants them, with all that makes shares of a batch unequal."""
+
+import torch
+
+from caeav_hf.configuration_cae_av import CaeAvConfig
+
+
+class RandomClips(torch.utils.data.Dataset):
+    """
+    Clips of one to three segments. Some have no caption, some no label, and those whose numbers are in `broken` cannot
+    be decoded. Of question answering, up to three questions follow each other about one clip.
+    """
+
+    def __init__(self, config: CaeAvConfig, count: int, seed: int = 0, broken: tuple[int, ...] = ()) -> None:
+        self.config, self.broken = config, broken
+        self.generator = torch.Generator().manual_seed(seed)
+        questions = config.task == "avqa"
+        self.groups = [index // 3 for index in range(count)] if questions else None
+        self.rows = {
+            "question_type": ["Audio" if index % 2 else "Visual" for index in range(count)],
+            "question_subtype": ["Counting"] * count,
+        }
+        clips = [self._clip(index) for index in range(1 + self.groups[-1] if self.groups else count)]
+        numbers = self.groups or range(count)
+        self.items = [{**clips[number], **self._targets(index, clips[number])} for index, number in enumerate(numbers)]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor] | None:
+        return None if index in self.broken else self.items[index]
+
+    def _integers(self, high: int, *shape: int) -> torch.Tensor:
+        return torch.randint(0, high, shape, generator=self.generator)
+
+    def _clip(self, index: int) -> dict[str, torch.Tensor]:
+        config, audio, length = self.config, self.config.audio_config, 1 + index % 3
+        size = config.vision_config.image_size
+        frames = audio.tile_seconds * audio.sampling_rate // audio.hop_length + 1
+        clip = {
+            "pixel_values_videos": torch.randn(length, 3, size, size, generator=self.generator),
+            "input_features": 15 * torch.randn(length, 1, frames, audio.num_mel_bins, generator=self.generator) - 30,
+        }
+        if index % 4 < 2:  # two with captions, two without, so that whole batches have none
+            for side in ("visual", "audio"):
+                ids = 1 + self._integers(config.text_config.vocab_size - 3, 4 + index % 3)
+                clip |= {f"{side}_caption_ids": ids, f"{side}_caption_mask": torch.ones_like(ids)}
+        return clip
+
+    def _targets(self, index: int, clip: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        config, length = self.config, len(clip["pixel_values_videos"])
+        if config.task == "ave":
+            background = torch.full((length,), config.num_labels)
+            return {"labels": self._integers(config.num_labels + 1, length) if index % 5 else background}
+        if config.task == "avvp":
+            shape = (length, config.num_labels)
+            return {
+                "labels": self._integers(2, config.num_labels).float(),
+                "audio_labels": self._integers(2, *shape).float(),
+                "visual_labels": self._integers(2, *shape).float(),
+            }
+        if config.task == "avqa":
+            label = self._integers(config.num_labels)[()] if index % 5 else torch.tensor(-100)
+            words = 1 + self._integers(config.question_vocab_size - 1, 3 + index % 3)
+            return {"labels": label, "question_ids": words, "question_mask": torch.ones_like(words)}
+        masks = self._integers(2, length, config.mask_size, config.mask_size).to(torch.int8)
+        masks[1 if config.task == "avs_s4" else 1 + index % 2 :] = -100
+        return {"labels": masks}
