@@ -99,6 +99,7 @@ def test_shards_are_bounded_in_order_and_replace_earlier_ones(corpus, tmp_path):
         f"train-{number:05d}-of-{total:05d}.parquet" for number in range(total)
     ]
     whole = datasets.load_dataset(str(out), split="train")
+    assert list(datasets.load_dataset(str(out), split="train", streaming=True)) == list(whole)
     lines = (corpus / "annotations" / "trainSet.txt").read_text().splitlines()
     assert whole["video_id"][:] == [line.split("&")[1] for line in lines]
 

@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from caeav_hf.data import AveBuilder, CaeAvDataset, LlpBuilder
 from caeav_hf.data.ave import read_clip_times
@@ -192,6 +193,22 @@ def test_captions_of_clips_of_full_length_videos_go_by_the_clip(llp, tmp_path):
         assert set(clips) == {"full_12.5_22.5", "cut_3_13", "clip", "millis_7000_17000"}
         material = clips["full_12.5_22.5"].load(CaptionSettings(max_frames=10))
         assert [read_count(frame) for frame in material.frames] == [(52 + 4 * second) % 100 for second in range(10)]
+
+
+def test_features_of_a_full_length_video_are_not_those_of_the_clip(llp, tmp_path):
+    folder = tmp_path / "visual_3d"
+    folder.mkdir()
+    options = {"annotations": str(llp / "annotations"), "media": str(llp / "media"), "visual_3d": str(folder)}
+    for name in ("full", "clip", "cut_3_13", "millis"):
+        save_file({"visual_3d": torch.full((10, 2), 1.0)}, folder / f"{name}.safetensors")
+    rows = rows_of(LlpBuilder(**options), tmp_path / "without")
+    skipped = rows["report"]["splits"]["train"]["skipped"]
+    assert skipped["missing_visual_3d"]["examples"] == ["full_12.5_22.5.safetensors"]
+    assert "clip" in rows
+    np.save(folder / "full.npy", np.full((10, 2), 2, np.float32))  # as LLP's authors name those of the clip
+    assert rows_of(LlpBuilder(**options), tmp_path / "npy")["full"]["visual_3d"][0] == [2.0, 2.0]
+    save_file({"visual_3d": torch.full((10, 2), 3.0)}, folder / "full_12.5_22.5.safetensors")
+    assert rows_of(LlpBuilder(**options), tmp_path / "own")["full"]["visual_3d"][0] == [3.0, 3.0]
 
 
 def test_ave_knows_the_seconds_from_the_segments_of_audioset(video, clip, tmp_path):

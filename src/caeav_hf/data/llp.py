@@ -125,7 +125,7 @@ class LlpBuilder(ClipBuilder):
     def check(self, entry: Entry) -> Checked:
         checked = super().check(entry)
         if self.config.visual_3d is not None:
-            path = self._features_of(entry)
+            path = self._features_of(checked)
             if path is None:
                 raise UnusableError("missing_visual_3d", f"{entry.row['filename']}.safetensors")
             try:
@@ -134,17 +134,22 @@ class LlpBuilder(ClipBuilder):
                 raise UnusableError("unreadable_visual_3d", path.name) from error
         return checked
 
-    def _features_of(self, entry: Entry) -> Path | None:
+    def _features_of(self, checked: Checked) -> Path | None:
         if self.config.visual_3d is None:
             return None
-        return find_features(self.config.visual_3d, (entry.row["filename"], entry.row["video_id"]))
+        filename, video_id = (checked.entry.row[name] for name in ("filename", "video_id"))
+        if checked.parts[0].start is None:
+            return find_features(self.config.visual_3d, (filename, video_id))
+        # What was extracted from a video in full length is of its first seconds; the authors' arrays are of the clip.
+        path = Path(self.config.visual_3d) / f"{video_id}.npy"
+        return find_features(self.config.visual_3d, (filename,)) or (path if path.is_file() else None)
 
     def _row(self, checked: Checked, captions: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
-        path = self._features_of(checked.entry)
+        path = self._features_of(checked)
         return {**super()._row(checked, captions), "visual_3d": None if path is None else read_features(path).tolist()}
 
     def _identity(self, checked: Checked, captions: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
-        path = self._features_of(checked.entry)
+        path = self._features_of(checked)
         status = None if path is None else path.stat()
         features = None if status is None else [str(path), status.st_size, status.st_mtime_ns]
         return {**super()._identity(checked, captions), "visual_3d": features}
