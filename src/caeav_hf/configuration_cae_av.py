@@ -269,6 +269,8 @@ class CaeAvConfig(PreTrainedConfig):
         question_vocab_size (`int`, defaults to 93): Words of the questions, padding and unknown word included.
         matching_hidden_sizes (`list[int]`): Hidden widths of question answering's match of sound and frame.
         initializer_range (`float`, defaults to 0.02): Standard deviation of new linear weights in the task heads.
+        lora (`dict`, *optional*):
+            LoRA on the towers: arguments of `peft.LoraConfig`. `add_lora` of a model writes it.
         tower_sources (`dict`, *optional*):
             Where the weights of the towers come from: for `vision`, `audio` and `text` a dict of `name`, `revision`
             and `sha256`, the hash of their tensors. `from_backbones` writes it.
@@ -357,6 +359,7 @@ class CaeAvConfig(PreTrainedConfig):
     matching_hidden_sizes: list[int] | tuple[int, ...] = (512, 256, 128)
     initializer_range: float | int = 0.02
 
+    lora: dict[str, Any] | None = None
     tower_sources: dict[str, dict[str, str | None]] | None = None
     adapter_only: bool = False
 

@@ -150,7 +150,7 @@ def test_swin_v2() -> None:
     tower = SwinV2Tower(config).eval()
     case.load_into(tower, key_map.SWIN_V2_OLD, key_map.SWIN_V2_IGNORED)
     tokens = tower.embed(case.inputs["pixel_values"])
-    for stage in range(tower.num_stages):
+    for stage in range(len(tower.stage_sizes())):
         tokens = tower.enter_stage(stage, tokens)
         for block in tower.blocks(stage):
             tokens = block(tokens)
@@ -180,7 +180,7 @@ def test_htsat() -> None:
     normalised = encoder.batch_norm(logmel.transpose(1, 3)).transpose(1, 3)
     assert_equal(encoder.reshape_mel2img(normalised), case.outputs["image"])
     tokens = tower.embed(logmel)
-    for stage in range(tower.num_stages):
+    for stage in range(len(tower.stage_sizes())):
         tokens = tower.enter_stage(stage, tokens)
         for block in tower.blocks(stage):
             tokens = block(tokens)

@@ -193,3 +193,20 @@ def test_a_model_of_other_classes_is_told_apart(trained, tmp_path, capsys):
     flags = ["--task", "ave", "--size", "toy", "--data", str(toy_data())]
     assert main(["--evaluate", str(tmp_path / "other"), *flags]) == 2
     assert "class 0" in capsys.readouterr().err
+
+
+def test_a_run_with_lora_resumes(tmp_path, cache, capsys):
+    lora = ["--lora-rank", 2, "--lora-dropout", 0.1, "--lora-towers", "vision,text"]
+    assert main(arguments(tmp_path, cache, "--model", "null", *lora, "--max-steps", 1)) == 0
+    last = tmp_path / "checkpoints" / "last"
+    model = load_trained_model(CaeAvForEventLocalization, last)
+    matrices = {name: tensor for name, tensor in model.state_dict().items() if "lora_B" in name}
+    assert {name.split(".")[1] for name in matrices} == {"vision_tower", "text_tower"}
+    # They begin at zero, and captions without an effect.
+    matrices = {name: tensor for name, tensor in matrices.items() if "vision" in name}
+    assert all(tensor.any() for tensor in matrices.values())
+    assert main(["--resume", str(tmp_path), "--max-steps", "2"]) == 0
+    resumed = load_trained_model(CaeAvForEventLocalization, last).state_dict()
+    assert all(not torch.equal(resumed[name], tensor) for name, tensor in matrices.items())
+    assert main(arguments(tmp_path / "again", cache, "--model", last, *lora)) == 2
+    assert "has LoRA already" in capsys.readouterr().err

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CaeAvError
-from .frozen import trained_names
+from . import lora
 from .pretrained import FRONT_END, PretrainedTower, hash_tensors, load_tower
 
 
@@ -26,9 +26,9 @@ TOWER_NAMES = r"(^|\.)(vision|audio|text)_tower\."
 
 
 def adapter_names(model: "CaeAvPreTrainedModel") -> set[str]:
-    """Names in the state dict that an adapter-only checkpoint holds: all outside the towers, and what is trained."""
+    """Names in the state dict that an adapter-only checkpoint holds: all but the towers, and LoRA inside them."""
     prefixes = tuple(_prefixes(model).values())
-    return {name for name in model.state_dict() if not name.startswith(prefixes)} | trained_names(model)
+    return {name for name in model.state_dict() if not name.startswith(prefixes) or lora.base_name(name) is None}
 
 
 def find_sources(
@@ -55,7 +55,9 @@ def find_sources(
         )
     sources = {}
     for kind, prefix in _prefixes(model).items():
-        tensors = {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        tensors = lora.without_lora(
+            {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        )
         source, found = known.get(kind), hash_tensors(tensors)
         if source is None or (found != source["sha256"] and _is_rounded(tensors)):
             # What was rounded to half precision has a hash of its own; the values tell.
@@ -106,7 +108,11 @@ def attach_towers(model: "CaeAvPreTrainedModel", towers: Mapping[str, str | os.P
                 f"the device map offloads the {kind} tower, which works for whole checkpoints only: load this one "
                 "without a device map and save it whole"
             )
-        module.load_state_dict(tower.state)
+        # With LoRA in a tower its own weights have other names, and LoRA's are loaded already.
+        names = {lora.base_name(name): name for name in module.state_dict()}
+        module.load_state_dict(
+            {names[name]: tensor for name, tensor in tower.state.items()}, strict=not model.config.lora
+        )
         sources[kind] = tower.source
     model.config.tower_sources = sources
 

@@ -18,7 +18,7 @@ from transformers.models.clap.modeling_clap import ClapAudioLayer
 
 from ..configuration_cae_av import CaeAvAudioConfig, CaeAvVisionConfig
 from ..errors import CaeAvError
-from .frozen import FrozenConstant
+from .frozen import FrozenConstant, is_adapted
 from .recompute import recomputed
 
 
@@ -172,6 +172,10 @@ class SwinV2Tower(SwinTransformerV2):
         )
         self._biases: dict[tuple[int, int], FrozenConstant] = {}
 
+    def forget(self) -> None:
+        """Drop what was computed from the weights and kept."""
+        self._biases.clear()
+
     def stage_sizes(self) -> list[tuple[int, int]]:
         grids = [layer.output_resolution for layer in self.layers]
         return [(h * w, self.embed_dim * 2**stage) for stage, (h, w) in enumerate(grids)]
@@ -217,6 +221,12 @@ class SwinV2Tower(SwinTransformerV2):
         parameters = list(attention.cpb_mlp.parameters())
         zeros = torch.zeros_like(attention.q_bias)
         qkv_bias = torch.cat([attention.q_bias, zeros, attention.v_bias])
+        is_constant = not is_adapted(attention.cpb_mlp)
+
+        def project(image: Tensor) -> Tensor:
+            # Through the module, which may be more than its weight.
+            projected = attention.qkv(image)
+            return projected + qkv_bias.to(projected.dtype)
 
         def prepare(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
             scale = attention.logit_scale.clamp(max=4.605170185988092).exp()  # log(100), as timm clamps it
@@ -228,9 +238,9 @@ class SwinV2Tower(SwinTransformerV2):
             grid,
             window,
             shift,
-            project=lambda image: F.linear(image, attention.qkv.weight, qkv_bias),
+            project=project,
             num_heads=attention.num_heads,
-            bias=lambda dtype: constant.get(parameters, dtype, compute_bias),
+            bias=lambda dtype: constant.get(parameters, dtype, compute_bias, is_constant),
             prepare=prepare,
             scale=1.0,
             roll_first=True,
@@ -248,6 +258,10 @@ class HtsatTower(ClapAudioModel):
     def __init__(self, config: CaeAvAudioConfig):
         super().__init__(config)
         self._biases: dict[tuple[int, int], FrozenConstant] = {}
+
+    def forget(self) -> None:
+        """Drop what was computed from the weights and kept."""
+        self._biases.clear()
 
     def stage_sizes(self) -> list[tuple[int, int]]:
         resolutions = self.audio_encoder.input_resolutions

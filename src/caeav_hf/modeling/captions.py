@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvConfig, CaeAvTextConfig
 from .attention import MultiHeadAttention
-from .frozen import fingerprint
+from .frozen import fingerprint, is_adapted
 
 
 class ClipTextTower(TextTransformer):
@@ -52,13 +52,25 @@ class ClipTextTower(TextTransformer):
             mask = mask[: ids.shape[1], : ids.shape[1]].to(states.dtype)
         return self.ln_final(self.transformer(states, attn_mask=mask))
 
-    @torch.no_grad()
+    def forget(self) -> None:
+        """Drop the features that are kept."""
+        self._cache.clear()
+
     def forward(self, ids: Tensor) -> Tensor:
         """
         As `encode`, through the cache; rows that occur twice are encoded once. Each row goes through the tower alone:
         in company its last bits would be others, on which the choice between tokens that are alike may hang, and
         training with stored features would not be training without them.
+
+        A tower that is trained, by LoRA or as it is, encodes everything anew.
         """
+        if is_adapted(self) or any(parameter.requires_grad for parameter in self.parameters()):
+            self.forget()
+            return torch.cat([self.encode(row) for row in ids.split(1)])
+        return self._encode_once(ids)
+
+    @torch.no_grad()
+    def _encode_once(self, ids: Tensor) -> Tensor:
         weights = fingerprint(self.parameters())
         if weights != self._cached_weights:
             self._cache.clear()

@@ -13,6 +13,14 @@ def freeze(module: nn.Module) -> None:
     module.eval()
 
 
+def is_adapted(module: nn.Module) -> bool:
+    """
+    Whether peft has put layers into a module. What these compute changes without a parameter being written to: they
+    can be switched off, and merged behind PyTorch's back.
+    """
+    return any(hasattr(child, "base_layer") for child in module.modules())
+
+
 def fingerprint(parameters: Iterable[Tensor]) -> tuple:
     """A value that changes when one of the parameters is written to, moved or replaced."""
     return tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in parameters)
@@ -43,9 +51,12 @@ class FrozenConstant:
     key: tuple = ()
     value: Tensor = field(default_factory=lambda: torch.empty(0))
 
-    def get(self, parameters: list[Tensor], dtype: torch.dtype, compute: Callable[[], Tensor]) -> Tensor:
-        """The value in `dtype`; parameters that somebody has unfrozen are read anew each time."""
-        if torch.is_grad_enabled() and any(parameter.requires_grad for parameter in parameters):
+    def get(
+        self, parameters: list[Tensor], dtype: torch.dtype, compute: Callable[[], Tensor], is_constant: bool = True
+    ) -> Tensor:
+        """The value in `dtype`; parameters that somebody has unfrozen or adapted are read anew each time."""
+        if not is_constant or any(parameter.requires_grad for parameter in parameters):
+            self.key = ()
             return compute().to(dtype)
         key = (dtype, fingerprint(parameters))
         if key != self.key:

@@ -7,7 +7,7 @@ Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Inter
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
+from . import lora
 from .adapter_checkpoint import TOWER_NAMES, adapter_names, attach_towers, find_sources
 from .avmoe import load_balancing_loss
 from .backbones import HtsatTower, SpectrogramReader, SwinV2Tower, Tower
@@ -24,7 +25,7 @@ from .captions import CaptionMapper, Captions, ClipTextTower
 from .case import CASE, CASEOutput, masked_mean
 from .distributed import anywhere, gather_rows
 from .frames import FrameLayout
-from .frozen import freeze
+from .frozen import freeze, is_adapted
 from .heads.event_localization import CMBSHead, MLPHead
 from .heads.question_answering import QuestionAnsweringHead
 from .heads.segmentation import SegmentationHead, ZeroBatchNorm
@@ -37,6 +38,10 @@ from .losses import (
     selection_entropy_loss,
 )
 from .pretrained import load_tower
+
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
 
 
 logger = logging.get_logger(__name__)
@@ -220,6 +225,55 @@ class CaeAvPreTrainedModel(PreTrainedModel):
             loss = loss + self.loss_weights[name] * value
         return {"loss": loss, "loss_dict": {"task": task_loss, **terms, **auxiliary}}
 
+    def add_lora(self, config: "LoraConfig") -> None:
+        """
+        Put LoRA beside linear maps of the towers, to be trained with the adapters. It is part of the model from then
+        on, and of its checkpoints.
+
+        `peft.get_peft_model(model, config)` is the alternative: it trains nothing but LoRA, and what `modules_to_save`
+        names.
+
+        Args:
+            config: Such as [`~modeling.lora.tower_lora_config`] makes; `target_modules` are names within
+                [`CaeAvModel`].
+
+        Raises:
+            CaeAvError: The model has LoRA already, or `target_modules` name something else than parts of the towers.
+        """
+        if self.config.lora is not None:
+            raise CaeAvError("the model has LoRA already; merge it first, `merge_lora()`")
+        values = lora.to_values(config)
+        lora.inject(self.cae_av, values)
+        self.config.lora = values
+
+    def merge_lora(self) -> None:
+        """
+        Add the product of LoRA to the weights of the towers, after which the model has none; it computes the same,
+        faster, but on towers of its own.
+        """
+        self._remove_lora(merge=True)
+
+    def unload_lora(self) -> None:
+        """Take LoRA out again, which leaves the towers as they were."""
+        self._remove_lora(merge=False)
+
+    def _remove_lora(self, merge: bool) -> None:
+        if self.config.lora is not None:
+            lora.remove(self.cae_av, merge=merge)
+            self.config.lora = None
+            self.cae_av.forget()
+
+    def save_lora(self, folder: str | os.PathLike) -> None:
+        """
+        Write LoRA alone in the format of peft, for `PeftModel.from_pretrained` on the model that `unload_lora` leaves.
+
+        Raises:
+            CaeAvError: There is none, or it cannot be written.
+        """
+        if self.config.lora is None:
+            raise CaeAvError("the model has no LoRA to be saved")
+        lora.save(self.cae_av, folder, "" if self.cae_av is self else f"{self.base_model_prefix}.")
+
     def get_input_embeddings(self) -> nn.Module:
         """Frames are no tokens: the patch embedding stands where text models have their embedding."""
         return cast(Any, self.cae_av.vision_tower).patch_embed.proj
@@ -347,6 +401,8 @@ class CaeAvModel(CaeAvPreTrainedModel):
         self.audio_tower = None if config.shared_tower else HtsatTower(config.audio_config)
         self.text_tower = ClipTextTower(config.text_config)
         self.freeze_towers()
+        if config.lora is not None:
+            lora.inject(self, config.lora)
         self.frozen_step = FrozenStep()
         self.interactions = nn.ModuleList()
         sizes = zip(*(tower.stage_sizes() for tower in self._readers()), strict=True)
@@ -384,14 +440,25 @@ class CaeAvModel(CaeAvPreTrainedModel):
         return vision, SpectrogramReader(vision) if self.audio_tower is None else self.audio_tower
 
     def freeze_towers(self) -> None:
-        """No gradient into the towers."""
+        """No gradient into the towers, but for LoRA that is part of the model."""
         for tower in self.towers():
             freeze(tower)
+            if self.config.lora is not None:
+                lora.activate(tower)
+
+    def forget(self) -> None:
+        """Drop what was computed from the weights of the towers and kept."""
+        for tower in self.towers():
+            cast(Any, tower).forget()
 
     def train(self, mode: bool = True) -> "CaeAvModel":
         super().train(mode)
         for tower in self.towers():
             tower.eval()
+            if is_adapted(tower):
+                lora.set_training(tower, mode)
+                # Weights of the tower into which LoRA is merged later may look untouched.
+                cast(Any, tower).forget()
         return self
 
     def get_caption_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
@@ -879,7 +946,6 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
         is_other = ((looks != others).any(-1) & is_pair).any(1, keepdim=True)
         return sound, is_pair & is_other
 
-    @torch.no_grad()
     def _frozen_tokens(self, pixel_values_videos: Tensor, frames: FrameLayout) -> Tensor:
         """What the frozen visual tower alone says of frames: (B, T, L, D) after the final norm."""
         vision = cast(Tower, self.model.vision_tower)

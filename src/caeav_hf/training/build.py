@@ -11,6 +11,8 @@ from huggingface_hub.errors import StrictDataclassError
 from ..configuration_cae_av import CaeAvConfig
 from ..data import CaeAvDataset
 from ..errors import CaeAvError
+from ..modeling.frozen import is_adapted
+from ..modeling.lora import tower_lora_config
 from ..processing import CaeAvProcessor, build_question_tokenizer, clean_caption
 from .caption_features import open_store
 from .captions import SIDES, CaptionFeatures
@@ -55,11 +57,19 @@ def may_leave_parameters_out(model: Any, data: CaeAvDataset) -> bool:
 def build_model(recipe: Recipe, class_names: list[str] | None = None, question_tokenizer: Any = None) -> Any:
     """
     The model to train, for these classes and words of questions if the task has any: from `recipe.model`, else a
-    preset on the towers that the recipe names, else (toy size) on the toy towers that come with the package.
+    preset on the towers that the recipe names, else (toy size) on the toy towers that come with the package. With
+    `lora_rank`, LoRA is put into its towers.
 
     Raises:
         CaeAvError: no model and no towers are named, something cannot be loaded, or `model_config` is wrong.
     """
+    model = _build_model(recipe, class_names, question_tokenizer)
+    if recipe.lora_rank:
+        model.add_lora(tower_lora_config(recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout, recipe.lora_towers))
+    return model
+
+
+def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokenizer: Any) -> Any:
     task = get_task(recipe.task)
     labels: dict[str, Any] = {}
     if class_names is not None:
@@ -211,9 +221,9 @@ def read_captions(
 ) -> CaptionFeatures:
     """
     Features of every caption of these splits: those stored in the folder of the data set for this model's text tower,
-    and computed now where there are none.
+    and computed now where there are none. None at all of a text tower that is trained.
     """
-    if not model.config.use_case:
+    if not model.config.use_case or is_adapted(model.cae_av.text_tower):
         splits = []
     texts = dict.fromkeys(text for data in splits for text in _captions(data))
     captions = dict(zip(texts, caption_token_ids(list(texts), processor), strict=True))

@@ -40,6 +40,13 @@ class Recipe:
         default_factory=dict, metadata={"help": "changes to the model configuration, as KEY=VALUE ..."}
     )
 
+    lora_rank: int = _value(0, "rank of LoRA on the frozen towers, which is trained with the adapters; 0 for none")
+    lora_alpha: float = _value(16.0, "LoRA counts alpha / rank")
+    lora_dropout: float = _value(0.0, "dropout before LoRA")
+    lora_towers: list[str] = field(
+        default_factory=lambda: ["vision", "audio"], metadata={"help": "towers with LoRA, of vision, audio and text"}
+    )
+
     data: str | None = _value(None, "data set folder written by a builder of dataset_scripts/")
     train_split: str = _value("train", "split to train on")
     eval_split: str = _value("validation", "split to evaluate on after each epoch")
@@ -78,11 +85,11 @@ class Recipe:
         for name in ("max_steps", "save_steps", "patience"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "at least 1, or null", value)
-        for name in ("epochs", "num_workers", "entropy_warmup_epochs", "weight_decay", "seed"):
+        for name in ("epochs", "num_workers", "entropy_warmup_epochs", "weight_decay", "seed", "lora_rank"):
             _require(getattr(self, name) >= 0, name, "not negative", getattr(self, name))
-        for name in ("learning_rate", "lr_decay_factor", "max_skipped_steps"):
+        for name in ("learning_rate", "lr_decay_factor", "max_skipped_steps", "lora_alpha"):
             _require(getattr(self, name) > 0, name, "positive", getattr(self, name))
-        for name in ("adam_beta1", "adam_beta2"):
+        for name in ("adam_beta1", "adam_beta2", "lora_dropout"):
             _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
         grad_norm = self.max_grad_norm
         _require(grad_norm is None or grad_norm > 0, "max_grad_norm", "positive, or null", grad_norm)
