@@ -37,7 +37,7 @@ def test_items_are_those_of_the_data_set(parquet, prepared, processor):
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])
-@pytest.mark.parametrize("workers", [0, 1, 3])
+@pytest.mark.parametrize("workers", [0, 1, 2])
 def test_processes_and_workers_divide_the_clips(prepared, processor, monkeypatch, processes, workers):
     found = []
     for index in range(processes):

@@ -148,6 +148,9 @@ def _pad(clips: Sequence[Mapping[str, Any]], name: str, value: float) -> torch.T
     if not tensors[0].ndim:
         return torch.stack(tensors)
     longest = max(len(tensor) for tensor in tensors)
+    if all(len(tensor) == longest for tensor in tensors):
+        # Writes to shared memory at once in the workers of a loader.
+        return torch.utils.data.default_collate(tensors)
     batch = tensors[0].new_full((len(tensors), longest, *tensors[0].shape[1:]), value)
     for row, tensor in zip(batch, tensors, strict=True):
         row[: len(tensor)] = tensor

@@ -226,7 +226,14 @@ class _Split:
 
         rows = (([self.rows[number] for number in clip]) for clip in share)
         names = iter(self.rows.select_columns("video_id").select([clip[0] for clip in share])["video_id"])
-        with pq.ParquetWriter(partial_path, schema, use_dictionary=[PREPARED], write_statistics=False) as writer:
+        with pq.ParquetWriter(
+            partial_path,
+            schema,
+            # JPEG and the last bits of sound cannot be made smaller; PNGs are stored as they are for this to do it.
+            compression={"frames.list.element.bytes": "zstd" if image_format == "png" else "none"},
+            use_dictionary=[PREPARED],
+            write_statistics=False,
+        ) as writer:
             made = _in_order(pool, make, rows, ahead)
             while group := list(islice(made, _GROUP_CLIPS)):
                 kept = []

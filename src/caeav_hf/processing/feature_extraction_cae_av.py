@@ -168,10 +168,12 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         segments = [self._segments(waveform, num_segments) for waveform in waveforms]
         counts = torch.tensor([len(part) for part in segments])
         frame_mask = torch.arange(int(counts.max())) < counts[:, None]
-        features = torch.full(
-            (*frame_mask.shape, 1, self.num_spectrogram_frames, self.feature_size), float(self.padding_value)
-        )
-        features[frame_mask] = self._log_mel(torch.cat(segments))[:, None]
+        log_mel = self._log_mel(torch.cat(segments) if len(segments) > 1 else segments[0])[:, None]
+        if frame_mask.all():
+            features = log_mel.view(*frame_mask.shape, *log_mel.shape[1:])
+        else:
+            features = torch.full((*frame_mask.shape, *log_mel.shape[1:]), float(self.padding_value))
+            features[frame_mask] = log_mel
         return BatchFeature({"input_features": features, "frame_mask": frame_mask}, tensor_type=return_tensors)
 
     def _checked(self, waveform: Any, index: int) -> torch.Tensor:
@@ -209,9 +211,13 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
             reach = (edge + period - 1) * self.hop_length + math.ceil(self.fft_window_size / 2)
             begin = self._spectrogram(segments.repeat(1, 2)[:, :reach])[:, : edge + period]
             finish = self._spectrogram(segments[:, -2 * edge * self.hop_length :])[:, -edge:]
-            inner = begin[:, edge:]
-            periods = inner.repeat(1, repeats - 1, 1)
-            return torch.cat([begin[:, :edge], periods, inner[:, : period + 1 - 2 * edge], finish], dim=1)
+            inner, whole = begin[:, edge:], edge + (repeats - 1) * period
+            log_mel = begin.new_empty(len(segments), repeats * period + 1, begin.shape[-1])
+            log_mel[:, :edge] = begin[:, :edge]
+            log_mel[:, edge:whole].unflatten(1, (repeats - 1, period))[:] = inner[:, None]
+            log_mel[:, whole:-edge] = inner[:, : period + 1 - 2 * edge]
+            log_mel[:, -edge:] = finish
+            return log_mel
         return self._spectrogram(segments.repeat(1, repeats + 1)[:, :tile_samples])
 
     def _filter_bank(self, segments: torch.Tensor) -> torch.Tensor:

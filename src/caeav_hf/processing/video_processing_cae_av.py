@@ -50,7 +50,7 @@ class CaeAvVideoProcessor(BaseVideoProcessor):
     ) -> list[torch.Tensor]:
         """
         Clips as (T, 3, H, W) views. The base class copies every full-sized frame to channels-first memory; resizing
-        reads channels-last memory just as well, so here nothing is copied.
+        reads channels-last memory just as well, so here nothing is copied that is to be resized.
         """
         prepared = []
         for index, video in enumerate(videos):
@@ -63,6 +63,9 @@ class CaeAvVideoProcessor(BaseVideoProcessor):
             layout = input_data_format or infer_channel_dimension_format(video, num_channels=3)
             if ChannelDimension(layout) == ChannelDimension.LAST:
                 video = video.permute(0, 3, 1, 2)
+                if video.shape[2:] == (self.size["height"], self.size["width"]):
+                    # Not to be resized: copied as bytes, lest it is copied as floats.
+                    video = video.contiguous()
             prepared.append(video if device is None else video.to(device))
         return prepared
 
@@ -83,5 +86,8 @@ class CaeAvVideoProcessor(BaseVideoProcessor):
         clips = clips["pixel_values_videos"]
         lengths = torch.tensor([len(clip) for clip in clips])
         frame_mask = torch.arange(int(lengths.max())) < lengths[:, None]
-        pixels = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
+        if len(clips) == 1:
+            pixels = clips[0][None].contiguous()
+        else:
+            pixels = torch.nn.utils.rnn.pad_sequence(clips, batch_first=True)
         return BatchFeature({"pixel_values_videos": pixels, "frame_mask": frame_mask}, tensor_type=return_tensors)
