@@ -56,10 +56,13 @@ def clip_loader(
     collator: Collator,
     *,
     num_workers: int = 0,
+    prefetch_factor: int = 2,
     pin_memory: bool = False,
+    persistent_workers: bool = False,
 ) -> DataLoader:
     """
-    A loader of exactly these batches of clip numbers.
+    A loader of exactly these batches of clip numbers. With `persistent_workers` the list may be given other contents
+    before the next pass over the loader, which its workers live to see.
 
     It draws its worker seeds from a generator of its own: making or resuming a loader must not move the random
     numbers that dropout will see.
@@ -69,7 +72,9 @@ def clip_loader(
         batch_sampler=batches,
         collate_fn=_NumberedCollator(collator),
         num_workers=num_workers,
+        prefetch_factor=prefetch_factor if num_workers else None,
         pin_memory=pin_memory,
+        persistent_workers=persistent_workers and num_workers > 0,
         generator=torch.Generator(),
     )
 

@@ -14,6 +14,7 @@ from ..errors import CaeAvError
 from ..modeling.frozen import is_adapted
 from ..modeling.lora import tower_lora_config
 from ..processing import CaeAvProcessor, build_question_tokenizer, clean_caption
+from .augmentation import Augmentation, AugmentedClips
 from .caption_features import open_store
 from .captions import SIDES, CaptionFeatures
 from .recipe import Recipe
@@ -157,6 +158,14 @@ def load_split(recipe: Recipe, split: str, processor: Any) -> CaeAvDataset:
     if not len(data):
         raise CaeAvError(f"{recipe.data}: split {split!r} has no clips")
     return data
+
+
+def augmented(data: CaeAvDataset, recipe: Recipe) -> CaeAvDataset | AugmentedClips:
+    """The training clips, with what the recipe switches on done to them."""
+    switches = {name: getattr(recipe, name) for name in ("flip_frames", "spec_augment", "mixup")}
+    if not any(switches.values()):
+        return data
+    return AugmentedClips(data, Augmentation(**switches, seed=recipe.seed))
 
 
 def _check_task(data: CaeAvDataset, recipe: Recipe) -> None:

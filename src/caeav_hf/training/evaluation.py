@@ -43,7 +43,8 @@ def evaluate(
         num_processes=accelerator.num_processes,
         groups=getattr(dataset, "groups", None),
     )
-    loader = clip_loader(dataset, batches, collator, num_workers=num_workers)
+    pin_memory = accelerator.device.type == "cuda"
+    loader = clip_loader(dataset, batches, collator, num_workers=num_workers, pin_memory=pin_memory)
     was_training = model.training
     model.eval()
     scored = []

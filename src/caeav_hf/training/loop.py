@@ -68,6 +68,17 @@ class Trainer:
             if name in trained and buffer.is_floating_point()
         ]
         self.state = LoopState(order=self._order())
+        # One loader for all epochs, for its workers to live on; the batches are those of the running epoch.
+        self.batches: list[list[int]] = []
+        self.loader = clip_loader(
+            train_data,
+            self.batches,
+            collator,
+            num_workers=recipe.num_workers,
+            prefetch_factor=recipe.prefetch_factor,
+            pin_memory=accelerator.device.type == "cuda",
+            persistent_workers=True,
+        )
 
     @property
     def bare_model(self) -> Any:
@@ -125,7 +136,7 @@ class Trainer:
         self.bare_model.loss_weights["entropy"] = entropy_weight(recipe, self.full_entropy_weight, state.epoch)
         self.model.train()
         # Clips that were done before a resume are left out here, so none of them is decoded again.
-        batches = epoch_batches(
+        self.batches[:] = epoch_batches(
             len(self.train_data),
             recipe.batch_size,
             seed=recipe.seed,
@@ -135,14 +146,9 @@ class Trainer:
             groups=getattr(self.train_data, "groups", None),
             start=state.clips_done,
         )
-        loader = clip_loader(
-            self.train_data,
-            batches,
-            self.collator,
-            num_workers=recipe.num_workers,
-            pin_memory=self.accelerator.device.type == "cuda",
-        )
-        steps_left = math.ceil(len(batches) / recipe.accumulation_steps)
+        if hasattr(self.train_data, "set_epoch"):
+            self.train_data.set_epoch(state.epoch)
+        steps_left = math.ceil(len(self.batches) / recipe.accumulation_steps)
         clips_a_step = recipe.batch_size * self.accelerator.num_processes * recipe.accumulation_steps
         with tqdm(
             total=state.clips_done // clips_a_step + steps_left,
@@ -151,7 +157,7 @@ class Trainer:
             unit="step",
             disable=not self.accelerator.is_main_process,
         ) as progress:
-            for window in windows(loader, recipe.accumulation_steps):
+            for window in windows(self.loader, recipe.accumulation_steps):
                 loss = self._step(window)
                 state.step += 1
                 progress.update()

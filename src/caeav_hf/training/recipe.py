@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from ..errors import CaeAvError
+from .augmentation import check_switches
 
 
 RECIPES = Path(__file__).parent / "recipes"
@@ -53,6 +54,10 @@ class Recipe:
     use_captions: bool = _value(True, "read the captions of the data set, where it has any")
     cache_dir: str | None = _value(None, "folder for processed clips, so that each is decoded once; it grows large")
     num_workers: int = _value(0, "processes that decode clips ahead of the model")
+    prefetch_factor: int = _value(2, "batches that each of these keeps ready")
+    flip_frames: bool = _value(False, "mirror half of the training clips, with their masks")
+    spec_augment: bool = _value(False, "blank stripes of time and frequency in the sound of training clips")
+    mixup: bool = _value(False, "mix the sound of training clips with that of others")
 
     output_dir: str | None = _value(None, "run folder: recipe, history, curves, checkpoints")
     seed: int = _value(0, "seed of the initial weights, the order of the clips and dropout")
@@ -80,7 +85,7 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "eval_batch_size", "accumulation_steps", "lr_decay_epochs"):
+        for name in ("batch_size", "eval_batch_size", "accumulation_steps", "lr_decay_epochs", "prefetch_factor"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("max_steps", "save_steps", "patience"):
             value = getattr(self, name)
@@ -96,6 +101,7 @@ class Recipe:
         _require(self.size in ("full", "toy"), "size", "full or toy", self.size)
         precision = self.mixed_precision
         _require(precision in ("no", "fp16", "bf16"), "mixed_precision", "no, fp16 or bf16", precision)
+        check_switches(self.task, {name: getattr(self, name) for name in ("flip_frames", "spec_augment", "mixup")})
 
     def to_dict(self) -> dict[str, Any]:
         """The values by name, in the order of the fields."""

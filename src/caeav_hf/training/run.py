@@ -9,6 +9,7 @@ from accelerate.utils import set_seed
 from ..data import CaeAvCollator
 from ..errors import CaeAvError
 from .build import (
+    augmented,
     build_accelerator,
     build_model,
     build_processor,
@@ -91,7 +92,8 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
     set_seed(recipe.seed, device_specific=True)
     accelerator.ddp_handler.find_unused_parameters = may_leave_parameters_out(model, train_data)
     collator = CaeAvCollator()
-    trainer = Trainer(recipe, task, model, processor, train_data, eval_data, collator, accelerator, run, captions)
+    clips = augmented(train_data, recipe)
+    trainer = Trainer(recipe, task, model, processor, clips, eval_data, collator, accelerator, run, captions)
     if checkpoint is not None:
         trainer.resume(checkpoint, read_loop_state(checkpoint))
     try:
