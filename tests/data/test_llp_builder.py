@@ -57,6 +57,8 @@ def test_rows_are_those_of_the_annotations(llp_corpus, llp_parquet):
                 **segments,
                 "visual_3d": None,
                 "media": {"path": str((llp_corpus / "media" / f"{filename}.mp4").resolve()), "bytes": None},
+                "frames": [],
+                "audio": None,
                 "media_start": None,
                 "media_end": None,
                 "visual_caption": captions[filename]["visual"],

@@ -1,5 +1,6 @@
 """Finding the media of a data set under the names that people give it, and taking clips out of longer videos."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -7,18 +8,23 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
-from caeav_hf.data import AveBuilder, CaeAvDataset, LlpBuilder
+from caeav_hf.configuration_cae_av import CaeAvConfig
+from caeav_hf.data import AveBuilder, CaeAvDataset, LlpBuilder, MusicAvqaBuilder
 from caeav_hf.data.ave import read_clip_times
 from caeav_hf.data.builder import BuildReport
 from caeav_hf.data.cutting import cut
+from caeav_hf.data.images import read_frame
 from caeav_hf.data.media_files import AUDIO_SUFFIXES, MediaFolder, Query
 from caeav_hf.errors import DataError, MediaError
+from caeav_hf.labels import MUSIC_AVQA_ANSWERS
+from caeav_hf.processing import CaeAvProcessor
 from caeav_hf.processing.captioning import CaptionSettings, find_clips
-from caeav_hf.processing.media import load_clip
+from caeav_hf.processing.media import load_audio, load_clip
 from tests.data.conftest import build_avs
-from tests.media_factory import read_count, write_clip
+from tests.media_factory import count_image, read_count, write_clip, write_wav
 
 
 def folder(root: Path, *files: str) -> MediaFolder:
@@ -297,6 +303,93 @@ def test_avsbench_in_other_folders(avs_corpora, avs_parquet, tmp_path, setting):
 
 def _names(files: list[dict]) -> list[str]:
     return [Path(file["path"]).name for file in files]
+
+
+# Folders of frames
+
+
+def write_frames(folder: Path, count: int, name: str = "{:06d}.png", size: tuple[int, int] = (48, 64)) -> None:
+    """`count` frames, of which the one that comes first shows the number 0."""
+    folder.mkdir(parents=True)
+    for number in range(count):
+        Image.fromarray(count_image(number, size)).save(folder / name.format(number + 1))
+
+
+def numbers_of(row: dict) -> list[int]:
+    return [read_count(read_frame(frame)) for frame in row["frames"]]
+
+
+def test_a_clip_may_be_a_folder_of_frames_and_a_sound_file(tmp_path, processor):
+    annotations, media = write_ave(tmp_path, "one", "short", "silent", "torn", "both"), tmp_path / "media"
+    write_frames(media / "frames" / "one", 80)
+    write_frames(media / "frames" / "short", 12, "short_{}.png")  # without leading zeros
+    write_frames(media / "frames" / "silent", 10)
+    write_frames(media / "frames" / "torn", 10)
+    write_frames(media / "frames" / "both", 10)
+    (media / "frames" / "torn" / "000003.png").write_bytes(b"no image")
+    (media / "audio").mkdir()
+    for name, seconds in (("one", 10), ("short", 3), ("torn", 10), ("both", 10)):
+        write_wav(media / "audio" / f"{name}.wav", seconds=seconds, rate=32_000)
+    (media / "both.mp4").write_bytes(b"")
+    options = {"annotations": str(annotations), "media": str(media)}
+    rows = rows_of(AveBuilder(**options), tmp_path / "out")
+    # Eight frames a second: those at 0.5, 1.5 ... s; four a second of three.
+    assert numbers_of(rows["one"]) == [4, 12, 20, 28, 36, 44, 52, 60, 68, 76]
+    assert numbers_of(rows["short"]) == [2, 6, 10]
+    assert rows["one"]["media"] is None
+    assert rows["one"]["audio"]["path"] == str(media / "audio" / "one.wav")
+    assert {r: i["examples"] for r, i in rows["report"]["splits"]["train"]["skipped"].items()} == {
+        "missing_audio": ["silent.wav"],
+        "unreadable_frame": ["frames/torn/000003.png"],
+    }
+    assert rows["notes"]["frames_and_sound"]["examples"] == ["one", "short", "both (both.mp4: unreadable)"]
+    AveBuilder(**options, embed_media=True).build(tmp_path / "embedded")
+    for out in ("out", "embedded"):
+        item = CaeAvDataset(tmp_path / out, processor, split="train")[0]
+        sound = load_audio(media / "audio" / "one.wav", sampling_rate=32_000)
+        frames = np.stack([count_image(number, (48, 64)) for number in numbers_of(rows["one"])])
+        expected = processor(videos=[frames], audio=[sound], sampling_rate=32_000)
+        for name in expected:
+            assert torch.equal(item[name], expected[name][0]), name
+        assert [clip.clip for clip in find_clips(tmp_path / out)] == ["one", "short", "both"]
+
+
+def test_frames_of_a_long_video_are_spread(tmp_path):
+    annotations, media = tmp_path / "annotations", tmp_path / "media"
+    annotations.mkdir()
+    question = {"video_id": "00000001", "type": '["Audio", "Counting"]', "templ_values": "[]", "anser": "two"}
+    questions = [{**question, "question_id": number, "question_content": "How many?"} for number in range(2)]
+    (annotations / "avqa-test.json").write_text(json.dumps(questions))
+    write_frames(media / "00000001", 60)
+    write_wav(media / "00000001.wav", seconds=60, rate=32_000)
+    MusicAvqaBuilder(annotations=str(annotations), media=str(media)).build(tmp_path / "out")
+    rows = datasets.load_dataset(str(tmp_path / "out"), split="test")
+    assert numbers_of(rows[0]) == list(range(3, 60, 6))
+    config = CaeAvConfig.from_preset("avqa", size="toy", id2label=dict(enumerate(MUSIC_AVQA_ANSWERS)))
+    clips = CaeAvDataset(rows, CaeAvProcessor.from_config(config))
+    sound = load_audio(media / "00000001.wav", sampling_rate=32_000)
+    frames = np.stack([count_image(number, (48, 64)) for number in range(3, 60, 6)])
+    seconds = [sound[round((6 * part + 2.5) * 32_000) :][:32_000] for part in range(10)]
+    expected = clips.processor(videos=[frames], audio=[np.concatenate(seconds)], sampling_rate=32_000)
+    for item in (clips[0], clips[1]):
+        assert torch.equal(item["pixel_values_videos"], expected["pixel_values_videos"][0])
+        torch.testing.assert_close(item["input_features"], expected["input_features"][0])
+
+
+def test_frames_of_clips_of_llp(tmp_path):
+    write_llp(tmp_path, "one_5_15", "long_0_10")
+    media = tmp_path / "media"
+    for name, seconds in (("one", 10), ("long", 30)):
+        write_frames(media / "frame" / name, 8 * seconds)
+        write_wav(media / f"{name}.wav", seconds=seconds, rate=16_000)
+    captions = tmp_path / "captions.json"
+    captions.write_text('{"one": {"visual": "By the name of the folder."}}')
+    options = {"annotations": str(tmp_path / "annotations"), "media": str(media), "captions": str(captions)}
+    rows = rows_of(LlpBuilder(**options), tmp_path / "out")
+    assert len(rows["one"]["frames"]) == 10
+    assert rows["one"]["visual_caption"] == "By the name of the folder."
+    assert rows["report"]["splits"]["train"]["skipped"]["longer_than_its_clip"]["examples"] == ["long.wav"]
+    assert [clip.clip for clip in find_clips(tmp_path / "out")] == ["one_5_15"]
 
 
 # Cutting

@@ -156,6 +156,8 @@ def test_rows_are_those_of_the_annotations(corpus, parquet):
                 "answer": question.answer,
                 "answer_label": ANSWERS.index(question.answer),
                 "media": {"path": str((corpus / "media" / f"{question.video_id}.mp4").resolve()), "bytes": None},
+                "frames": [],
+                "audio": None,
                 "visual_caption": captions[question.video_id]["visual"],
                 "audio_caption": captions[question.video_id]["audio"],
             }

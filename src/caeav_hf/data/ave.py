@@ -174,6 +174,7 @@ def _entry(line: AveAnnotation, categories: tuple[str, ...], times: Mapping[str,
         video_id=line.video_id,
         times=times.get(line.video_id),
         clip_seconds=AVE_NUM_SEGMENTS,
+        num_frames=AVE_NUM_SEGMENTS,
         folder=line.category,
     )
     return Entry(

@@ -37,7 +37,7 @@ from .builder import (
     read_lines,
     run_builder,
 )
-from .images import read_frame, read_mask
+from .images import read_mask
 from .media_files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Query
 from .schema import AVSBENCH_NUM_SEGMENTS, SPLITS, segmentation_features
 
@@ -117,19 +117,21 @@ class AvsBenchBuilder(ClipBuilder):
         if self.config.from_videos:
             files["media"], notes = self.check_clip(_one(entry.media["media"]))
         else:
-            files["frames"], frame_size = self._check_frames(_several(entry.media["frames"]))
-            audio, seconds = self._check_audio(_one(entry.media["audio"]))
-            files["audio"] = audio
+            frames = [self._find(query, "missing_frame") for query in _several(entry.media["frames"])]
+            frame_size = self.check_images(frames)
+            audio = self._find(_one(entry.media["audio"]), "missing_audio")
+            seconds = self.check_sound(audio).duration
+            files = {"frames": tuple(map(MediaPart, frames)), "audio": MediaPart(audio)}
             if seconds is not None and count_segments(seconds) < AVSBENCH_NUM_SEGMENTS:
-                notes.append(("sound_ends_early", audio.file))
+                notes.append(("sound_ends_early", audio))
         masks, losses = [], []
         for frame, query in zip(entry.row["mask_frames"], _several(entry.media["masks"]), strict=True):
-            file = self._find(query)
-            if file is None:
-                losses.append(("missing_mask", query.expected))
-                continue
             try:
+                file = self._find(query, "missing_mask")
                 mask = read_mask(self.media.path(file))
+            except UnusableError as error:
+                losses.append((error.reason, error.file))
+                continue
             except MediaError:
                 losses.append(("unreadable_mask", file))
                 continue
@@ -147,38 +149,11 @@ class AvsBenchBuilder(ClipBuilder):
         files["masks"] = tuple(part for _, part in masks)
         return Checked(left, files, tuple(notes), tuple(losses))
 
-    def _find(self, query: Query) -> str | None:
-        """The best file that fits, if there is one."""
-        return next((match.file for match in self.media.find(query)), None)
-
-    def _check_frames(self, queries: Sequence[Query]) -> tuple[tuple[MediaPart, ...], tuple[int, int]]:
-        """The frames, and their size (height, width)."""
-        parts, sizes = [], []
-        for query in queries:
-            file = self._find(query)
-            if file is None:
-                raise UnusableError("missing_frame", query.expected)
-            try:
-                sizes.append(read_frame(self.media.path(file)).shape[:2])
-            except MediaError as error:
-                raise UnusableError("unreadable_frame", file) from error
-            if sizes[-1] != sizes[0]:
-                raise UnusableError("frames_of_several_sizes", file)
-            parts.append(MediaPart(file))
-        return tuple(parts), sizes[0]
-
-    def _check_audio(self, query: Query) -> tuple[MediaPart, float | None]:
-        """The sound, and its seconds as far as its header tells."""
-        file = self._find(query)
-        if file is None:
-            raise UnusableError("missing_audio", query.expected)
-        try:
-            info = self.probe(file)
-        except UnusableError as error:
-            raise UnusableError(f"{error.reason}_audio", file) from error
-        if not info.has_audio:
-            raise UnusableError("no_audio_stream", file)
-        return MediaPart(file), info.duration
+    def _find(self, query: Query, reason: str) -> str:
+        """The best file that fits; raises an [`UnusableError`] if there is none."""
+        for match in self.media.find(query):
+            return match.file
+        raise UnusableError(reason, query.expected)
 
     def _entry(self, line: AvsBenchAnnotation) -> Entry:
         name = line.name
@@ -195,11 +170,11 @@ class AvsBenchBuilder(ClipBuilder):
         row = {"video_id": name, "category": line.category, "mask_frames": mask_frames}
         if self.config.from_videos:
             video = Query(names=(f"videos/{name}", name), folder=line.category)
-            return Entry({"media": video, "masks": masks}, name, {**row, "frames": [], "audio": None})
+            return Entry({"media": video, "masks": masks}, name, row)
         prefix = f"{name}/{name}.mp4" if line.category is None else f"{place}/{name}/{name}"
         frames = tuple(image("visual_frames", number + 1, prefix) for number in range(AVSBENCH_NUM_SEGMENTS))
         audio = Query(names=(f"audio_wav/{place}/{name}", f"audio_wav/{name}"), suffixes=AUDIO_SUFFIXES)
-        return Entry({"frames": frames, "audio": audio, "masks": masks}, name, {**row, "media": None})
+        return Entry({"frames": frames, "audio": audio, "masks": masks}, name, row)
 
 
 def read_meta_data(path: Path, setting: str, report: BuildReport) -> list[AvsBenchAnnotation]:

@@ -29,14 +29,15 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from caeav_hf.errors import DataError, MediaError
-from caeav_hf.processing.media import MediaInfo, probe
+from caeav_hf.processing.media import MediaInfo, count_segments, probe
 
 from .caption_file import read_captions
 from .card import card_text_of
 from .cutting import cut
 from .files import write_json, write_text
 from .hub import ensure_can_push, push_folder
-from .media_files import Match, MediaFolder, Query
+from .images import read_frame
+from .media_files import AUDIO_SUFFIXES, FrameFolder, Match, MediaFolder, Query
 from .shard_writing import Shard, write_shards
 
 
@@ -236,13 +237,62 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         Raises:
             UnusableError: The row cannot be used.
         """
-        files, notes = {}, []
-        for column, query in entry.media.items():
-            if not isinstance(query, Query):
-                raise TypeError(f"{column}: a row with several files needs a `check` of its own")
-            files[column], found = self.check_clip(query)
-            notes += found
-        return Checked(entry, files, tuple(notes))
+        query = entry.media["media"]
+        if not isinstance(query, Query):
+            raise TypeError("`media` is one file; a row with other columns needs a `check` of its own")
+        try:
+            part, notes = self.check_clip(query)
+        except UnusableError as error:
+            found = self.media.find_frames(query)
+            if found is None:
+                raise
+            files = self._check_frame_folder(found, query)
+            wrong = "" if error.reason == "missing" else f" ({error.file}: {error.reason})"
+            return Checked(entry, files, (("frames_and_sound", f"{found.name}{wrong}"),))
+        return Checked(entry, {"media": part}, tuple(notes))
+
+    def _check_frame_folder(self, found: FrameFolder, query: Query) -> dict[str, MediaPart | tuple[MediaPart, ...]]:
+        """The columns `frames`, one of the middle of each segment, and `audio` of a clip that is there as these."""
+        if found.sound is None:
+            raise UnusableError("missing_audio", f"{found.name}{AUDIO_SUFFIXES[0]}")
+        seconds = self.check_sound(found.sound).duration
+        length, number = query.clip_seconds, query.num_frames or len(found.frames)
+        if length is None:  # segments are spread over all of it
+            numbers = [(2 * part + 1) * len(found.frames) // (2 * number) for part in range(number)]
+        else:
+            if seconds is None:
+                seconds = length
+            if seconds > length + _LOOSE_CUT:
+                raise UnusableError("longer_than_its_clip", found.sound)
+            # How many frames a second there are follows from how long they last, which the sound tells.
+            count = count_segments(min(seconds, length), length / number, number)
+            middles = [(segment + 0.5) * length / number for segment in range(count)]
+            numbers = [min(int(m / seconds * len(found.frames)), len(found.frames) - 1) for m in middles]
+        files = [found.frames[number] for number in numbers]
+        self.check_images(files)
+        return {"frames": tuple(map(MediaPart, files)), "audio": MediaPart(found.sound)}
+
+    def check_images(self, files: Sequence[str]) -> tuple[int, int]:
+        """Size (height, width) of frames; raises an [`UnusableError`] if one cannot be read or is of another size."""
+        sizes = []
+        for file in files:
+            try:
+                sizes.append(read_frame(self.media.path(file)).shape[:2])
+            except MediaError as error:
+                raise UnusableError("unreadable_frame", file) from error
+            if sizes[-1] != sizes[0]:
+                raise UnusableError("frames_of_several_sizes", file)
+        return sizes[0]
+
+    def check_sound(self, file: str) -> MediaInfo:
+        """What the header of a sound file says; raises an [`UnusableError`] if it is none."""
+        try:
+            info = self.probe(file)
+        except UnusableError as error:
+            raise UnusableError(f"{error.reason}_audio", file) from error
+        if not info.has_audio:
+            raise UnusableError("no_audio_stream", file)
+        return info
 
     def check_clip(self, query: Query) -> tuple[MediaPart, list[tuple[str, str]]]:
         """
@@ -431,7 +481,8 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         media_value: Callable[[MediaPart], _MediaValue],
     ) -> dict[str, Any]:
         caption = _caption(checked, captions)
-        columns = dict(checked.entry.row)
+        without: dict[str, Any] = {"media": None, "frames": [], "audio": None}
+        columns = {**{c: value for c, value in without.items() if c in self.info.features}, **checked.entry.row}
         for column, files in checked.files.items():
             if isinstance(files, MediaPart):
                 columns[column], start, end = media_value(files)
@@ -627,11 +678,11 @@ def _notes_on_choice(matches: Sequence[Match], chosen: int, failure: UnusableErr
 
 
 def _caption(checked: Checked, captions: Mapping[str, Mapping[str, str | None]]) -> Mapping[str, str | None]:
-    """The captions of a clip by its own name or, if it is a whole file, by that of the file."""
-    part = checked.files.get("media")
-    name = checked.entry.clip_id
-    if name not in captions and isinstance(part, MediaPart) and part.start is None:
-        name = Path(part.file).stem
+    """The captions of a clip by its own name or, if it is a whole file or a folder of frames, by that of this."""
+    name, part = checked.entry.clip_id, checked.parts[0]
+    if name not in captions and part.start is None:
+        path = Path(part.file)
+        name = path.stem if "media" in checked.files else path.parent.name
     return captions.get(name, {})
 
 

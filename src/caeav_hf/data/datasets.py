@@ -98,7 +98,7 @@ class CaeAvDataset(torch.utils.data.Dataset):
             if not self._make_item.holds(clip):
                 row |= self._clips[clip]
         elif self._make_item.form.shares_clips:
-            clip = row["media"]
+            clip = row["media"] or row.get("audio")
         try:
             return self._make_item(row, clip)
         except MediaError as error:

@@ -293,7 +293,11 @@ def _entry(clip: LlpClip, segments: Mapping[str, Mapping[str, list[list[int]]]])
     return Entry(
         media={
             "media": Query(
-                names=(clip.filename,), video_id=match["video_id"], times=times, clip_seconds=LLP_NUM_SEGMENTS
+                names=(clip.filename,),
+                video_id=match["video_id"],
+                times=times,
+                clip_seconds=LLP_NUM_SEGMENTS,
+                num_frames=LLP_NUM_SEGMENTS,
             )
         },
         clip_id=clip.filename,

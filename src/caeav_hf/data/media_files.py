@@ -35,6 +35,8 @@ class Query:
         times: Seconds of that video that the clip was cut from, if known; of the files `<video_id>_<start>_<end>` only
             those that say the same, in seconds or milliseconds, are wanted then.
         clip_seconds: How long the clip is; without it, a file is never taken for a longer video.
+        num_frames: How many frames are wanted if there is no such file, but a folder of that name with its frames, and
+            a sound file of that name; without it, none are.
         folder: Name of the class, for files that are in a folder of their class; others are wanted after those.
         suffixes: Of its kind of file, best first.
     """
@@ -43,6 +45,7 @@ class Query:
     video_id: str | None = None
     times: tuple[float, float] | None = None
     clip_seconds: float | None = None
+    num_frames: int | None = None
     folder: str | None = None
     suffixes: tuple[str, ...] = VIDEO_SUFFIXES
 
@@ -69,6 +72,22 @@ class Match:
     may_be_longer: bool = False
 
 
+@dataclass(frozen=True)
+class FrameFolder:
+    """
+    A clip as a folder of frames.
+
+    Args:
+        name: Name of the folder.
+        frames: The images in it, in order, by their paths in the media folder.
+        sound: The sound file of the same name, if there is one, likewise.
+    """
+
+    name: str
+    frames: tuple[str, ...]
+    sound: str | None
+
+
 class MediaFolder:
     """
     The files in and below a folder, as they were when this was made. Hidden files and folders are passed over.
@@ -81,7 +100,10 @@ class MediaFolder:
         self.root = root
         self._by_name: dict[str, list[PurePosixPath]] = {}
         self._by_video: dict[str, list[tuple[float, float, PurePosixPath]]] = {}
+        self._images: dict[str, dict[PurePosixPath, list[PurePosixPath]]] = {}
         for file in _files(root):
+            if file.suffix.lower() in IMAGE_SUFFIXES:
+                self._images.setdefault(file.parent.name, {}).setdefault(file.parent, []).append(file)
             self._by_name.setdefault(file.stem, []).append(file)
             match = _CUT_NAME.fullmatch(file.stem)
             if match is not None:
@@ -106,6 +128,18 @@ class MediaFolder:
             return found[file].rank, len(file.parts), query.suffixes.index(file.suffix.lower()), str(file)
 
         return [found[file] for file in sorted(found, key=order)]
+
+    def find_frames(self, query: Query) -> FrameFolder | None:
+        """The clip as a folder of frames, with its sound if that is there too; None if there is none."""
+        if query.num_frames is None:
+            return None
+        for name in (*query.names, *([] if query.video_id is None else [query.video_id])):
+            if folders := self._images.get(name):
+                folder = min(folders, key=lambda folder: (len(folder.parts), str(folder)))
+                sounds = self.find(Query(names=(name,), suffixes=AUDIO_SUFFIXES))
+                frames = tuple(map(str, sorted(folders[folder], key=_frame_number)))
+                return FrameFolder(name, frames, sounds[0].file if sounds else None)
+        return None
 
     def _customs(self, query: Query) -> Iterator[tuple[list[PurePosixPath], bool]]:
         for name in query.names:
@@ -138,6 +172,12 @@ def _files(root: Path) -> Iterator[PurePosixPath]:
         for name in names:
             if not name.startswith(".") and os.path.splitext(name)[1].lower() in _SUFFIXES:
                 yield PurePosixPath(below.as_posix(), name)
+
+
+def _frame_number(file: PurePosixPath) -> tuple[int, str]:
+    """The order of frames: by the last number in their names, with leading zeros or without."""
+    numbers = re.findall(r"\d+", file.stem)
+    return (int(numbers[-1]) if numbers else -1, file.name)
 
 
 def _ends_with(parts: tuple[str, ...], wanted: list[str]) -> bool:

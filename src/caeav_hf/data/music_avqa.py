@@ -28,7 +28,7 @@ from caeav_hf.processing.media import MediaInfo
 
 from .builder import BuildReport, ClipBuilder, Entry, UnusableError, read_class_names
 from .media_files import Query
-from .schema import SPLITS, question_answering_features
+from .schema import MUSIC_AVQA_NUM_SEGMENTS, SPLITS, question_answering_features
 
 
 MUSIC_AVQA_SPLIT_FILES = dict(zip(SPLITS, ("avqa-train.json", "avqa-val.json", "avqa-test.json"), strict=True))
@@ -205,7 +205,7 @@ def _filled(content: str, values: list[str], where: str) -> str:
 
 def _entry(question: Question, answers: tuple[str, ...]) -> Entry:
     return Entry(
-        media={"media": Query(names=(question.video_id,))},
+        media={"media": Query(names=(question.video_id,), num_frames=MUSIC_AVQA_NUM_SEGMENTS)},
         clip_id=question.video_id,
         row={
             "video_id": question.video_id,

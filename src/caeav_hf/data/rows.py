@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from caeav_hf.errors import DataError, MediaError
-from caeav_hf.processing.media import load_audio
+from caeav_hf.processing.media import load_audio, spread_sound
 
 from .collator import IGNORED_LABEL
 from .images import read_frame, read_mask
@@ -52,10 +52,36 @@ class RowForm(ABC):
         Raises:
             MediaError: It cannot be decoded.
         """
+        if row["media"] is None:
+            return self._load_frames(row)
         # One thread: several clips are decoded at the same time by the workers of a loader.
         start, end = media_part(row)
         clip = self.processor.load_clip(row["media"], start=start, end=end, num_threads=1)
         return clip.frames, clip.waveform
+
+    def _load_frames(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+        """What `load` gives for a row with `frames`, one a segment, and `audio` in place of a video file."""
+        if not row.get("frames") or row.get("audio") is None:
+            raise MediaError(f"{row['video_id']}: has no `media`; expected `frames` and `audio` instead")
+        frames = [read_frame(frame) for frame in row["frames"][: self.processor.num_frames]]
+        if len(sizes := {frame.shape[:2] for frame in frames}) > 1:
+            raise MediaError(f"{row['video_id']}: its frames are of the sizes {sorted(sizes)}; expected one size")
+        rate, seconds = self.processor.sampling_rate, self.processor.segment_seconds
+        if self.processor.frame_sampling == "spread":
+            sound = load_audio(row["audio"], sampling_rate=rate)
+            waveform = spread_sound(
+                sound,
+                num_segments=len(frames),
+                segment_seconds=seconds,
+                sampling_rate=rate,
+                seconds=len(sound) / rate,
+            )
+        else:
+            sound = load_audio(row["audio"], sampling_rate=rate, end=len(frames) * seconds)
+            # Sound that ends early is filled up with silence, as in a video file.
+            waveform = np.zeros(len(frames) * round(seconds * rate), np.float32)
+            waveform[: len(sound)] = sound[: len(waveform)]
+        return np.stack(frames), waveform
 
     def process(self, row: Row) -> Mapping[str, torch.Tensor]:
         """
@@ -121,21 +147,6 @@ class SegmentationRows(RowForm):
                 "made for a model of segmentation has, or the argument `mask_size`"
             )
         self.mask_size = int(size or 0)
-
-    def load(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        if row["media"] is not None:
-            return super().load(row)
-        if not row["frames"] or row["audio"] is None:
-            raise MediaError(f"{row['video_id']}: has no `media`; expected `frames` and `audio` instead")
-        frames = [read_frame(frame) for frame in row["frames"][: self.processor.num_frames]]
-        if len(sizes := {frame.shape[:2] for frame in frames}) > 1:
-            raise MediaError(f"{row['video_id']}: its frames are of the sizes {sorted(sizes)}; expected one size")
-        rate, seconds = self.processor.sampling_rate, len(frames) * self.processor.segment_seconds
-        sound = load_audio(row["audio"], sampling_rate=rate, end=seconds)
-        # Sound that ends early is filled up with silence, as in a video file.
-        waveform = np.zeros(len(frames) * round(self.processor.segment_seconds * rate), np.float32)
-        waveform[: len(sound)] = sound[: len(waveform)]
-        return np.stack(frames), waveform
 
     def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         size = self.mask_size

@@ -10,6 +10,7 @@ SPLITS = ("train", "validation", "test")
 
 AVE_NUM_SEGMENTS = 10
 LLP_NUM_SEGMENTS = 10
+MUSIC_AVQA_NUM_SEGMENTS = 10
 AVSBENCH_NUM_SEGMENTS = 5
 
 
@@ -56,6 +57,13 @@ def image_list_feature() -> Any:
     return datasets.Sequence(datasets.Image(decode=False))
 
 
+def clip_features() -> dict[str, Any]:
+    """
+    The clip of a row: `media`, a video file with sound; or, where there is none, `frames`, one a segment, and `audio`.
+    """
+    return {"media": media_feature(), "frames": image_list_feature(), "audio": audio_feature()}
+
+
 def caption_features() -> dict[str, datasets.Value]:
     """The two captions of a clip, null where there is none."""
     return {"visual_caption": datasets.Value("string"), "audio_caption": datasets.Value("string")}
@@ -77,7 +85,7 @@ def event_localization_features(categories: Sequence[str]) -> datasets.Features:
             "end": datasets.Value("int64"),
             "quality": datasets.Value("string"),
             "segment_labels": datasets.Sequence(datasets.Value("int64")),
-            "media": media_feature(),
+            **clip_features(),
             **part_features(),
             **caption_features(),
         }
@@ -86,17 +94,14 @@ def event_localization_features(categories: Sequence[str]) -> datasets.Features:
 
 def segmentation_features() -> datasets.Features:
     """
-    Columns of audio-visual segmentation, one row a clip. It has `frames`, one a segment, and `audio`, or `media`, a
-    video file from which both are taken; then `frames` is empty and `audio` null. `mask_frames` are the numbers of the
-    frames, from 0, that `masks` belong to.
+    Columns of audio-visual segmentation, one row a clip. `mask_frames` are the numbers of the frames, from 0, that
+    `masks` belong to.
     """
     return datasets.Features(
         {
             "video_id": datasets.Value("string"),
             "category": datasets.Value("string"),
-            "frames": image_list_feature(),
-            "audio": audio_feature(),
-            "media": media_feature(),
+            **clip_features(),
             "masks": image_list_feature(),
             "mask_frames": datasets.Sequence(datasets.Value("int64")),
             **caption_features(),
@@ -127,7 +132,7 @@ def video_parsing_features(categories: Sequence[str]) -> datasets.Features:
             "audio_segment_labels": datasets.Sequence(classes()),
             "visual_segment_labels": datasets.Sequence(classes()),
             "visual_3d": datasets.Sequence(datasets.Sequence(datasets.Value("float32"))),
-            "media": media_feature(),
+            **clip_features(),
             **part_features(),
             **caption_features(),
         }
@@ -150,7 +155,7 @@ def question_answering_features(answers: Sequence[str]) -> datasets.Features:
             "question_subtype": datasets.Value("string"),
             "answer": datasets.Value("string"),
             "answer_label": datasets.ClassLabel(names=list(answers)),
-            "media": media_feature(),
+            **clip_features(),
             **caption_features(),
         }
     )

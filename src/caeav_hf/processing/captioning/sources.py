@@ -142,9 +142,10 @@ def _row_clips(shards: Sequence[Path]) -> list[CaptionClip]:
                     table = file.read_row_group(group, columns=[*columns, "media.path"])
                     for index, row in enumerate(table.to_pylist()):
                         path = (row["media"] or {}).get("path")
-                        clip = Path(path).stem if path else row["video_id"]
-                        if row.get("media_start") is not None:
-                            # The file is a longer video, of which there may be several clips.
+                        # Not by a file that is a longer video, of which there may be several clips.
+                        if path and row.get("media_start") is None:
+                            clip = Path(path).stem
+                        else:
                             clip = row.get("filename") or row["video_id"]
                         loader = _RowLoader(rows, shard, group, index)
                         clips.setdefault(clip, CaptionClip(clip, path or row["video_id"], loader))
