@@ -18,6 +18,7 @@ from caeav_hf.data.builder import BuildReport
 from caeav_hf.data.cutting import cut
 from caeav_hf.data.images import read_frame
 from caeav_hf.data.media_files import AUDIO_SUFFIXES, MediaFolder, Query
+from caeav_hf.data.visual_3d import extract_folder
 from caeav_hf.errors import DataError, MediaError
 from caeav_hf.labels import MUSIC_AVQA_ANSWERS
 from caeav_hf.processing import CaeAvProcessor
@@ -215,6 +216,26 @@ def test_features_of_a_full_length_video_are_not_those_of_the_clip(llp, tmp_path
     assert rows_of(LlpBuilder(**options), tmp_path / "npy")["full"]["visual_3d"][0] == [2.0, 2.0]
     save_file({"visual_3d": torch.full((10, 2), 3.0)}, folder / "full_12.5_22.5.safetensors")
     assert rows_of(LlpBuilder(**options), tmp_path / "own")["full"]["visual_3d"][0] == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("embed", [False, True])
+def test_features_are_extracted_from_the_part(llp, tmp_path, embed, monkeypatch):
+    options = {"annotations": str(llp / "annotations"), "media": str(llp / "media")}
+    LlpBuilder(**options, embed_media=embed).build(tmp_path / "rows")
+    monkeypatch.setattr("caeav_hf.data.visual_3d._transform", lambda: lambda frames: frames)
+    network = FrameCounts()
+    report = extract_folder(tmp_path / "rows", tmp_path / "features", network, frames_per_segment=1)
+    assert report == {"written": 4, "already_there": 0, "broken": {}}
+    rows = rows_of(LlpBuilder(**options, visual_3d=str(tmp_path / "features")), tmp_path / "out")
+    assert [round(feature[0]) for feature in rows["full"]["visual_3d"]] == [(52 + 4 * t) % 100 for t in range(10)]
+    assert [round(feature[0]) for feature in rows["clip"]["visual_3d"]] == [2 + 4 * t for t in range(10)]
+
+
+class FrameCounts(torch.nn.Module):
+    """In place of a network: the number that the frame of each segment shows, from (T, 1, 3, H, W)."""
+
+    def forward(self, segments):
+        return torch.tensor([[float(read_count(frame.permute(1, 2, 0).numpy()))] for (frame,) in segments])
 
 
 def test_ave_knows_the_seconds_from_the_segments_of_audioset(video, clip, tmp_path):

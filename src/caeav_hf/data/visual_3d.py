@@ -2,8 +2,8 @@
 Features of a 3D network, which video parsing may take beside the frames: R(2+1)D-18 of torchvision, one vector of 512
 for each segment of a second, from several frames of it.
 
-A folder of features has `<clip>.safetensors` for each clip `<clip>.mp4`, with the tensor `visual_3d` (T, 512) float32,
-and beside them
+A folder of features has `<clip>.safetensors` for each clip `<clip>.mp4`, or for each row of the LLP builder, with the
+tensor `visual_3d` (T, 512) float32, and beside them
 
     settings.json    what they were made with; a folder never mixes settings
     report.json      how many were written, how many were there already, and which clips could not be read, and why
@@ -14,10 +14,12 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import datasets
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,10 +28,11 @@ from torchvision.models.video import R2Plus1D_18_Weights, r2plus1d_18
 from tqdm import tqdm
 
 from caeav_hf.errors import CaeAvError, DataError, MediaError
+from caeav_hf.processing.containers import MediaSource
 from caeav_hf.processing.media import count_segments, load_clip
 
 from .files import write_json
-from .schema import LLP_NUM_SEGMENTS
+from .schema import LLP_NUM_SEGMENTS, media_part
 
 
 FEATURE_SIZE = 512
@@ -85,7 +88,8 @@ def extract_folder(
     Writes the features of every clip of a folder that are not there yet; a run that was cut off is gone on with.
 
     Args:
-        media: Folder with the clips.
+        media: Folder with the clips, or what the LLP builder wrote; then features go by the `filename` of the rows,
+            and where a row names a part of a longer video they are of this.
         out: Folder to write; made where it does not exist.
         network: What [`load_network`] gives.
         frames_per_segment: Frames of each second, evenly spaced.
@@ -98,8 +102,8 @@ def extract_folder(
         What `report.json` holds: `written` and `already_there`, numbers of clips, and `broken`, the reason by file.
 
     Raises:
-        DataError: `media` is no folder, two of its files are of one name, `out` has features of other settings, or no
-            clip could be read.
+        DataError: `media` is no such folder, two of its files are of one name, `out` has features of other settings,
+            or no clip could be read.
         CaeAvError: A number is out of range.
     """
     for name, value in {"frames_per_segment": frames_per_segment, "num_segments": num_segments}.items():
@@ -114,7 +118,7 @@ def extract_folder(
         "num_segments": num_segments,
     }
     _claim(folder, settings)
-    wanted = [clip for clip in clips if not feature_file(folder, clip.stem).is_file()]
+    wanted = [clip for clip in clips if not feature_file(folder, clip.name).is_file()]
     broken: dict[str, str] = {}
     network = network.to(device).eval()
     loader = torch.utils.data.DataLoader(
@@ -125,13 +129,13 @@ def extract_folder(
     )
     with tqdm(total=len(clips), initial=len(clips) - len(wanted), desc="3D features", unit="clip") as bar:
         for batch in loader:
-            broken.update({name: value for name, value in batch if isinstance(value, str)})
-            kept = [(name, value) for name, value in batch if not isinstance(value, str)]
+            broken.update({clip.file: value for clip, value in batch if isinstance(value, str)})
+            kept = [(clip, value) for clip, value in batch if not isinstance(value, str)]
             if kept:
                 features = network(torch.cat([value for _, value in kept]).to(device)).float().cpu()
                 parts = features.split([len(value) for _, value in kept])
-                for (name, _), part in zip(kept, parts, strict=True):
-                    _write_features(feature_file(folder, Path(name).stem), part)
+                for (clip, _), part in zip(kept, parts, strict=True):
+                    _write_features(feature_file(folder, clip.name), part)
             bar.update(len(batch))
     report = {
         "written": len(wanted) - len(broken),
@@ -189,16 +193,21 @@ def read_features(path: Path) -> np.ndarray:
     return load_file(path)[_KEY].float().numpy()
 
 
-def read_segments(path: Path, frames_per_segment: int, num_segments: int) -> torch.Tensor:
+def read_segments(
+    source: MediaSource, frames_per_segment: int, num_segments: int, start: float = 0.0, end: float | None = None
+) -> torch.Tensor:
     """
-    What the network takes for a clip: (T, 3, frames_per_segment, 112, 112) float32. The frames of a segment are those
-    on show at the middles of its equal parts; where the clip ends within its last segment, the last one stays on.
+    What the network takes for a clip, or for the part of it from `start` to `end` (seconds): (T, 3,
+    frames_per_segment, 112, 112) float32. The frames of a segment are those on show at the middles of its equal parts;
+    where the clip ends within its last segment, the last one stays on.
 
     Raises:
         MediaError: The clip cannot be decoded.
     """
     clip = load_clip(
-        path,
+        source,
+        start=start,
+        end=end,
         num_segments=num_segments * frames_per_segment,
         segment_seconds=_SEGMENT_SECONDS / frames_per_segment,
         sampling_rate=16_000,  # of no effect without sound
@@ -212,10 +221,28 @@ def read_segments(path: Path, frames_per_segment: int, num_segments: int) -> tor
     return _transform()(frames.unflatten(0, (count, frames_per_segment)))
 
 
-class _Clips(torch.utils.data.Dataset):
-    """Pairs of a clip's file name and its segments, or, where it cannot be decoded, the reason."""
+@dataclass(frozen=True)
+class _Clip:
+    """A clip: the name of its features, that of its file for reports, and where it is: a path, or one of some rows."""
 
-    def __init__(self, clips: Sequence[Path], frames_per_segment: int, num_segments: int) -> None:
+    name: str
+    file: str
+    place: Path | tuple[datasets.Dataset, int]
+
+    def segments(self, frames_per_segment: int, num_segments: int) -> torch.Tensor:
+        if isinstance(self.place, Path):
+            return read_segments(self.place, frames_per_segment, num_segments)
+        rows, number = self.place
+        row = rows[number]
+        if row["media"] is None:
+            raise MediaError(f"{self.name}: is a folder of frames; expected a video")
+        return read_segments(row["media"], frames_per_segment, num_segments, *media_part(row))
+
+
+class _Clips(torch.utils.data.Dataset):
+    """Pairs of a clip and its segments, or, where it cannot be decoded, the reason."""
+
+    def __init__(self, clips: Sequence[_Clip], frames_per_segment: int, num_segments: int) -> None:
         self.clips = clips
         self.frames_per_segment = frames_per_segment
         self.num_segments = num_segments
@@ -223,12 +250,12 @@ class _Clips(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.clips)
 
-    def __getitem__(self, index: int) -> tuple[str, torch.Tensor | str]:
-        path = self.clips[index]
+    def __getitem__(self, index: int) -> tuple[_Clip, torch.Tensor | str]:
+        clip = self.clips[index]
         try:
-            return path.name, read_segments(path, self.frames_per_segment, self.num_segments)
+            return clip, clip.segments(self.frames_per_segment, self.num_segments)
         except MediaError as error:
-            return path.name, str(error)
+            return clip, str(error)
 
 
 def _transform() -> Callable[[torch.Tensor], torch.Tensor]:
@@ -236,16 +263,28 @@ def _transform() -> Callable[[torch.Tensor], torch.Tensor]:
     return _PublishedWeights.transforms()
 
 
-def _clips(media: Path) -> list[Path]:
+def _clips(media: Path) -> list[_Clip]:
     if not media.is_dir():
         raise DataError(f"{media}: no such folder")
+    if shards := sorted(str(path) for path in (media / "data").glob("*.parquet")):
+        return _row_clips(media, shards)
     clips = sorted(path for path in media.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
     if not clips:
         raise DataError(f"{media}: expected clips ({', '.join(_SUFFIXES)}) in this folder")
     for first, second in pairwise(clips):
         if first.stem == second.stem:
             raise DataError(f"{media}: {first.name} and {second.name} are of one name, and so would their features be")
-    return clips
+    return [_Clip(path.stem, path.name, path) for path in clips]
+
+
+def _row_clips(folder: Path, shards: list[str]) -> list[_Clip]:
+    rows = datasets.load_dataset("parquet", data_files=shards, split="train")
+    if missing := [name for name in ("filename", "media") if name not in rows.column_names]:
+        raise DataError(f"{folder}: expected what the LLP builder wrote; its rows lack {', '.join(missing)}")
+    clips: dict[str, _Clip] = {}
+    for number, name in enumerate(rows["filename"]):
+        clips.setdefault(name, _Clip(name, name, (rows, number)))
+    return list(clips.values())
 
 
 def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
@@ -302,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         description="Writes R(2+1)D-18 features of every clip of a folder.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--media", required=True, metavar="DIR", help="folder with the clips")
+    parser.add_argument("--media", required=True, metavar="DIR", help="folder with clips, or one that llp.py wrote")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--weights",
