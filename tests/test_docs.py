@@ -113,7 +113,7 @@ def test_inference_guide(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_toy_runs_of_the_training_guide(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [line for block in blocks("docs/training.md", "bash") for line in block.strip().splitlines()]
-    lines = [line for line in lines if line.startswith(("python ", "caeav "))]
+    lines = [line for line in lines if line.startswith(("python ", "caeav export "))]
     assert len(lines) == 15
     for line in lines:
         run(line, monkeypatch)

@@ -12,36 +12,10 @@ from ..errors import CaeAvError
 
 
 if TYPE_CHECKING:
+    from huggingface_hub import ModelCard
+
     from ..modeling import CaeAvPreTrainedModel
 
-
-_CARD = """---
-library_name: transformers
-tags:
-- audio-visual
-- cae-av
----
-
-# {name}
-
-{model} of caeav-hf, converted from {files} with `caeav convert`: the authors'
-weights for the task `{task}`, in the official formulation, which gives the numbers of their code. {text}
-
-```python
-from caeav_hf import {model}, CaeAvProcessor
-
-model = {model}.from_pretrained("{folder}")
-processor = CaeAvProcessor.from_pretrained("{folder}")
-```
-
-What became of each key of the checkpoint is in `conversion.json`:
-
-```
-{summary}
-```
-
-The terms of the weights are those of whoever published the checkpoint.
-"""
 
 _TEXT_IN = "The text tower is `{text}`."
 _TEXT_OUT = (
@@ -122,7 +96,7 @@ def _convert(options: argparse.Namespace) -> int:
         report = model.conversion_report
         content = {"mapped": report.mapped, "ignored": report.ignored, "missing": report.missing}
         (out / "conversion.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        (out / "README.md").write_text(_card(model, options, report.summary()), encoding="utf-8")
+        _card(model, options, report.summary()).save(out / "README.md")
     except OSError as error:
         raise CaeAvError(f"{out}: cannot be written: {error}") from error
     print(report.summary())
@@ -130,14 +104,20 @@ def _convert(options: argparse.Namespace) -> int:
     return 0
 
 
-def _card(model: "CaeAvPreTrainedModel", options: argparse.Namespace, summary: str) -> str:
-    return _CARD.format(
-        name=Path(options.out).name,
-        model=type(model).__name__,
+def _card(model: "CaeAvPreTrainedModel", options: argparse.Namespace, summary: str) -> "ModelCard":
+    from huggingface_hub import ModelCard, ModelCardData
+
+    from ..training.card import LOCAL_NAME, TEMPLATES
+
+    return ModelCard.from_template(
+        ModelCardData(library_name="caeav-hf", tags=["audio-visual", "cae-av"]),
+        template_path=str(TEMPLATES / "converted_model.md"),
+        title=Path(options.out).name,
+        model_class=type(model).__name__,
         files=", ".join(f"`{Path(path).name}`" for path in options.checkpoint),
         task=options.task,
         text=_TEXT_OUT if options.text is None else _TEXT_IN.format(text=options.text),
-        folder=options.out,
+        folder=LOCAL_NAME,
         summary=summary,
     )
 

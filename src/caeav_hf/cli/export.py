@@ -1,4 +1,4 @@
-"""The command `caeav export`: a trained model as a folder to give away."""
+"""The commands `caeav export` and `caeav push`: a trained model as a folder to give away, or on the Hub."""
 
 import argparse
 from collections.abc import Sequence
@@ -25,6 +25,20 @@ def add_commands(commands: Any) -> None:
     add_options(export)
     export.set_defaults(run=_export)
 
+    push = commands.add_parser(
+        "push",
+        help="upload a trained model to the Hub, and a Space that shows it",
+        description="Upload model, processor and model card of a checkpoint to the Hugging Face Hub, as `caeav "
+        "export` writes them. Needs a login, `hf auth login`.",
+        allow_abbrev=False,
+    )
+    push.add_argument("checkpoint", metavar="RUN", help="run folder, whose best checkpoint is taken, or a checkpoint")
+    push.add_argument("repo", metavar="REPO", help="repository of the model, made where it does not exist: NAME/MODEL")
+    add_options(push)
+    push.add_argument("--private", action="store_true", help="make a repository that does not exist a private one")
+    push.add_argument("--space", metavar="REPO", help="event localization: also a Space, a page that runs the model")
+    push.set_defaults(run=_push)
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options that say what of a model is written."""
@@ -36,6 +50,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="KIND=NAME",
         help="where vision, audio or text tower are to be had, if the model does not remember it or they moved",
     )
+    parser.add_argument("--merge-lora", action="store_true", help="merge LoRA into the towers")
 
 
 def tower_names(pairs: Sequence[str]) -> dict[str, str] | None:
@@ -49,14 +64,31 @@ def tower_names(pairs: Sequence[str]) -> dict[str, str] | None:
     return names or None
 
 
-def _export(options: argparse.Namespace) -> int:
+def what_to_write(options: argparse.Namespace) -> dict[str, Any]:
+    """The arguments of `training.export` that these options stand for."""
     towers = tower_names(options.tower)
     if towers and not options.adapter_only:
         raise CaeAvError("--tower is for --adapter-only; a whole model holds its towers")
+    if options.merge_lora and options.adapter_only:
+        raise CaeAvError("--merge-lora changes the towers, which --adapter-only leaves out: give one of the two")
+    return {"adapter_only": options.adapter_only, "towers": towers, "merge_lora": options.merge_lora}
+
+
+def _push(options: argparse.Namespace) -> int:
+    values = what_to_write(options)
+    from ..training.export import push
+
+    for url in push(options.checkpoint, options.repo, private=options.private, space=options.space, **values):
+        print(f"uploaded: {url}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    values = what_to_write(options)
     # Only now, since these take seconds to load.
     from ..training.export import export
 
-    model = export(options.checkpoint, options.out, adapter_only=options.adapter_only, towers=towers)
+    model = export(options.checkpoint, options.out, **values)
     size = sum(file.stat().st_size for file in Path(options.out).glob("*.safetensors"))
     print(f"{type(model).__name__} written to {options.out}, {size / 1e6:.1f} MB")
     return 0

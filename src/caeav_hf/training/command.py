@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import CaeAvError
+from ..hub import check_name
 from .recipe import Recipe, add_recipe_flags, find_recipe, load_recipe, override_recipe, recipe_flags
 
 
@@ -35,6 +36,13 @@ def build_parser() -> argparse.ArgumentParser:
     action.add_argument("--evaluate", metavar="CHECKPOINT", help="score this model folder in place of training")
     parser.add_argument("--split", help="split to score with --evaluate; by default the recipe's eval_split")
     parser.add_argument("--out", metavar="FILE", help="also write the scores of --evaluate to this JSON file")
+    parser.add_argument(
+        "--add-to-card", action="store_true", help="also put the scores of --evaluate into the checkpoint's model card"
+    )
+    push = parser.add_argument_group("the Hub (of the best checkpoint; see also `caeav push`)")
+    push.add_argument("--push-to-hub", metavar="REPO", help="upload model, processor and card after training")
+    push.add_argument("--adapter-only", action="store_true", help="upload it without the frozen towers")
+    push.add_argument("--private", action="store_true", help="make a repository that does not exist a private one")
     add_recipe_flags(parser)
     return parser
 
@@ -49,11 +57,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.evaluate is not None:
             _evaluate(options, recipe)
         else:
+            if options.push_to_hub is not None:
+                check_name(options.push_to_hub)
             from .run import train
 
             result = train(recipe, resume=options.resume)
             if result.is_main_process:
                 print(f"best checkpoint: {result.best_checkpoint}")
+                if options.push_to_hub is not None:
+                    _push(options, result.folder)
     except CaeAvError as error:
         print(f"train.py: error: {error}", file=sys.stderr)
         return 2
@@ -76,6 +88,13 @@ def _base_recipe(options: argparse.Namespace) -> Recipe:
     return load_recipe(find_recipe(task, size))
 
 
+def _push(options: argparse.Namespace, folder: Path) -> None:
+    from .export import push
+
+    (url,) = push(folder, options.push_to_hub, adapter_only=options.adapter_only, private=options.private)
+    print(f"uploaded: {url}")
+
+
 def _evaluate(options: argparse.Namespace, recipe: Recipe) -> None:
     from accelerate import PartialState
 
@@ -86,6 +105,10 @@ def _evaluate(options: argparse.Namespace, recipe: Recipe) -> None:
     if PartialState().is_main_process:
         text = json.dumps({"checkpoint": options.evaluate, "data": recipe.data, "split": split, **metrics}, indent=2)
         print(text)
+        if options.add_to_card:
+            from .card import add_scores, eval_results
+
+            add_scores(options.evaluate, eval_results(recipe, split, metrics))
         if options.out is not None:
             try:
                 Path(options.out).write_text(text + "\n", encoding="utf-8")

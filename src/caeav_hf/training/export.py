@@ -1,14 +1,20 @@
-"""From the checkpoint of a run to a folder to give away."""
+"""From the checkpoint of a run to a folder to give away, and to the Hub."""
 
+import json
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
+from .. import __version__
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
+from ..hub import check_name, upload
 from .build import build_processor, load_trained_model
+from .card import LOCAL_NAME, space_files
 from .run_folder import without_progress_bars
 from .tasks import get_task
 
@@ -21,16 +27,22 @@ def best_checkpoint(path: str | Path) -> Path:
 
 
 def export(
-    source: str | Path, out: str | Path, *, adapter_only: bool = False, towers: Mapping[str, str] | None = None
+    source: str | Path,
+    out: str | Path,
+    *,
+    adapter_only: bool = False,
+    towers: Mapping[str, str] | None = None,
+    merge_lora: bool = False,
 ) -> Any:
     """
-    Write the model and the processor of a checkpoint to a folder, without what only training needs.
+    Write the model, the processor and the card of a checkpoint to a folder, without what only training needs.
 
     Args:
         source: Model folder, or run folder, whose best checkpoint is taken.
         out: Folder, made if it is not there.
         adapter_only: Leave out the towers, see `CaeAvPreTrainedModel.save_pretrained`.
         towers: Where the towers are to be had, as there.
+        merge_lora: Merge LoRA into the towers.
 
     Returns:
         The model.
@@ -49,11 +61,75 @@ def export(
         raise CaeAvError(f"{out}: is the checkpoint itself; choose another folder")
     model = load_trained_model(get_task(task).model_class, checkpoint)
     processor = build_processor(model, checkpoint)
+    if merge_lora:
+        model.merge_lora()
     options = {"adapter_only": True, "towers": towers} if adapter_only else {}
     try:
         with without_progress_bars():
             model.save_pretrained(out, **options)
         processor.save_pretrained(out)
+        if (checkpoint / "README.md").is_file():
+            shutil.copyfile(checkpoint / "README.md", Path(out) / "README.md")
     except OSError as error:
         raise CaeAvError(f"{out}: cannot be written: {error}") from error
     return model
+
+
+def push(
+    source: str | Path,
+    repo_id: str,
+    *,
+    adapter_only: bool = False,
+    towers: Mapping[str, str] | None = None,
+    merge_lora: bool = False,
+    private: bool = False,
+    space: str | None = None,
+) -> list[str]:
+    """
+    Upload a model as [`export`] writes it, and if wanted a Space that shows it.
+
+    Args:
+        repo_id: Repository of the model, made where it does not exist.
+        private: Whether a repository that is made is private.
+        space: Repository of the Space, likewise; for models of event localization.
+
+    Returns:
+        The addresses of the commits.
+
+    Raises:
+        CaeAvError: as [`export`]; or a name is none of a repository, the towers of an adapter-only model lie where
+            nobody else finds them, there is no Space for the task, or the Hub refuses.
+    """
+    for name in (repo_id, *([] if space is None else [space])):
+        check_name(name)
+    with tempfile.TemporaryDirectory(prefix="caeav-") as temporary:
+        folder = Path(temporary) / "model"
+        model = export(source, folder, adapter_only=adapter_only, towers=towers, merge_lora=merge_lora)
+        if space is not None and model.config.task != "ave":
+            raise CaeAvError(f"{space}: there is a Space for event localization only, this model is for another task")
+        _hide_paths(folder / "config.json", needed=adapter_only)
+        card = folder / "README.md"
+        if card.is_file():
+            card.write_text(card.read_text(encoding="utf-8").replace(LOCAL_NAME, repo_id), encoding="utf-8")
+        urls = [upload(folder, repo_id, "model", "Upload the model", private=private)]
+        if space is not None:
+            page = Path(temporary) / "space"
+            page.mkdir()
+            for name, text in space_files(repo_id, repo_id.split("/")[-1], __version__).items():
+                (page / name).write_text(text, encoding="utf-8")
+            urls.append(upload(page, space, "space", "Show the model", private=private, space_sdk="gradio"))
+    return urls
+
+
+def _hide_paths(path: Path, *, needed: bool) -> None:
+    """Of a tower that came from a folder of this machine, leave the folder's name."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    for kind, source in (config.get("tower_sources") or {}).items():
+        if Path(source["name"]).is_absolute():
+            if needed:
+                raise CaeAvError(
+                    f"the {kind} tower lies in {source['name']}, where nobody else finds it: say where it is to be "
+                    f"had, --tower {kind}=NAME, or upload the model with its towers"
+                )
+            source["name"] = Path(source["name"]).name
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

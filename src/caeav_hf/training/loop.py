@@ -2,7 +2,9 @@
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +39,7 @@ class Trainer:
         train_data, eval_data: Map-style data sets of processed clips; `None` stands for a clip that cannot be decoded.
         collator: Makes the model's inputs from a list of clips.
         captions: Features of the frozen text tower, computed once; without them the model computes its own.
+        describe: Called with the folder of each new best checkpoint, once that is whole; by the main process.
     """
 
     def __init__(
@@ -51,9 +54,10 @@ class Trainer:
         accelerator: Accelerator,
         run: RunFolder,
         captions: CaptionFeatures | None = None,
+        describe: Callable[[Path, LoopState], None] | None = None,
     ) -> None:
         self.recipe, self.task, self.processor, self.collator = recipe, task, processor, collator
-        self.train_data, self.eval_data, self.captions = train_data, eval_data, captions
+        self.train_data, self.eval_data, self.captions, self.describe = train_data, eval_data, captions, describe
         self.accelerator, self.run = accelerator, run
         trained = trained_names(model)
         # Nothing of the towers ever differs between processes, so nothing of them has to be sent.
@@ -102,6 +106,7 @@ class Trainer:
         restore_training_state(checkpoint, self.optimizer, self.accelerator)
         if self.accelerator.is_main_process:
             self.store.link_best(state)
+            self._describe_best()
             if state.history:
                 self.run.write_history(state.history)
 
@@ -292,6 +297,13 @@ class Trainer:
                 f"{recipe.eval_split} {self.task.best_metric} {value:.4f} (best {state.best_value:.4f})"
             )
         self._save(name)
+        if name == state.best_checkpoint:
+            self._describe_best()
+
+    def _describe_best(self) -> None:
+        best = self.store.folder / "best"
+        if self.describe is not None and self.accelerator.is_main_process and best.exists():
+            self.describe(best.resolve(), self.state)
 
     def _save(self, name: str) -> None:
         self.store.save(self.model, self.processor, self.optimizer, self.state, name)

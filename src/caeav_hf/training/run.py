@@ -21,11 +21,12 @@ from .build import (
     read_class_names,
     read_question_tokenizer,
 )
+from .card import RunCard
 from .checkpointing import find_checkpoint, read_loop_state
 from .evaluation import evaluate
 from .loop import Trainer
 from .recipe import Recipe
-from .run_folder import RunFolder
+from .run_folder import RunFolder, environment
 from .state import LoopState
 from .tasks import get_task
 
@@ -93,7 +94,10 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
     accelerator.ddp_handler.find_unused_parameters = may_leave_parameters_out(model, train_data)
     collator = CaeAvCollator()
     clips = augmented(train_data, recipe)
-    trainer = Trainer(recipe, task, model, processor, clips, eval_data, collator, accelerator, run, captions)
+    card = RunCard(model, recipe, environment(accelerator), task.best_metric)
+    trainer = Trainer(
+        recipe, task, model, processor, clips, eval_data, collator, accelerator, run, captions, card.write
+    )
     if checkpoint is not None:
         trainer.resume(checkpoint, read_loop_state(checkpoint))
     try:

@@ -1,0 +1,50 @@
+"""Uploading to the Hugging Face Hub: a folder, in one commit."""
+
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import HfApi
+from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.utils import validate_repo_id
+
+from .errors import CaeAvError
+
+
+def check_name(repo_id: str) -> None:
+    """
+    What can be said before anything is done.
+
+    Raises:
+        CaeAvError: It is no name of a repository.
+    """
+    try:
+        validate_repo_id(repo_id)
+    except HFValidationError as error:
+        raise CaeAvError(f"{repo_id!r} is no name of a repository: {error}") from error
+
+
+def upload(folder: Path, repo_id: str, repo_type: str, message: str, *, private: bool = False, **create: Any) -> str:
+    """
+    Upload a folder to a repository, which is made where it does not exist.
+
+    Args:
+        private: Whether a repository that is made is private.
+        create: Further arguments of `HfApi.create_repo`.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        CaeAvError: The Hub refuses, for instance since nobody is logged in.
+    """
+    check_name(repo_id)
+    api = HfApi(library_name="caeav-hf")
+    try:
+        repo = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, **create)
+        commit = api.upload_folder(
+            folder_path=folder, repo_id=repo.repo_id, repo_type=repo_type, commit_message=message
+        )
+    # A lost connection is an HTTPError of the client's, no login an OSError; what the Hub answers is both.
+    except (HTTPError, OSError) as error:
+        raise CaeAvError(f"{repo_id}: upload failed ({error}); expected a login that may write to it") from error
+    return str(commit.commit_url)

@@ -1,0 +1,194 @@
+"""The model card of a run: what was trained on what, how, and what it scored, for people and for the Hub."""
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from ..errors import CaeAvError
+from ..pipelines import TASK_PIPELINES
+from .recipe import Recipe
+from .state import LoopState
+
+
+TEMPLATES = Path(__file__).resolve().parents[1] / "model_cards"
+
+# Name of the task, and what the Hub files it under.
+_TASKS = {
+    "ave": ("audio-visual event localization", "video-classification"),
+    "avvp": ("audio-visual video parsing", "video-classification"),
+    "avs_s4": ("audio-visual segmentation of single sources", "image-segmentation"),
+    "avs_ms3": ("audio-visual segmentation of multiple sources", "image-segmentation"),
+    "avqa": ("audio-visual question answering", "visual-question-answering"),
+}
+# Stands for the model until it has a place.
+LOCAL_NAME = "path/to/this/folder"
+# Of what an evaluation returns, that which is no score.
+_COUNTS = ("clips", "dropped_clips")
+_PATHS = ("model", "vision_tower", "audio_tower", "text_tower", "data")
+_SCORES = re.compile(r"(?<=<!-- scores -->\n).*?(?=<!-- /scores -->)", flags=re.DOTALL)
+
+
+class RunCard:
+    """
+    Writes the card of the best checkpoint of a run.
+
+    Args:
+        model: The `CaeAvFor...` model, not yet divided among processes.
+        environment: Versions and devices, see `run_folder.environment`.
+        best_metric: The metric by which a checkpoint is the best.
+    """
+
+    def __init__(self, model: Any, recipe: Recipe, environment: Mapping[str, Any], best_metric: str) -> None:
+        self.config, self.model_class = model.config, type(model).__name__
+        self.trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+        self.frozen = sum(parameter.numel() for parameter in model.parameters()) - self.trained
+        self.recipe, self.environment, self.best_metric = recipe, environment, best_metric
+
+    def write(self, folder: Path, state: LoopState) -> None:
+        """Write `README.md` into the folder of the best checkpoint."""
+        value = state.best_value
+        record = next(r for r in reversed(state.history) if r[f"eval/{self.best_metric}"] == value)
+        partial = folder / ".partial-README.md"
+        self.card(record).save(partial)
+        os.replace(partial, folder / "README.md")
+
+    def card(self, record: Mapping[str, Any]) -> ModelCard:
+        """The card, from what the history says of the evaluation of the checkpoint."""
+        recipe, config = self.recipe, self.config
+        task_name, hub_task = _TASKS[recipe.task]
+        metrics = {key.removeprefix("eval/"): value for key, value in record.items() if key.startswith("eval/")}
+        name = Path(recipe.output_dir or recipe.task).resolve().name
+        sources = config.tower_sources or {}
+        towers = {kind: {**source, "name": _shown(source["name"])} for kind, source in sources.items()}
+        data = ModelCardData(
+            library_name="caeav-hf",
+            pipeline_tag=hub_task,
+            tags=["audio-visual", "cae-av", TASK_PIPELINES[recipe.task]],
+            base_model=[repo for source in towers.values() if (repo := _repository(source))] or None,
+            model_name=name,
+            eval_results=eval_results(recipe, recipe.eval_split, metrics),
+        )
+        card = ModelCard.from_template(
+            data,
+            template_path=str(TEMPLATES / "trained_model.md"),
+            title=name,
+            model_class=self.model_class,
+            task=recipe.task,
+            task_name=task_name,
+            formulation=config.formulation,
+            data_name=_shown(recipe.data),
+            usage=_usage(recipe.task),
+            trained=f"{self.trained:,}",
+            frozen=f"{self.frozen:,}",
+            towers=towers,
+            lora=config.lora,
+            class_names=None if recipe.task.startswith("avs") else list(config.id2label.values()),
+            steps=record["step"],
+            epochs=record["epoch"],
+            environment=self.environment,
+            recipe=_recipe_text(recipe),
+            num_frames=config.num_frames,
+            segment_seconds=config.segment_seconds,
+        )
+        return _with_table(card)
+
+
+def eval_results(recipe: Recipe, split: str, metrics: Mapping[str, float]) -> list[EvalResult]:
+    """The scores of a split as the model-index holds them."""
+    task_name, hub_task = _TASKS[recipe.task]
+    name = _shown(recipe.data)
+    return [
+        EvalResult(
+            task_type=hub_task,
+            task_name=task_name,
+            dataset_type=re.sub(r"[^\w./-]+", "-", name),
+            dataset_name=name,
+            dataset_split=split,
+            metric_type=re.sub(r"\W+", "_", metric).lower(),
+            metric_name=metric,
+            metric_value=value,
+        )
+        for metric, value in metrics.items()
+        if metric not in _COUNTS
+    ]
+
+
+def add_scores(folder: str | Path, results: list[EvalResult]) -> None:
+    """
+    Put further scores into the card of a model folder, in place of those of the same split and metric.
+
+    Raises:
+        CaeAvError: There is no card of a run.
+    """
+    path = Path(folder) / "README.md"
+    try:
+        card = ModelCard.load(path)
+        if not _SCORES.search(card.content):
+            raise CaeAvError(f"{path}: is not the model card of a run, which has a place for scores")
+        new, data = {_identity(result) for result in results}, cast(ModelCardData, card.data)
+        data.eval_results = [r for r in data.eval_results or [] if _identity(r) not in new] + results
+        _with_table(card).save(path)
+    except (OSError, ValueError) as error:
+        if isinstance(error, CaeAvError):
+            raise
+        raise CaeAvError(f"{path}: cannot be read as a model card: {error}") from error
+
+
+def space_files(model_id: str, title: str, version: str) -> dict[str, str]:
+    """The files of a Space that shows a model of event localization, by name."""
+    values = {"model_id": model_id, "title": title, "version": version}
+    files = {}
+    for path in sorted((TEMPLATES / "space").iterdir()):
+        if path.is_file():
+            text = path.read_text(encoding="utf-8")
+            for name, value in values.items():
+                # A name is put between quotes or into YAML as it is.
+                text = text.replace(f"{{{{ {name} }}}}", value)
+            files[path.name] = text
+    return files
+
+
+def _with_table(card: ModelCard) -> ModelCard:
+    lines = ["| data | split | metric | |", "|---|---|---|---:|"]
+    lines += [
+        f"| {r.dataset_name} | {r.dataset_split} | {r.metric_name} | {_number(r.metric_value)} |"
+        for r in cast(ModelCardData, card.data).eval_results or []
+    ]
+    card.content = _SCORES.sub(lambda _: "\n".join(lines) + "\n", card.content)
+    return card
+
+
+def _identity(result: EvalResult) -> tuple[Any, ...]:
+    return result.dataset_name, result.dataset_split, result.metric_name
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _shown(place: str | None) -> str:
+    """A name of the Hub as it is, of a folder the last part only: where it lies here is nobody's business."""
+    return Path(place).resolve().name if place and Path(place).exists() else str(place)
+
+
+def _repository(source: Mapping[str, Any]) -> str | None:
+    name = source["name"].removeprefix("hf-hub:")
+    return name if source["revision"] and re.fullmatch(r"[\w.-]+/[\w.-]+", name) else None
+
+
+def _recipe_text(recipe: Recipe) -> str:
+    values = {name: value for name, value in recipe.to_dict().items() if name not in ("output_dir", "cache_dir")}
+    values |= {name: _shown(values[name]) for name in _PATHS if values[name] is not None}
+    return yaml.safe_dump(values, sort_keys=False).rstrip()
+
+
+def _usage(task: str) -> str:
+    make = f'run = pipeline("{TASK_PIPELINES[task]}", model="{LOCAL_NAME}")'
+    captions = 'captions={"visual": "what is seen", "audio": "what is heard"}'
+    clip = '{"video": "clip.mp4", "question": "Is there a bell sound?"}' if task == "avqa" else '"clip.mp4"'
+    return f"{make}\nresult = run({clip}, {captions})"

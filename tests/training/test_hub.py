@@ -1,0 +1,173 @@
+"""Model cards, and uploads: what would be sent, with a folder in place of the Hub."""
+
+import json
+import runpy
+import shutil
+import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+import torch
+from huggingface_hub import HfApi, ModelCard
+from huggingface_hub.errors import LocalTokenNotFoundError
+from transformers import pipeline
+
+from caeav_hf import CaeAvForEventLocalization, CaeAvProcessor
+from caeav_hf.assets import toy_towers
+from caeav_hf.cli import main as caeav
+from caeav_hf.training.card import TEMPLATES
+from caeav_hf.training.command import main
+from tests.training.toy_files import mask_model, toy_clips, toy_data
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch) -> SimpleNamespace:
+    """A folder that takes what is uploaded, and what was asked of it."""
+    hub = SimpleNamespace(folder=tmp_path / "hub", created=[])
+
+    def create_repo(self, repo_id, *, repo_type, private, exist_ok, space_sdk=None):
+        assert exist_ok
+        hub.created.append((repo_id, repo_type, private, space_sdk))
+        return SimpleNamespace(repo_id=repo_id)
+
+    def upload_folder(self, *, folder_path, repo_id, repo_type, commit_message):
+        shutil.copytree(folder_path, hub.folder / repo_id)
+        return SimpleNamespace(commit_url=f"https://huggingface.co/{repo_id}/commit/1")
+
+    monkeypatch.setattr(HfApi, "create_repo", create_repo)
+    monkeypatch.setattr(HfApi, "upload_folder", upload_folder)
+    return hub
+
+
+def train(folder, *more):
+    flags = ["--task", "ave", "--size", "toy", "--data", toy_data(), "--output-dir", folder, "--batch-size", 4]
+    return main([str(flag) for flag in (*flags, *more)])
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of one epoch on the toy towers."""
+    folder = tmp_path_factory.mktemp("runs") / "my-run"
+    assert train(folder, "--epochs", 1, "--lora-rank", 2) == 0
+    return folder
+
+
+def scores(card: ModelCard) -> dict:
+    return {(r.dataset_split, r.metric_name): r.metric_value for r in card.data.eval_results}
+
+
+def test_the_best_checkpoint_has_a_card(run):
+    card = ModelCard.load(run / "checkpoints" / "best" / "README.md")
+    history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
+    assert scores(card) == {("validation", "accuracy"): history[0]["eval/accuracy"]}
+    assert (card.data.model_name, card.data.pipeline_tag) == ("my-run", "video-classification")
+    assert "audio-visual-event-localization" in card.data.tags
+    table = f"| {toy_data().name} | validation | accuracy | {history[0]['eval/accuracy']:.4f} |"
+    for text in (table, "CaeAvForEventLocalization", "caeav_hf:toy_towers/vision", "LoRA of rank 2", "lora_rank: 2"):
+        assert text in card.content
+    sources = json.loads((run / "checkpoints/best/config.json").read_text())["tower_sources"]
+    assert all(source["sha256"][:16] in card.content for source in sources.values())
+    # Nothing is left of the template, and nothing says where this machine keeps things.
+    assert not any(mark in card.content for mark in ("{{", "}}", "{%", "\n\n\n"))
+    assert str(run.parent) not in card.content
+    assert str(toy_data().parent) not in card.content
+
+
+def test_scores_of_another_split_are_added(run, tmp_path):
+    best = Path(shutil.copytree(run / "checkpoints" / "best", tmp_path / "best"))
+    flags = ["--evaluate", str(best), "--task", "ave", "--size", "toy", "--data", str(toy_data()), "--split", "test"]
+    before = scores(ModelCard.load(best / "README.md"))
+    out = tmp_path / "scores.json"
+    for _ in range(2):  # a second time, in place of the first
+        assert main([*flags, "--add-to-card", "--out", str(out)]) == 0
+    card = ModelCard.load(best / "README.md")
+    accuracy = json.loads(out.read_text())["accuracy"]
+    assert scores(card) == {**before, ("test", "accuracy"): accuracy}
+    assert card.content.count("| test | accuracy |") == 1
+    (best / "README.md").write_text("# mine")
+    assert main([*flags, "--add-to-card"]) == 2
+
+
+def test_push_after_training(hub, tmp_path, capsys):
+    flags = ["--epochs", 0, "--push-to-hub", "me/small", "--adapter-only", "--private"]
+    assert train(tmp_path / "run", *flags) == 0
+    assert "uploaded: https://huggingface.co/me/small/commit/1" in capsys.readouterr().out
+    assert hub.created == [("me/small", "model", True, None)]
+    folder = hub.folder / "me" / "small"
+    assert json.loads((folder / "config.json").read_text())["adapter_only"]
+    card = ModelCard.load(folder / "README.md")
+    assert 'model="me/small"' in card.content
+    # Who downloads it has all that the run had.
+    best = CaeAvForEventLocalization.from_pretrained(tmp_path / "run" / "checkpoints" / "best").state_dict()
+    again = CaeAvForEventLocalization.from_pretrained(folder).state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in best.items())
+    CaeAvProcessor.from_pretrained(folder)
+    assert not (folder / "training_state").exists()
+
+
+def test_a_space_shows_the_model(hub, run, tmp_path, capsys, monkeypatch):
+    assert caeav(["push", str(run), "me/model", "--merge-lora", "--space", "me/page"]) == 0
+    assert capsys.readouterr().out.count("uploaded: ") == 2
+    assert hub.created == [("me/model", "model", False, None), ("me/page", "space", False, "gradio")]
+    page = hub.folder / "me" / "page"
+    assert sorted(path.name for path in page.iterdir()) == ["README.md", "app.py", "requirements.txt"]
+    assert "caeav-hf==" in (page / "requirements.txt").read_text()
+    assert ModelCard.load(page / "README.md", ignore_metadata_errors=True).data.sdk == "gradio"
+    pushed = CaeAvForEventLocalization.from_pretrained(hub.folder / "me/model")
+    assert not any("base_layer" in name for name in pushed.state_dict())
+
+    # The page, with something in place of gradio.
+    gradio = ModuleType("gradio")
+    gradio.Error = type("Error", (Exception,), {})
+    for name in ("Interface", "Video", "Textbox", "Slider", "Plot", "Dataframe"):
+        setattr(gradio, name, lambda *args, **kwargs: SimpleNamespace(**kwargs))
+    monkeypatch.setitem(sys.modules, "gradio", gradio)
+    monkeypatch.chdir(hub.folder)  # "me/model" is a folder from here
+    page = runpy.run_path(str(page / "app.py"))["page"]
+    (clip,) = toy_clips(1)
+    figure, rows = page.fn(clip, "a thing", "a noise", 0.05)
+    expected = pipeline("audio-visual-event-localization", model="me/model")(
+        clip, threshold=0.05, captions={"visual": "a thing", "audio": "a noise"}
+    )
+    assert [row[:3] for row in rows] == [[e["label"], e["start"], e["end"]] for e in expected["intervals"]]
+    figure.savefig(tmp_path / "timeline.png")
+    broken = tmp_path / "broken.mp4"
+    broken.write_bytes(b"no clip")
+    with pytest.raises(gradio.Error, match="broken"):
+        page.fn(str(broken), "", "", 0.5)
+
+
+def test_push_says_what_is_wrong(hub, run, tmp_path, capsys, monkeypatch):
+    moved = tmp_path / "towers"
+    towers = {kind: Path(shutil.copytree(folder, moved / kind)) for kind, folder in toy_towers().items()}
+    model = CaeAvForEventLocalization.from_backbones(**towers, size="toy")
+    model.save_pretrained(tmp_path / "here")
+    for arguments, message in (
+        ([str(run), "not a name"], "not a name"),
+        ([str(tmp_path / "nothing"), "me/model"], "checkpoints/best"),
+        ([str(tmp_path / "here"), "me/model", "--adapter-only"], "--tower audio=NAME"),
+        ([str(mask_model()), "me/model", "--space", "me/page"], "event localization only"),
+        ([str(run), "me/model", "--adapter-only", "--merge-lora"], "one of the two"),
+    ):
+        assert caeav(["push", *arguments]) == 2
+        assert message in capsys.readouterr().err.strip().splitlines()[-1]
+    assert hub.created == []
+    # Whole, it says nothing of the folders of this machine.
+    assert caeav(["push", str(tmp_path / "here"), "me/model"]) == 0
+    assert str(tmp_path) not in (hub.folder / "me/model/config.json").read_text()
+
+    def no_login(self, *arguments, **options):
+        raise LocalTokenNotFoundError("no token")
+
+    monkeypatch.setattr(HfApi, "create_repo", no_login)
+    assert caeav(["push", str(run), "me/model"]) == 2
+    assert "expected a login" in capsys.readouterr().err
+    assert train(tmp_path / "run", "--epochs", 0, "--push-to-hub", "not a name") == 2
+    assert not (tmp_path / "run").exists()
+
+
+def test_templates_lie_where_the_project_shows_them():
+    shown = Path(__file__).parents[2] / "model_cards"
+    assert shown.resolve() == TEMPLATES
+    assert (shown / "trained_model.md").is_file()
