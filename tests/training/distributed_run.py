@@ -8,6 +8,7 @@ The processes are forked from one that has loaded the libraries, which take the 
 
 import json
 import os
+import signal
 import socket
 import sys
 from collections.abc import Callable
@@ -17,7 +18,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.tensor import DTensor
 
 from caeav_hf import CaeAvConfig
 from caeav_hf.data import CaeAvCollator
@@ -26,6 +29,7 @@ from caeav_hf.training.build import build_accelerator
 from caeav_hf.training.loop import Trainer
 from caeav_hf.training.recipe import find_recipe, load_recipe
 from caeav_hf.training.run_folder import RunFolder
+from caeav_hf.training.sharding import whole_weights
 from caeav_hf.training.tasks import get_task
 from tests.modeling.helpers import randomise
 from tests.training.random_clips import RandomClips
@@ -53,12 +57,18 @@ def tiny(folder: Path, processes: int) -> None:
     leave(trainer, folder, sent=sorted(sent))
 
 
-def toy_task(task: str, folder: Path, processes: int) -> None:
-    """Ten steps of the toy recipe of a task, four clips a step, in double precision, nothing drawn at random."""
+def toy_task(task: str, folder: Path, processes: int, max_steps: int = 10, sharding: str | None = None) -> None:
+    """A few steps of the toy recipe of a task, four clips a step, in double precision, nothing drawn at random."""
     definition = get_task(task)
     recipe = load_recipe(
         find_recipe(task, "toy"),
-        {"batch_size": 4 // processes, "eval_batch_size": 4 // processes, "accumulation_steps": 1, "max_steps": 10},
+        {
+            "batch_size": 4 // processes,
+            "eval_batch_size": 4 // processes,
+            "accumulation_steps": 1,
+            "max_steps": max_steps,
+            "shard_towers": sharding == "towers",
+        },
     )
     quiet = {"attention_dropout": 0.0, "branch_dropout": 0.0, "head_dropout": 0.0, "router_noise_std": 0.0}
     shallow = {tower: {"depths": (1, 1, 1, 1)} for tower in ("vision_config", "audio_config")}
@@ -73,6 +83,10 @@ def toy_task(task: str, folder: Path, processes: int) -> None:
     run = RunFolder(folder)
     accelerator = build_accelerator(recipe, folder)
     run.start(recipe, accelerator)
+    if sharding is not None:
+        # Accelerate divides only what is on an accelerator, but what it does then suits CPUs as well.
+        plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
+        accelerator.state._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
     collator = CaeAvCollator()
     trainer = Trainer(recipe, definition, model, TinyProcessor(), train, test, collator, accelerator, run)
     steps = []
@@ -89,16 +103,19 @@ def toy_task(task: str, folder: Path, processes: int) -> None:
         return loss
 
     trainer._step = noted
-    # What is saved and drawn is not looked at.
-    trainer._save = lambda name: None
+    if sharding is None:  # what is saved is not looked at
+        trainer._save = lambda name: None
     run.write_history = lambda history: None
     trainer.fit()
     leave(trainer, folder, steps=steps)
 
 
 def leave(trainer: Trainer, folder: Path, **found) -> None:
+    weights = whole_weights(trainer.bare_model)
+    shares = [parameter for parameter in trainer.bare_model.parameters() if isinstance(parameter, DTensor)]
     if trainer.accelerator.is_main_process:
-        torch.save(trainer.bare_model.state_dict(), folder / "weights.pt")
+        torch.save(weights, folder / "weights.pt")
+        found["here"] = sum(share.to_local().numel() for share in shares)
         found |= {"processes": trainer.accelerator.num_processes, "history": trainer.state.history}
         (folder / "found.json").write_text(json.dumps(found))
 
@@ -109,15 +126,40 @@ def everything(folder: Path, processes: int) -> None:
         toy_task(task, folder / task, processes)
 
 
-def on_processes(number: int, function: Callable[..., None], *arguments) -> None:
-    """Call a function on so many processes that know each other."""
+def sharded(folder: Path, processes: int) -> None:
+    toy_task("ave", folder / "sharded", processes, 3, "trained")
+
+
+def sharded_with_towers(folder: Path, processes: int) -> None:
+    toy_task("ave", folder / "sharded_with_towers", processes, 3, "towers")
+
+
+KILLED_RECIPE = {"epochs": 2, "accumulation_steps": 1, "save_steps": 1}
+
+
+def killed(folder: Path, processes: int) -> None:
+    """The tiny model, four clips a step, killed in the fourth of six steps of the first epoch."""
+    recipe = tiny_recipe(batch_size=4 // processes, **KILLED_RECIPE)
+    model = tiny_model(dropout=0.0, batch_norm=False)
+    trainer = tiny_trainer(folder / "killed", recipe, train=TinyData(22), model=model)
+    backward = trainer.accelerator.backward
+
+    def fourth(loss):
+        return os.kill(os.getpid(), signal.SIGKILL) if trainer.state.step == 3 else backward(loss)
+
+    trainer.accelerator.backward = fourth
+    trainer.fit()
+
+
+def start(number: int, function: Callable[..., None], *arguments, status: int = 0) -> Callable[[], None]:
+    """Call a function on so many processes that know each other; what is returned waits until they end as expected."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     children = []
     for rank in range(number):
         if not (child := os.fork()):
-            status = 1
+            code = 1
             try:
                 os.environ["ACCELERATE_USE_CPU"] = "true"
                 if number > 1:
@@ -125,24 +167,32 @@ def on_processes(number: int, function: Callable[..., None], *arguments) -> None
                     os.environ.update({name: str(value) for name, value in place.items()})
                     os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port})
                 function(*arguments)
-                status = 0
+                code = 0
             except BaseException:
                 import traceback
 
                 traceback.print_exc()
             finally:
                 sys.stderr.flush()
-                os._exit(status)
+                os._exit(code)
         children.append(child)
-    failed = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
-    if any(failed):
-        sys.exit(f"{function.__name__} on {number} processes: exit codes {failed}")
+
+    def wait() -> None:
+        codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        if set(codes) != {status}:
+            sys.exit(f"{function.__name__} on {number} processes: exit codes {codes}")
+
+    return wait
 
 
 def main(folder: str) -> None:
     torch.set_num_threads(1)
-    for name, processes in (("one", 1), ("two", 2)):
-        on_processes(processes, everything, Path(folder) / name, processes)
+    one, two = Path(folder) / "one", Path(folder) / "two"
+    wait_for_one = start(1, everything, one, 1)
+    for job in (everything, sharded, sharded_with_towers):
+        start(2, job, two, 2)()
+    start(2, killed, two, 2, status=-signal.SIGKILL)()
+    wait_for_one()
 
 
 if __name__ == "__main__":

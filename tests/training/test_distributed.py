@@ -8,10 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate import Accelerator
 
-from caeav_hf.training.checkpointing import find_checkpoint
-from tests.training.distributed_run import TASKS
-from tests.training.tiny_training import tiny_model
+from caeav_hf import CaeAvForEventLocalization
+from caeav_hf.training.checkpointing import find_checkpoint, read_loop_state, restore_training_state
+from caeav_hf.training.order import epoch_batches
+from caeav_hf.training.schedule import build_optimizer
+from tests.training.distributed_run import KILLED_RECIPE, TASKS
+from tests.training.tiny_training import TinyData, TinyModel, tiny_model, tiny_recipe, tiny_trainer
 
 
 pytestmark = pytest.mark.skipif(
@@ -82,7 +86,58 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(runs):
 
 
 def test_only_what_is_trained_is_sent(runs):
-    trained = sum(
-        parameter.numel() for parameter in tiny_model(batch_norm=False).parameters() if parameter.requires_grad
-    )
-    assert found(runs, "two", "tiny")["sent"] == [trained]
+    parameters = tiny_model(batch_norm=False).parameters()
+    assert found(runs, "two", "tiny")["sent"] == [sum(p.numel() for p in parameters if p.requires_grad)]
+
+
+@pytest.mark.parametrize("job", ["sharded", "sharded_with_towers"])
+def test_divided_weights_train_as_whole_ones_and_come_together(runs, job):
+    one, divided = found(runs, "one", "ave"), found(runs, "two", job)
+    for first, second in zip(one["steps"][:3], divided["steps"], strict=True):
+        assert second == {name: pytest.approx(value, abs=1e-5) for name, value in first.items()}
+    # The weights that came together are in the checkpoint, an ordinary model folder.
+    checkpoint = find_checkpoint(runs / "two" / job)
+    model = CaeAvForEventLocalization.from_pretrained(checkpoint)
+    weights = torch.load(runs / "two" / job / "weights.pt", weights_only=True)
+    assert model.state_dict().keys() == weights.keys()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, weights[name], rtol=0, atol=0)
+    # Half of what is divided is here; with towers, more is.
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    share = divided["here"] / trained
+    assert share == pytest.approx(0.5, abs=0.02) if job == "sharded" else share > 0.55
+
+
+def test_divided_optimizer_state_comes_together(runs):
+    checkpoint = find_checkpoint(runs / "two" / "sharded")
+    model = CaeAvForEventLocalization.from_pretrained(checkpoint)
+    accelerator = Accelerator(cpu=True)
+    optimizer = accelerator.prepare(build_optimizer(model, tiny_recipe()))
+    restore_training_state(checkpoint, model, optimizer, accelerator)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    assert set(optimizer.state) == set(trained)
+    for parameter in trained:
+        state = optimizer.state[parameter]
+        assert state["exp_avg"].shape == state["exp_avg_sq"].shape == parameter.shape
+    assert max(state["step"].item() for state in optimizer.state.values()) == 3
+
+
+def test_a_run_killed_on_two_processes_goes_on_with_one(runs, tmp_path):
+    folder = runs / "two" / "killed"
+    checkpoint = find_checkpoint(folder)
+    state = read_loop_state(checkpoint)
+    assert (state.epoch, state.step, state.clips_done) == (0, 3, 12)
+    data = TinyData(22)
+    recipe = tiny_recipe(batch_size=4, **KILLED_RECIPE)
+    resumed = tiny_trainer(folder, recipe, train=data, model=TinyModel.from_pretrained(checkpoint), resume=checkpoint)
+    resumed.resume(checkpoint, state)
+    resumed.fit()
+    order = [[clip for (clip,) in epoch_batches(22, 1, seed=0, epoch=epoch)] for epoch in (0, 1)]
+    assert data.read == order[0][12:] + order[1]
+    model = tiny_model(dropout=0.0, batch_norm=False)
+    alone = tiny_trainer(tmp_path, recipe, train=TinyData(22), model=model)
+    alone.fit()
+    for name, tensor in alone.bare_model.state_dict().items():
+        torch.testing.assert_close(resumed.bare_model.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
+    for first, second in zip(alone.state.history, resumed.state.history, strict=True):
+        assert second["train/loss"] == pytest.approx(first["train/loss"], rel=1e-4)

@@ -30,6 +30,7 @@ from torch import nn
 from ..errors import CaeAvError
 from ..modeling.frozen import trained_names
 from .run_folder import without_progress_bars
+from .sharding import load_optimizer_state, whole_optimizer_state, whole_weights
 from .state import LoopState, random_state, set_random_state
 
 
@@ -70,15 +71,19 @@ class CheckpointStore:
             The folder of the checkpoint, complete.
         """
         partial = self.folder / ".partial-checkpoint"
+        bare_model = self.accelerator.unwrap_model(model)
+        # What is divided among processes takes all of them to come together.
+        weights = whole_weights(bare_model)
+        optimizer_state = whole_optimizer_state(bare_model, optimizer.optimizer)
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / STATE_FOLDER).mkdir(parents=True)
             with without_progress_bars():
-                self._save_model(self.accelerator.unwrap_model(model), partial)
+                self._save_model(bare_model, weights, partial)
             processor.save_pretrained(partial)
             scaler = getattr(self.accelerator, "scaler", None)
             torch.save(
-                {"optimizer": optimizer.state_dict(), "scaler": None if scaler is None else scaler.state_dict()},
+                {"optimizer": optimizer_state, "scaler": None if scaler is None else scaler.state_dict()},
                 partial / STATE_FOLDER / "optimizer.pt",
             )
             (partial / STATE_FOLDER / "loop.json").write_text(json.dumps(state.to_dict(), indent=1), encoding="utf-8")
@@ -112,12 +117,11 @@ class CheckpointStore:
         if state.best_checkpoint is not None and (self.folder / state.best_checkpoint).is_dir():
             self._link("best", state.best_checkpoint)
 
-    def _save_model(self, model: Any, folder: Path) -> None:
+    def _save_model(self, model: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
         trained = trained_names(model)
-        weights = model.state_dict()
         frozen = {name: tensor for name, tensor in weights.items() if name not in trained}
         if not frozen:
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=weights)
             return
         # Two shards under an index are an ordinary model folder to `from_pretrained`. The frozen shard is the same in
         # every checkpoint, so all of them share one file.
@@ -202,7 +206,7 @@ def read_loop_state(checkpoint: Path) -> LoopState:
     return LoopState.from_dict(values, str(path))
 
 
-def restore_training_state(checkpoint: Path, optimizer: Any, accelerator: Accelerator) -> None:
+def restore_training_state(checkpoint: Path, model: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
     """
     Load the optimizer, the loss scaler and this process's random generators from a checkpoint folder.
 
@@ -212,7 +216,7 @@ def restore_training_state(checkpoint: Path, optimizer: Any, accelerator: Accele
     folder = checkpoint / STATE_FOLDER
     try:
         saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        optimizer.load_state_dict(saved["optimizer"])
+        load_optimizer_state(accelerator.unwrap_model(model), optimizer.optimizer, saved["optimizer"])
         scaler = getattr(accelerator, "scaler", None)
         if scaler is not None and saved["scaler"] is not None:
             scaler.load_state_dict(saved["scaler"])

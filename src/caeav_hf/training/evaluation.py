@@ -1,5 +1,6 @@
 """Score a model on a split: once over all clips, the same on any number of processes."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from ..errors import CaeAvError
 from .batches import Collator, clip_loader
 from .captions import CaptionFeatures
 from .order import ordered_batches
+from .sharding import gathered, is_sharded
 from .tasks import TaskDefinition
 
 
@@ -36,6 +38,7 @@ def evaluate(
     # Each process scores its own share and the shares may differ by a batch, so the bare model runs: the wrapper of
     # distributed training would wait for the others at every batch.
     model = accelerator.unwrap_model(model)
+    together = gathered(model, accelerator) if is_sharded(accelerator) else nullcontext()
     batches = ordered_batches(
         len(dataset),
         batch_size,
@@ -48,7 +51,7 @@ def evaluate(
     was_training = model.training
     model.eval()
     scored = []
-    with torch.no_grad():
+    with torch.no_grad(), together:
         for batch in tqdm(
             loader, desc=description, unit="batch", disable=not accelerator.is_main_process, leave=False
         ):

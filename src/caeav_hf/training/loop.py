@@ -24,6 +24,7 @@ from .order import epoch_batches
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .schedule import build_optimizer, entropy_weight, learning_rate, set_learning_rate
+from .sharding import plan_sharding, share_gradients, whole
 from .state import LoopState
 from .tasks import TaskDefinition
 
@@ -63,6 +64,12 @@ class Trainer:
         # Nothing of the towers ever differs between processes, so nothing of them has to be sent.
         everything = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, everything - trained)
+        if recipe.gradient_checkpointing:
+            # Older versions of Transformers have the older name only.
+            getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
+        if recipe.torch_compile:
+            model.compile()
+        plan_sharding(accelerator, model, shard_towers=recipe.shard_towers)
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
         self.store = CheckpointStore(run.checkpoints, accelerator)
         self.full_entropy_weight = self.bare_model.loss_weights["entropy"]
@@ -103,7 +110,7 @@ class Trainer:
             )
         self.state = state
         self.state.order = self._order()
-        restore_training_state(checkpoint, self.optimizer, self.accelerator)
+        restore_training_state(checkpoint, self.model, self.optimizer, self.accelerator)
         if self.accelerator.is_main_process:
             self.store.link_best(state)
             self._describe_best()
@@ -217,6 +224,7 @@ class Trainer:
             parts = {"loss": outputs.loss, **(outputs.loss_dict or {})}
             losses.append((clips_of_batch[number], {name: part.detach() for name, part in parts.items()}))
 
+        share_gradients(accelerator, self.bare_model)
         totals = _total(losses)
         loss = totals["loss"][0] / clips
         if not math.isfinite(loss) or not self._update():
@@ -235,7 +243,7 @@ class Trainer:
         accelerator = self.accelerator
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         limit = math.inf if self.recipe.max_grad_norm is None else self.recipe.max_grad_norm
-        norm = accelerator.clip_grad_norm_(trained, limit)
+        norm = whole(accelerator.clip_grad_norm_(trained, limit))
         # With fp16 the loss scaler sees the same overflow itself and lowers its scale when asked to step.
         if accelerator.scaler is None and not torch.isfinite(norm):
             return False
