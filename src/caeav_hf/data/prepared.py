@@ -170,8 +170,7 @@ def _encode_image(image: np.ndarray, image_format: ImageFormat) -> bytes:
     if image_format == "png":
         return _encode_png(image)
     target = io.BytesIO()
-    # Chroma at full size: these frames are small already.
-    Image.fromarray(image).save(target, "jpeg", quality=95, subsampling=0)
+    Image.fromarray(image).save(target, "jpeg", quality=95)
     return target.getvalue()
 
 

@@ -205,12 +205,15 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         period, offset = divmod(self.segment_samples, self.hop_length)
         # Frames at either end whose window reaches past the sound into its reflection.
         edge = math.ceil(self.fft_window_size / 2 / self.hop_length)
-        if repeats > 2 and not rest and not offset and edge <= period // 2:
+        if repeats > 2 and not (rest or offset or self.fft_window_size % 2) and edge <= period // 2:
             # Repeated sound has a periodic spectrogram: besides the frames at its two ends, one period holds all that
             # are different.
-            reach = (edge + period - 1) * self.hop_length + math.ceil(self.fft_window_size / 2)
-            begin = self._spectrogram(segments.repeat(1, 2)[:, :reach])[:, : edge + period]
-            finish = self._spectrogram(segments[:, -2 * edge * self.hop_length :])[:, -edge:]
+            half = self.fft_window_size // 2
+            reach = (edge - 1) * self.hop_length + half
+            sound = [segments[:, 1 : half + 1].flip(1), segments, segments[:, :reach]]
+            begin = self._spectrogram(torch.cat(sound, dim=1), center=False)
+            sound = [segments[:, -reach:], segments[:, -half - 1 : -1].flip(1)]
+            finish = self._spectrogram(torch.cat(sound, dim=1), center=False)
             inner, whole = begin[:, edge:], edge + (repeats - 1) * period
             log_mel = begin.new_empty(len(segments), repeats * period + 1, begin.shape[-1])
             log_mel[:, :edge] = begin[:, :edge]
@@ -232,14 +235,17 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         features = (bands - self.feature_mean) / (2 * self.feature_std)
         return torch.nn.functional.pad(features, (0, 0, 0, self.num_spectrogram_frames - features.shape[1]))
 
-    def _spectrogram(self, sound: torch.Tensor) -> torch.Tensor:
-        """(n, samples) -> (n, samples / hop_length + 1, mels) in dB."""
+    def _spectrogram(self, sound: torch.Tensor, center: bool = True) -> torch.Tensor:
+        """
+        (n, samples) -> (n, samples / hop_length + 1, mels) in dB; without `center` only the frames whose window lies
+        inside of the sound.
+        """
         spectrum = torch.stft(
             sound,
             n_fft=self.fft_window_size,
             hop_length=self.hop_length,
             window=torch.hann_window(self.fft_window_size),
-            center=True,
+            center=center,
             pad_mode="reflect",
             return_complex=True,
         )
