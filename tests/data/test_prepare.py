@@ -134,6 +134,16 @@ def test_a_stopped_run_leaves_nothing_to_read_and_goes_on(parquet, processor, tm
     assert len(decoded) == decoded_by_then + 24 - 8
 
 
+def test_a_shard_that_is_no_shard_is_made_anew(parquet, processor, tmp_path):
+    prepare_clips(parquet, processor, tmp_path / "out", shard_clips=4)
+    path = tmp_path / "out/data/train-00001-of-00003.parquet"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    path.with_name(f"{path.name}.part").write_bytes(b"PAR1")
+    prepare_clips(parquet, processor, tmp_path / "out", shard_clips=4)
+    assert path.read_bytes() == whole
+
+
 def test_other_settings_are_refused(parquet, processor, tmp_path):
     prepare_clips(parquet, processor, tmp_path / "out")
     small = processor_of("ave", vision_config={"image_size": 32})
