@@ -18,6 +18,7 @@ from caeav_hf.data.builder import BuildReport
 from caeav_hf.data.cutting import cut
 from caeav_hf.data.images import read_frame
 from caeav_hf.data.media_files import AUDIO_SUFFIXES, MediaFolder, Query
+from caeav_hf.data.prepare import prepare_clips
 from caeav_hf.data.visual_3d import extract_folder
 from caeav_hf.errors import DataError, MediaError
 from caeav_hf.labels import MUSIC_AVQA_ANSWERS
@@ -365,7 +366,8 @@ def test_a_clip_may_be_a_folder_of_frames_and_a_sound_file(tmp_path, processor):
     }
     assert rows["notes"]["frames_and_sound"]["examples"] == ["one", "short", "both (both.mp4: unreadable)"]
     AveBuilder(**options, embed_media=True).build(tmp_path / "embedded")
-    for out in ("out", "embedded"):
+    prepare_clips(tmp_path / "out", processor, tmp_path / "prepared", image_format="png")
+    for out in ("out", "embedded", "prepared"):
         item = CaeAvDataset(tmp_path / out, processor, split="train")[0]
         sound = load_audio(media / "audio" / "one.wav", sampling_rate=32_000)
         frames = np.stack([count_image(number, (48, 64)) for number in numbers_of(rows["one"])])
@@ -467,7 +469,8 @@ def test_the_data_set_reads_the_part(llp, processor, tmp_path):
         builder = LlpBuilder(annotations=str(llp / "annotations"), media=str(llp / "media"), embed_media=embed)
         builder.build(tmp_path / str(embed))
     expected = processor(videos=[processor.load_clip(llp / "media" / "full.mp4", start=12.5, end=22.5)])
-    for embed in (False, True):
-        item = CaeAvDataset(tmp_path / str(embed), processor, split="train", cache_dir=tmp_path / "cache")[0]
+    prepare_clips(tmp_path / "True", processor, tmp_path / "prepared", image_format="png")
+    for folder in ("False", "True", "prepared"):
+        item = CaeAvDataset(tmp_path / folder, processor, split="train", cache_dir=tmp_path / "cache")[0]
         assert torch.equal(item["pixel_values_videos"], expected["pixel_values_videos"][0])
         torch.testing.assert_close(item["input_features"], expected["input_features"][0], atol=0.1, rtol=0)

@@ -89,6 +89,7 @@ class MusicAvqaBuilder(ClipBuilder):
         return question_answering_features(read_answers(annotations))
 
     def read_entries(self, annotations: Path, report: BuildReport) -> dict[str, list[Entry]]:
+        self._looked_at.clear()  # files may be others than in an earlier build
         answers = read_answers(annotations)
         splits: dict[str, list[Question]] = {}
         for split, name in MUSIC_AVQA_SPLIT_FILES.items():
