@@ -12,8 +12,7 @@ import pytest
 import torch
 
 from caeav_hf.configuration_cae_av import CaeAvConfig
-from caeav_hf.data import BuildReport, CaeAvCollator, CaeAvDataset, MusicAvqaBuilder
-from caeav_hf.data import builder as builder_module
+from caeav_hf.data import BuildReport, CaeAvCollator, CaeAvDataset, MusicAvqaBuilder, checks
 from caeav_hf.data.music_avqa import read_answers, read_questions
 from caeav_hf.data.toy import MediaFormat, generate
 from caeav_hf.data.toy.questions import ANSWERS
@@ -173,8 +172,8 @@ def test_missing_and_broken_videos_are_counted_by_question_and_looked_at_once(co
     (copy / "media" / f"{gone}.mp4").unlink()
     (copy / "media" / f"{broken}.mp4").write_bytes(b"no clip")
     looked_at = []
-    probe = builder_module.probe
-    monkeypatch.setattr(builder_module, "probe", lambda path: looked_at.append(path.name) or probe(path))
+    probe = checks.probe
+    monkeypatch.setattr(checks, "probe", lambda path: looked_at.append(path.name) or probe(path))
     report = build(copy, tmp_path / "out", num_proc=3).as_dict()
     train = report["splits"]["train"]
     assert train["skipped"]["missing"]["count"] == counts[gone]

@@ -32,11 +32,10 @@ from .builder import (
     ClipBuilder,
     ClipBuilderConfig,
     Entry,
-    MediaPart,
-    UnusableError,
     read_lines,
     run_builder,
 )
+from .checks import ClipFiles, MediaPart, UnusableError
 from .images import read_mask
 from .media_files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Query
 from .schema import AVSBENCH_NUM_SEGMENTS, SPLITS, segmentation_features
@@ -111,16 +110,17 @@ class AvsBenchBuilder(ClipBuilder):
         return entries
 
     def check(self, entry: Entry) -> Checked:
-        files: dict[str, MediaPart | tuple[MediaPart, ...]] = {}
+        files: ClipFiles
         notes: list[tuple[str, str]] = []
         frame_size = None
         if self.config.from_videos:
-            files["media"], notes = self.check_clip(_one(entry.media["media"]))
+            found, notes_on_video = self.media.find_clip(_one(entry.media["media"]))
+            files, notes = dict(found), list(notes_on_video)
         else:
             frames = [self._find(query, "missing_frame") for query in _several(entry.media["frames"])]
-            frame_size = self.check_images(frames)
+            frame_size = self.media.check_images(frames)
             audio = self._find(_one(entry.media["audio"]), "missing_audio")
-            seconds = self.check_sound(audio).duration
+            seconds = self.media.check_sound(audio).duration
             files = {"frames": tuple(map(MediaPart, frames)), "audio": MediaPart(audio)}
             if seconds is not None and count_segments(seconds) < AVSBENCH_NUM_SEGMENTS:
                 notes.append(("sound_ends_early", audio))

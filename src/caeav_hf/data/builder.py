@@ -2,8 +2,8 @@
 From annotation files and a media folder to Parquet shards: what the builders of all data sets share.
 
 A builder reads its annotations into [`Entry`] rows, each saying which media files it needs. Here every file is looked
-up (`media_files`) and checked, what is missing or broken is counted by reason and named in `report.json`, and the rest
-is written (`shard_writing`):
+up (`media_files`) and checked (`checks`), what is missing or broken is counted by reason and named in `report.json`,
+and the rest is written (`shard_writing`):
 
     <out>/data/<split>-00000-of-00001.parquet ...    <out>/report.json    <out>/README.md (the data set card)
 
@@ -28,16 +28,15 @@ import datasets
 import pyarrow as pa
 from tqdm import tqdm
 
-from caeav_hf.errors import DataError, MediaError
-from caeav_hf.processing.media import MediaInfo, count_segments, probe
+from caeav_hf.errors import DataError
 
 from .caption_file import read_captions
 from .card import card_text_of
+from .checks import ClipFiles, MediaChecker, MediaPart, Notes, UnusableError
 from .cutting import cut
 from .files import write_json, write_text
 from .hub import ensure_can_push, push_folder
-from .images import read_frame
-from .media_files import AUDIO_SUFFIXES, FrameFolder, Match, MediaFolder, Query
+from .media_files import Query
 from .shard_writing import Shard, write_shards
 
 
@@ -48,10 +47,6 @@ _GROUP_BYTES = 32_000_000
 _GROUP_ROWS = 1_000
 # Part of every shard's fingerprint: shards of an earlier form are not taken for those of this one.
 _FORM = 1
-# A file that is longer than its clip by no more than this (seconds) is the clip, rounded up by an encoder ...
-_ROUNDING = 1.0
-# ... or, at most by this, cut at key frames.
-_LOOSE_CUT = 5.0
 
 
 @dataclass(frozen=True)
@@ -70,34 +65,8 @@ class Entry:
     row: Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class MediaPart:
-    """
-    A file of the media folder, or, where it is longer than the clip, the part of it that is the clip.
-
-    Args:
-        file: Its path in the media folder.
-        start, end: Seconds of the part, or None.
-        share: How much of the file the part is, roughly.
-    """
-
-    file: str
-    start: float | None = None
-    end: float | None = None
-    share: float = 1.0
-
-
 _MediaValue = tuple[dict[str, Any], float | None, float | None]
 """A file as a row holds it, and the seconds of it that are wanted, or None."""
-
-
-class UnusableError(Exception):
-    """A row that cannot be used: why, in a word for the report, and the file at fault."""
-
-    def __init__(self, reason: str, file: str):
-        super().__init__(reason, file)
-        self.reason = reason
-        self.file = file
 
 
 @dataclass(frozen=True)
@@ -108,14 +77,14 @@ class Checked:
     Args:
         entry: The row.
         files: For each column with media its file, or its files without those that it can do without.
-        notes: Reasons and examples of things worth knowing.
+        notes: Things worth knowing.
         losses: Likewise, of things that were missing or broken and that the row does without.
     """
 
     entry: Entry
-    files: Mapping[str, MediaPart | tuple[MediaPart, ...]]
-    notes: tuple[tuple[str, str], ...] = ()
-    losses: tuple[tuple[str, str], ...] = ()
+    files: ClipFiles
+    notes: Notes = ()
+    losses: Notes = ()
 
     @property
     def parts(self) -> list[MediaPart]:
@@ -220,7 +189,7 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
     pretty_name: ClassVar[str]
     task_categories: ClassVar[tuple[str, ...]]
     card_text: ClassVar[str]
-    media: MediaFolder
+    media: MediaChecker
 
     @abstractmethod
     def read_entries(self, annotations: Path, report: BuildReport) -> dict[str, list[Entry]]:
@@ -240,100 +209,8 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         query = entry.media["media"]
         if not isinstance(query, Query):
             raise TypeError("`media` is one file; a row with other columns needs a `check` of its own")
-        try:
-            part, notes = self.check_clip(query)
-        except UnusableError as error:
-            found = self.media.find_frames(query)
-            if found is None:
-                raise
-            files = self._check_frame_folder(found, query)
-            wrong = "" if error.reason == "missing" else f" ({error.file}: {error.reason})"
-            return Checked(entry, files, (("frames_and_sound", f"{found.name}{wrong}"),))
-        return Checked(entry, {"media": part}, tuple(notes))
-
-    def _check_frame_folder(self, found: FrameFolder, query: Query) -> dict[str, MediaPart | tuple[MediaPart, ...]]:
-        """The columns `frames`, one of the middle of each segment, and `audio` of a clip that is there as these."""
-        if found.sound is None:
-            raise UnusableError("missing_audio", f"{found.name}{AUDIO_SUFFIXES[0]}")
-        seconds = self.check_sound(found.sound).duration
-        length, number = query.clip_seconds, query.num_frames or len(found.frames)
-        if length is None:  # segments are spread over all of it
-            numbers = [(2 * part + 1) * len(found.frames) // (2 * number) for part in range(number)]
-        else:
-            if seconds is None:
-                seconds = length
-            if seconds > length + _LOOSE_CUT:
-                raise UnusableError("longer_than_its_clip", found.sound)
-            # How many frames a second there are follows from how long they last, which the sound tells.
-            count = count_segments(min(seconds, length), length / number, number)
-            middles = [(segment + 0.5) * length / number for segment in range(count)]
-            numbers = [min(int(m / seconds * len(found.frames)), len(found.frames) - 1) for m in middles]
-        files = [found.frames[number] for number in numbers]
-        self.check_images(files)
-        return {"frames": tuple(map(MediaPart, files)), "audio": MediaPart(found.sound)}
-
-    def check_images(self, files: Sequence[str]) -> tuple[int, int]:
-        """Size (height, width) of frames; raises an [`UnusableError`] if one cannot be read or is of another size."""
-        sizes = []
-        for file in files:
-            try:
-                sizes.append(read_frame(self.media.path(file)).shape[:2])
-            except MediaError as error:
-                raise UnusableError("unreadable_frame", file) from error
-            if sizes[-1] != sizes[0]:
-                raise UnusableError("frames_of_several_sizes", file)
-        return sizes[0]
-
-    def check_sound(self, file: str) -> MediaInfo:
-        """What the header of a sound file says; raises an [`UnusableError`] if it is none."""
-        try:
-            info = self.probe(file)
-        except UnusableError as error:
-            raise UnusableError(f"{error.reason}_audio", file) from error
-        if not info.has_audio:
-            raise UnusableError("no_audio_stream", file)
-        return info
-
-    def check_clip(self, query: Query) -> tuple[MediaPart, list[tuple[str, str]]]:
-        """
-        The clip that is wanted, a video with sound or a part of one, and notes on how it was found. If the best file
-        that fits cannot be used, the next one is taken.
-
-        Raises:
-            UnusableError: There is none that can be used.
-        """
-        matches = self.media.find(query)
-        failure = UnusableError("missing", query.expected)
-        for number, match in enumerate(matches):
-            try:
-                part = _part(match, self.check_video(match.file).duration, query)
-            except UnusableError as error:
-                failure = failure if number else error
-                continue
-            notes = _notes_on_choice(matches, number, failure)
-            if part.start is not None:
-                notes.append(("part_of_a_longer_video", match.file))
-            return part, notes
-        raise failure
-
-    def check_video(self, file: str) -> MediaInfo:
-        """What the header of a video file with sound says; raises an [`UnusableError`] if it is none."""
-        info = self.probe(file)
-        if not info.has_video:
-            raise UnusableError("no_video_stream", file)
-        if not info.has_audio:
-            raise UnusableError("no_audio_stream", file)
-        return info
-
-    def probe(self, file: str) -> MediaInfo:
-        """What the header of a media file says; raises an [`UnusableError`] if there is none."""
-        path = self.media.path(file)
-        if not path.is_file():
-            raise UnusableError("missing", file)
-        try:
-            return probe(path)
-        except MediaError as error:
-            raise UnusableError("unreadable", file) from error
+        files, notes = self.media.find_clip(query)
+        return Checked(entry, files, notes)
 
     def build(self, out_dir: str | Path, max_shard_bytes: int = _SHARD_BYTES) -> BuildReport:
         """
@@ -412,7 +289,7 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
     def _usable_rows(self) -> tuple[BuildReport, dict[str, list[Checked]]]:
         """Reads the annotations and keeps the rows whose media can be used."""
         report = BuildReport()
-        self.media = MediaFolder(_folder(self.config.media, "media"))
+        self.media = MediaChecker(_folder(self.config.media, "media"))
         entries = self.read_entries(self._annotations, report)
         captions = self._read_captions()
         usable: dict[str, list[Checked]] = {}
@@ -649,32 +526,6 @@ def ensure_unique(values: Iterable[str], path: Path) -> None:
         if value in seen:
             raise DataError(f"{path}: {value!r} is there twice")
         seen.add(value)
-
-
-def _part(match: Match, seconds: float | None, query: Query) -> MediaPart:
-    """
-    What of a file is the clip.
-
-    Args:
-        seconds: How long the file is, as far as its header tells.
-    """
-    length, whole = query.clip_seconds, MediaPart(match.file)
-    if not match.may_be_longer or length is None or seconds is None or seconds <= length + _ROUNDING:
-        return whole
-    if query.times is not None and seconds >= query.times[1] - _ROUNDING:
-        start, end = query.times
-        return MediaPart(match.file, start, end, min(1.0, (end - start) / seconds))
-    if seconds <= length + _LOOSE_CUT:
-        return whole
-    raise UnusableError("longer_than_its_clip" if query.times is None else "ends_before_its_clip", match.file)
-
-
-def _notes_on_choice(matches: Sequence[Match], chosen: int, failure: UnusableError) -> list[tuple[str, str]]:
-    """Why of several files that fit this one was taken."""
-    if chosen:
-        return [("first_choice_unusable", f"{matches[chosen].file} ({failure.file}: {failure.reason})")]
-    others = [match.file for match in matches[1:] if match.rank == matches[0].rank]
-    return [("several_files", f"{matches[0].file} (also {', '.join(others)})")] if others else []
 
 
 def _caption(checked: Checked, captions: Mapping[str, Mapping[str, str | None]]) -> Mapping[str, str | None]:

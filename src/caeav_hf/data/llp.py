@@ -30,11 +30,11 @@ from .builder import (
     ClipBuilder,
     ClipBuilderConfig,
     Entry,
-    UnusableError,
     read_class_names,
     read_lines,
     run_builder,
 )
+from .checks import UnusableError
 from .media_files import Query
 from .schema import LLP_NUM_SEGMENTS, SPLITS, video_parsing_features
 from .visual_3d import feature_shape, find_features, read_features

@@ -15,7 +15,6 @@ import ast
 import hashlib
 import json
 import re
-import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -24,9 +23,8 @@ import datasets
 
 from caeav_hf.errors import DataError
 from caeav_hf.labels import MUSIC_AVQA_ANSWERS
-from caeav_hf.processing.media import MediaInfo
 
-from .builder import BuildReport, ClipBuilder, Entry, UnusableError, read_class_names
+from .builder import BuildReport, ClipBuilder, Entry, read_class_names
 from .media_files import Query
 from .schema import MUSIC_AVQA_NUM_SEGMENTS, SPLITS, question_answering_features
 
@@ -79,17 +77,10 @@ class MusicAvqaBuilder(ClipBuilder):
         "MUSIC-AVQA (Li et al., Learning to Answer Questions in Dynamic Audio-Visual Scenarios, CVPR 2022)."
     )
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        # A video has several questions, and is looked at once.
-        self._looked_at: dict[str, MediaInfo | UnusableError] = {}
-        self._locks: dict[str, threading.Lock] = {}
-
     def row_features(self, annotations: Path) -> datasets.Features:
         return question_answering_features(read_answers(annotations))
 
     def read_entries(self, annotations: Path, report: BuildReport) -> dict[str, list[Entry]]:
-        self._looked_at.clear()  # files may be others than in an earlier build
         answers = read_answers(annotations)
         splits: dict[str, list[Question]] = {}
         for split, name in MUSIC_AVQA_SPLIT_FILES.items():
@@ -101,18 +92,6 @@ class MusicAvqaBuilder(ClipBuilder):
             raise DataError(f"{annotations}: expected one or more of {', '.join(MUSIC_AVQA_SPLIT_FILES.values())}")
         _note_peculiarities(splits, report)
         return {split: [_entry(q, answers) for q in questions] for split, questions in splits.items()}
-
-    def check_video(self, file: str) -> MediaInfo:
-        with self._locks.setdefault(file, threading.Lock()):
-            if file not in self._looked_at:
-                try:
-                    self._looked_at[file] = super().check_video(file)
-                except UnusableError as error:
-                    self._looked_at[file] = error
-        found = self._looked_at[file]
-        if isinstance(found, UnusableError):
-            raise UnusableError(found.reason, found.file)
-        return found
 
 
 def read_answers(annotations: Path) -> tuple[str, ...]:
