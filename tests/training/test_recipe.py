@@ -7,6 +7,7 @@ import pytest
 from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.errors import CaeAvError
 from caeav_hf.training.recipe import (
+    RECIPES,
     Recipe,
     add_recipe_flags,
     available_recipes,
@@ -131,3 +132,12 @@ def test_null_unsets_a_value():
 def test_a_wrong_flag_value_names_the_value():
     with pytest.raises(CaeAvError, match="'epochs' must be an integer, got 'x'"):
         override_recipe(Recipe(), parse("--epochs", "x"))
+
+
+@pytest.mark.parametrize("name", ["ave", "avvp", "avs_s4", "avs_ms3", "avqa"])
+def test_every_value_of_a_full_recipe_says_where_it_comes_from(name):
+    lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
+    chosen = ("task", "size", "train_split", "eval_split", "report_to")
+    values = [line for line in lines if line and not line.startswith(("#", *(f"{key}:" for key in chosen)))]
+    assert len(values) >= 12
+    assert all("# [paper]" in line or "# [package]" in line for line in values)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import CaeAvError
-from . import captions, convert, export, predict, prepare
+from . import captions, convert, export, predict, prepare, sweep
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_command(commands)
     prepare.add_command(commands)
     export.add_commands(commands)
+    sweep.add_command(commands)
 
     demo = commands.add_parser(
         "demo",
