@@ -23,12 +23,24 @@ def check_name(repo_id: str) -> None:
         raise CaeAvError(f"{repo_id!r} is no name of a repository: {error}") from error
 
 
-def upload(folder: Path, repo_id: str, repo_type: str, message: str, *, private: bool = False, **create: Any) -> str:
+def upload(
+    folder: Path,
+    repo_id: str,
+    repo_type: str,
+    message: str,
+    *,
+    private: bool = False,
+    only: list[str] | None = None,
+    replacing: list[str] | None = None,
+    **create: Any,
+) -> str:
     """
     Upload a folder to a repository, which is made where it does not exist.
 
     Args:
         private: Whether a repository that is made is private.
+        only: Patterns of the files to upload; by default all.
+        replacing: Patterns of the files in the repository that the same commit deletes, if they are not uploaded.
         create: Further arguments of `HfApi.create_repo`.
 
     Returns:
@@ -42,7 +54,12 @@ def upload(folder: Path, repo_id: str, repo_type: str, message: str, *, private:
     try:
         repo = api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True, **create)
         commit = api.upload_folder(
-            folder_path=folder, repo_id=repo.repo_id, repo_type=repo_type, commit_message=message
+            folder_path=folder,
+            repo_id=repo.repo_id,
+            repo_type=repo_type,
+            commit_message=message,
+            allow_patterns=only,
+            delete_patterns=replacing,
         )
     # A lost connection is an HTTPError of the client's, no login an OSError; what the Hub answers is both.
     except (HTTPError, OSError) as error:

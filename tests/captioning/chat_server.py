@@ -74,7 +74,10 @@ class ChatServer:
         self.server.server_close()
 
     def handle(self, request: BaseHTTPRequestHandler) -> None:
-        body = request.rfile.read(int(request.headers["Content-Length"]))
+        length = int(request.headers["Content-Length"])
+        body = request.rfile.read(length)
+        if len(body) < length:
+            return  # who asked was killed before the question was out
         with self.lock:
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)

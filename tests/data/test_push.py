@@ -12,7 +12,7 @@ from huggingface_hub.utils import filter_repo_objects
 
 from caeav_hf.data import AveBuilder
 from caeav_hf.data.ave import main
-from caeav_hf.data.hub import push_folder
+from caeav_hf.data.builder import push_to_hub
 from tests.data.conftest import build
 
 
@@ -72,9 +72,9 @@ def test_what_is_uploaded_is_the_data_set(corpus, hub, tmp_path, capsys):
 def test_an_upload_replaces_the_shards_of_an_earlier_one(corpus, hub, tmp_path):
     builder = AveBuilder(annotations=str(corpus / "annotations"), media=str(corpus / "media"), embed_media=True)
     builder.build(tmp_path / "small", max_shard_bytes=300_000)
-    push_folder(tmp_path / "small", "somebody/toy")
+    push_to_hub(tmp_path / "small", "somebody/toy")
     builder.build(tmp_path / "large")
-    push_folder(tmp_path / "large", "somebody/toy")
+    push_to_hub(tmp_path / "large", "somebody/toy")
     repo = hub.folder / "somebody" / "toy"
     assert len(hub.commits[0]) > len(hub.commits[1]) == 4
     assert sorted(str(path.relative_to(repo)) for path in repo.rglob("*") if path.is_file()) == hub.commits[1]

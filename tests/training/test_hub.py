@@ -31,7 +31,8 @@ def hub(tmp_path, monkeypatch) -> SimpleNamespace:
         hub.created.append((repo_id, repo_type, private, space_sdk))
         return SimpleNamespace(repo_id=repo_id)
 
-    def upload_folder(self, *, folder_path, repo_id, repo_type, commit_message):
+    def upload_folder(self, *, folder_path, repo_id, repo_type, commit_message, allow_patterns, delete_patterns):
+        assert allow_patterns is delete_patterns is None
         shutil.copytree(folder_path, hub.folder / repo_id)
         return SimpleNamespace(commit_url=f"https://huggingface.co/{repo_id}/commit/1")
 

@@ -28,14 +28,14 @@ import datasets
 import pyarrow as pa
 from tqdm import tqdm
 
-from caeav_hf.errors import DataError
+from caeav_hf.errors import CaeAvError, DataError
+from caeav_hf.hub import check_name, upload
 
 from .caption_file import read_captions
 from .card import card_text_of
 from .checks import ClipFiles, MediaChecker, MediaPart, Notes, UnusableError
 from .cutting import cut
 from .files import write_json, write_text
-from .hub import ensure_can_push, push_folder
 from .media_files import Query
 from .shard_writing import Shard, write_shards
 
@@ -466,9 +466,9 @@ def run_builder(
     out, repo, is_private = options.pop("out"), options.pop("push_to_hub"), options.pop("private")
     try:
         if repo is not None:
-            ensure_can_push(repo, options["embed_media"])
+            _ensure_can_push(repo, options["embed_media"])
         report = builder_class(**options).build(out)
-    except DataError as error:
+    except CaeAvError as error:
         parser.exit(1, f"{parser.prog}: {error}\n")
     for split, written in report.written.items():
         lost = len(report.lost[split])
@@ -478,9 +478,45 @@ def run_builder(
         print(f"{kept} of the shards were there already")
     if repo is not None:
         try:
-            print(f"uploaded: {push_folder(Path(out), repo, is_private)}")
-        except DataError as error:
+            print(f"uploaded: {push_to_hub(Path(out), repo, is_private)}")
+        except CaeAvError as error:
             parser.exit(1, f"{parser.prog}: {error}\n")
+
+
+def _ensure_can_push(repo_id: str, is_embedded: bool) -> None:
+    """What can be said before anything is built; a CaeAvError if the set could not be uploaded."""
+    check_name(repo_id)
+    if not is_embedded:
+        raise DataError("`push_to_hub` needs `embed_media`: without it rows refer to files on this machine")
+
+
+def push_to_hub(folder: Path, repo_id: str, private: bool = False) -> str:
+    """
+    Uploads what a builder wrote, with embedded media: shards and card in one commit, which also deletes shards that
+    are no longer there, so whoever loads the set gets the old one or the new one. The report stays here: it names
+    folders of this machine.
+
+    Args:
+        folder: What was written.
+        repo_id: Data set repository, made where it does not exist.
+        private: Whether a repository that is made is private.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        CaeAvError: The Hub refuses.
+    """
+    shards = ["data/*.parquet"]
+    return upload(
+        folder,
+        repo_id,
+        "dataset",
+        "Upload the data set",
+        private=private,
+        only=["README.md", *shards],
+        replacing=shards,
+    )
 
 
 def read_lines(path: Path, report: BuildReport) -> list[tuple[int, str]]:
