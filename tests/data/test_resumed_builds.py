@@ -8,10 +8,12 @@ import sys
 from pathlib import Path
 
 import datasets
+import filelock
 import pytest
 
 from caeav_hf.data import AveBuilder, shard_writing
 from caeav_hf.data.shard_writing import read_fingerprint
+from caeav_hf.errors import DataError
 from tests.data.conftest import build
 from tests.media_factory import write_clip
 
@@ -26,6 +28,10 @@ def build_embedded(corpus: Path, out: Path, **options):
 
 def files_of(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*")) if path.is_file()}
+
+
+def visible_files_of(out: Path) -> dict[str, bytes]:
+    return {name: content for name, content in files_of(out).items() if not name.startswith(".")}
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +104,12 @@ def test_captions_options_and_form_are_inputs_too(corpus, tmp_path, monkeypatch)
 def test_a_build_that_fails_leaves_the_earlier_set(corpus, tmp_path, monkeypatch):
     out = tmp_path / "out"
     build(corpus, out)
-    before = files_of(out)
+    before = visible_files_of(out)
     with monkeypatch.context() as patch:
         fail_at_shard(2, patch)
         with pytest.raises(OSError, match="disk is full"):
             build(corpus, out, captions=None)
-    assert {name: content for name, content in files_of(out).items() if not name.startswith(".")} == before
+    assert visible_files_of(out) == before
     assert all(datasets.load_dataset(str(out), split="train")["visual_caption"])
 
 
@@ -126,6 +132,16 @@ def test_without_links_shards_are_copied(corpus, tmp_path, monkeypatch):
     (tmp_path / "out" / "data" / "test-00000-of-00001.parquet").unlink()
     monkeypatch.setattr(os, "link", no_link)
     assert build(corpus, tmp_path / "out").written_shards == 1
+
+
+def test_one_build_at_a_time(corpus, tmp_path):
+    build(corpus, tmp_path / "out")
+    with (
+        filelock.FileLock(tmp_path / "out" / ".lock"),
+        pytest.raises(DataError, match="out: another build is writing to this folder"),
+    ):
+        build(corpus, tmp_path / "out", captions=None)
+    assert build(corpus, tmp_path / "out").written_shards == 0
 
 
 def test_killed_at_random_moments_no_shard_is_ever_wrong(tmp_path):

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
+import filelock
 import pyarrow as pa
 from tqdm import tqdm
 
@@ -218,11 +219,22 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         off or of an earlier one, are kept where they are those of this build, and replaced where not, all at once.
 
         Args:
-            out_dir: Folder to write; made where it does not exist. One build at a time.
+            out_dir: Folder to write; made where it does not exist.
             max_shard_bytes: Size at which a shard is closed, counting embedded media; rows are never divided.
+
+        Raises:
+            DataError: As said above, or another build is writing to this folder.
         """
         out = Path(out_dir)
         out.mkdir(parents=True, exist_ok=True)
+        try:
+            # The operating system takes the lock from a process that dies.
+            with filelock.FileLock(out / ".lock", timeout=0):
+                return self._build(out, max_shard_bytes)
+        except filelock.Timeout as error:
+            raise DataError(f"{out}: another build is writing to this folder; expected one at a time") from error
+
+    def _build(self, out: Path, max_shard_bytes: int) -> BuildReport:
         report, rows = self._usable_rows()
         plans = {split: _divide(checked, self._media_bytes, max_shard_bytes) for split, checked in rows.items()}
         report.shards = {split: len(shards) for split, shards in plans.items()}
