@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants as hub
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, pipeline
 
@@ -198,3 +199,39 @@ def test_a_tower_for_both_streams_is_named_once(towers: dict[str, Path], tmp_pat
     assert set(again.config.tower_sources) == {"vision", "text"}
     with pytest.raises(CaeAvError, match="vision, text, got audio"):
         CaeAvModel.from_pretrained(tmp_path, towers={"audio": towers["audio"]})
+
+
+def test_the_revision_of_a_hub_repository_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the cache of the Hub's client in place of the Hub, whose `main` moves on to other weights."""
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    first, second = "a" * 40, "b" * 40
+
+    def commit(revision: str) -> None:
+        for kind, folder in toy_towers().items():
+            repository = tmp_path / "hub" / f"models--org--{kind}"
+            snapshot = repository / "snapshots" / revision
+            if revision == first:
+                shutil.copytree(folder, snapshot)
+            else:
+                other_tower(folder, snapshot)
+            (repository / "refs").mkdir(exist_ok=True)
+            (repository / "refs" / "main").write_text(revision)
+
+    commit(first)
+    names = {"vision": "hf-hub:org/vision", "audio": "org/audio", "text": "hf-hub:org/text"}
+    model = CaeAvModel.from_backbones(**names, size="toy")
+    sources = model.config.tower_sources
+    assert {kind: (source["name"], source["revision"]) for kind, source in sources.items()} == {
+        kind: (name, first) for kind, name in names.items()
+    }
+    model.save_pretrained(tmp_path / "small", adapter_only=True)
+    commit(second)
+    newer = {kind: load_tower(kind, name).source for kind, name in names.items()}
+    assert all(newer[kind]["revision"] == second for kind in names)
+    assert all(newer[kind]["sha256"] != sources[kind]["sha256"] for kind in names)
+    again = CaeAvModel.from_pretrained(tmp_path / "small")
+    assert same_weights(again, model)
+    assert again.config.tower_sources == sources
+    # A revision may also be asked for by name.
+    assert {kind: load_tower(kind, f"{name}@{first}").source for kind, name in names.items()} == sources
