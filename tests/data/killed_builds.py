@@ -134,7 +134,9 @@ def main(corpus: Path, out: Path, kills: int, seed: int) -> None:
     while killed < kills:
         captions = rng.choice(CAPTIONS)
         if killed % 5 == 0:
-            shutil.rmtree(out, ignore_errors=True)  # some begin from nothing
+            shutil.rmtree(out, ignore_errors=True)  # some begin from nothing, some from a finished set
+        elif killed % 5 == 2:
+            undisturbed(corpus, out, rng.choice(CAPTIONS))
         if killed % 2:
             before = rng.randrange(operations)
             child = fork(lambda c=captions, b=before: build_and_die(corpus, out, c, b))
