@@ -113,25 +113,18 @@ class Floor(Dataset):
 
 def write_rows(folder: Path, paths: list[Path]) -> None:
     """The clips as a data set of event localization."""
+    features = event_localization_features(AVE_CATEGORIES)
     rows = [
         {
+            **dict.fromkeys(features),
             "video_id": path.stem,
-            "category": AVE_CATEGORIES[0],
             "label": 0,
-            "start": 0,
-            "end": 10,
-            "quality": "good",
             "segment_labels": [0] * SECONDS,
             "media": {"path": str(path), "bytes": None},
-            "media_start": None,
-            "media_end": None,
-            "visual_caption": None,
-            "audio_caption": None,
         }
         for path in paths
     ]
     (folder / "data").mkdir(parents=True)
-    features = event_localization_features(AVE_CATEGORIES)
     table = datasets.Dataset.from_list(rows, features=features)
     table.to_parquet(str(folder / "data" / "train-00000-of-00001.parquet"))
 

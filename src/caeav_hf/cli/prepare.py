@@ -24,7 +24,7 @@ def add_command(commands: Any) -> None:
     prepare.add_argument("dataset", metavar="DATASET", help="a folder that a builder wrote")
     prepare.add_argument("--out", required=True, metavar="DIR", help="folder for the prepared data set")
     prepare.add_argument("--model", metavar="DIR", help="model folder or Hub id that the data is prepared for")
-    prepare.add_argument("--task", choices=TASKS, help="without --model: for a model of this task's preset ...")
+    prepare.add_argument("--task", choices=TASKS, help="without --model: for the model of this task's recipe ...")
     prepare.add_argument("--size", choices=("full", "toy"), default="full", help="... and size (default: %(default)s)")
     prepare.add_argument(
         "--format",
@@ -88,7 +88,10 @@ def _processor_of(options: argparse.Namespace) -> tuple[str, Any]:
     from ..processing import CaeAvProcessor
 
     if options.model is None:
-        config = CaeAvConfig.from_preset(options.task, size=options.size)
+        from ..training.recipe import find_recipe, load_recipe
+
+        changes = load_recipe(find_recipe(options.task, options.size)).model_config
+        config = CaeAvConfig.from_preset(options.task, size=options.size, **changes)
         return config.task, CaeAvProcessor.from_config(config)
     try:
         config = CaeAvConfig.from_pretrained(options.model)
