@@ -86,15 +86,15 @@ def prepare_clips(
 ) -> dict[str, PreparedSplit]:
     """
     Decodes every clip of a builder's folder and writes a folder of prepared rows, which [`CaeAvDataset`] and
-    [`CaeAvStream`] read. It may be stopped at any moment and, run again, goes on. A clip that cannot be decoded is
-    named in `report.json` and left out.
+    [`CaeAvStream`] read. It may be stopped at any moment and, run again, goes on; one run at a time may write a folder.
+    A clip that cannot be decoded is named in `report.json` and left out.
 
     Args:
         folder: What a builder wrote.
         processor: A [`CaeAvProcessor`]; training needs one with the same segments, rate and size.
         out_dir: Folder to write.
         task: Task of the processor's model; the data set must be for it.
-        image_format: `"png"` gives exactly the tensors of the files; `"jpeg"`, quality 95, takes a third of the space.
+        image_format: `"png"` gives exactly the tensors of the files; `"jpeg"`, quality 95, takes less space.
         num_proc: Clips that are decoded at the same time.
         shard_clips: Clips of a shard.
 
@@ -125,14 +125,16 @@ def prepare_clips(
     if not any(part.rows for part in report.values()):
         reason = next(iter(report[splits[0]].failed.values()), "it has no rows")
         raise DataError(f"{source}: no clip could be prepared, e.g. {reason} (see {out / 'report.json'})")
-    expected = {path.name for work in works for path in work.paths}
+    parts = {path: path.with_name(f"{path.name}.part") for work in works for path in work.paths}
+    # What is of an earlier state of the data set goes first: readers notice a folder that lacks a shard, but not one
+    # with shards of two states.
     for path in (out / "data").iterdir():
-        if re.fullmatch(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet", path.name) and path.name not in expected:
-            path.unlink()  # of an earlier state of the data set
-    for work in works:
-        for path in work.paths:
-            if (done := path.with_name(f"{path.name}.part")).exists():
-                done.replace(path)
+        is_shard = re.fullmatch(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet", path.name)
+        if is_shard and (path not in parts or parts[path].exists()):
+            path.unlink()
+    for path, part in parts.items():
+        if part.exists():
+            part.replace(path)
     write_text(out / "README.md", _card(source, json.loads(settings), report))
     return report
 
