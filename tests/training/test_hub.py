@@ -48,9 +48,9 @@ def train(folder, *more):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of one epoch on the toy towers."""
+    """A run of one step on the toy towers."""
     folder = tmp_path_factory.mktemp("runs") / "my-run"
-    assert train(folder, "--epochs", 1, "--lora-rank", 2) == 0
+    assert train(folder, "--max-steps", 1, "--lora-rank", 2) == 0
     return folder
 
 
@@ -164,7 +164,17 @@ def test_push_says_what_is_wrong(hub, run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(HfApi, "create_repo", no_login)
     assert caeav(["push", str(run), "me/model"]) == 2
     assert "expected a login" in capsys.readouterr().err
-    assert train(tmp_path / "run", "--epochs", 0, "--push-to-hub", "not a name") == 2
+    # What can be known before training is.
+    push = ["--push-to-hub", "me/model"]
+    for arguments, message in (
+        (["--push-to-hub", "not a name"], "not a name"),
+        (["--adapter-only"], "--push-to-hub"),
+        (["--add-to-card"], "--evaluate"),
+        ([*push, "--evaluate", run], "caeav push"),
+        ([*push, "--adapter-only", "--audio-tower", towers["audio"]], f"{towers['audio']} lies on this machine"),
+    ):
+        assert train(tmp_path / "run", *arguments) == 2
+        assert message in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 
 

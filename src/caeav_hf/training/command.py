@@ -53,12 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         recipe = override_recipe(_base_recipe(options), recipe_flags(options))
+        _check(options, recipe)
         # Heavy libraries are loaded only after the arguments have been found to be right.
         if options.evaluate is not None:
             _evaluate(options, recipe)
         else:
-            if options.push_to_hub is not None:
-                check_name(options.push_to_hub)
             from .run import train
 
             result = train(recipe, resume=options.resume)
@@ -86,6 +85,25 @@ def _base_recipe(options: argparse.Namespace) -> Recipe:
                     return override_recipe(recipe, {"output_dir": str(folder)})
     task, size = getattr(options, "task", Recipe.task), getattr(options, "size", Recipe.size)
     return load_recipe(find_recipe(task, size))
+
+
+def _check(options: argparse.Namespace, recipe: Recipe) -> None:
+    """What would otherwise be found out only after training."""
+    if options.add_to_card and options.evaluate is None:
+        raise CaeAvError("--add-to-card is for --evaluate; the scores of a run are in its cards anyway")
+    if options.push_to_hub is None:
+        if options.adapter_only or options.private:
+            raise CaeAvError("--adapter-only and --private are for --push-to-hub")
+        return
+    if options.evaluate is not None:
+        raise CaeAvError("--push-to-hub is for training; upload a checkpoint with `caeav push`")
+    check_name(options.push_to_hub)
+    for place in (recipe.vision_tower, recipe.audio_tower, recipe.text_tower):
+        if options.adapter_only and place is not None and Path(place).exists():
+            raise CaeAvError(
+                f"--adapter-only: the tower {place} lies on this machine, where nobody else finds it; train with a "
+                "name of the Hub, or upload with `caeav push --tower`"
+            )
 
 
 def _push(options: argparse.Namespace, folder: Path) -> None:
