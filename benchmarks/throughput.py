@@ -166,8 +166,13 @@ def measure_memory(arguments: tuple[Settings, str, str]) -> float:
     function = make_cases(settings, (name,), precision)[name]
     for _ in range(2):
         function()
-    if settings.device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(settings.device) / 1e9
+    return peak_memory(settings.device)
+
+
+def peak_memory(device: str) -> float:
+    """The most memory in GB that this process has had so far: resident on a CPU, allocated on a GPU."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / 1e9
     with contextlib.suppress(OSError):
         # Unlike getrusage, this does not count what the parent held when it started the process.
         for line in Path("/proc/self/status").read_text().splitlines():

@@ -1,0 +1,105 @@
+"""
+The memory that training needs: computed from the sizes of each preset, or measured with each switch of the recipes.
+
+    python benchmarks/memory.py
+    python benchmarks/memory.py --measure --repeats 2
+
+Computed is what is there all the time, in float32 with Adam: weights, gradients and two moments of what is trained, and
+the weights of the frozen towers; activations come on top. Measured are steps of one clip, each switch in a process of
+its own: resident memory on a CPU, the libraries' included, allocated memory on a GPU.
+"""
+
+import argparse
+import contextlib
+from multiprocessing import get_context
+
+import torch
+from throughput import Settings, describe_machine, make_inputs, peak_memory, seconds
+from tqdm.auto import tqdm
+
+from caeav_hf import CaeAvConfig
+from caeav_hf.configuration_cae_av import TASKS
+from caeav_hf.training.tasks import get_task
+
+
+SWITCHES = ("", "gradient_checkpointing", "mixed_precision bf16", "mixed_precision bf16, gradient_checkpointing")
+
+
+def compute(task: str, size: str) -> dict[str, float]:
+    """GB of a preset: alone, on each of four processes with DDP, and on each of four with FSDP."""
+    with torch.device("meta"):
+        model = get_task(task).model_class(CaeAvConfig.from_preset(task, size))
+    trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
+    return {
+        "trained": trained / 1e6,
+        "frozen": frozen / 1e6,
+        "one": (16 * trained + 4 * frozen) / 1e9,
+        # Gradients lie in the buckets that are sent, too.
+        "DDP": (20 * trained + 4 * frozen) / 1e9,
+        "FSDP": (16 * trained / 4 + 4 * frozen) / 1e9,
+    }
+
+
+def measure(arguments: tuple[Settings, str]) -> tuple[float, float, float]:
+    """GB before the first step, peak GB, and seconds of the fastest step but the first, with these switches."""
+    settings, switches = arguments
+    torch.set_num_threads(settings.threads)
+    config = CaeAvConfig.from_preset(settings.task, settings.size)
+    inputs = make_inputs(config, settings)
+    model = get_task(settings.task).model_class(config).to(settings.device)
+    if "gradient_checkpointing" in switches:
+        model.activation_checkpointing_enable()
+    optimizer = torch.optim.Adam(parameter for parameter in model.parameters() if parameter.requires_grad)
+    before = peak_memory(settings.device)
+
+    def step() -> None:
+        model.train()
+        half = torch.autocast(torch.device(settings.device).type, dtype=torch.bfloat16)
+        with half if "bf16" in switches else contextlib.nullcontext():
+            loss = model(**inputs).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    # The first step makes what later ones keep.
+    times = [seconds(step, settings.device) for _ in range(1 + settings.repeats)]
+    return before, peak_memory(settings.device), min(times[1:])
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--measure", action="store_true", help="measure event localization in place of computing")
+    parser.add_argument("--size", default="full", choices=("full", "toy"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=2, help="steps that are timed")
+    arguments = parser.parse_args()
+    if not arguments.measure:
+        print(f"{'':10}{'trained':>12}{'frozen':>12}{'one process':>14}{'DDP on 4':>12}{'FSDP on 4':>12}")
+        for task in TASKS:
+            values = compute(task, arguments.size)
+            counts = "".join(f"{values[name]:10.1f} M" for name in ("trained", "frozen"))
+            print(f"{task:10}{counts}" + "".join(f"{values[name]:9.2f} GB" for name in ("one", "DDP", "FSDP")))
+        return
+    settings = Settings(
+        task="ave",
+        size=arguments.size,
+        formulation="paper",
+        device=arguments.device,
+        threads=arguments.threads,
+        batch_size=1,
+        frames=10,
+        repeats=arguments.repeats,
+        seed=0,
+    )
+    print(describe_machine(settings))
+    for switches in tqdm(SWITCHES, desc="switches", leave=False):
+        with get_context("spawn").Pool(1) as pool:
+            before, peak, best = pool.map(measure, [(settings, switches)])[0]
+        tqdm.write(f"{switches or 'none':48}{before:8.2f} GB before, {peak:6.2f} GB peak, {best:8.2f} s a step")
+
+
+if __name__ == "__main__":
+    main()
