@@ -4,9 +4,9 @@ The memory that training needs: computed from the sizes of each preset, or measu
     python benchmarks/memory.py
     python benchmarks/memory.py --measure --repeats 2
 
-Computed is what is there all the time, in float32 with Adam: weights, gradients and two moments of what is trained, and
-the weights of the frozen towers; activations come on top. Measured are steps of one clip, each switch in a process of
-its own: resident memory on a CPU, the libraries' included, allocated memory on a GPU.
+Computed is what is there all the time, in float32 with Adam: weights, gradients and two moments of what is trained,
+and the weights of the frozen towers; activations come on top. Measured are steps of one clip, each switch in a process
+of its own: resident memory on a CPU, the libraries' included, allocated memory on a GPU.
 """
 
 import argparse

@@ -57,7 +57,9 @@ def tiny(folder: Path, processes: int) -> None:
     leave(trainer, folder, sent=sorted(sent))
 
 
-def toy_task(task: str, folder: Path, processes: int, max_steps: int = 10, sharding: str | None = None) -> None:
+def toy_task(
+    task: str, folder: Path, processes: int, max_steps: int = 10, sharding: str | None = None, **switches: bool
+) -> None:
     """A few steps of the toy recipe of a task, four clips a step, in double precision, nothing drawn at random."""
     definition = get_task(task)
     recipe = load_recipe(
@@ -68,6 +70,7 @@ def toy_task(task: str, folder: Path, processes: int, max_steps: int = 10, shard
             "accumulation_steps": 1,
             "max_steps": max_steps,
             "shard_towers": sharding == "towers",
+            **switches,
         },
     )
     quiet = {"attention_dropout": 0.0, "branch_dropout": 0.0, "head_dropout": 0.0, "router_noise_std": 0.0}

@@ -14,7 +14,7 @@ from caeav_hf import CaeAvForEventLocalization
 from caeav_hf.training.checkpointing import find_checkpoint, read_loop_state, restore_training_state
 from caeav_hf.training.order import epoch_batches
 from caeav_hf.training.schedule import build_optimizer
-from tests.training.distributed_run import KILLED_RECIPE, TASKS
+from tests.training.distributed_run import KILLED_RECIPE, TASKS, toy_task
 from tests.training.tiny_training import TinyData, TinyModel, tiny_model, tiny_recipe, tiny_trainer
 
 
@@ -141,3 +141,24 @@ def test_a_run_killed_on_two_processes_goes_on_with_one(runs, tmp_path):
         torch.testing.assert_close(resumed.bare_model.state_dict()[name], tensor, rtol=1e-4, atol=1e-6)
     for first, second in zip(alone.state.history, resumed.state.history, strict=True):
         assert second["train/loss"] == pytest.approx(first["train/loss"], rel=1e-4)
+
+
+def test_computing_layers_again_changes_nothing_but_memory(runs, tmp_path):
+    kept = 0
+
+    def count(tensor):
+        nonlocal kept
+        kept += tensor.numel()
+        return tensor
+
+    sizes = []
+    for switch in (False, True):
+        kept = 0
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+            toy_task("ave", tmp_path / str(switch), 1, max_steps=2, gradient_checkpointing=switch)
+        sizes.append(kept)
+    assert sizes[1] < sizes[0] / 2
+    one = found(runs, "one", "ave")
+    again = json.loads((tmp_path / "True" / "found.json").read_text())
+    for first, second in zip(one["steps"][:2], again["steps"], strict=True):
+        assert second == {name: pytest.approx(value, abs=1e-6) for name, value in first.items()}

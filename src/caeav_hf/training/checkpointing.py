@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from safetensors.torch import save_file
 from torch import nn
 
@@ -74,7 +74,9 @@ class CheckpointStore:
         bare_model = self.accelerator.unwrap_model(model)
         # What is divided among processes takes all of them to come together.
         weights = whole_weights(bare_model)
-        optimizer_state = whole_optimizer_state(bare_model, optimizer.optimizer)
+        # DeepSpeed's is in parts that have no names.
+        has_names = self.accelerator.distributed_type != DistributedType.DEEPSPEED
+        optimizer_state = whole_optimizer_state(bare_model, optimizer.optimizer) if has_names else None
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / STATE_FOLDER).mkdir(parents=True)
@@ -216,6 +218,8 @@ def restore_training_state(checkpoint: Path, model: nn.Module, optimizer: Any, a
     folder = checkpoint / STATE_FOLDER
     try:
         saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+        if saved["optimizer"] is None:
+            raise ValueError("a run with DeepSpeed leaves no optimizer state to go on with")
         load_optimizer_state(accelerator.unwrap_model(model), optimizer.optimizer, saved["optimizer"])
         scaler = getattr(accelerator, "scaler", None)
         if scaler is not None and saved["scaler"] is not None:

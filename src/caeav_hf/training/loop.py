@@ -24,7 +24,7 @@ from .order import epoch_batches
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .schedule import build_optimizer, entropy_weight, learning_rate, set_learning_rate
-from .sharding import plan_sharding, share_gradients, whole
+from .sharding import plan_deepspeed, plan_sharding, share_gradients, whole
 from .state import LoopState
 from .tasks import TaskDefinition
 
@@ -67,9 +67,8 @@ class Trainer:
         if recipe.gradient_checkpointing:
             # Older versions of Transformers have the older name only.
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
-        if recipe.torch_compile:
-            model.compile()
         plan_sharding(accelerator, model, shard_towers=recipe.shard_towers)
+        plan_deepspeed(accelerator, batch_size=recipe.batch_size, max_grad_norm=recipe.max_grad_norm)
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
         self.store = CheckpointStore(run.checkpoints, accelerator)
         self.full_entropy_weight = self.bare_model.loss_weights["entropy"]
@@ -214,6 +213,7 @@ class Trainer:
                 continue
             if not kept_by_process[:, number].all():
                 batch = lend_inputs(batch, int(kept_by_process[:, number].argmax()), accelerator)
+            accelerator.sync_gradients = number == last
             synchronise = nullcontext() if number == last else accelerator.no_sync(self.model)
             with synchronise, standing_in(not batch["indices"]):
                 inputs = batch["inputs"] or {}
@@ -244,8 +244,9 @@ class Trainer:
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         limit = math.inf if self.recipe.max_grad_norm is None else self.recipe.max_grad_norm
         norm = whole(accelerator.clip_grad_norm_(trained, limit))
-        # With fp16 the loss scaler sees the same overflow itself and lowers its scale when asked to step.
-        if accelerator.scaler is None and not torch.isfinite(norm):
+        # With fp16 the loss scaler sees the same overflow itself and lowers its scale when asked to step. DeepSpeed,
+        # which has no norm to give in a first step, has made its step already.
+        if accelerator.scaler is None and norm is not None and not torch.isfinite(norm):
             return False
         self.optimizer.step()
         return not self.optimizer.step_was_skipped

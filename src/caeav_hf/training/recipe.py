@@ -68,7 +68,6 @@ class Recipe:
     accumulation_steps: int = _value(4, "batches a step")
     mixed_precision: str = _value("no", "no, fp16 or bf16")
     gradient_checkpointing: bool = _value(False, "compute each layer again in the backward pass, which saves memory")
-    torch_compile: bool = _value(False, "compile the model with torch.compile")
     shard_towers: bool = _value(False, "with FSDP, divide the frozen towers among the processes too")
 
     learning_rate: float = _value(5e-4, "learning rate of Adam in the first epochs")

@@ -48,22 +48,32 @@ def plan_sharding(accelerator: Accelerator, model: Any, *, shard_towers: bool) -
         names |= {type(part).__name__ for tower in towers for part in tower.modules()} & set(_TOWER_PARTS)
         towers = [model.cae_av.text_tower]
     plugin.transformer_cls_names_to_wrap = sorted(names)
-    plugin.ignored_modules = [*towers, nn.ParameterList(_scalars(model))]
-
-
-def _scalars(model: nn.Module) -> list[nn.Parameter]:
-    """Trained parameters that are single numbers, which FSDP cannot divide."""
-    return [parameter for parameter in model.parameters() if parameter.requires_grad and not parameter.ndim]
+    # FSDP cannot divide single numbers.
+    scalars = [parameter for parameter in model.parameters() if parameter.requires_grad and not parameter.ndim]
+    plugin.ignored_modules = [*towers, nn.ParameterList(scalars)]
 
 
 def share_gradients(accelerator: Accelerator, model: nn.Module) -> None:
-    """Take the mean over processes of the gradients that FSDP leaves alone. All processes call it."""
+    """
+    Take the mean over processes of the gradients that FSDP leaves alone: of single numbers, and of LoRA in towers that
+    are whole. All processes call it.
+    """
     if not is_sharded(accelerator):
         return
-    for parameter in _scalars(model):
-        if parameter.grad is not None:
+    for parameter in model.parameters():
+        if parameter.grad is not None and not isinstance(parameter, DTensor):
             torch.distributed.all_reduce(parameter.grad)
             parameter.grad /= accelerator.num_processes
+
+
+def plan_deepspeed(accelerator: Accelerator, *, batch_size: int, max_grad_norm: float | None) -> None:
+    """Tell DeepSpeed, where it is used, what it would else read off a loader of its own and do by itself."""
+    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
+    if plugin is not None:
+        # The loop says which batch is the last of a step, and weighs them.
+        plugin.deepspeed_config |= {"train_micro_batch_size_per_gpu": batch_size, "gradient_accumulation_steps": 1}
+        if max_grad_norm is not None:
+            plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
 
 
 @contextmanager
