@@ -71,9 +71,13 @@ def plan_deepspeed(accelerator: Accelerator, *, batch_size: int, max_grad_norm: 
     plugin = getattr(accelerator.state, "deepspeed_plugin", None)
     if plugin is not None:
         # The loop says which batch is the last of a step, and weighs them.
-        plugin.deepspeed_config |= {"train_micro_batch_size_per_gpu": batch_size, "gradient_accumulation_steps": 1}
-        if max_grad_norm is not None:
-            plugin.deepspeed_config["gradient_clipping"] = max_grad_norm
+        plugin.deepspeed_config |= {
+            "train_batch_size": batch_size * accelerator.num_processes,
+            "train_micro_batch_size_per_gpu": batch_size,
+            "gradient_accumulation_steps": 1,
+        }
+        # Left alone, Accelerate would have it clip to 1.
+        plugin.deepspeed_config["gradient_clipping"] = max_grad_norm or 0.0
 
 
 @contextmanager
