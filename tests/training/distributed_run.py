@@ -130,11 +130,11 @@ def everything(folder: Path, processes: int) -> None:
 
 
 def sharded(folder: Path, processes: int) -> None:
-    toy_task("ave", folder / "sharded", processes, 3, "trained")
+    toy_task("ave", folder / "sharded", processes, 2, "trained")
 
 
 def sharded_with_towers(folder: Path, processes: int) -> None:
-    toy_task("ave", folder / "sharded_with_towers", processes, 3, "towers")
+    toy_task("ave", folder / "sharded_with_towers", processes, 2, "towers")
 
 
 KILLED_RECIPE = {"epochs": 2, "accumulation_steps": 1, "save_steps": 1}

@@ -93,7 +93,7 @@ def test_only_what_is_trained_is_sent(runs):
 @pytest.mark.parametrize("job", ["sharded", "sharded_with_towers"])
 def test_divided_weights_train_as_whole_ones_and_come_together(runs, job):
     one, divided = found(runs, "one", "ave"), found(runs, "two", job)
-    for first, second in zip(one["steps"][:3], divided["steps"], strict=True):
+    for first, second in zip(one["steps"][:2], divided["steps"], strict=True):
         assert second == {name: pytest.approx(value, abs=1e-5) for name, value in first.items()}
     # The weights that came together are in the checkpoint, an ordinary model folder.
     checkpoint = find_checkpoint(runs / "two" / job)
@@ -119,7 +119,7 @@ def test_divided_optimizer_state_comes_together(runs):
     for parameter in trained:
         state = optimizer.state[parameter]
         assert state["exp_avg"].shape == state["exp_avg_sq"].shape == parameter.shape
-    assert max(state["step"].item() for state in optimizer.state.values()) == 3
+    assert max(state["step"].item() for state in optimizer.state.values()) == 2
 
 
 def test_a_run_killed_on_two_processes_goes_on_with_one(runs, tmp_path):
