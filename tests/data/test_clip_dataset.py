@@ -5,6 +5,7 @@ import shutil
 import datasets
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from torch.utils.data import DataLoader
 
 from caeav_hf.configuration_cae_av import CaeAvConfig
@@ -181,3 +182,25 @@ def test_a_row_may_be_a_part_of_a_longer_video(parquet, processor, tmp_path):
     # A cache entry is of a part, not of its file.
     again = CaeAvDataset(rows, processor, cache_dir=tmp_path)
     assert [int(item["frame_mask"].sum()) for item in again] == [3, 10, 8]
+
+
+def test_a_data_set_of_the_hub_is_downloaded_once(parquet, processor, monkeypatch):
+    asked = []
+
+    def download(name, repo_type, revision):
+        asked.append((name, repo_type, revision))
+        return str(parquet)
+
+    monkeypatch.setattr("caeav_hf.data.shards.snapshot_download", download)
+    data = CaeAvDataset("somebody/ave@v1", processor, split="test")
+    assert data.rows.to_list() == CaeAvDataset(parquet, processor, split="test").rows.to_list()
+    assert asked == [("somebody/ave", "dataset", "v1")]
+
+
+def test_a_name_that_the_hub_does_not_have(monkeypatch):
+    def refuse(*_, **__):
+        raise LocalEntryNotFoundError("there is no such thing")
+
+    monkeypatch.setattr("caeav_hf.data.shards.snapshot_download", refuse)
+    with pytest.raises(DataError, match="somebody/nothing: is no folder"):
+        CaeAvDataset("somebody/nothing", None, split="test")

@@ -43,7 +43,8 @@ class CaeAvDataset(torch.utils.data.Dataset):
     the collator drops it, so a broken clip never ends an epoch. So it is with a mask that cannot be read.
 
     Args:
-        rows: A `datasets.Dataset` with the columns of `schema`, those of any task, or the folder that a builder wrote.
+        rows: A `datasets.Dataset` with the columns of `schema`, those of any task, the folder that a builder wrote,
+            or the name of such a data set on the Hub.
         processor: A [`CaeAvProcessor`].
         split: Split to read, if `rows` is a folder.
         cache_dir: Folder for the processed frames and sound, so that a clip is decoded once; None decodes each time.

@@ -226,7 +226,7 @@ def check_classes(data: CaeAvDataset, task: TaskDefinition, model: Any, source: 
 
 
 def read_captions(
-    model: Any, processor: Any, splits: list[CaeAvDataset], *, folder: str | None = None, show_progress: bool
+    model: Any, processor: Any, splits: list[CaeAvDataset], *, folder: Path | None = None, show_progress: bool
 ) -> CaptionFeatures:
     """
     Features of every caption of these splits: those stored in the folder of the data set for this model's text tower,

@@ -48,7 +48,7 @@ class Recipe:
         default_factory=lambda: ["vision", "audio"], metadata={"help": "towers with LoRA, of vision, audio and text"}
     )
 
-    data: str | None = _value(None, "data set folder written by a builder of dataset_scripts/")
+    data: str | None = _value(None, "data set: a folder written by a builder of dataset_scripts/, or a Hub id of one")
     train_split: str = _value("train", "split to train on")
     eval_split: str = _value("validation", "split to evaluate on after each epoch")
     use_captions: bool = _value(True, "read the captions of the data set, where it has any")

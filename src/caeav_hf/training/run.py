@@ -7,6 +7,7 @@ from typing import Any
 from accelerate.utils import set_seed
 
 from ..data import CaeAvCollator
+from ..data.shards import local_folder
 from ..errors import CaeAvError
 from .build import (
     augmented,
@@ -86,7 +87,7 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
         model,
         processor,
         [train_data, eval_data],
-        folder=recipe.data,
+        folder=local_folder(str(recipe.data)),
         show_progress=accelerator.is_main_process,
     )
     # From here on random numbers are drawn for dropout, which must differ between processes.
@@ -130,7 +131,7 @@ def score(checkpoint: str | Path, recipe: Recipe, split: str) -> dict[str, float
         batch_size=recipe.eval_batch_size,
         num_workers=recipe.num_workers,
         captions=read_captions(
-            model, processor, [data], folder=recipe.data, show_progress=accelerator.is_main_process
+            model, processor, [data], folder=local_folder(str(recipe.data)), show_progress=accelerator.is_main_process
         ),
         description=f"evaluating on {split}",
     )
