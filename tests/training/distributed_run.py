@@ -58,7 +58,13 @@ def tiny(folder: Path, processes: int) -> None:
 
 
 def toy_task(
-    task: str, folder: Path, processes: int, max_steps: int = 10, sharding: str | None = None, **switches: bool
+    task: str,
+    folder: Path,
+    processes: int,
+    max_steps: int = 10,
+    sharding: str | None = None,
+    dtype: torch.dtype = torch.float64,
+    **switches: bool,
 ) -> None:
     """A few steps of the toy recipe of a task, four clips a step, in double precision, nothing drawn at random."""
     definition = get_task(task)
@@ -77,7 +83,7 @@ def toy_task(
     shallow = {tower: {"depths": (1, 1, 1, 1)} for tower in ("vision_config", "audio_config")}
     config = CaeAvConfig.from_preset(task, size="toy", num_frames=3, head_hidden_size=32, **quiet, **shallow)
     torch.manual_seed(0)
-    model = randomise(definition.model_class(config)).double()
+    model = randomise(definition.model_class(config)).to(dtype)
     for module in model.modules():
         if isinstance(module, FrameAttention):
             module.dropout = 0.0
@@ -86,7 +92,7 @@ def toy_task(
     run = RunFolder(folder)
     accelerator = build_accelerator(recipe, folder)
     run.start(recipe, accelerator)
-    if sharding is not None:
+    if sharding in ("trained", "towers"):
         # Accelerate divides only what is on an accelerator, but what it does then suits CPUs as well.
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
         accelerator.state._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}

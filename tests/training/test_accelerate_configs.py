@@ -15,7 +15,7 @@ TYPES = {
     "one": DistributedType.NO,
     "ddp": DistributedType.MULTI_GPU,
     "fsdp": DistributedType.FSDP,
-    "deepspeed_zero2": DistributedType.DEEPSPEED,
+    "deepspeed": DistributedType.DEEPSPEED,
 }
 
 
@@ -57,12 +57,12 @@ def test_fsdp_is_the_second_version(two_devices, monkeypatch):
     assert plugin.cpu_ram_efficient_loading is False
 
 
-def test_deepspeed_divides_gradients_and_optimizer(two_devices, monkeypatch):
-    arguments = launch_arguments("deepspeed_zero2")
+def test_deepspeed_divides_what_the_optimizer_keeps(two_devices, monkeypatch):
+    arguments = launch_arguments("deepspeed")
     arguments.deepspeed_fields_from_accelerate_config = ""
     _, environment = prepare_deepspeed_cmd_env(arguments)
     for name, value in environment.items():
         if name.startswith("ACCELERATE_"):
             monkeypatch.setenv(name, value)
     plugin = DeepSpeedPlugin()
-    assert plugin.deepspeed_config["zero_optimization"]["stage"] == 2
+    assert plugin.deepspeed_config["zero_optimization"]["stage"] == 1

@@ -115,10 +115,10 @@ def tiny_model(seed=0, **config):
     return TinyModel(TinyConfig(**config))
 
 
-def tiny_trainer(folder, recipe, *, train=None, test=None, model=None, resume=None):
-    """A trainer in `folder`, seeded as a run is."""
+def tiny_trainer(folder, recipe, *, train=None, test=None, model=None, resume=None, cpu=True):
+    """A trainer in `folder`, seeded as a run is; `cpu=False` lets Accelerate look for what else there is."""
     AcceleratorState._reset_state()  # it is one for the whole process and remembers the last precision
-    accelerator = Accelerator(cpu=True, mixed_precision=recipe.mixed_precision)
+    accelerator = Accelerator(cpu=cpu, mixed_precision=recipe.mixed_precision)
     run = RunFolder(folder)
     run.refuse_overwriting(resumed=resume is not None)
     run.start(recipe, accelerator)

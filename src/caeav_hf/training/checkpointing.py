@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
 
@@ -32,6 +32,7 @@ from ..modeling.frozen import trained_names
 from .run_folder import without_progress_bars
 from .sharding import load_optimizer_state, whole_optimizer_state, whole_weights
 from .state import LoopState, random_state, set_random_state
+from .zero import load_zero_optimizer_state, uses_deepspeed, zero_optimizer_state
 
 
 TRAINED_FILE = "model-00001-of-00002.safetensors"
@@ -74,9 +75,8 @@ class CheckpointStore:
         bare_model = self.accelerator.unwrap_model(model)
         # What is divided among processes takes all of them to come together.
         weights = whole_weights(bare_model)
-        # DeepSpeed's is in parts that have no names.
-        has_names = self.accelerator.distributed_type != DistributedType.DEEPSPEED
-        optimizer_state = whole_optimizer_state(bare_model, optimizer.optimizer) if has_names else None
+        whole_state = zero_optimizer_state if uses_deepspeed(self.accelerator) else whole_optimizer_state
+        optimizer_state = whole_state(bare_model, optimizer.optimizer)
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / STATE_FOLDER).mkdir(parents=True)
@@ -218,9 +218,8 @@ def restore_training_state(checkpoint: Path, model: nn.Module, optimizer: Any, a
     folder = checkpoint / STATE_FOLDER
     try:
         saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        if saved["optimizer"] is None:
-            raise ValueError("a run with DeepSpeed leaves no optimizer state to go on with")
-        load_optimizer_state(accelerator.unwrap_model(model), optimizer.optimizer, saved["optimizer"])
+        load_state = load_zero_optimizer_state if uses_deepspeed(accelerator) else load_optimizer_state
+        load_state(accelerator.unwrap_model(model), optimizer.optimizer, saved["optimizer"])
         scaler = getattr(accelerator, "scaler", None)
         if scaler is not None and saved["scaler"] is not None:
             scaler.load_state_dict(saved["scaler"])

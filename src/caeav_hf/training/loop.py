@@ -24,9 +24,10 @@ from .order import epoch_batches
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .schedule import build_optimizer, entropy_weight, learning_rate, set_learning_rate
-from .sharding import plan_deepspeed, plan_sharding, share_gradients, whole
+from .sharding import plan_sharding, share_gradients, whole
 from .state import LoopState
 from .tasks import TaskDefinition
+from .zero import plan_deepspeed, uses_deepspeed, zero_step
 
 
 class Trainer:
@@ -68,7 +69,7 @@ class Trainer:
             # Older versions of Transformers have the older name only.
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         plan_sharding(accelerator, model, shard_towers=recipe.shard_towers)
-        plan_deepspeed(accelerator, batch_size=recipe.batch_size, max_grad_norm=recipe.max_grad_norm)
+        plan_deepspeed(accelerator, model, batch_size=recipe.batch_size, max_grad_norm=recipe.max_grad_norm)
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
         self.store = CheckpointStore(run.checkpoints, accelerator)
         self.full_entropy_weight = self.bare_model.loss_weights["entropy"]
@@ -207,6 +208,9 @@ class Trainer:
 
         statistics = [buffer.clone() for buffer in self.statistics]
         last = max(number for number, count in enumerate(clips_of_batch) if count)
+        # With DeepSpeed, gradients are sent in the step.
+        zero = uses_deepspeed(accelerator)
+        backward = self.model.backward if zero else accelerator.backward
         losses: list[tuple[int, dict[str, torch.Tensor]]] = []
         for number, batch in enumerate(window):
             if not clips_of_batch[number]:
@@ -214,13 +218,14 @@ class Trainer:
             if not kept_by_process[:, number].all():
                 batch = lend_inputs(batch, int(kept_by_process[:, number].argmax()), accelerator)
             accelerator.sync_gradients = number == last
-            synchronise = nullcontext() if number == last else accelerator.no_sync(self.model)
+            sends = number == last and not zero
+            synchronise = nullcontext() if sends else accelerator.no_sync(self.model)
             with synchronise, standing_in(not batch["indices"]):
                 inputs = batch["inputs"] or {}
                 if self.captions is not None:
                     inputs = self.captions.insert(inputs)
                 outputs = self.model(**send_to_device(inputs, accelerator.device, non_blocking=True))
-                accelerator.backward(outputs.loss * (clips_of_batch[number] / clips))
+                backward(outputs.loss * (clips_of_batch[number] / clips))
             parts = {"loss": outputs.loss, **(outputs.loss_dict or {})}
             losses.append((clips_of_batch[number], {name: part.detach() for name, part in parts.items()}))
 
@@ -228,12 +233,12 @@ class Trainer:
         totals = _total(losses)
         loss = totals["loss"][0] / clips
         if not math.isfinite(loss) or not self._update():
-            self.optimizer.zero_grad()
+            self.model.zero_grad()
             for buffer, before in zip(self.statistics, statistics, strict=True):
                 buffer.copy_(before)
             self._count_skipped_step()
             return None
-        self.optimizer.zero_grad()
+        self.model.zero_grad()
         state.skipped_in_a_row = 0
         state.loss_totals = _merge([state.loss_totals, totals])
         return loss
@@ -241,12 +246,13 @@ class Trainer:
     def _update(self) -> bool:
         """Clip the gradient and let the optimizer step; `False` where the gradient was not finite."""
         accelerator = self.accelerator
+        if uses_deepspeed(accelerator):
+            return zero_step(self.model)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         limit = math.inf if self.recipe.max_grad_norm is None else self.recipe.max_grad_norm
         norm = whole(accelerator.clip_grad_norm_(trained, limit))
-        # With fp16 the loss scaler sees the same overflow itself and lowers its scale when asked to step. DeepSpeed,
-        # which has no norm to give in a first step, has made its step already.
-        if accelerator.scaler is None and norm is not None and not torch.isfinite(norm):
+        # With fp16 the loss scaler sees the same overflow itself and lowers its scale when asked to step.
+        if accelerator.scaler is None and not torch.isfinite(norm):
             return False
         self.optimizer.step()
         return not self.optimizer.step_was_skipped

@@ -5,7 +5,7 @@ Accelerate divides; here it is told what, since a model whose frozen blocks are 
 few modules that are called as a whole.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -66,20 +66,6 @@ def share_gradients(accelerator: Accelerator, model: nn.Module) -> None:
             parameter.grad /= accelerator.num_processes
 
 
-def plan_deepspeed(accelerator: Accelerator, *, batch_size: int, max_grad_norm: float | None) -> None:
-    """Tell DeepSpeed, where it is used, what it would else read off a loader of its own and do by itself."""
-    plugin = getattr(accelerator.state, "deepspeed_plugin", None)
-    if plugin is not None:
-        # The loop says which batch is the last of a step, and weighs them.
-        plugin.deepspeed_config |= {
-            "train_batch_size": batch_size * accelerator.num_processes,
-            "train_micro_batch_size_per_gpu": batch_size,
-            "gradient_accumulation_steps": 1,
-        }
-        # Left alone, Accelerate would have it clip to 1.
-        plugin.deepspeed_config["gradient_clipping"] = max_grad_norm or 0.0
-
-
 @contextmanager
 def gathered(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
     """
@@ -130,6 +116,15 @@ def whole_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) ->
     }
 
 
+def check_names(names: Iterable[str], saved: Iterable[str]) -> None:
+    """
+    Raises:
+        ValueError: an optimizer state that was saved is not that of the parameters of these names.
+    """
+    if other := sorted(set(names) ^ set(saved)):
+        raise ValueError(f"optimizer state of other parameters, {len(other)} of them: {', '.join(other[:3])} ...")
+
+
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """
     Load what `whole_optimizer_state` gave.
@@ -140,10 +135,7 @@ def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, sav
     parameters = dict(model.named_parameters())
     names = {parameter: name for name, parameter in parameters.items()}
     order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    saved_names = [name for group in saved["param_groups"] for name in group["params"]]
-    if sorted(order) != sorted(saved_names):
-        other = sorted(set(order) ^ set(saved_names))
-        raise ValueError(f"optimizer state of other parameters, {len(other)} of them: {', '.join(other[:3])} ...")
+    check_names(order, [name for group in saved["param_groups"] for name in group["params"]])
 
     def divided(name: str, value: Any) -> Any:
         parameter = parameters[name]
