@@ -1,7 +1,12 @@
 """Shared by all tests."""
 
+import os
+
 import torch
 
 
 # The tests' tensors are too small to share: more threads would only wait for each other.
 torch.set_num_threads(1)
+
+# DeepSpeed, which Accelerate imports where it is installed, otherwise says on standard output that it sees no GPU.
+os.environ["DS_ACCELERATOR"] = "cpu"
