@@ -23,10 +23,16 @@ ROWS = {
 }
 
 
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where all runs find the clips that the first of them decoded."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.mark.parametrize("row", ROWS)
-def test_a_row_trains_by_a_flag(row: str, tmp_path: Path) -> None:
+def test_a_row_trains_by_a_flag(row: str, cache: Path, tmp_path: Path) -> None:
     flags = {"--task": "ave", "--size": "toy", "--data": toy_data(), "--output-dir": tmp_path / "run"}
-    flags |= {"--batch-size": 2, "--accumulation-steps": 1, "--max-steps": 2}
+    flags |= {"--cache-dir": cache, "--batch-size": 2, "--accumulation-steps": 1, "--max-steps": 2}
     arguments = [str(part) for pair in flags.items() for part in pair]
     assert main([*arguments, "--model-config", *ROWS[row]]) == 0
     record = json.loads((tmp_path / "run" / "history.jsonl").read_text())
