@@ -472,7 +472,8 @@ class CaeAvModel(CaeAvPreTrainedModel):
         Returns:
             (B, N, D).
         """
-        return self.text_tower(ids)
+        # While a model is trained on features that are known, its text tower may stay on the CPU.
+        return self.text_tower(ids.to(self.text_tower.ln_final.weight.device)).to(ids.device)
 
     @can_return_tuple
     def forward(
@@ -610,7 +611,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
                     f"`{name}_caption_*` must have one row a clip ({batch_size}) and a mask of the same length, got "
                     f"{tuple(source.shape)} and mask {None if mask is None else tuple(mask.shape)}"
                 )
-            features = embeds if embeds is not None else self.text_tower(cast(Tensor, ids))
+            features = embeds if embeds is not None else self.get_caption_features(cast(Tensor, ids))
             given.append((features.to(self.dtype), None if mask is None else mask.bool()))
         if len(given) == 1:
             raise CaeAvError("CASE needs both captions of a clip: give the visual and the audio one, or neither")

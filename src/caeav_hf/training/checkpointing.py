@@ -46,6 +46,7 @@ class CheckpointStore:
     def __init__(self, folder: Path, accelerator: Accelerator) -> None:
         self.folder = folder
         self.accelerator = accelerator
+        self.frozen_file: Path | None = None
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             # Left behind by a run that was killed while it wrote or removed a checkpoint.
@@ -106,6 +107,20 @@ class CheckpointStore:
         self.accelerator.wait_for_everyone()
         return self.folder / name
 
+    def keep_frozen(self, model: nn.Module) -> Path:
+        """
+        Write the frozen weights of `model` now, and take them from that file from here on, whatever becomes of those
+        in memory. All processes call it together.
+
+        Returns:
+            The file: tensors by their names in the state dict of `model`.
+        """
+        if self.accelerator.is_main_process:
+            self._write_frozen(model, model.state_dict())
+        self.accelerator.wait_for_everyone()
+        self.frozen_file = self._frozen_path(_frozen(model, model.state_dict()))
+        return self.frozen_file
+
     def new_name(self, step: int) -> str:
         """A name for a checkpoint of this step; an epoch can end on a step that already has one."""
         name, number = f"step-{step:08d}", 1
@@ -121,25 +136,32 @@ class CheckpointStore:
 
     def _save_model(self, model: Any, weights: dict[str, torch.Tensor], folder: Path) -> None:
         trained = trained_names(model)
-        frozen = {name: tensor for name, tensor in weights.items() if name not in trained}
-        if not frozen:
+        if trained.issuperset(weights):
             model.save_pretrained(folder, state_dict=weights)
             return
         # Two shards under an index are an ordinary model folder to `from_pretrained`. The frozen shard is the same in
         # every checkpoint, so all of them share one file.
         model.save_pretrained(folder, state_dict={name: weights[name] for name in weights if name in trained})
         os.rename(folder / "model.safetensors", folder / TRAINED_FILE)
-        shared = self.folder / f"frozen-{_signature(frozen)}.safetensors"
-        if not shared.exists():
-            partial = self.folder / f".partial-{shared.name}"
-            save_file({name: tensor.contiguous() for name, tensor in frozen.items()}, partial, {"format": "pt"})
-            os.replace(partial, shared)
-        _hard_link(shared, folder / FROZEN_FILE)
+        frozen_file = self.frozen_file or self._write_frozen(model, weights)
+        _hard_link(frozen_file, folder / FROZEN_FILE)
         index = {
-            "metadata": {"total_size": sum(tensor.numel() * tensor.element_size() for tensor in weights.values())},
+            "metadata": {"total_size": sum((folder / name).stat().st_size for name in (TRAINED_FILE, FROZEN_FILE))},
             "weight_map": {name: TRAINED_FILE if name in trained else FROZEN_FILE for name in weights},
         }
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
+
+    def _write_frozen(self, model: nn.Module, weights: dict[str, torch.Tensor]) -> Path:
+        frozen = _frozen(model, weights)
+        path = self._frozen_path(frozen)
+        if not path.exists():
+            partial = self.folder / f".partial-{path.name}"
+            save_file({name: tensor.contiguous() for name, tensor in frozen.items()}, partial, {"format": "pt"})
+            os.replace(partial, path)
+        return path
+
+    def _frozen_path(self, frozen: dict[str, torch.Tensor]) -> Path:
+        return self.folder / f"frozen-{_signature(frozen)}.safetensors"
 
     def _link(self, link: str, target: str) -> None:
         temporary = self.folder / f".partial-{link}"
@@ -153,6 +175,11 @@ class CheckpointStore:
         shutil.rmtree(doomed, ignore_errors=True)
         os.rename(folder, doomed)
         shutil.rmtree(doomed)
+
+
+def _frozen(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    trained = trained_names(model)
+    return {name: tensor for name, tensor in weights.items() if name not in trained}
 
 
 def _signature(tensors: dict[str, torch.Tensor]) -> str:

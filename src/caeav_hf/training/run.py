@@ -1,9 +1,11 @@
 """A whole run: train by a recipe, go on with an interrupted run, or score a checkpoint."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate.utils import set_seed
 
 from ..data import CaeAvCollator
@@ -25,11 +27,17 @@ from .build import (
 from .card import RunCard
 from .checkpointing import find_checkpoint, read_loop_state
 from .evaluation import evaluate
+from .frozen_weights import spared
 from .loop import Trainer
 from .recipe import Recipe
 from .run_folder import RunFolder, environment
+from .sharding import holds_whole_towers
 from .state import LoopState
 from .tasks import get_task
+
+
+# What autocast computes in, by the names of recipes.
+PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass
@@ -101,10 +109,18 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
     )
     if checkpoint is not None:
         trainer.resume(checkpoint, read_loop_state(checkpoint))
-    try:
+    with ExitStack() as stack:
+        stack.callback(accelerator.end_training)
+        if holds_whole_towers(accelerator):
+            stack.enter_context(
+                spared(
+                    trainer.bare_model,
+                    trainer.store.keep_frozen(trainer.bare_model),
+                    dtype=PRECISIONS[accelerator.mixed_precision],
+                    reads_text=not captions.features,
+                )
+            )
         state = trainer.fit()
-    finally:
-        accelerator.end_training()
     return TrainingResult(trainer.bare_model, processor, state, run.path, accelerator.is_main_process)
 
 

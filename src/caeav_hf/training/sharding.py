@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -24,6 +24,11 @@ _TOWER_PARTS = ("Mlp", "ClapAudioIntermediate", "ClapAudioOutput")
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether this run divides parameters among processes."""
     return getattr(accelerator.state, "fsdp_plugin", None) is not None
+
+
+def holds_whole_towers(accelerator: Accelerator) -> bool:
+    """Whether every process has the frozen weights as the model had them, and is free to hold them otherwise."""
+    return not is_sharded(accelerator) and accelerator.distributed_type != DistributedType.DEEPSPEED
 
 
 def plan_sharding(accelerator: Accelerator, model: Any, *, shard_towers: bool) -> None:

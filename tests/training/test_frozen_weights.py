@@ -1,0 +1,80 @@
+"""Towers that are held in less memory while a model is trained."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from safetensors.torch import load_file
+
+from caeav_hf import CaeAvForEventLocalization
+from caeav_hf.modeling.frozen import trained_names
+from caeav_hf.modeling.lora import tower_lora_config
+from caeav_hf.training.checkpointing import CheckpointStore
+from caeav_hf.training.command import main
+from caeav_hf.training.frozen_weights import spared
+from tests.modeling.helpers import toy_batch, toy_model
+from tests.training import toy_files
+
+
+def gradients(model, batch, dtype):
+    """Loss and gradients of a step in half precision."""
+    model.train()
+    model.zero_grad()
+    torch.manual_seed(0)
+    with torch.autocast("cpu", dtype=dtype):
+        loss = model(**batch).loss
+    loss.backward()
+    return {"loss": loss, **{name: p.grad for name, p in model.named_parameters() if p.grad is not None}}
+
+
+@pytest.mark.parametrize("with_lora", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_step_in_half_precision_stays_the_same_to_the_last_bit(dtype, with_lora, tmp_path):
+    model = toy_model()
+    if with_lora:
+        model.add_lora(tower_lora_config(rank=2, towers=("vision", "audio", "text")))
+    batch = toy_batch(model.config)
+    expected = gradients(model, batch, dtype)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    file = CheckpointStore(tmp_path, Accelerator(cpu=True)).keep_frozen(model)
+    with spared(model, file, dtype=dtype, reads_text=True):
+        blocks = model.cae_av.vision_tower.layers[0].blocks[0]
+        assert next(blocks.mlp.fc1.parameters()).dtype == dtype
+        got = gradients(model, batch, dtype)
+    assert got.keys() == expected.keys()
+    assert all(torch.equal(got[name], expected[name]) for name in expected)
+    after = model.state_dict()
+    statistics = [name for name in after if "batch_norm" in name and name in trained_names(model)]
+    assert all(torch.equal(after[name], before[name]) for name in after.keys() - statistics)
+    assert all(p.requires_grad == (name in trained_names(model)) for name, p in model.named_parameters())
+
+
+def test_a_text_tower_on_the_disk_can_still_be_asked(tmp_path):
+    model = toy_model()
+    ids = toy_batch(model.config)["visual_caption_ids"]
+    expected = model.cae_av.get_caption_features(ids)
+    file = CheckpointStore(tmp_path, Accelerator(cpu=True)).keep_frozen(model)
+    with spared(model, file, dtype=None, reads_text=False):
+        # Its weights are those in the file.
+        assert model.cae_av.text_tower._cache == {}
+        assert torch.equal(model.cae_av.get_caption_features(ids), expected)
+    assert torch.equal(model.cae_av.get_caption_features(ids), expected)
+
+
+def test_checkpoints_of_a_run_in_half_precision_hold_the_towers_as_they_were(tmp_path):
+    AcceleratorState._reset_state()  # it is one for the whole process and remembers the last precision
+    flags = {"--task": "ave", "--size": "toy", "--model": toy_files.toy_model(), "--data": toy_files.toy_data()}
+    flags |= {"--output-dir": tmp_path, "--mixed-precision": "bf16", "--max-steps": 1}
+    assert main([str(part) for pair in flags.items() for part in pair]) == 0
+    towers = {
+        name: tensor
+        for name, tensor in CaeAvForEventLocalization.from_pretrained(toy_files.toy_model()).state_dict().items()
+        if "tower" in name
+    }
+    (frozen,) = (tmp_path / "checkpoints").glob("frozen-*.safetensors")
+    stored = load_file(frozen)
+    assert stored.keys() == towers.keys()
+    assert all(torch.equal(stored[name], towers[name]) for name in towers)
+    loaded = CaeAvForEventLocalization.from_pretrained(tmp_path / "checkpoints" / "last")
+    assert loaded.dtype == torch.float32
+    assert all(torch.equal(loaded.state_dict()[name], towers[name]) for name in towers)
