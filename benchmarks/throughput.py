@@ -169,6 +169,14 @@ def measure_memory(arguments: tuple[Settings, str, str]) -> float:
     return peak_memory(settings.device)
 
 
+def reset_peak_memory(device: str) -> None:
+    """Forget what `peak_memory` would say of the time before; where Linux does not run a CPU's process, nothing."""
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def peak_memory(device: str) -> float:
     """The most memory in GB that this process has had so far: resident on a CPU, allocated on a GPU."""
     if device.startswith("cuda"):

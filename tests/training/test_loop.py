@@ -1,13 +1,18 @@
 """What a step weighs, what is logged, what is skipped, when the loop stops."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from caeav_hf.errors import CaeAvError
+from caeav_hf.training.checkpointing import find_checkpoint, read_loop_state
 from caeav_hf.training.evaluation import evaluate
-from tests.training.tiny_training import TINY, TinyData, collate, tiny_model, tiny_recipe, tiny_trainer
+from caeav_hf.training.recipe import Recipe
+from caeav_hf.training.schedule import build_optimizer, step_in_backward
+from tests.modeling.helpers import toy_batch, toy_model
+from tests.training.tiny_training import TINY, TinyData, TinyModel, collate, tiny_model, tiny_recipe, tiny_trainer
 
 
 def weights_after(folder, recipe, train, **config):
@@ -80,6 +85,47 @@ def test_a_step_that_is_not_finite_is_skipped_without_a_trace(tmp_path):
     for name, tensor in model.state_dict().items():
         if not name.endswith("num_batches_tracked"):
             assert torch.equal(tensor, before[name]), name
+
+
+@pytest.mark.parametrize("poisoned", [(), (3,)], ids=["finite", "not finite"])
+def test_the_optimizer_may_step_in_the_backward_pass(poisoned, tmp_path):
+    weights = []
+    for in_backward in (False, True):
+        recipe = tiny_recipe(accumulation_steps=1, lr_decay_epochs=1, optimizer_in_backward=in_backward)
+        train, folder = TinyData(6), tmp_path / str(in_backward)
+        train.features[list(poisoned)] = torch.nan
+        first = tiny_trainer(folder, replace(recipe, epochs=2), train=train)
+        first.fit()
+        # The state that a resumed run loads takes the place of what the optimizer was made with.
+        model = TinyModel.from_pretrained(folder / "checkpoints" / "last").train()
+        checkpoint = find_checkpoint(folder)
+        trainer = tiny_trainer(folder, recipe, train=train, model=model, resume=checkpoint)
+        trainer.resume(checkpoint, read_loop_state(checkpoint))
+        trainer.fit()
+        assert [record["train/skipped_steps"] for record in trainer.state.history] == [len(poisoned)] * 3
+        weights.append(model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+def test_a_step_in_the_backward_pass_leaves_no_gradient_and_the_same_weights(gradient_checkpointing):
+    weights = []
+    for in_backward in (False, True):
+        model = toy_model().train()
+        if gradient_checkpointing:
+            model.gradient_checkpointing_enable()
+        optimizer = build_optimizer(model, Recipe(learning_rate=0.01))
+        if in_backward:
+            step_in_backward(optimizer)
+        for seed in range(2):
+            torch.manual_seed(seed)
+            model(**toy_batch(model.config, seed=seed)).loss.backward()
+            if in_backward:
+                assert all(parameter.grad is None for parameter in model.parameters())
+            optimizer.step()
+            optimizer.zero_grad()
+        weights.append(model.state_dict())
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_a_gradient_that_is_not_finite_is_skipped(tmp_path):

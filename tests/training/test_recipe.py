@@ -57,6 +57,11 @@ def test_a_recipe_survives_its_own_yaml(tmp_path):
         ("epochs: 1.5", "'epochs' must be an integer"),
         ("epochs: -1", "'epochs' must be not negative"),
         ("batch_size: 0", "'batch_size' must be at least 1"),
+        ("optimizer_in_backward: true", "'accumulation_steps' must be 1 with optimizer_in_backward"),
+        (
+            "{optimizer_in_backward: true, accumulation_steps: 1, mixed_precision: fp16}",
+            "no or bf16 with optimizer_in",
+        ),
         ("epochs: true", "'epochs' must be an integer"),
         ("use_captions: 3", "'use_captions' must be true or false"),
         ("task: [a]", "'task' must be text"),

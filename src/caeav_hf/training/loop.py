@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.utils import send_to_device
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -23,7 +23,7 @@ from .evaluation import evaluate
 from .order import epoch_batches
 from .recipe import Recipe
 from .run_folder import RunFolder
-from .schedule import build_optimizer, entropy_weight, learning_rate, set_learning_rate
+from .schedule import build_optimizer, entropy_weight, learning_rate, set_learning_rate, step_in_backward
 from .sharding import plan_sharding, share_gradients, whole
 from .state import LoopState
 from .tasks import TaskDefinition
@@ -71,6 +71,12 @@ class Trainer:
         plan_sharding(accelerator, model, shard_towers=recipe.shard_towers)
         plan_deepspeed(accelerator, model, batch_size=recipe.batch_size, max_grad_norm=recipe.max_grad_norm)
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
+        if recipe.optimizer_in_backward:
+            if accelerator.distributed_type != DistributedType.NO:
+                raise CaeAvError(
+                    "recipe value 'optimizer_in_backward' is for one process: others share gradients first"
+                )
+            step_in_backward(self.optimizer.optimizer)
         self.store = CheckpointStore(run.checkpoints, accelerator)
         self.full_entropy_weight = self.bare_model.loss_weights["entropy"]
         self.statistics = [
@@ -225,6 +231,8 @@ class Trainer:
                 if self.captions is not None:
                     inputs = self.captions.insert(inputs)
                 outputs = self.model(**send_to_device(inputs, accelerator.device, non_blocking=True))
+                if self.recipe.optimizer_in_backward and not outputs.loss.isfinite():
+                    return self._skip(statistics)
                 backward(outputs.loss * (clips_of_batch[number] / clips))
             parts = {"loss": outputs.loss, **(outputs.loss_dict or {})}
             losses.append((clips_of_batch[number], {name: part.detach() for name, part in parts.items()}))
@@ -233,11 +241,7 @@ class Trainer:
         totals = _total(losses)
         loss = totals["loss"][0] / clips
         if not math.isfinite(loss) or not self._update():
-            self.model.zero_grad()
-            for buffer, before in zip(self.statistics, statistics, strict=True):
-                buffer.copy_(before)
-            self._count_skipped_step()
-            return None
+            return self._skip(statistics)
         self.model.zero_grad()
         state.skipped_in_a_row = 0
         state.loss_totals = _merge([state.loss_totals, totals])
@@ -257,7 +261,11 @@ class Trainer:
         self.optimizer.step()
         return not self.optimizer.step_was_skipped
 
-    def _count_skipped_step(self) -> None:
+    def _skip(self, statistics: list[torch.Tensor]) -> None:
+        """Leave a step out: batch norm gets back the statistics it had before."""
+        self.model.zero_grad()
+        for buffer, before in zip(self.statistics, statistics, strict=True):
+            buffer.copy_(before)
         self.state.skipped_steps += 1
         self.state.skipped_in_a_row += 1
         if self.state.skipped_in_a_row >= self.recipe.max_skipped_steps:

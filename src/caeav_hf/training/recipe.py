@@ -68,6 +68,9 @@ class Recipe:
     accumulation_steps: int = _value(4, "batches a step")
     mixed_precision: str = _value("no", "no, fp16 or bf16")
     gradient_checkpointing: bool = _value(False, "compute each layer again in the backward pass, which saves memory")
+    optimizer_in_backward: bool = _value(
+        False, "step for each parameter in the backward pass, which saves the memory of the gradients"
+    )
     shard_towers: bool = _value(False, "with FSDP, divide the frozen towers among the processes too")
 
     learning_rate: float = _value(5e-4, "learning rate of Adam in the first epochs")
@@ -103,6 +106,11 @@ class Recipe:
         _require(self.size in ("full", "toy"), "size", "full or toy", self.size)
         precision = self.mixed_precision
         _require(precision in ("no", "fp16", "bf16"), "mixed_precision", "no, fp16 or bf16", precision)
+        if self.optimizer_in_backward:
+            expected = "{} with optimizer_in_backward, where no step sees all gradients"
+            _require(self.accumulation_steps == 1, "accumulation_steps", expected.format(1), self.accumulation_steps)
+            _require(grad_norm is None, "max_grad_norm", expected.format("null"), grad_norm)
+            _require(precision != "fp16", "mixed_precision", expected.format("no or bf16"), precision)
         check_switches(self.task, {name: getattr(self, name) for name in ("flip_frames", "spec_augment", "mixup")})
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,6 +1,8 @@
-"""What changes with the epoch: the learning rate and the weight of the selection entropy. Both are pure functions."""
+"""The optimizer, and what changes with the epoch: the learning rate and the weight of the selection entropy."""
 
-from torch import nn
+from functools import partial
+
+from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
 from .recipe import Recipe
@@ -15,6 +17,26 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Adam:
         betas=(recipe.adam_beta1, recipe.adam_beta2),
         weight_decay=recipe.weight_decay,
     )
+
+
+def step_in_backward(optimizer: Optimizer) -> None:
+    """
+    From here on a backward pass takes the optimizer's step: each parameter as soon as its gradient is complete, which
+    is dropped then, so that all gradients are never there at once.
+    """
+    for number, group in enumerate(optimizer.param_groups):
+        for parameter in group["params"]:
+            parameter.register_post_accumulate_grad_hook(partial(_step_alone, optimizer, number))
+
+
+def _step_alone(optimizer: Optimizer, number: int, parameter: Tensor) -> None:
+    groups = optimizer.param_groups
+    optimizer.param_groups = [{**groups[number], "params": [parameter]}]
+    try:
+        optimizer.step()
+    finally:
+        optimizer.param_groups = groups
+    parameter.grad = None
 
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:
