@@ -1,6 +1,7 @@
 """A model of a few weights with everything the training loop must cope with: a frozen tower, dropout, batch norm."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +25,13 @@ class TinyConfig(PreTrainedConfig):
         self.dropout = dropout
         self.batch_norm = batch_norm
         super().__init__(**kwargs)
+
+
+@dataclass
+class TinyOutput(ModelOutput):
+    logits: torch.Tensor | None = None
+    loss: torch.Tensor | None = None
+    loss_dict: dict[str, torch.Tensor] | None = None
 
 
 class TinyModel(PreTrainedModel):
@@ -57,12 +65,12 @@ class TinyModel(PreTrainedModel):
         hidden = self.dropout(torch.relu(self.norm(self.adapter(frames))))
         logits = self.head(hidden).view(features.shape[:2]).mean(1)
         if labels is None:
-            return ModelOutput(logits=logits, loss=None)
+            return TinyOutput(logits=logits)
         self.seen_entropy_weights.append(self.loss_weights["entropy"])
         fit = batch_mean((logits - labels).square().sum(), len(labels))
         entropy = batch_mean(logits.square().sum(), len(labels))
         loss = fit + self.loss_weights["entropy"] * entropy
-        return ModelOutput(logits=logits, loss=loss, loss_dict={"fit": fit, "entropy": entropy})
+        return TinyOutput(logits=logits, loss=loss, loss_dict={"fit": fit, "entropy": entropy})
 
 
 class TinyProcessor:
@@ -118,7 +126,9 @@ def tiny_model(seed=0, **config):
 def tiny_trainer(folder, recipe, *, train=None, test=None, model=None, resume=None, cpu=True):
     """A trainer in `folder`, seeded as a run is; `cpu=False` lets Accelerate look for what else there is."""
     AcceleratorState._reset_state()  # it is one for the whole process and remembers the last precision
-    accelerator = Accelerator(cpu=cpu, mixed_precision=recipe.mixed_precision)
+    accelerator = Accelerator(
+        cpu=cpu, mixed_precision=recipe.mixed_precision, dynamo_backend=recipe.torch_compile or "no"
+    )
     run = RunFolder(folder)
     run.refuse_overwriting(resumed=resume is not None)
     run.start(recipe, accelerator)

@@ -208,20 +208,29 @@ class SwinV2Tower(SwinTransformerV2):
     def final_norm(self, tokens: Tensor) -> Tensor:
         return self.norm(tokens)
 
-    def _attention(self, stage: int, index: int, block: SwinTransformerV2Block, tokens: Tensor) -> Tensor:
-        attention = block.attn
-        grid = self.layers[stage].output_resolution
-        window, shift = block.window_size, block.shift_size
+    def keep_constants(self, dtype: torch.dtype) -> None:
+        """Compute what attention in `dtype` adds to its scores, which needs nothing but weights."""
+        for stage, layer in enumerate(self.layers):
+            for index, block in enumerate(layer.blocks):
+                self._bias(stage, index, block, dtype)
 
-        def compute_bias() -> Tensor:
+    def _bias(self, stage: int, index: int, block: SwinTransformerV2Block, dtype: torch.dtype) -> Tensor:
+        attention = block.attn
+
+        def compute() -> Tensor:
             table = attention.cpb_mlp(attention.relative_coords_table).view(-1, attention.num_heads)
-            return _window_bias(16 * table.sigmoid(), attention.relative_position_index, grid, window, shift)
+            grid = self.layers[stage].output_resolution
+            entries = attention.relative_position_index
+            return _window_bias(16 * table.sigmoid(), entries, grid, block.window_size, block.shift_size)
 
         constant = self._biases.setdefault((stage, index), FrozenConstant())
-        parameters = list(attention.cpb_mlp.parameters())
+        is_constant = not is_adapted(attention.cpb_mlp)
+        return constant.get(list(attention.cpb_mlp.parameters()), dtype, compute, is_constant)
+
+    def _attention(self, stage: int, index: int, block: SwinTransformerV2Block, tokens: Tensor) -> Tensor:
+        attention = block.attn
         zeros = torch.zeros_like(attention.q_bias)
         qkv_bias = torch.cat([attention.q_bias, zeros, attention.v_bias])
-        is_constant = not is_adapted(attention.cpb_mlp)
 
         def project(image: Tensor) -> Tensor:
             # Through the module, which may be more than its weight.
@@ -235,12 +244,12 @@ class SwinV2Tower(SwinTransformerV2):
 
         attended = _windowed_attention(
             tokens,
-            grid,
-            window,
-            shift,
+            self.layers[stage].output_resolution,
+            block.window_size,
+            block.shift_size,
             project=project,
             num_heads=attention.num_heads,
-            bias=lambda dtype: constant.get(parameters, dtype, compute_bias, is_constant),
+            bias=lambda dtype: self._bias(stage, index, block, dtype),
             prepare=prepare,
             scale=1.0,
             roll_first=True,
@@ -298,18 +307,32 @@ class HtsatTower(ClapAudioModel):
     def final_norm(self, tokens: Tensor) -> Tensor:
         return self.audio_encoder.norm(tokens)
 
-    def _attention(self, stage: int, index: int, block: ClapAudioLayer, tokens: Tensor) -> Tensor:
+    def keep_constants(self, dtype: torch.dtype) -> None:
+        """Compute what attention in `dtype` adds to its scores, which needs nothing but weights."""
+        for stage, layer in enumerate(self.audio_encoder.layers):
+            for index, block in enumerate(layer.blocks):
+                self._bias(stage, index, block, dtype)
+
+    def _windows(self, stage: int, block: ClapAudioLayer) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+        """The grid of a stage, and the windows and the shift of one of its blocks."""
         grid = self.audio_encoder.input_resolutions[stage]
         block.set_shift_and_window_size(grid)
-        attention = block.attention.self
-        window = (int(block.window_size), int(block.window_size))
-        shift = (int(block.shift_size), int(block.shift_size))
+        window, shift = int(block.window_size), int(block.shift_size)
+        return grid, (window, window), (shift, shift)
 
-        def compute_bias() -> Tensor:
-            table = attention.relative_position_bias_table
-            return _window_bias(table, attention.relative_position_index, grid, window, shift)
+    def _bias(self, stage: int, index: int, block: ClapAudioLayer, dtype: torch.dtype) -> Tensor:
+        attention = block.attention.self
+        table = attention.relative_position_bias_table
+
+        def compute() -> Tensor:
+            return _window_bias(table, attention.relative_position_index, *self._windows(stage, block))
 
         constant = self._biases.setdefault((stage, index), FrozenConstant())
+        return constant.get([table], dtype, compute)
+
+    def _attention(self, stage: int, index: int, block: ClapAudioLayer, tokens: Tensor) -> Tensor:
+        attention = block.attention.self
+        grid, window, shift = self._windows(stage, block)
         projections = (attention.query, attention.key, attention.value)
         attended = _windowed_attention(
             block.layernorm_before(tokens),
@@ -318,7 +341,7 @@ class HtsatTower(ClapAudioModel):
             shift,
             project=lambda image: torch.cat([projection(image) for projection in projections], dim=-1),
             num_heads=attention.num_attention_heads,
-            bias=lambda dtype: constant.get([attention.relative_position_bias_table], dtype, compute_bias),
+            bias=lambda dtype: self._bias(stage, index, block, dtype),
             prepare=lambda query, key: (query, key),
             scale=attention.attention_head_size**-0.5,
             roll_first=False,

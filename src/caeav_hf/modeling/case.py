@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_cae_av import CaeAvConfig
 from .attention import MultiHeadAttention
@@ -146,7 +147,7 @@ class CASEStream(nn.Module):
         return self.norm(states + gate * enriched * share + (1 - gate) * enriched), selected, log_probs
 
 
-class CASE(nn.Module):
+class CASE(GradientCheckpointingLayer):
     """Both streams together; each reads the other's value from before that step (Eq. 17, 18)."""
 
     def __init__(self, config: CaeAvConfig):

@@ -55,6 +55,9 @@ class FrozenConstant:
         self, parameters: list[Tensor], dtype: torch.dtype, compute: Callable[[], Tensor], is_constant: bool = True
     ) -> Tensor:
         """The value in `dtype`; parameters that somebody has unfrozen or adapted are read anew each time."""
+        if torch.compiler.is_compiling() and is_constant and self.key and self.value.dtype == dtype:
+            # Whether a weight was written to cannot be asked in a graph, where weights of a tower do not change.
+            return self.value
         if not is_constant or any(parameter.requires_grad for parameter in parameters):
             self.key = ()
             return compute().to(dtype)

@@ -7,9 +7,10 @@ published methods act before, beside or after them. `register_interaction` adds 
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_cae_av import CaeAvConfig
@@ -39,24 +40,26 @@ class PairPosition:
     audio_size: int
 
 
-class FrozenStep(GradientCheckpointingLayer):
-    """A frozen block that runs alone."""
+class Step(GradientCheckpointingLayer):
+    """What gradient checkpointing computes again as a whole: a frozen block that runs alone, or half a pair."""
 
-    def forward(self, tokens: Tensor, block: FrozenBlock) -> Tensor:
-        return block(tokens)
+    def forward(self, function: Callable[..., Any], *inputs: Any) -> Any:
+        return function(*inputs)
 
 
-class InteractionLayer(GradientCheckpointingLayer):
+class InteractionLayer(nn.Module):
     """
     Base class. `forward` takes the streams (N, L, C), the frozen blocks, and the layout of the frames, and returns the
     new streams with what explains them: enrichment weights (2, N, 2), agreement (N,), routing weights (4, N, experts),
-    each of them `None` where the layer has no such part.
+    each of them `None` where the layer has no such part. What it does through `self.step(function, *inputs)` can be
+    checkpointed.
     """
 
     def __init__(self, config: CaeAvConfig, position: PairPosition):
         super().__init__()
         self.config = config
         self.position = position
+        self.step = Step()
 
 
 _INTERACTIONS: dict[str, type[InteractionLayer]] = {}
@@ -115,11 +118,24 @@ class AVMoEInteraction(InteractionLayer):
     def forward(
         self, visual: Tensor, audio: Tensor, visual_block: FrozenBlock, audio_block: FrozenBlock, frames: FrameLayout
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        weights = agreement = probs = None
-        position = self.config.caste_position if self.has_caste else None
+        visual, audio, weights, agreement, probs = self.step(
+            self._attend, visual, audio, visual_block, audio_block, frames
+        )
+        visual, audio, later_weights, later_agreement, later_probs = self.step(
+            self._feed_forward, visual, audio, visual_block, audio_block, frames
+        )
+        if later_weights is not None:
+            weights, agreement = later_weights, later_agreement
+        return visual, audio, weights, agreement, None if probs is None else torch.cat([probs, later_probs])
 
+    def _attend(
+        self, visual: Tensor, audio: Tensor, visual_block: FrozenBlock, audio_block: FrozenBlock, frames: FrameLayout
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """The first half: adapters beside the attention branches."""
+        weights = agreement = probs = None
+        enriches = self.has_caste and self.config.caste_position == "before"
         visual_in, audio_in = visual, audio
-        if position == "before":
+        if enriches:
             visual_caste, audio_caste, weights, agreement = self._enrich(visual, audio, frames)
             visual_in, audio_in = visual + visual_caste, audio + audio_caste
         # The frozen branches read the block's own input: what CASTE adds to it reaches the stream through the adapters
@@ -132,29 +148,35 @@ class AVMoEInteraction(InteractionLayer):
         else:
             new_audio = audio + audio_block.attention(audio)
         if self.has_adapters:
-            visual_added, visual_probs_1 = self.visual_attention_adapter(visual_in, audio_in, frames)
-            audio_added, audio_probs_1 = self.audio_attention_adapter(audio_in, visual_in, frames)
+            visual_added, visual_probs = self.visual_attention_adapter(visual_in, audio_in, frames)
+            audio_added, audio_probs = self.audio_attention_adapter(audio_in, visual_in, frames)
             new_visual, new_audio = new_visual + visual_added, new_audio + audio_added
-        elif position == "before":
+            probs = torch.stack([visual_probs, audio_probs])
+        elif enriches:
             new_visual, new_audio = new_visual + visual_caste, new_audio + audio_caste
-        visual, audio = new_visual, new_audio
+        return new_visual, new_audio, weights, agreement, probs
 
+    def _feed_forward(
+        self, visual: Tensor, audio: Tensor, visual_block: FrozenBlock, audio_block: FrozenBlock, frames: FrameLayout
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """The second half: adapters beside the feed-forward branches."""
+        weights = agreement = probs = None
+        position = self.config.caste_position if self.has_caste else None
         visual_in, audio_in = visual, audio
         if position == "between":
             visual_caste, audio_caste, weights, agreement = self._enrich(visual, audio, frames)
             visual_in, audio_in = visual + visual_caste, audio + audio_caste
-        new_visual = visual + visual_block.feed_forward(visual)
+        new_visual, new_audio = visual + visual_block.feed_forward(visual), audio
         if self.has_adapters:
             if not self.config.is_official:
                 new_audio = audio + audio_block.feed_forward(audio)
-            visual_added, visual_probs_2 = self.visual_feed_forward_adapter(visual_in, audio_in, frames)
-            audio_added, audio_probs_2 = self.audio_feed_forward_adapter(audio_in, visual_in, frames)
+            visual_added, visual_probs = self.visual_feed_forward_adapter(visual_in, audio_in, frames)
+            audio_added, audio_probs = self.audio_feed_forward_adapter(audio_in, visual_in, frames)
             new_visual, new_audio = new_visual + visual_added, new_audio + audio_added
-            probs = torch.stack([visual_probs_1, audio_probs_1, visual_probs_2, audio_probs_2])
+            probs = torch.stack([visual_probs, audio_probs])
         elif position == "between":
             new_visual, new_audio = new_visual + visual_caste, new_audio + audio_caste
         visual, audio = new_visual, new_audio
-
         if position == "after":
             visual_caste, audio_caste, weights, agreement = self._enrich(visual, audio, frames)
             visual, audio = visual + visual_caste, audio + audio_caste

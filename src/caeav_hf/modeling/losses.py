@@ -59,7 +59,7 @@ def caption_contrastive_loss(frames: Tensor, captions: Tensor, clip: Tensor, tem
     positive = (frames * captions[clip]).sum(-1) / temperature
 
     # Every frame carries its clip's caption, so another clip's caption counts once for each of its frames.
-    frames_per_clip = all_clips.bincount(minlength=len(all_captions))
+    frames_per_clip = F.one_hot(all_clips, len(all_captions)).sum(0)
     to_captions = frames @ all_captions.T / temperature + frames_per_clip.clamp_min(1).log()
     no_negative = (frames_per_clip == 0) | F.one_hot(clip + first, len(all_captions)).bool()
     to_captions = to_captions.masked_fill(no_negative, -torch.inf)

@@ -30,7 +30,7 @@ from .heads.event_localization import CMBSHead, MLPHead
 from .heads.question_answering import QuestionAnsweringHead
 from .heads.segmentation import SegmentationHead, ZeroBatchNorm
 from .heads.video_parsing import VideoParsingHead
-from .interaction import FrozenStep, PairPosition, build_interaction
+from .interaction import PairPosition, Step, build_interaction
 from .losses import (
     AlignmentProjections,
     caption_contrastive_loss,
@@ -185,7 +185,7 @@ class CaeAvPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values_videos"
     input_modalities = ("video", "audio", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ("FrozenStep", "AVMoEInteraction", "CaeAvInteraction", "CASE")
+    _no_split_modules = ("AVMoEInteraction", "CaeAvInteraction", "CASE")
     _supports_sdpa = True
 
     def __init__(self, config: CaeAvConfig):
@@ -403,7 +403,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
         self.freeze_towers()
         if config.lora is not None:
             lora.inject(self, config.lora)
-        self.frozen_step = FrozenStep()
+        self.step = Step()
         self.interactions = nn.ModuleList()
         sizes = zip(*(tower.stage_sizes() for tower in self._readers()), strict=True)
         for stage, ((visual_tokens, visual_size), (audio_tokens, audio_size)) in enumerate(sizes):
@@ -445,6 +445,15 @@ class CaeAvModel(CaeAvPreTrainedModel):
             freeze(tower)
             if self.config.lora is not None:
                 lora.activate(tower)
+
+    def keep_constants(self, dtype: torch.dtype) -> None:
+        """
+        Compute what attention of the towers in `dtype` adds to its scores. It is computed when it is needed anyway,
+        but not within a graph of `torch.compile`.
+        """
+        for tower in (self.vision_tower, self.audio_tower):
+            if tower is not None:
+                tower.keep_constants(dtype)
 
     def forget(self) -> None:
         """Drop what was computed from the weights of the towers and kept."""
@@ -532,7 +541,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
             for pair, layer in enumerate(cast(nn.ModuleList, layers)):
                 first = pair * (alone + 1)
                 for block in visual_blocks[first : first + alone]:
-                    visual = self.frozen_step(visual, block)
+                    visual = self.step(block, visual)
                 visual, audio, weights, agreement, probs = layer(
                     visual, audio, visual_blocks[first + alone], audio_blocks[pair], frames
                 )

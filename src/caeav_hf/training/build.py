@@ -27,18 +27,20 @@ def build_accelerator(recipe: Recipe, run_folder: Path | None = None) -> Acceler
     The accelerator of a run, or of an evaluation where there is no run folder.
 
     Raises:
-        CaeAvError: the precision is not to be had on this device, or a tracker is not installed.
+        CaeAvError: the precision is not to be had on this device, or a tracker or a compiler is not installed.
     """
     try:
         return Accelerator(
             mixed_precision=recipe.mixed_precision,
+            dynamo_backend=recipe.torch_compile,
             log_with=recipe.report_to or None if run_folder is not None else None,
             project_dir=None if run_folder is None else str(run_folder / "trackers"),
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
     except (ValueError, ImportError) as error:
         raise CaeAvError(
-            f"`mixed_precision` {recipe.mixed_precision}, `report_to` {recipe.report_to}: {error}"
+            f"`mixed_precision` {recipe.mixed_precision}, `torch_compile` {recipe.torch_compile}, "
+            f"`report_to` {recipe.report_to}: {error}"
         ) from error
 
 

@@ -30,7 +30,7 @@ from torch import nn
 from ..errors import CaeAvError
 from ..modeling.frozen import trained_names
 from .run_folder import without_progress_bars
-from .sharding import load_optimizer_state, whole_optimizer_state, whole_weights
+from .sharding import bare, load_optimizer_state, whole_optimizer_state, whole_weights
 from .state import LoopState, random_state, set_random_state
 from .zero import load_zero_optimizer_state, uses_deepspeed, zero_optimizer_state
 
@@ -73,7 +73,7 @@ class CheckpointStore:
             The folder of the checkpoint, complete.
         """
         partial = self.folder / ".partial-checkpoint"
-        bare_model = self.accelerator.unwrap_model(model)
+        bare_model = bare(model, self.accelerator)
         # What is divided among processes takes all of them to come together.
         weights = whole_weights(bare_model)
         whole_state = zero_optimizer_state if uses_deepspeed(self.accelerator) else whole_optimizer_state
@@ -246,7 +246,7 @@ def restore_training_state(checkpoint: Path, model: nn.Module, optimizer: Any, a
     try:
         saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
         load_state = load_zero_optimizer_state if uses_deepspeed(accelerator) else load_optimizer_state
-        load_state(accelerator.unwrap_model(model), optimizer.optimizer, saved["optimizer"])
+        load_state(bare(model, accelerator), optimizer.optimizer, saved["optimizer"])
         scaler = getattr(accelerator, "scaler", None)
         if scaler is not None and saved["scaler"] is not None:
             scaler.load_state_dict(saved["scaler"])

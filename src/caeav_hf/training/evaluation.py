@@ -12,7 +12,7 @@ from ..errors import CaeAvError
 from .batches import Collator, clip_loader
 from .captions import CaptionFeatures
 from .order import ordered_batches
-from .sharding import gathered, is_sharded
+from .sharding import bare, gathered, is_sharded
 from .tasks import TaskDefinition
 
 
@@ -36,8 +36,8 @@ def evaluate(
         CaeAvError: no clip could be decoded.
     """
     # Each process scores its own share and the shares may differ by a batch, so the bare model runs: the wrapper of
-    # distributed training would wait for the others at every batch.
-    model = accelerator.unwrap_model(model)
+    # distributed training would wait for the others at every batch, and a compiled model would be compiled again.
+    model = bare(model, accelerator)
     together = gathered(model, accelerator) if is_sharded(accelerator) else nullcontext()
     batches = ordered_batches(
         len(dataset),

@@ -24,7 +24,8 @@ from .order import epoch_batches
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .schedule import build_optimizer, entropy_weight, learning_rate, set_learning_rate, step_in_backward
-from .sharding import plan_sharding, share_gradients, whole
+from .schedule import build_optimizer, entropy_weight, learning_rate, set_learning_rate, step_in_backward
+from .sharding import bare, plan_sharding, share_gradients, whole
 from .state import LoopState
 from .tasks import TaskDefinition
 from .zero import plan_deepspeed, uses_deepspeed, zero_step
@@ -99,8 +100,8 @@ class Trainer:
 
     @property
     def bare_model(self) -> Any:
-        """The model without the wrapper of distributed training."""
-        return self.accelerator.unwrap_model(self.model)
+        """The model without what distributed training and `torch.compile` put around it."""
+        return bare(self.model, self.accelerator)
 
     def resume(self, checkpoint: Any, state: LoopState) -> None:
         """
@@ -232,7 +233,8 @@ class Trainer:
                     inputs = self.captions.insert(inputs)
                 outputs = self.model(**send_to_device(inputs, accelerator.device, non_blocking=True))
                 if self.recipe.optimizer_in_backward and not outputs.loss.isfinite():
-                    return self._skip(statistics)
+                    self._skip(statistics)
+                    return None
                 backward(outputs.loss * (clips_of_batch[number] / clips))
             parts = {"loss": outputs.loss, **(outputs.loss_dict or {})}
             losses.append((clips_of_batch[number], {name: part.detach() for name, part in parts.items()}))
@@ -241,7 +243,8 @@ class Trainer:
         totals = _total(losses)
         loss = totals["loss"][0] / clips
         if not math.isfinite(loss) or not self._update():
-            return self._skip(statistics)
+            self._skip(statistics)
+            return None
         self.model.zero_grad()
         state.skipped_in_a_row = 0
         state.loss_totals = _merge([state.loss_totals, totals])

@@ -68,6 +68,7 @@ class Recipe:
     accumulation_steps: int = _value(4, "batches a step")
     mixed_precision: str = _value("no", "no, fp16 or bf16")
     gradient_checkpointing: bool = _value(False, "compute each layer again in the backward pass, which saves memory")
+    torch_compile: str | None = _value(None, "backend of torch.compile to train with, such as inductor")
     optimizer_in_backward: bool = _value(
         False, "step for each parameter in the backward pass, which saves the memory of the gradients"
     )
@@ -106,6 +107,12 @@ class Recipe:
         _require(self.size in ("full", "toy"), "size", "full or toy", self.size)
         precision = self.mixed_precision
         _require(precision in ("no", "fp16", "bf16"), "mixed_precision", "no, fp16 or bf16", precision)
+        if self.torch_compile is not None:
+            checkpointing, expected = (
+                self.gradient_checkpointing,
+                "false with torch_compile, which has means of its own",
+            )
+            _require(not checkpointing, "gradient_checkpointing", expected, checkpointing)
         if self.optimizer_in_backward:
             expected = "{} with optimizer_in_backward, where no step sees all gradients"
             _require(self.accumulation_steps == 1, "accumulation_steps", expected.format(1), self.accumulation_steps)

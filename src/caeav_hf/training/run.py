@@ -31,9 +31,10 @@ from .frozen_weights import spared
 from .loop import Trainer
 from .recipe import Recipe
 from .run_folder import RunFolder, environment
-from .sharding import holds_whole_towers
+from .sharding import is_sharded
 from .state import LoopState
 from .tasks import get_task
+from .zero import uses_deepspeed
 
 
 # What autocast computes in, by the names of recipes.
@@ -111,15 +112,12 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
         trainer.resume(checkpoint, read_loop_state(checkpoint))
     with ExitStack() as stack:
         stack.callback(accelerator.end_training)
-        if holds_whole_towers(accelerator):
-            stack.enter_context(
-                spared(
-                    trainer.bare_model,
-                    trainer.store.keep_frozen(trainer.bare_model),
-                    dtype=PRECISIONS[accelerator.mixed_precision],
-                    reads_text=not captions.features,
-                )
-            )
+        dtype = PRECISIONS[accelerator.mixed_precision]
+        if not (is_sharded(accelerator) or uses_deepspeed(accelerator)):
+            frozen_file = trainer.store.keep_frozen(trainer.bare_model)
+            stack.enter_context(spared(trainer.bare_model, frozen_file, dtype=dtype, reads_text=not captions.features))
+        if recipe.torch_compile is not None:
+            trainer.bare_model.cae_av.keep_constants(dtype or torch.float32)
         state = trainer.fit()
     return TrainingResult(trainer.bare_model, processor, state, run.path, accelerator.is_main_process)
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -21,14 +21,14 @@ from ..errors import CaeAvError
 _TOWER_PARTS = ("Mlp", "ClapAudioIntermediate", "ClapAudioOutput")
 
 
+def bare(model: nn.Module, accelerator: Accelerator) -> Any:
+    """The model without what distributed training and `torch.compile` put around it."""
+    return accelerator.unwrap_model(model, keep_torch_compile=False)
+
+
 def is_sharded(accelerator: Accelerator) -> bool:
     """Whether this run divides parameters among processes."""
     return getattr(accelerator.state, "fsdp_plugin", None) is not None
-
-
-def holds_whole_towers(accelerator: Accelerator) -> bool:
-    """Whether every process has the frozen weights as the model had them, and is free to hold them otherwise."""
-    return not is_sharded(accelerator) and accelerator.distributed_type != DistributedType.DEEPSPEED
 
 
 def plan_sharding(accelerator: Accelerator, model: Any, *, shard_towers: bool) -> None:

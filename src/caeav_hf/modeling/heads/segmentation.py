@@ -110,7 +110,7 @@ class TPAVI(nn.Module):
         values = self.value(pixels).sum((1, 2))
         products = frames.to_grid(keys).transpose(1, 2) @ frames.to_grid(values)
         clip = frames.clip_of_frame(maps.device)
-        count = clip.bincount(minlength=frames.batch_size) * pixels.shape[1] * pixels.shape[2]
+        count = F.one_hot(clip, frames.batch_size).sum(0) * pixels.shape[1] * pixels.shape[2]
         context = (products / count[:, None, None].to(products.dtype))[clip]
         attended = self.output(self.query(pixels).flatten(1, 2) @ context)
         attended = self.batch_norm(attended).view_as(pixels)
