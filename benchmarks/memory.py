@@ -63,7 +63,8 @@ def measure(arguments: tuple[Settings, str]) -> tuple[float, float, float]:
     config = CaeAvConfig.from_preset(settings.task, settings.size)
     inputs = make_inputs(config, settings)
     model = get_task(settings.task).model_class(config).to(settings.device).train()
-    if "gradient-checkpointing" in switches:
+    checkpointing = "gradient-checkpointing" in switches
+    if checkpointing:
         model.activation_checkpointing_enable()
     dtype = torch.bfloat16 if "bf16" in switches else None
     optimizer = build_optimizer(model, Recipe())
@@ -72,7 +73,7 @@ def measure(arguments: tuple[Settings, str]) -> tuple[float, float, float]:
 
     def step() -> None:
         device = torch.device(settings.device).type
-        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not None, cache_enabled=not checkpointing):
             loss = model(**inputs).loss
         loss.backward()
         optimizer.step()

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
+from accelerate.utils import AutocastKwargs
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_cae_av import CaeAvConfig
@@ -35,7 +36,11 @@ def build_accelerator(recipe: Recipe, run_folder: Path | None = None) -> Acceler
             dynamo_backend=recipe.torch_compile,
             log_with=recipe.report_to or None if run_folder is not None else None,
             project_dir=None if run_folder is None else str(run_folder / "trackers"),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=True),
+                # Kept until the end of the forward pass, weights in half precision would outlive their layers.
+                AutocastKwargs(cache_enabled=not recipe.gradient_checkpointing),
+            ],
         )
     except (ValueError, ImportError) as error:
         raise CaeAvError(

@@ -24,7 +24,6 @@ from .order import epoch_batches
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .schedule import build_optimizer, entropy_weight, learning_rate, set_learning_rate, step_in_backward
-from .schedule import build_optimizer, entropy_weight, learning_rate, set_learning_rate, step_in_backward
 from .sharding import bare, plan_sharding, share_gradients, whole
 from .state import LoopState
 from .tasks import TaskDefinition
