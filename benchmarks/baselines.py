@@ -1,0 +1,73 @@
+"""
+What toy test sets give to those who see and hear nothing.
+
+    python benchmarks/baselines.py --segmentation data/ms3 --parsing data/llp --questions data/questions
+
+Segmentation: an empty mask everywhere. Parsing: no event at all; and the true classes of each clip, in every second
+and both modalities. Questions: the answer that the training split gives most often to the same question, and to the
+same question with any object.
+"""
+
+import argparse
+from collections import Counter, defaultdict
+from collections.abc import Callable
+
+import numpy as np
+from datasets import load_dataset
+
+from caeav_hf.data.images import read_mask
+from caeav_hf.data.toy import CLASSES
+from caeav_hf.metrics import segmentation_scores, video_parsing_scores
+
+
+def segmentation(data: str) -> None:
+    """Print J of empty masks."""
+    rows = load_dataset(data, split="test")
+    masks = np.stack([read_mask(mask["bytes"] or mask["path"]).pixels > 0 for row in rows for mask in row["masks"]])
+    print(f"nothing segmented: J {segmentation_scores(np.full(masks.shape, -1.0), masks)['j']:.3f}")
+
+
+def parsing(data: str) -> None:
+    """Print the scores of no event, and of the classes of each clip in every second."""
+    rows = load_dataset(data, split="test")
+    names = ("audio_segment_labels", "visual_segment_labels")
+    targets = np.zeros((2, len(rows), len(CLASSES), len(rows[0][names[0]])), dtype=int)
+    for index, row in enumerate(rows):
+        for modality, name in enumerate(names):
+            for second, labels in enumerate(row[name]):
+                targets[modality, index, labels, second] = 1
+    in_clip = np.broadcast_to(targets.max(axis=(0, 3), keepdims=True)[0], targets.shape[1:])
+    for name, guess in (("nothing predicted", np.zeros_like(in_clip)), ("the true classes, always", in_clip)):
+        print(f"{name}: {video_parsing_scores(guess, guess, *targets)}")
+
+
+def questions(data: str) -> None:
+    """Print the accuracy of the most frequent answer to each question, and to each kind of question."""
+    train, test = (load_dataset(data, split=split) for split in ("train", "test"))
+
+    def without_object(question: str) -> str:
+        return " ".join("object" if word.strip("?,.") in CLASSES else word for word in question.lower().split())
+
+    keys: dict[str, Callable[[str], str]] = {"question": str, "question with any object": without_object}
+    for name, key in keys.items():
+        answers: dict[str, Counter] = defaultdict(Counter)
+        for question, answer in zip(train["question"], train["answer"], strict=True):
+            answers[key(question)][answer] += 1
+        guesses = [answers[key(question)].most_common(1) for question in test["question"]]
+        right = [bool(best) and best[0][0] == answer for best, answer in zip(guesses, test["answer"], strict=True)]
+        print(f"the most frequent answer to the same {name}: {100 * np.mean(right):.1f} %")
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for task in (segmentation, parsing, questions):
+        parser.add_argument(f"--{task.__name__}", metavar="FOLDER", help="data set of this task")
+    arguments = parser.parse_args()
+    for task in (segmentation, parsing, questions):
+        if getattr(arguments, task.__name__) is not None:
+            task(getattr(arguments, task.__name__))
+
+
+if __name__ == "__main__":
+    main()
