@@ -1,6 +1,7 @@
 """The command line of `train.py`."""
 
 import argparse
+import contextlib
 import json
 import sys
 from collections.abc import Sequence
@@ -119,7 +120,9 @@ def _evaluate(options: argparse.Namespace, recipe: Recipe) -> None:
     from .run import score
 
     split = options.split or recipe.eval_split
-    metrics = score(options.evaluate, recipe, split)
+    # DeepSpeed, which Accelerate imports where it is installed, greets on standard output: that is for the scores.
+    with contextlib.redirect_stdout(sys.stderr):
+        metrics = score(options.evaluate, recipe, split)
     if PartialState().is_main_process:
         text = json.dumps({"checkpoint": options.evaluate, "data": recipe.data, "split": split, **metrics}, indent=2)
         print(text)
