@@ -138,6 +138,37 @@ def test_a_gradient_that_is_not_finite_is_skipped(tmp_path):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
+def test_half_precision_scales_its_loss(tmp_path):
+    recipe = tiny_recipe(epochs=4, accumulation_steps=1, mixed_precision="fp16", max_grad_norm=1.0)
+    losses = []
+    for precision in ("no", "fp16"):
+        trainer = tiny_trainer(tmp_path / precision, replace(recipe, mixed_precision=precision))
+        if precision == "fp16":
+            trainer.accelerator.scaler._init_scale = 2.0**8  # gradients fit from the start
+        trainer.fit()
+        assert all(record["train/skipped_steps"] == 0 for record in trainer.state.history)
+        losses.append([record["train/loss"] for record in trainer.state.history])
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+
+    # A scale that is too large falls until they do.
+    whole = tiny_trainer(tmp_path / "whole", recipe)
+    whole.fit()
+    skipped = [record["train/skipped_steps"] for record in whole.state.history]
+    assert skipped[0] > max(skipped[1:])
+    assert whole.accelerator.scaler.get_scale() < 2**16
+
+    half = tiny_trainer(tmp_path / "half", replace(recipe, epochs=2))
+    half.fit()
+    checkpoint = find_checkpoint(tmp_path / "half")
+    model = TinyModel.from_pretrained(checkpoint).train()
+    resumed = tiny_trainer(tmp_path / "half", recipe, model=model, resume=checkpoint)
+    resumed.resume(checkpoint, read_loop_state(checkpoint))
+    assert resumed.accelerator.scaler.get_scale() == half.accelerator.scaler.get_scale()
+    resumed.fit()
+    expected = whole.bare_model.state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
 def test_many_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path):
     poisoned = TinyData(12)
     poisoned.features[:] = torch.nan

@@ -126,9 +126,13 @@ def tiny_model(seed=0, **config):
 def tiny_trainer(folder, recipe, *, train=None, test=None, model=None, resume=None, cpu=True):
     """A trainer in `folder`, seeded as a run is; `cpu=False` lets Accelerate look for what else there is."""
     AcceleratorState._reset_state()  # it is one for the whole process and remembers the last precision
-    accelerator = Accelerator(
-        cpu=cpu, mixed_precision=recipe.mixed_precision, dynamo_backend=recipe.torch_compile or "no"
-    )
+    is_fp16 = recipe.mixed_precision == "fp16"
+    precision = "no" if is_fp16 else recipe.mixed_precision
+    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, dynamo_backend=recipe.torch_compile or "no")
+    if is_fp16:
+        # Accelerate sets this up on GPUs only.
+        accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=8)
     run = RunFolder(folder)
     run.refuse_overwriting(resumed=resume is not None)
     run.start(recipe, accelerator)
