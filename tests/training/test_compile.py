@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState
 
 from caeav_hf import CaeAvConfig, CaeAvModel
 from caeav_hf.training.command import main
@@ -23,10 +22,8 @@ SMALL = {
 
 
 @pytest.fixture(autouse=True)
-def _fresh():
-    AcceleratorState._reset_state()
+def _compiled_anew():
     yield
-    AcceleratorState._reset_state()
     torch._dynamo.reset()
 
 

@@ -1,9 +1,7 @@
 """Towers that are held in less memory while a model is trained."""
 
-import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from caeav_hf import CaeAvForEventLocalization
@@ -16,31 +14,31 @@ from tests.modeling.helpers import toy_batch, toy_model
 from tests.training import toy_files
 
 
-def gradients(model, batch, dtype):
+SMALL = {"vision_config": {"depths": (1, 1, 1, 1)}, "audio_config": {"depths": (1, 1, 1, 1)}, "adapter_stages": (2,)}
+
+
+def gradients(model, batch):
     """Loss and gradients of a step in half precision."""
     model.train()
     model.zero_grad()
     torch.manual_seed(0)
-    with torch.autocast("cpu", dtype=dtype):
+    with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = model(**batch).loss
     loss.backward()
     return {"loss": loss, **{name: p.grad for name, p in model.named_parameters() if p.grad is not None}}
 
 
-@pytest.mark.parametrize("with_lora", [False, True])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_step_in_half_precision_stays_the_same_to_the_last_bit(dtype, with_lora, tmp_path):
-    model = toy_model()
-    if with_lora:
-        model.add_lora(tower_lora_config(rank=2, towers=("vision", "audio", "text")))
-    batch = toy_batch(model.config)
-    expected = gradients(model, batch, dtype)
+def test_a_step_in_half_precision_stays_the_same_to_the_last_bit(tmp_path):
+    model = toy_model(**SMALL)
+    model.add_lora(tower_lora_config(rank=2, towers=("vision", "audio", "text")))
+    batch = toy_batch(model.config, batch_size=1, num_frames=2)
+    expected = gradients(model, batch)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     file = CheckpointStore(tmp_path, Accelerator(cpu=True)).keep_frozen(model)
-    with spared(model, file, dtype=dtype, reads_text=True):
+    with spared(model, file, dtype=torch.bfloat16, reads_text=True):
         blocks = model.cae_av.vision_tower.layers[0].blocks[0]
-        assert next(blocks.mlp.fc1.parameters()).dtype == dtype
-        got = gradients(model, batch, dtype)
+        assert next(blocks.mlp.fc1.parameters()).dtype == torch.bfloat16
+        got = gradients(model, batch)
     assert got.keys() == expected.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
     after = model.state_dict()
@@ -62,7 +60,6 @@ def test_a_text_tower_on_the_disk_can_still_be_asked(tmp_path):
 
 
 def test_checkpoints_of_a_run_in_half_precision_hold_the_towers_as_they_were(tmp_path):
-    AcceleratorState._reset_state()  # it is one for the whole process and remembers the last precision
     flags = {"--task": "ave", "--size": "toy", "--model": toy_files.toy_model(), "--data": toy_files.toy_data()}
     flags |= {"--output-dir": tmp_path, "--mixed-precision": "bf16", "--max-steps": 1}
     assert main([str(part) for pair in flags.items() for part in pair]) == 0

@@ -31,7 +31,7 @@ def build_accelerator(recipe: Recipe, run_folder: Path | None = None) -> Acceler
         CaeAvError: the precision is not to be had on this device, or a tracker or a compiler is not installed.
     """
     try:
-        return Accelerator(
+        accelerator = Accelerator(
             mixed_precision=recipe.mixed_precision,
             dynamo_backend=recipe.torch_compile,
             log_with=recipe.report_to or None if run_folder is not None else None,
@@ -47,6 +47,10 @@ def build_accelerator(recipe: Recipe, run_folder: Path | None = None) -> Acceler
             f"`mixed_precision` {recipe.mixed_precision}, `torch_compile` {recipe.torch_compile}, "
             f"`report_to` {recipe.report_to}: {error}"
         ) from error
+    if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        # Accelerate would compute in float32 without a word.
+        raise CaeAvError("`mixed_precision` fp16 needs a GPU; on a CPU use bf16 or no")
+    return accelerator
 
 
 def may_leave_parameters_out(model: Any, data: CaeAvDataset) -> bool:
