@@ -2,10 +2,6 @@
 
 import importlib.util
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +13,7 @@ from caeav_hf.errors import CaeAvError
 from caeav_hf.training.checkpointing import find_checkpoint
 from caeav_hf.training.zero import plan_deepspeed, zero_step
 from tests.training.deepspeed_run import tiny
-from tests.training.tiny_training import tiny_model
+from tests.training.tiny_training import run_program, tiny_model
 
 
 needs_deepspeed = pytest.mark.skipif(
@@ -29,16 +25,7 @@ needs_deepspeed = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The folder of what the program has left."""
-    folder = tmp_path_factory.mktemp("deepspeed")
-    program = Path(__file__).with_name("deepspeed_run.py")
-    done = subprocess.run(
-        [sys.executable, str(program), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-    return folder
+    return run_program("deepspeed_run.py", tmp_path_factory.mktemp("deepspeed"), CUDA_VISIBLE_DEVICES="")
 
 
 @needs_deepspeed

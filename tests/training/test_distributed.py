@@ -1,10 +1,6 @@
 """Two processes train and score as one does."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +11,7 @@ from caeav_hf.training.checkpointing import find_checkpoint, read_loop_state, re
 from caeav_hf.training.order import epoch_batches
 from caeav_hf.training.schedule import build_optimizer
 from tests.training.distributed_run import KILLED_RECIPE, TASKS, toy_task
-from tests.training.tiny_training import TinyData, TinyModel, tiny_model, tiny_recipe, tiny_trainer
+from tests.training.tiny_training import TinyData, TinyModel, run_program, tiny_model, tiny_recipe, tiny_trainer
 
 
 pytestmark = pytest.mark.skipif(
@@ -26,16 +22,7 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """The folder of what the program has left."""
-    folder = tmp_path_factory.mktemp("distributed")
-    program = Path(__file__).with_name("distributed_run.py")
-    done = subprocess.run(
-        [sys.executable, str(program), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
-    return folder
+    return run_program("distributed_run.py", tmp_path_factory.mktemp("distributed"))
 
 
 def found(runs, number, task):

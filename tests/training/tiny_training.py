@@ -1,6 +1,9 @@
 """A model of a few weights with everything the training loop must cope with: a frozen tower, dropout, batch norm."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -141,3 +144,15 @@ def tiny_trainer(folder, recipe, *, train=None, test=None, model=None, resume=No
     train = TinyData() if train is None else train
     test = TinyData(5, seed=1) if test is None else test
     return Trainer(recipe, TINY, model, TinyProcessor(), train, test, collate, accelerator, run)
+
+
+def run_program(name, folder, **environment):
+    """Run a program of this folder, which leaves in `folder` what it found."""
+    done = subprocess.run(
+        [sys.executable, str(Path(__file__).with_name(name)), str(folder)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+    return folder

@@ -115,10 +115,12 @@ class CheckpointStore:
         Returns:
             The file: tensors by their names in the state dict of `model`.
         """
+        trained = trained_names(model)
+        frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in trained}
         if self.accelerator.is_main_process:
-            self._write_frozen(model, model.state_dict())
+            self._write_frozen(frozen)
         self.accelerator.wait_for_everyone()
-        self.frozen_file = self._frozen_path(_frozen(model, model.state_dict()))
+        self.frozen_file = self._frozen_path(frozen)
         return self.frozen_file
 
     def new_name(self, step: int) -> str:
@@ -143,7 +145,8 @@ class CheckpointStore:
         # every checkpoint, so all of them share one file.
         model.save_pretrained(folder, state_dict={name: weights[name] for name in weights if name in trained})
         os.rename(folder / "model.safetensors", folder / TRAINED_FILE)
-        frozen_file = self.frozen_file or self._write_frozen(model, weights)
+        frozen = {name: tensor for name, tensor in weights.items() if name not in trained}
+        frozen_file = self.frozen_file or self._write_frozen(frozen)
         _hard_link(frozen_file, folder / FROZEN_FILE)
         index = {
             "metadata": {"total_size": sum((folder / name).stat().st_size for name in (TRAINED_FILE, FROZEN_FILE))},
@@ -151,8 +154,7 @@ class CheckpointStore:
         }
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), encoding="utf-8")
 
-    def _write_frozen(self, model: nn.Module, weights: dict[str, torch.Tensor]) -> Path:
-        frozen = _frozen(model, weights)
+    def _write_frozen(self, frozen: dict[str, torch.Tensor]) -> Path:
         path = self._frozen_path(frozen)
         if not path.exists():
             partial = self.folder / f".partial-{path.name}"
@@ -175,11 +177,6 @@ class CheckpointStore:
         shutil.rmtree(doomed, ignore_errors=True)
         os.rename(folder, doomed)
         shutil.rmtree(doomed)
-
-
-def _frozen(model: nn.Module, weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    trained = trained_names(model)
-    return {name: tensor for name, tensor in weights.items() if name not in trained}
 
 
 def _signature(tensors: dict[str, torch.Tensor]) -> str:

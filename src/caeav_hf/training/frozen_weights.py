@@ -29,15 +29,18 @@ def spared(model: Any, frozen_file: Path, *, dtype: torch.dtype | None, reads_te
     towers = model.cae_av.named_towers()
     text = towers.pop("text")
     device = next(text.parameters()).device
+    changed = []
     if not reads_text and not is_adapted(text):
         _load(model, text.to("cpu"), frozen_file)
+        changed.append(text)
     if dtype is not None:
         for tower in towers.values():
             hold_maps_in(dtype, tower)
+            changed.append(tower)
     try:
         yield
     finally:
-        for tower in (text, *towers.values()):
+        for tower in changed:
             _load(model, tower, frozen_file)
             tower.to(device)
 

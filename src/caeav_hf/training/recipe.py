@@ -108,11 +108,8 @@ class Recipe:
         precision = self.mixed_precision
         _require(precision in ("no", "fp16", "bf16"), "mixed_precision", "no, fp16 or bf16", precision)
         if self.torch_compile is not None:
-            checkpointing, expected = (
-                self.gradient_checkpointing,
-                "false with torch_compile, which has means of its own",
-            )
-            _require(not checkpointing, "gradient_checkpointing", expected, checkpointing)
+            expected = "false with torch_compile, which has means of its own"
+            _require(not self.gradient_checkpointing, "gradient_checkpointing", expected, self.gradient_checkpointing)
         if self.optimizer_in_backward:
             expected = "{} with optimizer_in_backward, where no step sees all gradients"
             _require(self.accumulation_steps == 1, "accumulation_steps", expected.format(1), self.accumulation_steps)
