@@ -275,6 +275,7 @@ def test_options_of_other_models(tmp_path, capsys):
         assert message in line
 
 
+@pytest.mark.slow
 def test_the_demo_goes_all_the_way(tmp_path, capsys):
     out = tmp_path / "demo"
     assert main(["demo", "--out", str(out), "--quick"]) == 0

@@ -111,6 +111,7 @@ def test_inference_guide(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         assert (models / name).stat().st_size, name
 
 
+@pytest.mark.slow
 def test_toy_runs_of_the_training_guide(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [line for block in blocks("docs/training.md", "bash") for line in block.strip().splitlines()]
     lines = [line for line in lines if line.startswith(("python ", "caeav export "))]

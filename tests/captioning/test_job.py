@@ -72,6 +72,7 @@ def run(server, clips, out, **arguments):
     return caption_clips(find_clips(clips), asking(server, **arguments), out, show_progress=False, **options)
 
 
+@pytest.mark.slow
 def test_two_hundred_clips_two_kills_and_a_bad_server(tmp_path, capsys):
     media, out = tmp_path / "media", tmp_path / "captions.parquet"
     stubborn, done = set(), []

@@ -34,6 +34,7 @@ print("bytes", peak() - before)
 SMALL_TEXT = "text_config={'num_hidden_layers': 1, 'vocab_size': 514}"
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak where Linux tells it")
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_converting_takes_at_most_twice_the_checkpoint(suffix: str, tmp_path: Path) -> None:

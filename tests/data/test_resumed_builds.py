@@ -144,6 +144,7 @@ def test_one_build_at_a_time(corpus, tmp_path):
     assert build(corpus, tmp_path / "out").written_shards == 0
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_no_shard_is_ever_wrong(tmp_path):
     corpus = tmp_path / "corpus"
     (corpus / "annotations").mkdir(parents=True)

@@ -28,6 +28,7 @@ def runs(tmp_path_factory):
     return run_program("deepspeed_run.py", tmp_path_factory.mktemp("deepspeed"), CUDA_VISIBLE_DEVICES="")
 
 
+@pytest.mark.slow
 @needs_deepspeed
 def test_two_processes_take_the_steps_of_one(runs):
     one, two = (json.loads((runs / number / "found.json").read_text()) for number in ("one", "two"))
@@ -44,6 +45,7 @@ def test_two_processes_take_the_steps_of_one(runs):
         }
 
 
+@pytest.mark.slow
 @needs_deepspeed
 def test_a_checkpoint_is_one_as_always(runs):
     checkpoint = find_checkpoint(runs / "two")
@@ -54,6 +56,7 @@ def test_a_checkpoint_is_one_as_always(runs):
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @needs_deepspeed
 def test_frozen_towers_are_neither_sent_nor_optimized(runs):
     checkpoint = find_checkpoint(runs / "two")
@@ -67,6 +70,7 @@ def test_frozen_towers_are_neither_sent_nor_optimized(runs):
         assert values["step"] == 10
 
 
+@pytest.mark.slow
 @needs_deepspeed
 def test_a_run_goes_on_with_deepspeed_and_without(runs, tmp_path):
     # Two steps on one process, two with DeepSpeed on two, two more after a resume, the last three on one again.
@@ -87,6 +91,7 @@ def test_a_run_goes_on_with_deepspeed_and_without(runs, tmp_path):
     assert {values["step"].item() for values in state.values()} == {7}
 
 
+@pytest.mark.slow
 @needs_deepspeed
 def test_lower_precision_is_of_the_model_not_of_its_weights(runs, tmp_path):
     alone = tiny(tmp_path, 1, precision="bf16")

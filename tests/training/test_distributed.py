@@ -14,9 +14,10 @@ from tests.training.distributed_run import KILLED_RECIPE, TASKS, toy_task
 from tests.training.tiny_training import TinyData, TinyModel, run_program, tiny_model, tiny_recipe, tiny_trainer
 
 
-pytestmark = pytest.mark.skipif(
-    not torch.distributed.is_available(), reason="PyTorch was built without distributed training"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not torch.distributed.is_available(), reason="PyTorch was built without distributed training"),
+]
 
 
 @pytest.fixture(scope="module")

@@ -79,6 +79,7 @@ def killed(tmp_path_factory):
     return folders
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_resumes_exactly(killed, uninterrupted, moment):
     tmp_path = killed[moment]

@@ -138,6 +138,7 @@ def test_captions_are_read_once(trained):
     assert {"visual_caption_ids", "audio_caption_embeds"} <= set(features.insert(unknown))
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_time_resumes_to_the_same_weights(tmp_path, cache):
     command = [sys.executable, TRAIN, *arguments(tmp_path / "killed", cache, "--save-steps", 2, "--epochs", 99)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
