@@ -254,6 +254,7 @@ def _one_of_two_processes(rank: int, port: int, results: dict) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_negatives_are_gathered_across_processes() -> None:
     """Two processes, three frames each: mean loss and averaged gradient are those of one process with all six."""
     with multiprocessing.Manager() as manager:
@@ -307,6 +308,7 @@ def _process_with_or_without_captions(rank: int, port: int, results: dict) -> No
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_a_process_without_captions_does_not_hold_up_the_others() -> None:
     with multiprocessing.Manager() as manager:
         results = manager.dict()

@@ -27,6 +27,7 @@ def _compiled_anew():
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_the_encoder_is_one_graph_with_the_same_gradients_and_statistics():
     batch = toy_batch(CaeAvConfig.from_preset("ave", size="toy"))
     # In double precision, for the graph may add up in another order.

@@ -1,5 +1,6 @@
 """Towers that are held in less memory while a model is trained."""
 
+import pytest
 import torch
 from accelerate import Accelerator
 from safetensors.torch import load_file
@@ -28,6 +29,7 @@ def gradients(model, batch):
     return {"loss": loss, **{name: p.grad for name, p in model.named_parameters() if p.grad is not None}}
 
 
+@pytest.mark.slow
 def test_a_step_in_half_precision_stays_the_same_to_the_last_bit(tmp_path):
     model = toy_model(**SMALL)
     model.add_lora(tower_lora_config(rank=2, towers=("vision", "audio", "text")))
@@ -59,6 +61,7 @@ def test_a_text_tower_on_the_disk_can_still_be_asked(tmp_path):
     assert torch.equal(model.cae_av.get_caption_features(ids), expected)
 
 
+@pytest.mark.slow
 def test_checkpoints_of_a_run_in_half_precision_hold_the_towers_as_they_were(tmp_path):
     flags = {"--task": "ave", "--size": "toy", "--model": toy_files.toy_model(), "--data": toy_files.toy_data()}
     flags |= {"--output-dir": tmp_path, "--mixed-precision": "bf16", "--max-steps": 1}

@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from caeav_hf.cli import main as caeav
 from caeav_hf.training.command import main
 from tests.training.toy_files import question_data, toy_data
@@ -20,6 +22,7 @@ def prepared(data, task, out):
     return out
 
 
+@pytest.mark.slow
 def test_losses_and_metrics_are_those_of_the_files(tmp_path):
     flags = ["--flip-frames", "--mixup", "--spec-augment"]
     expected = history(tmp_path / "files", toy_data(), "ave", *flags)
