@@ -27,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.models.video import R2Plus1D_18_Weights, r2plus1d_18
 from tqdm import tqdm
 
+from caeav_hf.devices import default_device
 from caeav_hf.errors import CaeAvError, DataError, MediaError
 from caeav_hf.processing.containers import MediaSource
 from caeav_hf.processing.media import count_segments, load_clip
@@ -353,8 +354,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--num-segments", type=int, default=LLP_NUM_SEGMENTS, help="most seconds of a clip")
     parser.add_argument("--clips-per-batch", type=int, default=4, help="clips that the network sees at a time")
     parser.add_argument("--num-workers", type=int, default=os.cpu_count() or 1, help="processes that decode")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    parser.add_argument("--device", default=device, help="where the network runs")
+    parser.add_argument("--device", default=str(default_device()), help="where the network runs")
     options = vars(parser.parse_args(arguments))
     try:
         network = load_network(options.pop("weights", None))

@@ -9,6 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
 from ..configuration_cae_av import CaeAvConfig
+from ..devices import default_device
 from ..errors import CaeAvError, DataError
 from ..processing import clean_caption
 from .build import build_processor, caption_token_ids, load_trained_model
@@ -54,10 +55,7 @@ def encode_captions(
     trained = load_trained_model(task.model_class, model)
     processor = build_processor(trained, model)
     store = CaptionFeatureStore(data, text_tower_identity(trained))
-    if device is None:
-        accelerator = torch.accelerator.current_accelerator()
-        device = "cpu" if accelerator is None else str(accelerator)
-    trained.to(device)
+    trained.to(device or default_device())
     new = [text for text in dict.fromkeys(map(clean_caption, texts)) if text not in store]
     with tqdm(total=len(new), desc="Encoding captions", unit="caption", disable=not show_progress) as bar:
         for start in range(0, len(new), _CAPTIONS_A_FILE):

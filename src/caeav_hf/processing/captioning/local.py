@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ...devices import default_device
 from ...errors import CaeAvError
 from .captioner import Answer, Captioner, CaptionSettings
 from .errors import CaptioningError
@@ -78,13 +79,10 @@ class LocalCaptioner(Captioner):
         """
         from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
-        if device is None:
-            accelerator = torch.accelerator.current_accelerator()
-            device = "cpu" if accelerator is None else accelerator
         try:
             model = Qwen2_5OmniThinkerForConditionalGeneration.from_pretrained(name, dtype=dtype)
             processor = Qwen2_5OmniProcessor.from_pretrained(name)
-            model = model.to(device)
+            model = model.to(device or default_device())
         except (OSError, ValueError, RuntimeError, TypeError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise CaeAvError(f"{name}: cannot be loaded as a Qwen2.5-Omni model: {reason}") from error
