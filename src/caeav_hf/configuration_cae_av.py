@@ -256,6 +256,9 @@ class CaeAvConfig(PreTrainedConfig):
         entropy_sign (`str`, defaults to `"as_printed"`):
             Eq. 24 prints minus the entropy, which rewards flat selections; `"sharpen"` rewards sharp ones, as the
             paper's text wants.
+        agreement_loss_weight (`float`, defaults to 0.0): Weight of the contrast between matching and mismatched frames
+            and sounds that trains CASTE's agreement (Eq. 1). Not part of the paper; with 0, the default, the task
+            alone shapes the agreement, and it tells nothing about misalignment.
         event_head (`str`, defaults to `"cmbs"`): Head of event localization: `"cmbs"`, `"cmbs_linear"` (without its
             temporal relations) or `"mlp"` (Appendix B).
         head_visual_dim, head_audio_dim, head_hidden_size, head_num_heads, head_intermediate_size (`int`),
@@ -341,6 +344,7 @@ class CaeAvConfig(PreTrainedConfig):
     alignment_loss_weight: float | int = 0.05
     entropy_loss_weight: float | int = 0.003
     entropy_sign: Literal["as_printed", "sharpen"] = "as_printed"
+    agreement_loss_weight: float | int = 0.0
 
     event_head: Literal["cmbs", "cmbs_linear", "mlp"] = "cmbs"
     head_visual_dim: int = 512
@@ -397,9 +401,16 @@ class CaeAvConfig(PreTrainedConfig):
                 "`num_cross_modal_experts` and `num_unimodal_experts` of CaeAvConfig must not be negative "
                 f"and not both be 0, got {self.num_cross_modal_experts} and {self.num_unimodal_experts}"
             )
-        for name in ("caption_loss_weight", "alignment_loss_weight", "entropy_loss_weight", "router_noise_std"):
+        for name in (
+            *("caption_loss_weight", "alignment_loss_weight", "entropy_loss_weight", "agreement_loss_weight"),
+            "router_noise_std",
+        ):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` of CaeAvConfig must not be negative, got {getattr(self, name)}")
+        if self.agreement_loss_weight and self.interaction == "avmoe":
+            raise ValueError(
+                "`agreement_loss_weight` of CaeAvConfig must be 0 with `interaction` 'avmoe', which has no agreement"
+            )
         image = (self.vision_config.num_channels, self.vision_config.image_size, "kaldi")
         if self.shared_tower and image != (3, self.audio_config.num_mel_bins, self.audio_config.mel_scale):
             raise ValueError(

@@ -52,7 +52,7 @@ def test_paired_block_follows_the_equations(formulation: str) -> None:
     config = config_of(formulation)
     layer = pair(config)
     visual, audio, visual_block, audio_block, frames = streams()
-    new_visual, new_audio, weights, agreement, probs = layer(visual, audio, visual_block, audio_block, frames)
+    new_visual, new_audio, weights, embeddings, probs = layer(visual, audio, visual_block, audio_block, frames)
 
     v = visual + layer.visual_caste(visual, audio, frames)[0]
     a = audio + layer.audio_caste(audio, visual, frames)[0]
@@ -65,7 +65,12 @@ def test_paired_block_follows_the_equations(formulation: str) -> None:
     torch.testing.assert_close(new_visual, v + visual_block.feed_forward(v) + dv)
     torch.testing.assert_close(new_audio, a + da + (0 if formulation == "official" else audio_block.feed_forward(a)))
     assert weights.shape == (2, 4, 2)
-    assert agreement.shape == (4,)
+    # Their dot product is the mean cosine of both directions' gates (Eq. 1).
+    cosines = [
+        F.cosine_similarity(*caste(*tokens, frames)[2], dim=-1)
+        for caste, tokens in ((layer.visual_caste, (visual, audio)), (layer.audio_caste, (audio, visual)))
+    ]
+    torch.testing.assert_close((embeddings[0] * embeddings[1]).sum(-1), sum(cosines) / 2)
     assert probs.shape == (4, 4, config.num_experts)
 
 
@@ -128,7 +133,7 @@ def test_caste_of_the_paper_written_out() -> None:
     torch.manual_seed(0)
     module = randomise(CASTE(config, 16, 32)).double().eval()
     states, other = torch.randn(3, 6, 16, dtype=torch.float64), torch.randn(3, 8, 32, dtype=torch.float64)
-    added, weights, agreement = module(states, other, FrameLayout(1, 3))
+    added, weights, projections = module(states, other, FrameLayout(1, 3))
     gate, spatial, temporal = module.agreement_gate, module.spatial, module.temporal
     kept = math.ceil(config.topk_ratio * 6)
     for t in range(3):
@@ -136,7 +141,7 @@ def test_caste_of_the_paper_written_out() -> None:
         g = v @ a / (v.norm() * a.norm())
         logits = gate.logits(gate.hidden(torch.cat([v, a, v - a, v * a])).relu()) + torch.stack([g, -g])
         w = logits.softmax(0)
-        torch.testing.assert_close((weights[t], agreement[t]), (w, g))
+        torch.testing.assert_close((weights[t], projections[0, t], projections[1, t]), (w, v, a))
         i = spatial.gate_projection(states[t]).sigmoid()
         context = (i * spatial.key_projection(states[t])).sum(0)
         enriched = spatial.output_projection(spatial.value_projection(states[t]) * context)

@@ -81,7 +81,9 @@ def toy_task(
     )
     quiet = {"attention_dropout": 0.0, "branch_dropout": 0.0, "head_dropout": 0.0, "router_noise_std": 0.0}
     shallow = {tower: {"depths": (1, 1, 1, 1)} for tower in ("vision_config", "audio_config")}
-    config = CaeAvConfig.from_preset(task, size="toy", num_frames=3, head_hidden_size=32, **quiet, **shallow)
+    config = CaeAvConfig.from_preset(
+        task, size="toy", num_frames=3, head_hidden_size=32, agreement_loss_weight=0.1, **quiet, **shallow
+    )
     torch.manual_seed(0)
     model = randomise(definition.model_class(config)).to(dtype)
     for module in model.modules():

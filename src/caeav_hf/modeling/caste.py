@@ -75,14 +75,17 @@ class AgreementGate(nn.Module):
         self.logits = nn.Linear(config.gate_dim // 2, 2)
 
     def forward(self, states: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, L, C), (N, L', C') -> weights (N, 2), spatial first, and the agreement (N,) in [-1, 1]."""
+        """
+        (N, L, C), (N, L', C') -> weights (N, 2), spatial first, and the projections (2, N, D) of both modalities,
+        stream first, whose cosine is the agreement (Eq. 1).
+        """
         stream_mean = self.stream_projection(states.mean(1))
         other_mean = self.other_projection(other.mean(1))
         agreement = F.cosine_similarity(stream_mean, other_mean, dim=-1)
         features = torch.cat([stream_mean, other_mean, stream_mean - other_mean, stream_mean * other_mean], dim=-1)
         logits = self.logits(F.relu(self.hidden(features)))
         logits = logits + torch.stack([agreement, -agreement], dim=-1)
-        return logits.softmax(-1), agreement
+        return logits.softmax(-1), torch.stack([stream_mean, other_mean])
 
 
 class Enrichment(nn.Module):
@@ -181,22 +184,22 @@ class CASTE(nn.Module):
 
         Returns:
             What is added to the stream (N, L, C), the weights (N, 2) of spatial and temporal enrichment, and the
-            agreement (N,) of the modalities.
+            gate's projections (2, N, D) of the stream and of the other modality.
         """
-        weights, agreement = self.agreement_gate(states, other)
+        weights, projections = self.agreement_gate(states, other)
         context = self.spatial.context(states)
         mixed = self.temporal.conv.mix(states, frames)
         kept = num_kept(self.config, states.shape[1])
         if not self.config.is_official:
             enriched = self.enrich(states, context, mixed, weights)
             added = self.gamma * keep_only(enriched, top_tokens(enriched, kept))
-            return added, weights, agreement
+            return added, weights, projections
         # The input decides which tokens are kept, so only those are computed.
         selected = top_tokens(states, kept)[..., None].expand(-1, -1, states.shape[2])
         enriched = self.enrich(states.gather(1, selected), context, mixed.gather(1, selected), weights)
         enriched = self.gamma * enriched
         added = enriched.new_zeros(states.shape).scatter(1, selected, enriched)
-        return added, weights, agreement
+        return added, weights, projections
 
     def enrich(self, states: Tensor, context: Tensor, mixed: Tensor, weights: Tensor) -> Tensor:
         """Both enrichments of tokens (N, K, C), weighed frame by frame by (N, 2) (Eq. 9)."""

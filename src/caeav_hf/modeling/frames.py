@@ -57,6 +57,10 @@ class FrameLayout:
         index = torch.arange(self.batch_size, device=device)[:, None].expand(-1, self.num_frames)
         return self.to_list(index)
 
+    def moment_of_frame(self, device: torch.device) -> Tensor:
+        """(N,) the place of each real frame in its clip."""
+        return self.to_list(torch.arange(self.num_frames, device=device).expand(self.batch_size, -1))
+
     def attention_mask(self) -> Tensor | None:
         """(B, 1, 1, T) bool for attention along time, or `None` when every frame is real."""
         return None if self.mask is None else self.mask[:, None, None, :]

@@ -5,11 +5,13 @@ A layer gets the tokens of both streams and the pair's two frozen blocks, and dr
 published methods act before, beside or after them. `register_interaction` adds a method without touching the encoder.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -50,9 +52,9 @@ class Step(GradientCheckpointingLayer):
 class InteractionLayer(nn.Module):
     """
     Base class. `forward` takes the streams (N, L, C), the frozen blocks, and the layout of the frames, and returns the
-    new streams with what explains them: enrichment weights (2, N, 2), agreement (N,), routing weights (4, N, experts),
-    each of them `None` where the layer has no such part. What it does through `self.step(function, *inputs)` can be
-    checkpointed.
+    new streams with what explains them: enrichment weights (2, N, 2), embeddings (2, N, D) of both modalities, visual
+    first, whose dot product is their agreement, and routing weights (4, N, experts), each of them `None` where the
+    layer has no such part. What it does through `self.step(function, *inputs)` can be checkpointed.
     """
 
     def __init__(self, config: CaeAvConfig, position: PairPosition):
@@ -118,25 +120,25 @@ class AVMoEInteraction(InteractionLayer):
     def forward(
         self, visual: Tensor, audio: Tensor, visual_block: FrozenBlock, audio_block: FrozenBlock, frames: FrameLayout
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        visual, audio, weights, agreement, probs = self.step(
+        visual, audio, weights, embeddings, probs = self.step(
             self._attend, visual, audio, visual_block, audio_block, frames
         )
-        visual, audio, later_weights, later_agreement, later_probs = self.step(
+        visual, audio, later_weights, later_embeddings, later_probs = self.step(
             self._feed_forward, visual, audio, visual_block, audio_block, frames
         )
         if later_weights is not None:
-            weights, agreement = later_weights, later_agreement
-        return visual, audio, weights, agreement, None if probs is None else torch.cat([probs, later_probs])
+            weights, embeddings = later_weights, later_embeddings
+        return visual, audio, weights, embeddings, None if probs is None else torch.cat([probs, later_probs])
 
     def _attend(
         self, visual: Tensor, audio: Tensor, visual_block: FrozenBlock, audio_block: FrozenBlock, frames: FrameLayout
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """The first half: adapters beside the attention branches."""
-        weights = agreement = probs = None
+        weights = embeddings = probs = None
         enriches = self.has_caste and self.config.caste_position == "before"
         visual_in, audio_in = visual, audio
         if enriches:
-            visual_caste, audio_caste, weights, agreement = self._enrich(visual, audio, frames)
+            visual_caste, audio_caste, weights, embeddings = self._enrich(visual, audio, frames)
             visual_in, audio_in = visual + visual_caste, audio + audio_caste
         # The frozen branches read the block's own input: what CASTE adds to it reaches the stream through the adapters
         # alone, or by itself where there are none.
@@ -154,17 +156,17 @@ class AVMoEInteraction(InteractionLayer):
             probs = torch.stack([visual_probs, audio_probs])
         elif enriches:
             new_visual, new_audio = new_visual + visual_caste, new_audio + audio_caste
-        return new_visual, new_audio, weights, agreement, probs
+        return new_visual, new_audio, weights, embeddings, probs
 
     def _feed_forward(
         self, visual: Tensor, audio: Tensor, visual_block: FrozenBlock, audio_block: FrozenBlock, frames: FrameLayout
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """The second half: adapters beside the feed-forward branches."""
-        weights = agreement = probs = None
+        weights = embeddings = probs = None
         position = self.config.caste_position if self.has_caste else None
         visual_in, audio_in = visual, audio
         if position == "between":
-            visual_caste, audio_caste, weights, agreement = self._enrich(visual, audio, frames)
+            visual_caste, audio_caste, weights, embeddings = self._enrich(visual, audio, frames)
             visual_in, audio_in = visual + visual_caste, audio + audio_caste
         new_visual, new_audio = visual + visual_block.feed_forward(visual), audio
         if self.has_adapters:
@@ -178,16 +180,19 @@ class AVMoEInteraction(InteractionLayer):
             new_visual, new_audio = new_visual + visual_caste, new_audio + audio_caste
         visual, audio = new_visual, new_audio
         if position == "after":
-            visual_caste, audio_caste, weights, agreement = self._enrich(visual, audio, frames)
+            visual_caste, audio_caste, weights, embeddings = self._enrich(visual, audio, frames)
             visual, audio = visual + visual_caste, audio + audio_caste
-        return visual, audio, weights, agreement, probs
+        return visual, audio, weights, embeddings, probs
 
     def _enrich(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What CASTE adds to both streams, its weights and the agreement."""
-        visual_added, visual_weights, visual_agreement = self.visual_caste(visual, audio, frames)
-        audio_added, audio_weights, audio_agreement = self.audio_caste(audio, visual, frames)
+        """What CASTE adds to both streams, its weights, and embeddings (2, N, 2 D) of both modalities."""
+        visual_added, visual_weights, visual_projections = self.visual_caste(visual, audio, frames)
+        audio_added, audio_weights, audio_projections = self.audio_caste(audio, visual, frames)
         weights = torch.stack([visual_weights, audio_weights])
-        return visual_added, audio_added, weights, (visual_agreement + audio_agreement) / 2
+        # Unit vectors of both directions' gates side by side: their dot product is the mean of the two cosines.
+        sides = torch.stack([visual_projections, audio_projections.flip(0)], dim=2)
+        embeddings = F.normalize(sides, dim=-1).flatten(2) / math.sqrt(2)
+        return visual_added, audio_added, weights, embeddings
 
 
 @register_interaction("cae_av")

@@ -1,5 +1,8 @@
 """The light losses that keep modalities and captions aligned (Section III-E, Eq. 22 to 25)."""
 
+import math
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -77,6 +80,63 @@ def modality_alignment_loss(visual: Tensor, audio: Tensor) -> Tensor:
     """1 - mean cosine of the visual and audio projections (N, D) of the same frames (Eq. 23)."""
     distance = 1 - F.cosine_similarity(visual.float(), audio.float(), dim=-1)
     return batch_mean(distance.sum(), len(distance))
+
+
+class AgreementCalibration(nn.Module):
+    """
+    What the agreement g of a stage (Eq. 1) says of a frame and a sound: sigmoid(scale (g - threshold)) is the
+    probability that they belong together, where as many pairs do as do not. Not part of the paper.
+    """
+
+    def __init__(self, num_stages: int):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.empty(num_stages))
+        self.threshold = nn.Parameter(torch.empty(num_stages))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.log_scale, math.log(10.0))
+        nn.init.zeros_(self.threshold)
+
+    def logits(self, agreement: Tensor, stage: int) -> Tensor:
+        """Log-odds of agreements of any shape."""
+        return self.log_scale[stage].float().exp() * (agreement.float() - self.threshold[stage].float())
+
+
+def agreement_loss(
+    visual: Tensor, audio: Tensor, clip: Tensor, moment: Tensor, far: int, to_logits: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """
+    Contrast between the frames and the sounds of a batch: a frame and its own sound belong together; a frame and the
+    sound of another clip, on any process, or of its own clip at least `far` segments away, do not. Sounds nearer than
+    that are left out. Not part of the paper, which trains CASTE's agreement by the task alone.
+
+    The pairwise sigmoid loss of SigLIP (Zhai et al., ICCV 2023), in which matching and mismatched pairs weigh the same
+    however many there are.
+
+    Args:
+        visual, audio: (N, D) embeddings of the frames and their sounds; dot products are agreements.
+        clip: (N,) the clip of each frame, counted from 0 on each process.
+        moment: (N,) the segment of each frame in its clip.
+        far: Segments between moments that are taken to be different.
+        to_logits: Log-odds of agreements.
+
+    Returns:
+        Mean of the losses of both kinds of pairs over the frames of all processes; a kind without pairs counts 0.
+    """
+    visual, audio = visual.float(), audio.float()
+    parts, place = gather_rows(audio)
+    sounds = torch.cat(parts)
+    # Clips are counted on each process, so the same number elsewhere is another clip.
+    process = torch.cat([torch.full((len(rows),), number, device=clip.device) for number, rows in enumerate(parts)])
+    position = torch.stack([clip, moment], dim=-1)
+    sound_clip, sound_moment = torch.cat(gather_rows(position)[0]).unbind(-1)
+    same_clip = (process == place) & (clip[:, None] == sound_clip)
+    distance = (moment[:, None] - sound_moment).abs()
+    mismatched = ~same_clip | (distance >= far)
+    positive = -F.logsigmoid(to_logits((visual * audio).sum(-1)))
+    negative = -F.logsigmoid(-to_logits(visual @ sounds.T)).masked_fill(~mismatched, 0.0)
+    return (batch_mean(positive.sum(), len(positive)) + batch_mean(negative.sum(), mismatched.sum())) / 2
 
 
 def selection_entropy_loss(visual_log_probs: Tensor, audio_log_probs: Tensor, sign: str) -> Tensor:

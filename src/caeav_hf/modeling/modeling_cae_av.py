@@ -7,6 +7,7 @@ Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Inter
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -32,7 +33,9 @@ from .heads.segmentation import SegmentationHead, ZeroBatchNorm
 from .heads.video_parsing import VideoParsingHead
 from .interaction import PairPosition, Step, build_interaction
 from .losses import (
+    AgreementCalibration,
     AlignmentProjections,
+    agreement_loss,
     caption_contrastive_loss,
     modality_alignment_loss,
     selection_entropy_loss,
@@ -66,6 +69,9 @@ class CaeAvModelOutput(ModelOutput):
             One `(batch_size, num_frames, tokens, size)` a stage, before CASE, the last one after the final norm.
         agreement (`tuple(torch.FloatTensor)`):
             One `(batch_size, num_frames)` a stage, cosine of the modalities (Eq. 1).
+        agreement_probs (`tuple(torch.FloatTensor)`, with `agreement_loss_weight`):
+            One `(batch_size, num_frames)` a stage: probability that a frame and its sound belong together, where as
+            many pairs do as do not.
         enrichment_weights (`tuple(torch.FloatTensor)`):
             One `(batch_size, num_frames, 2)` a stage: the visual stream's spatial and temporal weight (Eq. 4).
         audio_enrichment_weights (`tuple(torch.FloatTensor)`): Likewise of the audio stream.
@@ -87,6 +93,7 @@ class CaeAvModelOutput(ModelOutput):
     audio_hidden_state: torch.Tensor | None = None
     visual_feature_maps: tuple[torch.Tensor, ...] | None = None
     agreement: tuple[torch.Tensor, ...] | None = None
+    agreement_probs: tuple[torch.Tensor, ...] | None = None
     enrichment_weights: tuple[torch.Tensor, ...] | None = None
     audio_enrichment_weights: tuple[torch.Tensor, ...] | None = None
     router_probs: tuple[torch.Tensor, ...] | None = None
@@ -416,10 +423,14 @@ class CaeAvModel(CaeAvPreTrainedModel):
             self.caption_mapper = CaptionMapper(config)
             self.case = CASE(config)
             self.projections = AlignmentProjections(config)
+        self.agreement_calibration: AgreementCalibration | None = None
+        if config.agreement_loss_weight:
+            self.agreement_calibration = AgreementCalibration(len(self.interactions))
         self.auxiliary_loss_weights = {
             "caption": float(config.caption_loss_weight),
             "alignment": float(config.alignment_loss_weight),
             "entropy": float(config.entropy_loss_weight),
+            "agreement": float(config.agreement_loss_weight),
             "load_balancing": float(config.load_balancing_loss_weight),
             "matching": float(config.matching_loss_weight),
         }
@@ -533,7 +544,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
         visual = vision.embed(frames.to_list(pixel_values_videos).to(self.dtype))
         audio = audition.embed(frames.to_list(input_features).to(self.dtype))
 
-        explained: dict[str, list[Tensor]] = {name: [] for name in ("weights", "agreement", "router", "maps")}
+        explained: dict[str, list[Tensor]] = {name: [] for name in ("weights", "embeddings", "router", "maps")}
         for stage, layers in enumerate(self.interactions):
             visual, audio = vision.enter_stage(stage, visual), audition.enter_stage(stage, audio)
             visual_blocks, audio_blocks = vision.blocks(stage), audition.blocks(stage)
@@ -542,10 +553,10 @@ class CaeAvModel(CaeAvPreTrainedModel):
                 first = pair * (alone + 1)
                 for block in visual_blocks[first : first + alone]:
                     visual = self.step(block, visual)
-                visual, audio, weights, agreement, probs = layer(
+                visual, audio, weights, embeddings, probs = layer(
                     visual, audio, visual_blocks[first + alone], audio_blocks[pair], frames
                 )
-                for name, value in (("weights", weights), ("agreement", agreement), ("router", probs)):
+                for name, value in (("weights", weights), ("embeddings", embeddings), ("router", probs)):
                     if value is not None:
                         explained[name].append(value)
             if output_feature_maps:
@@ -565,6 +576,8 @@ class CaeAvModel(CaeAvPreTrainedModel):
         loss, loss_dict = None, None
         if return_loss:
             loss_dict = self._losses(new_visual, new_audio, captions, case, frames, explained["router"])
+            if self.agreement_calibration is not None:
+                loss_dict["agreement"] = self._agreement_loss(explained["embeddings"], frames)
             weighted = [self.auxiliary_loss_weights[name] * value for name, value in loss_dict.items()]
             loss = torch.stack(weighted).sum() if weighted else new_visual.new_zeros(())
 
@@ -583,13 +596,17 @@ class CaeAvModel(CaeAvPreTrainedModel):
         if explained["weights"]:
             optional["enrichment_weights"] = tuple(grid(weights[0]) for weights in explained["weights"])
             optional["audio_enrichment_weights"] = tuple(grid(weights[1]) for weights in explained["weights"])
+        agreement = [(visual * audio).sum(-1) for visual, audio in explained["embeddings"]]
+        if self.agreement_calibration is not None:
+            logits = map(self.agreement_calibration.logits, agreement, range(len(agreement)))
+            optional["agreement_probs"] = tuple(grid(stage.sigmoid()) for stage in logits)
         return CaeAvModelOutput(
             loss=loss,
             loss_dict=loss_dict,
             visual_hidden_state=grid(new_visual),
             audio_hidden_state=grid(new_audio),
             visual_feature_maps=tuple(grid(tokens) for tokens in maps) or None,
-            agreement=tuple(grid(agreement) for agreement in explained["agreement"]) or None,
+            agreement=tuple(grid(stage) for stage in agreement) or None,
             router_probs=tuple(grid(probs.transpose(0, 1)) for probs in explained["router"]) or None,
             frame_mask=torch.ones_like(pixel_values_videos[:, :, 0, 0, 0], dtype=torch.bool)
             if frame_mask is None
@@ -679,6 +696,18 @@ class CaeAvModel(CaeAvPreTrainedModel):
         ) + caption_contrastive_loss(audio_projected, audio_caption, clip, temperature)
         losses["entropy"] = selection_entropy_loss(visual_log_probs, audio_log_probs, self.config.entropy_sign)
         return losses
+
+    def _agreement_loss(self, embeddings: list[Tensor], frames: FrameLayout) -> Tensor:
+        """Mean over the stages of how badly their agreements tell matching from mismatched pairs."""
+        clip, moment = frames.clip_of_frame(embeddings[0].device), frames.moment_of_frame(embeddings[0].device)
+        # Events last a while; half a clip away there is probably something else.
+        far = max(1, self.config.num_frames // 2)
+        calibration = cast(AgreementCalibration, self.agreement_calibration)
+        losses = [
+            agreement_loss(*pair, clip, moment, far, partial(calibration.logits, stage=stage))
+            for stage, pair in enumerate(embeddings)
+        ]
+        return torch.stack(losses).mean()
 
 
 class CaeAvForEventLocalization(CaeAvPreTrainedModel):
