@@ -704,8 +704,8 @@ class CaeAvModel(CaeAvPreTrainedModel):
         far = max(1, self.config.num_frames // 2)
         calibration = cast(AgreementCalibration, self.agreement_calibration)
         losses = [
-            agreement_loss(*pair, clip, moment, far, partial(calibration.logits, stage=stage))
-            for stage, pair in enumerate(embeddings)
+            agreement_loss(visual, audio, clip, moment, far, partial(calibration.logits, stage=stage))
+            for stage, (visual, audio) in enumerate(embeddings)
         ]
         return torch.stack(losses).mean()
 
