@@ -104,9 +104,17 @@ class CaeAvAudioConfig(ClapAudioConfig):
         frequency_min (`float`, defaults to 50): Lower edge of the mel filters in Hz.
         frequency_max (`float`, defaults to 14000): Upper edge of the mel filters in Hz.
         tile_seconds (`int`, defaults to 10): Seconds that a segment is repeated to before its spectrogram is taken.
+        tile_padding (`str`, defaults to `"repeat"`):
+            How a segment fills `tile_seconds`, under the names of `ClapFeatureExtractor`: `"repeat"` cuts the last
+            repetition, `"repeatpad"` adds silence after the last whole one, `"pad"` only adds silence.
         mel_scale (`str`, defaults to `"slaney"`):
-            `"slaney"` is HTS-AT's front end; `"kaldi"` makes a square image of a segment, a Kaldi-style filter bank,
-            which a visual tower reads: there is no audio tower then, and the fields above are the front end's alone.
+            Scale of the mel filters: `"slaney"`, normalised by area, is HTS-AT's; `"htk"`, not normalised, is that of
+            CLAP models trained with `truncation="fusion"`. `"kaldi"` makes a square image of a segment, a Kaldi-style
+            filter bank, which a visual tower reads: there is no audio tower then, and the fields above are the front
+            end's alone.
+        spectrogram_dtype (`str`, defaults to `"float32"`):
+            Precision in which the spectrogram is computed. `"float64"` is that of `ClapFeatureExtractor`; bands far
+            below the loudest one differ, by up to some tenths of a dB.
         feature_mean, feature_std (`float`): Of the Kaldi-style features, which become (x - mean) / (2 std).
     """
 
@@ -118,7 +126,9 @@ class CaeAvAudioConfig(ClapAudioConfig):
     frequency_min: float | int = 50
     frequency_max: float | int = 14000
     tile_seconds: int = 10
-    mel_scale: Literal["slaney", "kaldi"] = "slaney"
+    tile_padding: Literal["repeat", "repeatpad", "pad"] = "repeat"
+    mel_scale: Literal["slaney", "htk", "kaldi"] = "slaney"
+    spectrogram_dtype: Literal["float32", "float64"] = "float32"
     # Of AVE's training sound at 192 bands, as public code for audio-visual Swin-V2 has them.
     feature_mean: float | int = -4.984795570373535
     feature_std: float | int = 3.7079780101776123
@@ -135,7 +145,7 @@ class CaeAvAudioConfig(ClapAudioConfig):
             *("sampling_rate", "fft_window_size", "hop_length", "tile_seconds"),
         )
         _positive(self, "feature_std")
-        if self.mel_scale == "slaney":
+        if self.mel_scale != "kaldi":
             self._validate_tower()
         # Filters may end above half the rate, as those of a public HTS-AT at 16 kHz do: no band there hears anything.
         lowest, highest, rate = self.frequency_min, self.frequency_max, self.sampling_rate
@@ -418,7 +428,7 @@ class CaeAvConfig(PreTrainedConfig):
                 f"`mel_scale` 'kaldi' and as many `num_mel_bins` as the `image_size`, {image[1]}; got "
                 f"{self.audio_config.mel_scale!r} and {self.audio_config.num_mel_bins}"
             )
-        if not self.shared_tower and self.audio_config.mel_scale != "slaney":
+        if not self.shared_tower and self.audio_config.mel_scale == "kaldi":
             raise ValueError("`mel_scale` 'kaldi' of CaeAvAudioConfig has no audio tower: it needs `shared_tower`")
         vision_depths, audio_depths = list(self.vision_config.depths), self.audio_depths
         if len(vision_depths) != len(audio_depths) or any(

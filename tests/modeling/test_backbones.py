@@ -1,8 +1,11 @@
 """The towers compute what timm, Transformers and open_clip compute, and load what these save."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import open_clip
 import pytest
 import timm
@@ -12,12 +15,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from timm.models import save_for_hf
 from torch import nn
-from transformers import ClapAudioConfig, ClapAudioModel, ClapConfig, ClapModel, ClapTextConfig
+from transformers import (
+    ClapAudioConfig,
+    ClapAudioModel,
+    ClapConfig,
+    ClapFeatureExtractor,
+    ClapModel,
+    ClapTextConfig,
+)
 
 from caeav_hf import CaeAvError, CaeAvForEventLocalization, CaeAvModel
 from caeav_hf.configuration_cae_av import CaeAvAudioConfig, CaeAvConfig, CaeAvTextConfig, CaeAvVisionConfig
 from caeav_hf.modeling.backbones import HtsatTower, SwinV2Tower, Tower
 from caeav_hf.modeling.captions import ClipTextTower
+from caeav_hf.modeling.pretrained import FRONT_END, load_tower
+from caeav_hf.processing import CaeAvProcessor
 from tests.modeling.helpers import toy_batch
 
 
@@ -137,6 +149,74 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     clip = shake(open_clip.create_model(f"local-dir:{root / 'text'}", load_weights=False))
     torch.save(clip.state_dict(), root / "text" / "open_clip_pytorch_model.bin")
     return {name: root / name for name in ("vision", "resnet", "audio", "clap", "text")}
+
+
+@pytest.mark.parametrize("audio", ["audio", "clap"])
+def test_a_tower_without_a_feature_extractor_has_the_front_end_of_hts_at(folders: dict[str, Path], audio: str) -> None:
+    config = load_tower("audio", folders[audio]).config
+    assert CaeAvAudioConfig(**config) == CaeAvAudioConfig(
+        **{name: value for name, value in config.items() if name not in FRONT_END}
+    )
+
+
+@pytest.fixture(scope="module", params=["rand_trunc", "fusion"])
+def clap(request: pytest.FixtureRequest, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CLAP model's folder with its own feature extractor, by itself or within a processor."""
+    folder = tmp_path_factory.mktemp("clap")
+    shutil.copytree(folders["clap"], folder, dirs_exist_ok=True)
+    extractor = ClapFeatureExtractor(feature_size=32, frequency_min=50, truncation=request.param)
+    if request.param == "fusion":
+        (folder / "processor_config.json").write_text(json.dumps({"feature_extractor": extractor.to_dict()}))
+    else:
+        extractor.save_pretrained(folder)
+    return folder
+
+
+def clap_model(folders: dict[str, Path], clap: Path, **overrides: Any) -> CaeAvForEventLocalization:
+    return CaeAvForEventLocalization.from_backbones(
+        vision=folders["vision"], audio=clap, text=folders["text"], size="toy", **overrides
+    )
+
+
+@pytest.mark.parametrize("segment_seconds", [1.0, 3.0, 10.0])
+@pytest.mark.parametrize("padding", ["repeatpad", "repeat", "pad"])
+def test_clap_brings_its_front_end(folders: dict[str, Path], clap: Path, segment_seconds: float, padding: str) -> None:
+    overrides: dict[str, Any] = {} if padding == "repeatpad" else {"audio_config": {"tile_padding": padding}}
+    config = clap_model(folders, clap, segment_seconds=segment_seconds, **overrides).config
+    audio = config.audio_config
+    assert (audio.sampling_rate, audio.hop_length, audio.fft_window_size) == (48_000, 480, 1024)
+    assert (audio.frequency_min, audio.frequency_max, audio.num_mel_bins) == (50, 14_000, 32)
+    ours = CaeAvProcessor.from_config(config).feature_extractor
+    reference = ClapFeatureExtractor.from_pretrained(clap)
+    times = np.arange(round(segment_seconds * 48_000)) / 48_000
+    # Bands far below the tone hold rounding errors in single precision.
+    for waveform in (0.5 * np.sin(2 * np.pi * 440 * times), np.random.default_rng(0).uniform(-0.5, 0.5, len(times))):
+        waveform = waveform.astype(np.float32)
+        expected = reference(waveform, sampling_rate=48_000, padding=padding, return_tensors="pt")["input_features"]
+        given = ours(waveform, sampling_rate=48_000)["input_features"]
+        assert given.shape == (1, 1, 1, 1001, 32)
+        torch.testing.assert_close(given[0, 0, 0], expected[0, 0].float(), atol=1e-4, rtol=0)
+
+
+def test_front_end_of_clap_is_kept_and_may_be_overridden(folders: dict[str, Path], clap: Path, tmp_path: Path) -> None:
+    model = clap_model(folders, clap, audio_config={"hop_length": 400, "tile_seconds": 5})
+    audio = model.config.audio_config
+    assert (audio.sampling_rate, audio.hop_length, audio.tile_seconds) == (48_000, 400, 5)
+    model.save_pretrained(tmp_path, adapter_only=True)
+    again = CaeAvForEventLocalization.from_pretrained(tmp_path)
+    assert {name: getattr(again.config.audio_config, name) for name in FRONT_END} == {
+        name: getattr(audio, name) for name in FRONT_END
+    }
+
+
+def test_extractors_that_do_not_fit_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    shutil.copytree(folders["clap"], tmp_path, dirs_exist_ok=True)
+    ClapFeatureExtractor(feature_size=64).save_pretrained(tmp_path)
+    with pytest.raises(CaeAvError, match="has 64 mel bands, its model reads 32"):
+        load_tower("audio", tmp_path)
+    (tmp_path / "preprocessor_config.json").write_text('{"feature_extractor_type": "WhisperFeatureExtractor"}')
+    with pytest.raises(CaeAvError, match="is a WhisperFeatureExtractor, expected a ClapFeatureExtractor"):
+        load_tower("audio", tmp_path)
 
 
 @pytest.mark.parametrize("audio", ["audio", "clap"])

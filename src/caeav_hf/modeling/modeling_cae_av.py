@@ -363,7 +363,8 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         Args:
             vision: A timm name (`swinv2_large_window12_192.ms_in22k`), a Hub repository (`hf-hub:org/name`), or a
                 local folder in timm's Hub format (`config.json` and `model.safetensors`).
-            audio: A Hub repository or local folder that `transformers.ClapModel` or `ClapAudioModel` saved, or a file
+            audio: A Hub repository or local folder that `transformers.ClapModel` or `ClapAudioModel` saved, whose
+                front end is the `ClapFeatureExtractor` saved beside it, or HTS-AT's where there is none; or a file
                 with a public checkpoint of HTS-AT, whose front end's settings come with it. `None` with
                 `shared_tower=True`: the visual tower then reads the sound too.
             text: An open_clip name, with the weights' tag behind a slash (`ViT-L-14/openai`), a Hub repository
@@ -372,7 +373,7 @@ class CaeAvPreTrainedModel(PreTrainedModel):
             task: Preset whose other sizes are used.
             size: Size of that preset, `"full"` or `"toy"`.
             overrides: Fields of the configuration. The towers' own sizes come from the towers; of `audio_config` only
-                what no checkpoint holds may be given: the front end's rate, window, hop, frequencies and tiling.
+                the front end may be given: rate, window, hop, frequencies, mel scale and tiling.
 
         Raises:
             CaeAvError: A tower cannot be found, is none of the supported kinds, or its sizes are given.

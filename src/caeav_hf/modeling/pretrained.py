@@ -15,7 +15,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from open_clip.transformer import QuickGELU, TextTransformer
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor
-from transformers import AutoConfig, ClapAudioModel, ClapModel, PreTrainedConfig
+from transformers import AutoConfig, ClapAudioModel, ClapFeatureExtractor, ClapModel, PreTrainedConfig
+from transformers.utils import cached_file
 
 from ..configuration_cae_av import CaeAvAudioConfig
 from ..errors import CaeAvError
@@ -24,8 +25,12 @@ from ..errors import CaeAvError
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
 # What of the audio configuration describes the spectrogram rather than the tower.
-FRONT_END = {"sampling_rate", "fft_window_size", "hop_length", "frequency_min", "frequency_max", "tile_seconds"}
-
+FRONT_END = {
+    *("sampling_rate", "fft_window_size", "hop_length", "frequency_min", "frequency_max", "tile_seconds"),
+    *("tile_padding", "mel_scale", "spectrogram_dtype"),
+}
+# Where transformers saves a feature extractor: by itself, or as part of a processor.
+_EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
 # A name for the towers that come with the package, which lie elsewhere on every machine.
 _PACKAGED = "caeav_hf:"
@@ -59,7 +64,8 @@ def load_tower(
         kind: `"vision"`, `"audio"` or `"text"`.
         name: Name, Hub repository (a revision may follow behind an `@`) or local folder.
         revision: Revision of a Hub repository.
-        front_end: Values of the audio configuration that no checkpoint holds, such as `tile_seconds`.
+        front_end: Values of the front end in the audio configuration, such as `tile_seconds`, in place of those that
+            come with the tower.
 
     Raises:
         CaeAvError: The tower cannot be loaded, or is none of the supported kinds.
@@ -177,13 +183,15 @@ def _load_audio(
     if Path(name).is_file():
         # Only here, since conversion itself builds on the models.
         from ..conversion import htsat_from_public, load_checkpoint
+        from ..conversion.towers import FRONT_END_NAMES
 
         checkpoint = load_checkpoint(name)
         try:
-            config, state, _ = htsat_from_public(checkpoint, front_end)
+            given = {field: value for field, value in front_end.items() if field in FRONT_END_NAMES}
+            config, state, _ = htsat_from_public(checkpoint, given)
         except CaeAvError as error:
             raise CaeAvError(f"`audio`: {name}: {error}") from error
-        return _architecture(config), state
+        return {**_architecture(config), **front_end}, state
     try:
         config = AutoConfig.from_pretrained(name, revision=revision)
         if config.model_type == "clap":
@@ -198,7 +206,47 @@ def _load_audio(
         if isinstance(error, CaeAvError):
             raise
         raise CaeAvError(f"`audio`: cannot load {name!r} with transformers: {error}") from error
-    return {**_architecture(model.config), **front_end}, model.state_dict()
+    architecture = _architecture(model.config)
+    if not set(front_end) >= FRONT_END:
+        front_end = {**_clap_front_end(name, revision, model.config.num_mel_bins), **front_end}
+    return {**architecture, **front_end}, model.state_dict()
+
+
+def _clap_front_end(name: str, revision: str | None, num_mel_bins: int) -> dict[str, Any]:
+    """The settings of the `ClapFeatureExtractor` that is saved beside a CLAP model; none if there is none."""
+    try:
+        # A file that is missing is none; one that cannot be fetched is an error.
+        files = [
+            cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
+            for file in _EXTRACTOR_FILES
+        ]
+        if not any(files):
+            return {}
+        settings, _ = ClapFeatureExtractor.get_feature_extractor_dict(name, revision=revision)
+    except (OSError, ValueError) as error:
+        raise CaeAvError(f"`audio`: cannot load the feature extractor of {name!r}: {error}") from error
+    kind = settings.get("feature_extractor_type", ClapFeatureExtractor.__name__)
+    if kind != ClapFeatureExtractor.__name__:
+        raise CaeAvError(f"`audio`: the feature extractor of {name!r} is a {kind}, expected a ClapFeatureExtractor")
+    # Through the class, whose defaults hold where a file leaves something out.
+    extractor = ClapFeatureExtractor.from_dict(settings)
+    if extractor.feature_size != num_mel_bins:
+        raise CaeAvError(
+            f"`audio`: the feature extractor of {name!r} has {extractor.feature_size} mel bands, its model reads "
+            f"{num_mel_bins}"
+        )
+    return {
+        "sampling_rate": extractor.sampling_rate,
+        "fft_window_size": extractor.fft_window_size,
+        "hop_length": extractor.hop_length,
+        "frequency_min": extractor.frequency_min,
+        "frequency_max": extractor.frequency_max,
+        "tile_seconds": extractor.max_length_s,
+        "tile_padding": extractor.padding,
+        # It has two banks of filters, and takes one or the other by how it would shorten sound.
+        "mel_scale": "htk" if extractor.truncation == "fusion" else "slaney",
+        "spectrogram_dtype": "float64",
+    }
 
 
 def _architecture(config: PreTrainedConfig) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
     Each segment is repeated until it fills `tile_seconds` (HTS-AT listens to ten seconds). Its spectrogram is the
     power of a short-time Fourier transform with a periodic Hann window, centred with reflection, through Slaney mel
     filters normalised by area, in dB: 10 log10(max(power, 1e-10)). It has tile_seconds * sampling_rate / hop_length
-    + 1 frames.
+    + 1 frames. The front end of a CLAP model, [`~transformers.ClapFeatureExtractor`], differs in its settings only.
 
     With `mel_scale="kaldi"` it is a filter bank as Kaldi computes it, without dither and energy: windows that lie
     within the segment, their mean subtracted, pre-emphasised by 0.97, under a symmetric Hann window; the natural
@@ -44,7 +44,12 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         frequency_max (`float`, defaults to 14000): Upper edge of the mel filters in Hz.
         segment_seconds (`float`, defaults to 1.0): Seconds of a segment.
         tile_seconds (`float`, defaults to 10): Seconds that a segment is repeated to; not with `"kaldi"`.
-        mel_scale (`str`, defaults to `"slaney"`): `"slaney"` or `"kaldi"`, as above.
+        tile_padding (`str`, defaults to `"repeat"`): How: `"repeat"` cuts the last repetition, `"repeatpad"` adds
+            silence after the last whole one, `"pad"` adds silence to the segment itself.
+        mel_scale (`str`, defaults to `"slaney"`): `"slaney"` or `"kaldi"`, as above, or `"htk"`: HTK mel filters,
+            which are not normalised.
+        spectrogram_dtype (`str`, defaults to `"float32"`): `"float32"` or `"float64"`, the precision of the
+            spectrogram; not with `"kaldi"`.
         feature_mean, feature_std (`float`): Mean and standard deviation of Kaldi-style features.
     """
 
@@ -61,7 +66,9 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         frequency_max: float = 14_000,
         segment_seconds: float = 1.0,
         tile_seconds: float = 10,
-        mel_scale: Literal["slaney", "kaldi"] = "slaney",
+        tile_padding: Literal["repeat", "repeatpad", "pad"] = "repeat",
+        mel_scale: Literal["slaney", "htk", "kaldi"] = "slaney",
+        spectrogram_dtype: Literal["float32", "float64"] = "float32",
         feature_mean: float = -4.984795570373535,
         feature_std: float = 3.7079780101776123,
         **kwargs: Any,
@@ -89,9 +96,16 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
                 f"`tile_seconds` must be more than half a window of {fft_window_size} samples, got {tile_seconds} at "
                 f"{sampling_rate} Hz"
             )
-        if mel_scale not in ("slaney", "kaldi"):
-            raise CaeAvError(f"`mel_scale` must be 'slaney' or 'kaldi', got {mel_scale!r}")
+        for name, value, known in (
+            ("tile_padding", tile_padding, ("repeat", "repeatpad", "pad")),
+            ("mel_scale", mel_scale, ("slaney", "htk", "kaldi")),
+            ("spectrogram_dtype", spectrogram_dtype, ("float32", "float64")),
+        ):
+            if value not in known:
+                raise CaeAvError(f"`{name}` must be one of {', '.join(map(repr, known))}, got {value!r}")
+        self.tile_padding = tile_padding
         self.mel_scale = mel_scale
+        self.spectrogram_dtype = spectrogram_dtype
         self.feature_mean = feature_mean
         self.feature_std = feature_std
         is_kaldi = mel_scale == "kaldi"
@@ -110,10 +124,10 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
                 min_frequency=frequency_min,
                 max_frequency=frequency_max,
                 sampling_rate=sampling_rate,
-                norm=None if is_kaldi else "slaney",
+                norm="slaney" if mel_scale == "slaney" else None,
                 mel_scale=mel_scale,
                 triangularize_in_mel_space=is_kaldi,
-            ).astype(np.float32)
+            ).astype(np.float32 if is_kaldi else spectrogram_dtype)
 
     @property
     def segment_samples(self) -> int:
@@ -200,8 +214,10 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         """(n, samples of a segment) -> (n, frames, mels)."""
         if self.mel_scale == "kaldi":
             return self._filter_bank(segments)
+        segments = segments.to(getattr(torch, self.spectrogram_dtype))
         tile_samples = round(self.tile_seconds * self.sampling_rate)
-        repeats, rest = divmod(tile_samples, self.segment_samples)
+        # Where the tile ends with silence, nothing of it is periodic.
+        repeats, rest = divmod(tile_samples, self.segment_samples) if self.tile_padding != "pad" else (1, 0)
         period, offset = divmod(self.segment_samples, self.hop_length)
         # Frames at either end whose window reaches past the sound into its reflection.
         edge = math.ceil(self.fft_window_size / 2 / self.hop_length)
@@ -220,8 +236,9 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
             log_mel[:, edge:whole].unflatten(1, (repeats - 1, period))[:] = inner[:, None]
             log_mel[:, whole:-edge] = inner[:, : period + 1 - 2 * edge]
             log_mel[:, -edge:] = finish
-            return log_mel
-        return self._spectrogram(segments.repeat(1, repeats + 1)[:, :tile_samples])
+            return log_mel.float()
+        tiles = segments.repeat(1, repeats + (self.tile_padding == "repeat"))[:, :tile_samples]
+        return self._spectrogram(torch.nn.functional.pad(tiles, (0, tile_samples - tiles.shape[1]))).float()
 
     def _filter_bank(self, segments: torch.Tensor) -> torch.Tensor:
         """(n, samples of a segment) -> (n, mels, mels), Kaldi's features, normalised."""
@@ -244,7 +261,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
             sound,
             n_fft=self.fft_window_size,
             hop_length=self.hop_length,
-            window=torch.hann_window(self.fft_window_size),
+            window=torch.hann_window(self.fft_window_size, dtype=sound.dtype),
             center=center,
             pad_mode="reflect",
             return_complex=True,
