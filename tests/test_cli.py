@@ -14,6 +14,7 @@ import caeav_hf
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization, CaeAvForVideoParsing, CaeAvProcessor
 from caeav_hf.assets import toy_towers
 from caeav_hf.cli import main
+from tests.media_factory import write_clip
 from tests.training.toy_files import (
     mask_clips,
     mask_model,
@@ -125,6 +126,21 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path, capsys):
         (line,) = [line for line in captured.err.splitlines() if line.startswith("caeav: error: ")]
         assert expected in line
         assert "Traceback" not in captured.err
+
+
+def test_a_clip_without_sound_and_the_first_window(tmp_path, capsys):
+    mute = write_clip(tmp_path / "mute.mp4", seconds=13.0, fps=4, audio=False)
+    assert predict(mute, "--plot", tmp_path / "all.png") == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    assert result["has_audio"] is False
+    assert result["analyzed"] == {"start": 0.0, "end": 13.0, "segments": 13}
+    assert predict(mute, "--windows", "first", "--plot", tmp_path / "first.png") == 0
+    assert len(json.loads(capsys.readouterr().out)[0]["segments"]) == 10
+    assert predict(mute, "--on-missing-audio", "error") == 2
+    assert "mute.mp4: no audio stream" in errors(capsys)[0]
+    assert segment(mute, "--out", tmp_path / "masks") == 0
+    (entry,) = json.loads((tmp_path / "masks" / "index.json").read_text())
+    assert (entry["has_audio"], entry["analyzed"]["end"], len(entry["frames"])) == (False, 13.0, 13)
 
 
 def segment(*arguments):

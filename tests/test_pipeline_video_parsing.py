@@ -51,7 +51,9 @@ def test_tracks_are_those_of_model_and_processor(parse):
     assert result["audible"]
     assert result["file"] == clip
     assert result["duration"] == pytest.approx(10, abs=0.2)
-    assert json.loads(json.dumps(result)) == result
+    for given in ({}, {"return_arrays": False}):
+        result = parse(clip, **LEVELS, **given)
+        assert json.loads(json.dumps(result)) == result
 
 
 def test_a_list_with_a_broken_clip(parse, tmp_path):
@@ -69,6 +71,7 @@ def test_events_go_on_over_the_borders_of_windows(parse, long_clip):
     assert {(item["start"], item["end"]) for item in always["both"]} == {(0.0, 23.0)}
     assert len(always["both"]) == parse.model.config.num_labels
     assert len(always["agreement"]) == 23
+    assert always["analyzed"] == {"start": 0.0, "end": 23.0, "segments": 23}
 
 
 def test_windows_are_joined_segment_by_segment(parse, long_clip):
@@ -97,6 +100,7 @@ def test_windows_are_joined_segment_by_segment(parse, long_clip):
 def test_the_first_window_alone(parse, long_clip):
     first = parse(long_clip, windows="first", **LEVELS)
     assert len(first["agreement"]) == 10
+    assert first["analyzed"] == {"start": 0.0, "end": 10.0, "segments": 10}
     assert first["agreement"] == pytest.approx(parse(long_clip)["agreement"][:10], abs=1e-5)
 
 

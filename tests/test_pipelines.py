@@ -3,12 +3,15 @@
 import dataclasses
 import io
 import json
+import logging
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import pipeline
+from transformers.utils import logging as hf_logging
 
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
 from caeav_hf.errors import CaeAvError, MediaError
@@ -174,6 +177,8 @@ def test_half_precision_models_run(localize):
     ("arguments", "message"),
     [
         ({"on_error": "ignore"}, "on_error"),
+        ({"on_missing_audio": "ignore"}, "`on_missing_audio` must be 'error' or 'silence'"),
+        ({"windows": "second"}, "windows"),
         ({"colour": 1}, "unknown arguments colour"),
         ({"threshold": 2.0}, "threshold"),
         ({"visual_caption": ["a"], "audio_caption": ["b"]}, "1 captions for 2 clips"),
@@ -196,15 +201,106 @@ def test_registering_twice_changes_nothing(localize):
     assert isinstance(made, AudioVisualEventLocalizationPipeline)
 
 
-def test_a_model_of_another_length_gives_as_many_segments():
+def test_a_model_of_another_length_has_windows_of_as_many_segments():
     config = CaeAvConfig.from_preset("ave", size="toy", num_frames=4)
     made = pipeline(TASK, model=CaeAvForEventLocalization(config), device="cpu")
-    assert len(made(toy_clips(1)[0])["segments"]) == 4
+    assert len(made(toy_clips(1)[0])["segments"]) == 10
+    assert len(made(toy_clips(1)[0], windows="first")["segments"]) == 4
 
 
-def test_event_localization_knows_no_windows(localize):
-    with pytest.raises(CaeAvError, match="unknown arguments windows"):
-        localize(toy_clips(1)[0], windows="all")
+def window(clip, start, end):
+    """The segments of a decoded clip from number `start` to before `end`, of a second each."""
+    rate = clip.sampling_rate
+    return dataclasses.replace(
+        clip,
+        frames=clip.frames[start:end],
+        frame_times=clip.frame_times[start:end],
+        waveform=clip.waveform[start * rate : end * rate],
+    )
+
+
+def test_events_of_a_longer_clip_are_found_in_windows(localize, tmp_path):
+    path = str(write_clip(tmp_path / "long.mp4", seconds=23.0, fps=4, size=(32, 48)))
+    clip = load_clip(path, num_segments=23, sampling_rate=localize.processor.sampling_rate)
+    parts = [localize(window(clip, start, start + 10)) for start in (0, 10, 20)]
+    result = localize(path)
+    for name in ("segments", "scores", "agreement"):
+        assert len(result[name]) == 23
+        expected = [value for part in parts for value in part[name]]
+        assert result[name] == (expected if name == "segments" else pytest.approx(expected, abs=1e-5))
+    assert result["analyzed"] == {"start": 0.0, "end": 23.0, "segments": 23}
+    first = localize(path, windows="first")
+    assert first["segments"] == parts[0]["segments"]
+    assert first["analyzed"] == {"start": 0.0, "end": 10.0, "segments": 10}
+    assert first["duration"] == result["duration"] == pytest.approx(23.0, abs=0.1)
+    assert_same(localize([toy_clips(1)[0], path], batch_size=2)[1], result)
+    assert_same({**localize(clip), "file": path}, result)
+
+
+def test_an_event_that_goes_on_in_the_next_window_is_one_interval(localize, tmp_path):
+    path = str(write_clip(tmp_path / "long.mp4", seconds=23.0, fps=4, size=(32, 48)))
+    result = localize(path, threshold=0.0)
+    # Every segment has an event: intervals end where the class changes and nowhere else.
+    runs = [(label, len(list(group))) for label, group in groupby(result["segments"])]
+    spans = [(item["label"], item["end"] - item["start"]) for item in result["intervals"]]
+    assert spans == runs
+    assert len(runs) < 3
+    for item in result["intervals"]:
+        scores = result["scores"][round(item["start"]) : round(item["end"])]
+        assert item["score"] == pytest.approx(np.mean(scores), abs=1e-5)
+
+
+def test_every_result_says_how_much_was_read(localize, expected, tmp_path):
+    assert expected[0]["analyzed"] == {"start": 0.0, "end": 10.0, "segments": 10}
+    short = localize(str(write_clip(tmp_path / "short.mp4", seconds=2.5, fps=4)))
+    assert short["analyzed"] == {"start": 0.0, "end": pytest.approx(short["duration"]), "segments": 3}
+
+
+@pytest.fixture
+def mute(tmp_path):
+    return str(write_clip(tmp_path / "mute.mp4", seconds=3.0, fps=4, audio=False))
+
+
+@pytest.fixture
+def silent(tmp_path):
+    """The same pictures with a sound track of silence."""
+    return str(write_clip(tmp_path / "silent.mp4", seconds=3.0, fps=4, sound=np.zeros_like))
+
+
+@pytest.fixture
+def warnings_of_the_pipelines(caplog, monkeypatch):
+    """What the pipelines warn of, also if they did so in another test."""
+    logger = logging.getLogger("caeav_hf.pipelines.base")
+    hf_logging.warning_once.cache_clear()
+    monkeypatch.setattr(logger, "propagate", True)
+    return lambda: [record.message for record in caplog.records if "without a sound track" in record.message]
+
+
+def test_a_clip_without_sound_is_silent(localize, expected, mute, silent, warnings_of_the_pipelines):
+    results = localize([mute, silent, mute])
+    assert [result["has_audio"] for result in results] == [False, True, False]
+    assert expected[0]["has_audio"]
+    assert results[0]["scores"] == pytest.approx(results[1]["scores"], abs=1e-5)
+    assert len(warnings_of_the_pipelines()) == 1
+
+
+def test_a_clip_without_sound_can_be_an_error(localize, mute, silent, warnings_of_the_pipelines):
+    for given in (mute, localize.load_clip(mute)):
+        with pytest.raises(MediaError, match=r"mute\.mp4: no (audio stream|sound track)"):
+            localize(given, on_missing_audio="error")
+    results = localize([mute, silent], on_missing_audio="error", on_error="skip")
+    assert "no audio stream" in results[0]["error"]
+    assert results[1]["has_audio"]
+    assert not warnings_of_the_pipelines()
+    strict = pipeline(TASK, model=localize.model, processor=localize.processor, on_missing_audio="error", device="cpu")
+    with pytest.raises(MediaError, match="no audio stream"):
+        strict.load_clip(mute)
+
+
+def test_sound_without_pictures_is_an_error(localize, tmp_path):
+    path = write_clip(tmp_path / "blind.m4a", video=False, audio_seconds=2.0)
+    with pytest.raises(MediaError, match=r"blind\.m4a: no video stream"):
+        localize(str(path))
 
 
 @pytest.fixture(scope="module")
@@ -268,19 +364,14 @@ def test_a_longer_clip_is_processed_in_windows(segment, tmp_path):
     assert result["masks"].shape == (12, 32, 48)
     assert result["timestamps"] == pytest.approx(np.arange(12) + 0.5, abs=0.26)
     clip = load_clip(path, num_segments=12, sampling_rate=segment.processor.sampling_rate)
-    rate = segment.processor.sampling_rate
     for start in (0, 5, 10):
-        part = dataclasses.replace(
-            clip,
-            frames=clip.frames[start : start + 5],
-            frame_times=clip.frame_times[start : start + 5],
-            waveform=clip.waveform[start * rate : (start + 5) * rate],
-        )
-        alone = segment(part)
+        alone = segment(window(clip, start, start + 5))
         assert alone["timestamps"] == result["timestamps"][start : start + 5]
         np.testing.assert_allclose(alone["probabilities"], result["probabilities"][start : start + 5], atol=1e-5)
     first = segment(str(path), windows="first")
     assert len(first["masks"]) == 5
+    assert first["analyzed"] == {"start": 0.0, "end": 5.0, "segments": 5}
+    assert result["analyzed"] == {"start": 0.0, "end": 12.0, "segments": 12}
     assert first["duration"] == result["duration"] == pytest.approx(12.0, abs=0.1)
     np.testing.assert_array_equal(first["masks"], result["masks"][:5])
     assert_same_masks({**segment(clip), "file": str(path)}, result)
@@ -290,6 +381,35 @@ def test_a_longer_clip_is_processed_in_windows(segment, tmp_path):
     # Nothing but the frames says how long these are.
     unknown = Pipe(path.read_bytes())
     np.testing.assert_array_equal(segment(unknown)["masks"], result["masks"])
+
+
+def assert_plain(result):
+    """Nothing but what JSON knows, down to the type of each number."""
+    if isinstance(result, dict):
+        assert all(type(key) is str for key in result)
+        result = list(result.values())
+    if isinstance(result, list):
+        for item in result:
+            assert_plain(item)
+    else:
+        assert type(result) in (str, int, float, bool, type(None)), type(result)
+
+
+def test_every_result_is_json_without_arrays(localize, segment, mute):
+    for model, clip in ((localize, toy_clips(1)[0]), (localize, mute), (segment, mask_clips(1)[0])):
+        result = model(clip, return_arrays=False)
+        assert_plain(result)
+        assert json.loads(json.dumps(result)) == result
+        with_arrays = model(clip)
+        arrays = {name for name, value in with_arrays.items() if isinstance(value, np.ndarray)}
+        assert arrays == ({"masks", "probabilities"} if model is segment else set())
+        for name, value in with_arrays.items():
+            if name in arrays:
+                np.testing.assert_array_equal(value, np.array(result[name], dtype=value.dtype))
+            else:
+                assert_plain(value)
+    always = pipeline("audio-visual-segmentation", model=str(mask_model()), device="cpu", return_arrays=False)
+    assert isinstance(always(mask_clips(1)[0])["masks"], list)
 
 
 @pytest.mark.parametrize(

@@ -248,6 +248,28 @@ def test_clip_of_another_rate(processor, paths):
         processor(processor.load_clip(paths[0], with_audio=False))
 
 
+def test_clips_without_sound_are_silent_where_that_is_wanted(processor, tmp_path):
+    mute = write_clip(tmp_path / "mute.mp4", seconds=2.0, fps=4, audio=False)
+    silent = write_clip(tmp_path / "silent.mp4", seconds=2.0, fps=4, sound=np.zeros_like)
+    expected = processor(silent)
+    clip = processor.load_clip(mute, on_missing_audio="silence")
+    assert not clip.has_audio
+    assert processor.load_clip(silent).has_audio
+    assert clip.waveform.shape == (2 * processor.sampling_rate,)
+    for inputs in (processor(mute, on_missing_audio="silence"), processor(clip)):
+        assert torch.equal(inputs["input_features"], expected["input_features"])
+        assert inputs["frame_mask"].all()
+    frames = np.zeros((3, 8, 8, 3), np.uint8)
+    assert processor(frames, on_missing_audio="silence")["input_features"].shape[:2] == (1, 3)
+    for source in (str(mute), frames):
+        with pytest.raises(CaeAvError, match="on_missing_audio='silence'"):
+            processor(source)
+    with pytest.raises(CaeAvError, match="must be 'error' or 'silence', got 'no'"):
+        processor(mute, on_missing_audio="no")
+    spread = CaeAvProcessor.from_config(CaeAvConfig.from_preset("avqa", size="toy", num_frames=4))
+    assert not spread.load_clip(mute, on_missing_audio="silence").waveform.any()
+
+
 # Captions
 
 

@@ -44,8 +44,9 @@ class Output:
 
     def parameters(self) -> dict[str, Any]:
         """Arguments of the pipeline."""
-        names = ("threshold", "video_threshold")
-        return {name: getattr(self.options, name) for name in names if getattr(self.options, name) is not None}
+        names = ("threshold", "video_threshold", "windows", "on_missing_audio")
+        given = {name: getattr(self.options, name) for name in names if getattr(self.options, name) is not None}
+        return {"return_arrays": False, **given}
 
     def add(self, model: Any, clip: str, result: dict[str, Any]) -> None:
         """Take the result of a clip; MediaError if the clip cannot be read once more for a picture."""
@@ -174,6 +175,9 @@ class Masks(Output):
         self.show_frames = not several
         self.index: list[dict[str, Any]] = []
 
+    def parameters(self) -> dict[str, Any]:
+        return {**super().parameters(), "return_arrays": True}  # written as pictures
+
     def add(self, model: Any, clip: str, result: dict[str, Any]) -> None:
         if "error" in result:
             self.index.append(result)
@@ -188,8 +192,8 @@ class Masks(Output):
                 frame["mask"] = path.relative_to(self.folder.path).as_posix()
             frames.append({**frame, "covered": float(mask.mean())})
         height, width = masks.shape[1:]
-        entry = {"file": result["file"], "duration": result["duration"], "width": width, "height": height}
-        self.index.append({**entry, "frames": frames})
+        entry = {name: result[name] for name in ("file", "duration", "has_audio", "analyzed")}
+        self.index.append({**entry, "width": width, "height": height, "frames": frames})
         if self.picture is not None:
             from ..visualization import plot_masks
 

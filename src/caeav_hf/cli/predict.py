@@ -62,6 +62,16 @@ def add_command(commands: Any) -> None:
         metavar="DIR",
         help="video parsing: folder of the clips' features of a 3D network, for models that read such",
     )
+    predict.add_argument(
+        "--windows",
+        choices=("all", "first"),
+        help="of a clip that is longer than what the model looks at: all windows (default), or the first alone",
+    )
+    predict.add_argument(
+        "--on-missing-audio",
+        choices=("silence", "error"),
+        help="a clip without a sound track: takes silence in its place (default), or is an error",
+    )
     predict.add_argument("--device", help="cpu, cuda, cuda:1, mps ...; by default the first accelerator, else cpu")
     predict.add_argument("--batch-size", type=int, default=1, metavar="N", help="clips that run together")
     predict.set_defaults(run=_predict)

@@ -202,7 +202,7 @@ class QuestionRows(RowForm):
 
     def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         label = row["answer_label"]
-        question = self.processor(questions=[row["question"]])
+        question = self.processor.tokenize_questions([row["question"]])
         return {
             "labels": torch.tensor(IGNORED_LABEL if label is None else label),
             **{name: question[name][0] for name in ("question_ids", "question_mask")},

@@ -7,18 +7,22 @@ from dataclasses import replace
 from typing import Any
 
 import datasets
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers.pipelines.base import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
+from transformers.utils import logging
 
 from ..data import CaeAvCollator
-from ..errors import CaeAvError
+from ..errors import CaeAvError, MediaError
 from ..processing import CaeAvProcessor
 from ..processing.containers import source_name
-from ..processing.media import Clip, count_segments, probe
+from ..processing.media import Clip, MissingAudio, check_missing_audio, count_segments, probe
 from .captions import CAPTIONS, attach_captions, split_captions
 
+
+logger = logging.get_logger(__name__)
 
 _WINDOWS = ("first", "all")
 # Most segments that the first attempt at a whole file reads.
@@ -34,12 +38,13 @@ class CaeAvPipeline(Pipeline):
     `visual_caption` and `audio_caption`. A list gives a list of results; a generator or a `Dataset` gives an iterator,
     and is read only as far as the results are taken.
 
-    A clip goes through the model in windows of the configuration's `num_frames` segments: its first one or, for a task
-    whose results can be joined, all of them, one after the other.
+    A clip goes through the model in windows of the configuration's `num_frames` segments, one after the other. Where
+    the configuration spreads segments over the clip, they are one window.
 
     A task defines which outputs of the model it reads (`_output_names`), `describe`, which makes one result a window
-    of them, `_describe_parameters`, and if it takes all windows `_all_windows` and `join`. One that needs more than
-    clips and captions names it in `_input_parameters` and puts it into the model's inputs in `_model_inputs`.
+    of them, `_describe_parameters`, and `join`, which makes the result of a clip of those of its windows. One that
+    needs more than clips and captions names it in `_input_parameters` and puts it into the model's inputs in
+    `_model_inputs`.
     """
 
     # Without one, it follows from the configuration of the model.
@@ -57,8 +62,6 @@ class CaeAvPipeline(Pipeline):
     _output_names: tuple[str, ...] = ()
     # Names of the arguments of `describe` that a call may give.
     _describe_parameters: tuple[str, ...] = ()
-    # Whether a task can join the results of a clip's windows; by default all of them are used then.
-    _all_windows = False
 
     def __init__(self, model: Any, *args: Any, processor: Any = None, **kwargs: Any) -> None:
         if processor is None:
@@ -73,14 +76,20 @@ class CaeAvPipeline(Pipeline):
         captioner: Any = None,
         on_error: str | None = None,
         windows: str | None = None,
+        on_missing_audio: MissingAudio | None = None,
+        return_arrays: bool | None = None,
         **describe_parameters: Any,
     ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-        if windows is not None and not self._all_windows:
-            describe_parameters["windows"] = windows  # which makes it an unknown argument
-        elif windows not in (None, *_WINDOWS):
+        if windows not in (None, *_WINDOWS):
             raise CaeAvError(f"`windows` must be 'first' or 'all', got {windows!r}")
+        if windows == "first" and self._is_spread:
+            raise CaeAvError(
+                "`windows` must be 'all', got 'first': the model's segments are spread over the whole clip"
+            )
         if on_error not in (None, "raise", "skip"):
             raise CaeAvError(f"`on_error` must be 'raise' or 'skip', got {on_error!r}")
+        if on_missing_audio is not None:
+            check_missing_audio(on_missing_audio)
         inputs = {name: describe_parameters.pop(name, None) for name in self._input_parameters}
         if unknown := set(describe_parameters) - set(self._describe_parameters):
             known = [
@@ -89,7 +98,9 @@ class CaeAvPipeline(Pipeline):
                 "captions",
                 "captioner",
                 "on_error",
-                *(["windows"] if self._all_windows else []),
+                "on_missing_audio",
+                "return_arrays",
+                "windows",
                 *self._describe_parameters,
             ]
             raise CaeAvError(f"unknown arguments {', '.join(sorted(unknown))}; expected {', '.join(known)}")
@@ -99,8 +110,11 @@ class CaeAvPipeline(Pipeline):
             "captioner": captioner,
             "on_error": on_error,
             "windows": windows,
+            "on_missing_audio": on_missing_audio,
             **inputs,
         }
+        if return_arrays is not None:
+            describe_parameters["return_arrays"] = return_arrays
         return {name: value for name, value in given.items() if value is not None}, {}, describe_parameters
 
     def __call__(self, inputs: Any, *args: Any, **kwargs: Any) -> Any:
@@ -117,14 +131,20 @@ class CaeAvPipeline(Pipeline):
                 they are in the result, as `captions`. Clips without captions go through the model without CASE.
             on_error (`str`, defaults to `"raise"`): What a clip that cannot be decoded does: `"raise"` ends the call,
                 `"skip"` puts `{"file": ..., "error": ...}` in its place and goes on.
-            windows (`str`, *optional*): Segmentation and video parsing: `"all"` (default) processes a clip that is
-                longer than the model's `num_frames` segments in consecutive windows of that many, `"first"` its first
-                window.
+            windows (`str`, *optional*): `"all"` (default) processes a clip that is longer than the model's
+                `num_frames` segments in consecutive windows of that many, `"first"` its first window. A model whose
+                segments are spread over the clip, as those of question answering are, has only one window.
+            on_missing_audio (`str`, defaults to `"silence"`): What a clip without a sound track does: `"silence"`
+                takes silence in its place, `"error"` makes it an error like that of a clip that cannot be decoded.
+            return_arrays (`bool`, defaults to `True`): Whether masks, probabilities and grounding are NumPy arrays.
+                With `False` they are lists, and every result can be written by `json.dumps`.
             batch_size (`int`, defaults to 1): Clips, or windows of clips, that go through the model together.
             num_workers (`int`, defaults to 0): Processes that decode ahead.
 
         Returns:
-            A dict a clip, with `file` (its name) and `duration` (seconds) and what the task finds.
+            A dict a clip: `file` (its name), `duration` (seconds), `has_audio` (whether it has a sound track),
+            `analyzed` (what was read of it: `start` and `end` in seconds, and `segments`, how many segments lie in
+            between), and what the task finds.
 
         Raises:
             MediaError: A clip cannot be decoded; the message begins with its name.
@@ -152,6 +172,7 @@ class CaeAvPipeline(Pipeline):
         captioner: Any = None,
         on_error: str = "raise",
         windows: str | None = None,
+        on_missing_audio: MissingAudio = "silence",
         **given: Any,
     ) -> dict[str, Any]:
         """Decode one clip: the inputs of its windows without batch dimension, or none and the error."""
@@ -168,7 +189,7 @@ class CaeAvPipeline(Pipeline):
             input_ = input_[self._clip_key]
         name = _name(input_)
         try:
-            clip = self.load_clip(input_, windows=windows)
+            clip = self.load_clip(input_, windows=windows, on_missing_audio=on_missing_audio)
             if not len(clip.frames):
                 raise CaeAvError(f"{clip.name}: has no frames; expected at least one")
             made = None
@@ -183,6 +204,8 @@ class CaeAvPipeline(Pipeline):
         return {
             "file": name,
             "duration": float(clip.duration),
+            "has_audio": bool(clip.has_audio),
+            "analyzed": self._analyzed(clip),
             "frame_times": clip.frame_times,
             "size": clip.frames.shape[1:3],
             "windows": inputs,
@@ -190,17 +213,28 @@ class CaeAvPipeline(Pipeline):
             "captions": None if made is None else {name.removesuffix("_caption"): captions[name] for name in CAPTIONS},
         }
 
-    def load_clip(self, source: Any, *, windows: str | None = None) -> Clip:
+    def load_clip(
+        self, source: Any, *, windows: str | None = None, on_missing_audio: MissingAudio | None = None
+    ) -> Clip:
         """
         The part of a clip that the pipeline looks at, decoded: its first window, or all of it.
 
+        Args:
+            source: The clip.
+            windows, on_missing_audio: As for a call; by default as the pipeline was made.
+
         Raises:
-            MediaError: It cannot be decoded.
+            MediaError: It cannot be decoded, or has no sound track and `on_missing_audio` is `"error"`.
         """
+        windows = windows or self._preprocess_params.get("windows")
+        on_missing_audio = on_missing_audio or self._preprocess_params.get("on_missing_audio", "silence")
         if hasattr(source, "waveform"):
+            if on_missing_audio == "error" and not source.has_audio:
+                raise MediaError(f"{source.name}: no sound track; expected one, or `on_missing_audio='silence'`")
             return self._cut(source, 0, self.processor.num_frames) if windows == "first" else source
-        if windows == "first" or not self._all_windows:
-            return self.processor.load_clip(source)
+        sound: dict[str, Any] = {"on_missing_audio": on_missing_audio}
+        if windows == "first" or self._is_spread:
+            return self.processor.load_clip(source, **sound)
         name = source_name(source)
         if _is_pipe(source):
             source = io.BytesIO(source.read())  # it is opened more than once here
@@ -210,10 +244,17 @@ class CaeAvPipeline(Pipeline):
         if announced is not None:
             most = min(most, 1 + count_segments(announced, self.processor.segment_seconds))
         while True:
-            clip = self.processor.load_clip(source, num_segments=most, name=name)
+            clip = self.processor.load_clip(source, num_segments=most, name=name, **sound)
             if len(clip.frames) < most:
                 return clip
             most *= 2
+
+    def _analyzed(self, clip: Clip) -> dict[str, Any]:
+        """Which part of a clip was read: seconds at which it begins and ends, and how many segments lie in it."""
+        count, end = len(clip.frames), float(clip.duration)
+        if not self._is_spread:
+            end = min(end, count * self.processor.segment_seconds)
+        return {"start": 0.0, "end": end, "segments": count}
 
     def _model_inputs(self, clip: Clip, captions: dict[str, str | None]) -> list[dict[str, torch.Tensor]]:
         """
@@ -222,8 +263,13 @@ class CaeAvPipeline(Pipeline):
         """
         return [self._window_inputs(window, captions) for window in self._windows(clip)]
 
+    @property
+    def _is_spread(self) -> bool:
+        """Whether a clip's segments are spread over all of it."""
+        return self.processor.frame_sampling == "spread"
+
     def _windows(self, clip: Clip) -> list[Clip]:
-        if not self._all_windows:
+        if self._is_spread:
             return [clip]
         size = self.processor.num_frames
         return [self._cut(clip, start, start + size) for start in range(0, len(clip.frames), size)]
@@ -251,13 +297,21 @@ class CaeAvPipeline(Pipeline):
         """One result a window of a batch, from what `_forward` returned, on the CPU, and each window's (H, W)."""
         raise NotImplementedError
 
-    def join(self, clip: dict[str, Any], results: list[Any]) -> dict[str, Any]:
-        """The result of a clip from those of its windows, which here is one."""
-        return results[0]
+    def join(self, clip: dict[str, Any], results: list[Any], **parameters: Any) -> dict[str, Any]:
+        """The result of a clip from those of its windows; `parameters` are those of `describe`."""
+        raise NotImplementedError
 
-    def postprocess(self, model_outputs: Any, **describe_parameters: Any) -> list[dict[str, Any]]:
+    def postprocess(
+        self, model_outputs: Any, return_arrays: bool = True, **describe_parameters: Any
+    ) -> list[dict[str, Any]]:
         """Put the results of a batch beside the names of its clips, and the errors in their places."""
         clips, batches = model_outputs
+        if any(clip["windows"] and not clip["has_audio"] for clip in clips):
+            # Here and not where clips are decoded: workers would each say so.
+            logger.warning_once(
+                "Clips without a sound track are taken as silent; their results say `has_audio: False`. "
+                "With `on_missing_audio='error'` they are errors."
+            )
         sizes = iter([clip["size"] for clip in clips for _ in clip["windows"]])
         results = iter(
             [
@@ -266,17 +320,17 @@ class CaeAvPipeline(Pipeline):
                 for result in self.describe(outputs, [next(sizes) for _ in range(count)], **describe_parameters)
             ]
         )
-        return [
+        joined = [
             {
-                "file": clip["file"],
-                "duration": clip["duration"],
+                **{name: clip[name] for name in ("file", "duration", "has_audio", "analyzed")},
                 **({"captions": clip["captions"]} if clip["captions"] else {}),
-                **self.join(clip, [next(results) for _ in clip["windows"]]),
+                **self.join(clip, [next(results) for _ in clip["windows"]], **describe_parameters),
             }
             if clip["windows"]
             else {"file": clip["file"], "error": clip["error"]}
             for clip in clips
         ]
+        return joined if return_arrays else _with_lists(joined)
 
     def forward(self, model_inputs: list[dict[str, Any]], **forward_params: Any) -> Any:
         """Run the model on the windows of the clips that could be decoded."""
@@ -336,6 +390,15 @@ class CaeAvPipeline(Pipeline):
         """Save model and processor to a folder that `pipeline(task, model=folder)` loads."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+def _with_lists(value: Any) -> Any:
+    """The same with lists in place of arrays, at any depth."""
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {key: _with_lists(item) for key, item in value.items()}
+    return [_with_lists(item) for item in value] if isinstance(value, list) else value
 
 
 def _is_pipe(source: Any) -> bool:

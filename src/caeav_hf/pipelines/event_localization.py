@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ..processing.intervals import LocalizedSegments
 from .base import CaeAvPipeline
 
 
@@ -15,12 +16,18 @@ class AudioVisualEventLocalizationPipeline(CaeAvPipeline):
 
     >>> localize = pipeline("audio-visual-event-localization", model="path/to/model")
     >>> localize("dog.mp4", visual_caption="a dog on a lawn", audio_caption="a dog barks")
-    {'file': 'dog.mp4', 'duration': 10.0, 'intervals': [{'label': 'Bark', 'label_id': 2, 'start': 2.0, 'end': 5.0,
-     'score': 0.93}], 'segments': [...], 'scores': [...], 'agreement': [...]}
+    {'file': 'dog.mp4', 'duration': 10.0, 'has_audio': True, 'analyzed': {'start': 0.0, 'end': 10.0, 'segments': 10},
+     'intervals': [{'label': 'Bark', 'label_id': 2, 'start': 2.0, 'end': 5.0, 'score': 0.93}], 'segments': [...],
+     'scores': [...], 'agreement': [...]}
     ```
 
     The result's keys are those of [`CaeAvProcessor.post_process_event_localization`]; `threshold` (default 0.5) is the
     probability above which a segment is an event.
+
+    A clip that is longer than the model's `num_frames` segments is processed in consecutive windows of that many
+    segments, which know nothing of each other. The class of an event is that of its window. Events of one class that
+    meet at the border of two windows are one interval, whose score is the mean of all its segments'. With
+    `windows="first"` only the first window is looked at.
     """
 
     _describe_parameters = ("threshold",)
@@ -28,6 +35,10 @@ class AudioVisualEventLocalizationPipeline(CaeAvPipeline):
 
     def describe(
         self, model_outputs: Any, sizes: list[tuple[int, int]], threshold: float = 0.5, **parameters: Any
-    ) -> list[dict[str, Any]]:
-        """Intervals, segments, scores and agreement of each clip."""
-        return self.processor.post_process_event_localization(model_outputs, threshold=threshold)
+    ) -> list[LocalizedSegments]:
+        """The events in the segments of each window."""
+        return self.processor.localized_segments(model_outputs, threshold)
+
+    def join(self, clip: dict[str, Any], results: list[LocalizedSegments], **parameters: Any) -> dict[str, Any]:
+        """The events of all windows; those of one class that meet at their borders are one interval."""
+        return self.processor.events_of(LocalizedSegments.joined(results))

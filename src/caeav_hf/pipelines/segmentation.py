@@ -21,7 +21,7 @@ class AudioVisualSegmentationPipeline(CaeAvPipeline):
     ((5, 360, 640), [0.48, 1.48, 2.48, 3.48, 4.48])
     ```
 
-    A result has, beside `file` and `duration`,
+    A result has, beside what every result has,
 
     - **masks** (T, H, W) bool, one a segment, at the clip's own resolution, upright: mask `t` belongs to the seconds
       from `t * segment_seconds` on and was found in the frame in their middle;
@@ -35,7 +35,6 @@ class AudioVisualSegmentationPipeline(CaeAvPipeline):
     """
 
     _describe_parameters = ("threshold",)
-    _all_windows = True
     _output_names = ("logits", "frame_mask")
 
     def describe(
@@ -44,7 +43,7 @@ class AudioVisualSegmentationPipeline(CaeAvPipeline):
         """Masks and probabilities of each window."""
         return self.processor.post_process_segmentation(model_outputs, sizes, threshold=threshold)
 
-    def join(self, clip: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
+    def join(self, clip: dict[str, Any], results: list[dict[str, Any]], **parameters: Any) -> dict[str, Any]:
         """The maps of all windows, one after the other."""
         maps = {name: np.concatenate([result[name] for result in results]) for name in ("masks", "probabilities")}
         return {"timestamps": clip["frame_times"].tolist(), **maps}

@@ -20,8 +20,9 @@ class AudioVisualVideoParsingPipeline(CaeAvPipeline):
 
     >>> parse = pipeline("audio-visual-video-parsing", model="path/to/model")
     >>> parse("street.mp4")
-    {'file': 'street.mp4', 'duration': 10.0, 'audible': [{'label': 'Car', 'label_id': 1, 'start': 0.0, 'end': 7.0,
-     'score': 0.93}, {'label': 'Speech', ...}], 'visible': [...], 'both': [...], 'agreement': [...]}
+    {'file': 'street.mp4', 'duration': 10.0, 'has_audio': True, 'analyzed': {'start': 0.0, 'end': 10.0, 'segments':
+     10}, 'audible': [{'label': 'Car', 'label_id': 1, 'start': 0.0, 'end': 7.0, 'score': 0.93}, {'label': 'Speech',
+     ...}], 'visible': [...], 'both': [...], 'agreement': [...]}
     ```
 
     The result's keys are those of [`CaeAvProcessor.post_process_video_parsing`]. `threshold` and `video_threshold`
@@ -41,7 +42,6 @@ class AudioVisualVideoParsingPipeline(CaeAvPipeline):
         *("audio_probs", "visual_probs", "audio_frame_probs", "visual_frame_probs"),
         *("agreement", "frame_mask"),
     )
-    _all_windows = True
 
     def _model_inputs(
         self, clip: Clip, captions: dict[str, str | None], visual_3d_features: Any = None
@@ -78,6 +78,6 @@ class AudioVisualVideoParsingPipeline(CaeAvPipeline):
         """What is heard and seen in the segments of each window."""
         return self.processor.parsed_segments(model_outputs, threshold, video_threshold)
 
-    def join(self, clip: dict[str, Any], results: list[ParsedSegments]) -> dict[str, Any]:
+    def join(self, clip: dict[str, Any], results: list[ParsedSegments], **parameters: Any) -> dict[str, Any]:
         """The tracks of all windows; what goes on over their borders is one interval."""
         return self.processor.parsing_tracks(ParsedSegments.joined(results))

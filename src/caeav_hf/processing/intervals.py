@@ -1,4 +1,4 @@
-"""Segments that carry a label as intervals of time, and what video parsing finds in each segment."""
+"""Segments that carry a label as intervals of time, and what a task finds in each segment."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,6 +55,69 @@ def intervals_of(
 
 
 @dataclass(frozen=True, eq=False)
+class LocalizedSegments:
+    """
+    The events in the segments of a clip.
+
+    Attributes:
+        real: (T,) bool, False for segments that are left out; those after them keep their times.
+        label_ids: (T,) int64, the class of the window in which the segment lies.
+        active: (T,) bool, whether the segment has an event of this class; if not, it is background.
+        scores: (T,) float32, of the event, also where the segment is background.
+        agreement: (T,) float32, cosine of the modalities, or None where the model gave none.
+    """
+
+    real: np.ndarray
+    label_ids: np.ndarray
+    active: np.ndarray
+    scores: np.ndarray
+    agreement: np.ndarray | None
+
+    @classmethod
+    def joined(cls, parts: Sequence["LocalizedSegments"]) -> "LocalizedSegments":
+        """The segments of consecutive parts of a clip."""
+        return cls(
+            np.concatenate([part.real for part in parts]),
+            np.concatenate([part.label_ids for part in parts]),
+            np.concatenate([part.active for part in parts]),
+            np.concatenate([part.scores for part in parts]),
+            _joined_agreement(parts),
+        )
+
+    def events(self, name_of: Callable[[int], str], segment_seconds: float) -> dict[str, Any]:
+        """
+        The events as intervals and as one label a segment.
+
+        Args:
+            name_of: Gives the name of a class.
+            segment_seconds: Seconds of a segment.
+
+        Returns:
+            A dict of **intervals** (see [`intervals_of`]) by start, **segments**, labels or `"background"`, **scores**
+            and **agreement**, each one a segment; `agreement` may be None.
+        """
+        active = self.active & self.real
+        found = [
+            interval
+            for label_id in np.unique(self.label_ids[active]).tolist()
+            for interval in intervals_of(
+                (active & (self.label_ids == label_id)).nonzero()[0].tolist(),
+                self.scores,
+                name_of(label_id),
+                label_id,
+                segment_seconds,
+            )
+        ]
+        pairs = zip(self.label_ids[self.real].tolist(), self.active[self.real].tolist(), strict=True)
+        return {
+            "intervals": sorted(found, key=lambda interval: interval["start"]),
+            "segments": [name_of(label_id) if is_event else "background" for label_id, is_event in pairs],
+            "scores": self.scores[self.real].tolist(),
+            "agreement": None if self.agreement is None else self.agreement[self.real].tolist(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
 class ParsedSegments:
     """
     What is heard and what is seen in the segments of a clip.
@@ -74,13 +137,12 @@ class ParsedSegments:
     @classmethod
     def joined(cls, parts: Sequence["ParsedSegments"]) -> "ParsedSegments":
         """The segments of consecutive parts of a clip."""
-        agreement = [part.agreement for part in parts if part.agreement is not None]
         return cls(
             np.concatenate([part.audible for part in parts]),
             np.concatenate([part.visible for part in parts]),
             np.concatenate([part.audible_scores for part in parts]),
             np.concatenate([part.visible_scores for part in parts]),
-            np.concatenate(agreement) if len(agreement) == len(parts) else None,
+            _joined_agreement(parts),
         )
 
     def tracks(self, name_of: Callable[[int], str], segment_seconds: float) -> dict[str, Any]:
@@ -116,6 +178,12 @@ class ParsedSegments:
             "both": track(self.audible & self.visible, self.audible_scores * self.visible_scores),
             "agreement": None if self.agreement is None else self.agreement.tolist(),
         }
+
+
+def _joined_agreement(parts: Sequence[LocalizedSegments] | Sequence[ParsedSegments]) -> np.ndarray | None:
+    """The agreement of consecutive parts of a clip, (T,), if all of them have one."""
+    agreement = [part.agreement for part in parts if part.agreement is not None]
+    return np.concatenate(agreement) if len(agreement) == len(parts) else None
 
 
 def _runs(segments: Sequence[int]) -> list[list[int]]:

@@ -9,6 +9,9 @@ Spread segments. A long clip may also be sampled evenly instead of second after 
 parts as there are segments, and each segment lies around the middle of its part. How long the clip is follows from the
 timestamps of its packets, not from what its header says; nothing is decoded for that.
 
+Clips without sound. A file without an audio stream is an error, or, if wanted, a clip whose sound is silence. An audio
+stream that cannot be decoded is always an error.
+
 Short clips. Only the segments that the video stream reaches are returned; see [`count_segments`]. Spread segments
 overlap instead, so there are always as many as wanted. Sound that ends before its last segment is filled up with
 silence, sound that goes on longer is cut.
@@ -61,6 +64,9 @@ if hasattr(os, "register_at_fork"):
 FrameSampling = Literal["consecutive", "spread"]
 """Whether segments follow each other from the clip's beginning, or lie around the middles of equal parts of it."""
 
+MissingAudio = Literal["error", "silence"]
+"""Whether a file without an audio stream is an error, or a clip whose sound is silence."""
+
 # Share of a segment that a clip may go on after its last whole segment before that rest becomes a segment of its own:
 # encoders round durations up to whole frames (10.02 s), and a tenth of a second shows and sounds like nothing.
 SEGMENT_REST = 0.1
@@ -87,6 +93,7 @@ class Clip:
         size: (H, W) of the frames.
         name: What error messages call the clip.
         sampling_rate: Samples a second of `waveform`.
+        has_audio: Whether the clip has a sound track. Without one, `waveform` is silence.
     """
 
     frames: np.ndarray
@@ -97,6 +104,7 @@ class Clip:
     size: tuple[int, int]
     name: str
     sampling_rate: int
+    has_audio: bool = True
 
 
 @dataclass(frozen=True)
@@ -146,6 +154,7 @@ def load_clip(
     end: float | None = None,
     name: str | None = None,
     with_audio: bool = True,
+    on_missing_audio: MissingAudio = "error",
     num_threads: int = 0,
 ) -> Clip:
     """
@@ -166,6 +175,8 @@ def load_clip(
         start, end: Part of the video to read, in seconds after its time zero; `end=None` reads to its end.
         name: What to call the clip in errors; by default what [`source_name`] says.
         with_audio: Whether the sound is wanted. Without it the file needs no audio stream.
+        on_missing_audio: What a file without an audio stream does if the sound is wanted: `"error"` raises,
+            `"silence"` gives a clip with silence and `has_audio=False`.
         num_threads: Threads of the video decoder; 0 lets FFmpeg choose. Workers that decode side by side want 1.
 
     Raises:
@@ -180,9 +191,12 @@ def load_clip(
         raise CaeAvError(f"`segment_seconds` must be positive, got {segment_seconds}")
     if frame_sampling not in ("consecutive", "spread"):
         raise CaeAvError(f"`frame_sampling` must be 'consecutive' or 'spread', got {frame_sampling!r}")
+    check_missing_audio(on_missing_audio)
     media = MediaFile.of(source, name)
     spread = frame_sampling == "spread"
-    request = _Request(num_segments, segment_seconds, sampling_rate, start, end, with_audio, num_threads, spread)
+    request = _Request(
+        num_segments, segment_seconds, sampling_rate, start, end, with_audio, on_missing_audio, num_threads, spread
+    )
     if spread:
         # Where the parts lie depends on the length of the whole.
         last = _video_end(media, segment_seconds)
@@ -312,6 +326,7 @@ class _Request:
     start: float
     end: float | None
     with_audio: bool
+    on_missing_audio: MissingAudio
     num_threads: int
     spread: bool = False
 
@@ -336,6 +351,12 @@ class _Request:
 
 class _SeekMissedError(Exception):
     """Seeking is not possible, or landed later than what is wanted."""
+
+
+def check_missing_audio(value: str) -> None:
+    """Raise a [`~errors.CaeAvError`] if `value` is no [`MissingAudio`]."""
+    if value not in ("error", "silence"):
+        raise CaeAvError(f"`on_missing_audio` must be 'error' or 'silence', got {value!r}")
 
 
 def _check_range(start: float, end: float | None, sampling_rate: int) -> None:
@@ -408,7 +429,13 @@ def _read_clip(media: MediaFile, request: _Request, seek: bool, skip: bool) -> C
         video.thread_type = "AUTO"
         video.codec_context.thread_count = request.num_threads
         streams = [video]
-        if request.with_audio:
+        has_audio = best_stream(container, "audio") is not None
+        if request.with_audio and not has_audio and request.on_missing_audio == "error":
+            raise MediaError(
+                f"{media.name}: no audio stream; expected a video with sound, or `on_missing_audio='silence'`"
+            )
+        decodes_sound = request.with_audio and has_audio
+        if decodes_sound:
             streams.append(audio_stream(container, media.name))
         origin = start_time(video, container)
         if seek:
@@ -434,12 +461,12 @@ def _read_clip(media: MediaFile, request: _Request, seek: bool, skip: bool) -> C
         if seek and (
             picker.first_time is None
             or picker.first_time > origin + request.middles[0] + _TIME_EPSILON
-            or (request.with_audio and _starts_late(track, streams[1], container, origin + request.start))
+            or (decodes_sound and _starts_late(track, streams[1], container, origin + request.start))
         ):
             raise _SeekMissedError
         if picker.first_time is None:
             raise MediaError(f"{media.name}: no frame could be decoded; expected a readable video stream")
-        if request.with_audio and track.first_time is None:
+        if decodes_sound and track.first_time is None:
             raise MediaError(f"{media.name}: no sound could be decoded; expected a readable audio stream")
 
         announced = announced_end(video, container)
@@ -466,6 +493,7 @@ def _read_clip(media: MediaFile, request: _Request, seek: bool, skip: bool) -> C
             size=(frames.shape[1], frames.shape[2]),
             name=media.name,
             sampling_rate=request.sampling_rate,
+            has_audio=has_audio,
         )
 
 

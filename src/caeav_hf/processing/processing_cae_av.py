@@ -16,10 +16,12 @@ from ..errors import CaeAvError
 from ..labels import MUSIC_AVQA_QUESTION_WORDS
 from .containers import MediaSource, source_name
 from .feature_extraction_cae_av import CaeAvFeatureExtractor
-from .intervals import ParsedSegments, has_class, intervals_of
+from .intervals import LocalizedSegments, ParsedSegments, has_class
 from .media import (
     Clip,
     FrameSampling,
+    MissingAudio,
+    check_missing_audio,
     count_segments,
     load_audio,
     load_clip,
@@ -32,6 +34,8 @@ from .video_processing_cae_av import CaeAvVideoProcessor
 
 # The folder, beside the other files of a saved processor, of the tokenizer that not every processor has.
 _QUESTION_TOKENIZER = "question_tokenizer"
+# Most words of a vocabulary that an error lists.
+_SHOWN_WORDS = 40
 
 
 class CaeAvProcessor(ProcessorMixin):
@@ -220,6 +224,7 @@ class CaeAvProcessor(ProcessorMixin):
         sampling_rate: int | None = None,
         return_tensors: str | None = "pt",
         questions: str | Sequence[str] | None = None,
+        on_missing_audio: MissingAudio = "error",
     ) -> BatchFeature:
         """
         Make the inputs of the model from one clip or a list of clips.
@@ -237,6 +242,9 @@ class CaeAvProcessor(ProcessorMixin):
             return_tensors: `"pt"` or `"np"`.
             questions: What is asked about each clip, if the processor has a `question_tokenizer`. Words after the
                 tokenizer's `model_max_length` (14 by default) are left out.
+            on_missing_audio: What a clip without sound does: `"error"`, the default, since a model should not be
+                trained on sound that is missing, or `"silence"`, which takes silence in its place, as the pipelines
+                do by default. An audio stream that cannot be decoded is always an error.
 
         Returns:
             - **pixel_values_videos** (B, T, 3, size, size) float32.
@@ -251,11 +259,12 @@ class CaeAvProcessor(ProcessorMixin):
         Raises:
             MediaError: A file is no decodable clip. The message begins with its name.
             CaeAvError: Numbers of clips, waveforms, captions and questions differ, one has another shape, type or
-                rate, or a question has no word.
+                rate, or a question has no word that the tokenizer knows.
         """
         data: dict[str, torch.Tensor] = {}
         if videos is not None or audio is not None:
-            data |= self._process_clips(videos, audio, sampling_rate)
+            check_missing_audio(on_missing_audio)
+            data |= self._process_clips(videos, audio, sampling_rate, on_missing_audio)
         captions = {
             "visual": _caption_list(visual_captions, "visual"),
             "audio": _caption_list(audio_captions, "audio"),
@@ -269,7 +278,9 @@ class CaeAvProcessor(ProcessorMixin):
             raise CaeAvError("nothing to process; expected `videos`, with or without captions")
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def _process_clips(self, videos: Any, audio: Any, sampling_rate: int | None) -> dict[str, torch.Tensor]:
+    def _process_clips(
+        self, videos: Any, audio: Any, sampling_rate: int | None, on_missing_audio: MissingAudio
+    ) -> dict[str, torch.Tensor]:
         if videos is None:
             raise CaeAvError("`audio` was given without `videos`; expected both, since the model hears and sees")
         sources = list(videos) if isinstance(videos, list | tuple) or getattr(videos, "ndim", 0) == 5 else [videos]
@@ -281,7 +292,7 @@ class CaeAvProcessor(ProcessorMixin):
         if len(sounds) != len(sources):
             raise CaeAvError(f"{len(sources)} clips but {len(sounds)} sounds in `audio`; expected one for each clip")
         clips = [
-            self._frames_and_waveform(index, source, sound, sampling_rate)
+            self._frames_and_waveform(index, source, sound, sampling_rate, on_missing_audio)
             for index, (source, sound) in enumerate(zip(sources, sounds, strict=True))
         ]
         seen = self.video_processor([frames for frames, _ in clips], input_data_format="channels_last")
@@ -292,16 +303,25 @@ class CaeAvProcessor(ProcessorMixin):
             "frame_mask": seen["frame_mask"],
         }
 
-    def _frames_and_waveform(self, index: int, source: Any, sound: Any, rate: int | None) -> tuple[Any, Any]:
+    def _frames_and_waveform(
+        self, index: int, source: Any, sound: Any, rate: int | None, on_missing_audio: MissingAudio
+    ) -> tuple[Any, Any]:
         """Frames (T, H, W, 3) of a clip and its waveform, of as many segments."""
         if _is_array(source):
             name, frames, most = f"clip {index}", source, None
             if frames.ndim != 4 or frames.shape[-1] != 3:
                 raise CaeAvError(f"clip {index} has frames of shape {tuple(frames.shape)}; expected (T, H, W, 3)")
+            if sound is None and on_missing_audio == "silence":
+                return frames, np.zeros(len(frames) * self.feature_extractor.segment_samples, np.float32)
             if sound is None:
-                raise CaeAvError(f"clip {index} is given as frames without sound; expected its waveform in `audio`")
+                raise CaeAvError(
+                    f"clip {index} is given as frames without sound; expected its waveform in `audio`, or "
+                    "`on_missing_audio='silence'`"
+                )
         else:
-            clip = source if isinstance(source, Clip) else self._read(index, source, with_audio=sound is None)
+            clip = source
+            if not isinstance(source, Clip):
+                clip = self._read(index, source, with_audio=sound is None, on_missing_audio=on_missing_audio)
             name, frames, most = clip.name, clip.frames, self.num_frames
             if sound is None:
                 if clip.sampling_rate != self.sampling_rate or not clip.waveform.size:
@@ -340,14 +360,14 @@ class CaeAvProcessor(ProcessorMixin):
             raise CaeAvError(f"{given}; expected waveforms at {self.sampling_rate} Hz: resample them first")
         return sound
 
-    def _read(self, index: int, source: Any, with_audio: bool) -> Clip:
+    def _read(self, index: int, source: Any, **kwargs: Any) -> Clip:
         readable = isinstance(source, str | os.PathLike | bytes | Mapping) or hasattr(source, "read")
         if not readable:
             raise CaeAvError(
                 f"clip {index} is a {type(source).__name__}; expected a media file (path, bytes, binary file object), "
                 "a `Clip`, or an array of frames (T, H, W, 3)"
             )
-        return self.load_clip(source, with_audio=with_audio, name=_name(index, source))
+        return self.load_clip(source, name=_name(index, source), **kwargs)
 
     def _process_captions(
         self, captions: dict[str, list[str] | None], num_clips: int | None
@@ -367,16 +387,40 @@ class CaeAvProcessor(ProcessorMixin):
         return data
 
     def _process_questions(self, questions: list[str], count: int | None) -> dict[str, torch.Tensor]:
+        if count is not None and len(questions) != count:
+            raise CaeAvError(f"{len(questions)} questions in `questions`; expected {count}, one for each clip")
+        encoded = self.tokenize_questions(questions)
+        tokenizer = self.question_tokenizer
+        # The unknown word may have the id of padding (see `question_tokenizer_from_words`).
+        known = (encoded["question_ids"] != tokenizer.unk_token_id) & encoded["question_mask"].bool()
+        if strange := (~known.any(1)).nonzero().flatten().tolist():
+            vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
+            words = [word for word, _ in vocabulary if word not in (tokenizer.pad_token, tokenizer.unk_token)]
+            shown = ", ".join(words[:_SHOWN_WORDS]) + (", ..." if len(words) > _SHOWN_WORDS else "")
+            raise CaeAvError(
+                f"question {strange[0]}, {questions[strange[0]]!r}, has no word that the model knows; expected some "
+                f"of its {len(words)} words: {shown}"
+            )
+        return encoded
+
+    def tokenize_questions(self, questions: Sequence[str]) -> dict[str, torch.Tensor]:
+        """
+        Turn questions into ids, also where all words of one are unknown, as those of a test split may be.
+
+        Returns:
+            **question_ids**, **question_mask** (B, model_max_length) int64; id 0 and mask 0 are padding.
+
+        Raises:
+            CaeAvError: The processor has no `question_tokenizer`, or a question is no string or has no word.
+        """
         if self.question_tokenizer is None:
             raise CaeAvError(
                 "`questions` were given, but the processor has no `question_tokenizer`; expected one made for a model "
                 "of question answering"
             )
-        if count is not None and len(questions) != count:
-            raise CaeAvError(f"{len(questions)} questions in `questions`; expected {count}, one for each clip")
         if wrong := [question for question in questions if not isinstance(question, str)]:
             raise CaeAvError(f"`questions` holds a {type(wrong[0]).__name__}; expected strings")
-        encoded = self.question_tokenizer(questions, padding="max_length", truncation=True, return_tensors="pt")
+        encoded = self.question_tokenizer(list(questions), padding="max_length", truncation=True, return_tensors="pt")
         if empty := (~encoded["attention_mask"].bool().any(1)).nonzero().flatten().tolist():
             raise CaeAvError(f"question {empty[0]}, {questions[empty[0]]!r}, has no word")
         return {"question_ids": encoded["input_ids"], "question_mask": encoded["attention_mask"]}
@@ -413,33 +457,50 @@ class CaeAvProcessor(ProcessorMixin):
         Raises:
             CaeAvError: A tensor has another shape than stated, or `threshold` lies outside [0, 1].
         """
+        segments = self.localized_segments(outputs, threshold, frame_mask)
+        return [self.events_of(clip, segment_seconds) for clip in segments]
+
+    def localized_segments(
+        self, outputs: Any, threshold: float = 0.5, frame_mask: torch.Tensor | None = None
+    ) -> list[LocalizedSegments]:
+        """
+        What the output of [`CaeAvForEventLocalization`] says of each segment. Those of consecutive parts of a clip can
+        be joined before [`CaeAvProcessor.events_of`] makes intervals of them.
+
+        Args:
+            outputs, threshold, frame_mask: See [`CaeAvProcessor.post_process_event_localization`].
+
+        Raises:
+            CaeAvError: A tensor has another shape than stated, or `threshold` lies outside [0, 1].
+        """
         _check_threshold("threshold", threshold)
-        seconds = self.segment_seconds if segment_seconds is None else segment_seconds
         event_logits, class_logits = outputs["event_logits"], outputs["class_logits"]
         if event_logits.ndim != 2 or class_logits.ndim != 2 or len(event_logits) != len(class_logits):
             raise CaeAvError(
                 "expected `event_logits` (B, T) and `class_logits` (B, C), got shapes "
                 f"{tuple(event_logits.shape)} and {tuple(class_logits.shape)}"
             )
-        frame_mask = _real_frames(outputs, frame_mask, event_logits.shape, "event_logits")
+        real = _real_frames(outputs, frame_mask, event_logits.shape, "event_logits").bool().cpu()
         agreement = _last_agreement(outputs)
         events = event_logits.detach().float().sigmoid().cpu()
         chances, labels = class_logits.detach().float().softmax(-1).max(-1)
-        scores = (events * chances.cpu()[:, None]).numpy()
-        results = []
-        for clip, label_id in enumerate(labels.tolist()):
-            real = frame_mask[clip].bool().nonzero().flatten().tolist()
-            active = [segment for segment in real if events[clip, segment] > threshold]
-            label = self._label(label_id)
-            results.append(
-                {
-                    "intervals": intervals_of(active, scores[clip], label, label_id, seconds),
-                    "segments": [label if segment in active else "background" for segment in real],
-                    "scores": scores[clip, real].tolist(),
-                    "agreement": None if agreement is None else agreement[clip, real].tolist(),
-                }
+        scores = events * chances.cpu()[:, None]
+        # Padding stands at the end; without it, segments of a clip's next window can follow.
+        lengths = [int(mask.nonzero().max()) + 1 if mask.any() else 0 for mask in real]
+        return [
+            LocalizedSegments(
+                real=real[clip, :length].numpy(),
+                label_ids=np.full(length, label_id),
+                active=(events[clip, :length] > threshold).numpy(),
+                scores=scores[clip, :length].numpy(),
+                agreement=None if agreement is None else agreement[clip, :length].numpy(),
             )
-        return results
+            for clip, (length, label_id) in enumerate(zip(lengths, labels.tolist(), strict=True))
+        ]
+
+    def events_of(self, segments: LocalizedSegments, segment_seconds: float | None = None) -> dict[str, Any]:
+        """The events of one clip, as [`CaeAvProcessor.post_process_event_localization`] has them."""
+        return segments.events(self._label, self.segment_seconds if segment_seconds is None else segment_seconds)
 
     def post_process_segmentation(
         self,
