@@ -3,7 +3,7 @@
 import argparse
 import os
 
-from caeav_hf.data.toy import LAYOUTS, MISALIGNMENTS, MediaFormat, generate
+from caeav_hf.data.toy import HARD_MISALIGNMENTS, LAYOUTS, LEVELS, MediaFormat, generate
 from caeav_hf.errors import CaeAvError
 
 
@@ -11,19 +11,30 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--out", required=True, help="folder to write")
     parser.add_argument("--layout", choices=sorted(LAYOUTS), default="ave", help="data set whose layout to follow")
+    parser.add_argument(
+        "--level", choices=LEVELS, default="normal", help="hard: weak signal, more misalignment, some wrong captions"
+    )
     parser.add_argument("--num-clips", type=int, default=240, help="clips in all")
     parser.add_argument("--split", type=float, nargs=3, default=(4, 1, 1), metavar=("TRAIN", "VALIDATION", "TEST"))
-    rates = ", ".join(f"{layout.misalignment} in {name}" for name, layout in LAYOUTS.items())
+    rates = ", ".join(
+        f"{'/'.join(str(layout.levels[level].misalignment) for level in LEVELS)} in {name}"
+        for name, layout in LAYOUTS.items()
+    )
     parser.add_argument(
         "--misalignment-rate",
         type=float,
         default=argparse.SUPPRESS,
         metavar="RATE",
-        help=f"share of misaligned clips (default: {rates})",
+        help=f"share of misaligned clips (default, {'/'.join(LEVELS)}: {rates})",
     )
-    for kind in MISALIGNMENTS:
-        option = f"--{kind.replace('_', '-')}"
-        parser.add_argument(option, type=float, default=1.0, metavar="WEIGHT", help="weight among the misalignments")
+    for kind in HARD_MISALIGNMENTS:
+        parser.add_argument(
+            f"--{kind.replace('_', '-')}",
+            type=float,
+            default=argparse.SUPPRESS,
+            metavar="WEIGHT",
+            help="weight among the misalignments (default: 1.0)",
+        )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--frame-size", type=int, default=MediaFormat.frame_size, help="side of a frame in pixels")
     parser.add_argument("--frame-rate", type=int, default=MediaFormat.frame_rate, help="frames a second")
@@ -31,14 +42,17 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, help="processes that render")
     parser.add_argument("--overwrite", action="store_true", help="replace a toy corpus that is already there")
     options = parser.parse_args(arguments)
+    given = {kind: getattr(options, kind) for kind in HARD_MISALIGNMENTS if hasattr(options, kind)}
+    weights = {**dict.fromkeys(LAYOUTS[options.layout].levels[options.level].kinds, 1.0), **given}
     try:
         scenes = generate(
             options.out,
             options.layout,
             options.num_clips,
+            level=options.level,
             split=options.split,
             misalignment=getattr(options, "misalignment_rate", None),
-            misalignment_weights={kind: getattr(options, kind) for kind in MISALIGNMENTS},
+            misalignment_weights=weights,
             seed=options.seed,
             media_format=MediaFormat(options.frame_size, options.frame_rate, options.sampling_rate),
             num_proc=options.num_proc,

@@ -14,6 +14,7 @@ from caeav_hf.errors import DataError
 
 from ..files import write_json, write_text
 from .classes import CLASSES
+from .hard import HARD_MISALIGNMENTS, hard_plan, plan_hard_event_clips, plan_hard_multi_source_clips
 from .parsing import plan_parsing_clips
 from .questions import ANSWERS, annotation, draw_questions, plan_question_clips
 from .render import (
@@ -32,6 +33,24 @@ from .segmentation import plan_multi_source_clips, plan_single_source_clips
 # What AVSBench calls the splits.
 _AVS_SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
+_Plan = Callable[[int, Sequence[float], float, Mapping[str, float], int], list[Scene]]
+
+
+@dataclass(frozen=True)
+class Level:
+    """
+    How hard a corpus is.
+
+    Args:
+        plan: Makes the scenes from (num_clips, split, misalignment, misalignment_weights, seed).
+        misalignment: Share of misaligned clips unless another one is asked for.
+        kinds: Kinds of misalignment that have a weight.
+    """
+
+    plan: _Plan
+    misalignment: float
+    kinds: Sequence[str] = MISALIGNMENTS
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -39,18 +58,16 @@ class Layout:
     How one data set lies on the disk.
 
     Args:
-        plan: Makes the scenes from (num_clips, split, misalignment, misalignment_weights, seed).
+        levels: Plans of the scenes, by how hard they are.
         write_media: Renders one scene into the folder; called in parallel.
         write_annotations: Writes everything that is not media, in the calling process.
-        misalignment: Share of misaligned clips unless another one is asked for.
         one_event: Whether a clip is about its first source alone, so that `toy.json` tells its category and event.
         entries: Names of what it writes in the folder, besides `toy.json`.
     """
 
-    plan: Callable[[int, Sequence[float], float, Mapping[str, float], int], list[Scene]]
+    levels: Mapping[str, Level]
     write_media: Callable[[Scene, Path, MediaFormat], None]
     write_annotations: Callable[[Sequence[Scene], Path], None]
-    misalignment: float = 0.0
     one_event: bool = True
     entries: tuple[str, ...] = ("annotations", "media", "captions.json")
 
@@ -60,6 +77,7 @@ def generate(
     layout: str = "ave",
     num_clips: int = 240,
     *,
+    level: str = "normal",
     split: Sequence[float] = (4, 1, 1),
     misalignment: float | None = None,
     misalignment_weights: Mapping[str, float] | None = None,
@@ -76,9 +94,10 @@ def generate(
         out_dir: Folder to write; made where it does not exist.
         layout: Data set whose layout to follow, one of `LAYOUTS`.
         num_clips: Clips in all.
+        level: How hard it is, one of `LEVELS`.
         split: Weights of training, validation and test.
-        misalignment: Share of misaligned clips in every split, in [0, 1]; by default the layout's.
-        misalignment_weights: Weight of each kind of misalignment (`MISALIGNMENTS`); default: all alike.
+        misalignment: Share of misaligned clips in every split, in [0, 1]; by default the level's.
+        misalignment_weights: Weight of each kind of misalignment; default: all kinds of the level alike.
         seed: Seed of everything.
         media_format: Frame size, frame rate and sampling rate.
         num_proc: Processes that render.
@@ -93,12 +112,15 @@ def generate(
     """
     if layout not in LAYOUTS:
         raise DataError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}")
+    if level not in LEVELS:
+        raise DataError(f"`level` must be one of {', '.join(LEVELS)}, got {level!r}")
     if num_proc < 1:
         raise DataError(f"`num_proc` must be at least 1, got {num_proc}")
     form, media_format = LAYOUTS[layout], media_format or MediaFormat()
-    weights = dict.fromkeys(MISALIGNMENTS, 1.0) if misalignment_weights is None else dict(misalignment_weights)
-    misalignment = form.misalignment if misalignment is None else misalignment
-    scenes = form.plan(num_clips, split, misalignment, weights, seed)
+    chosen = form.levels[level]
+    weights = dict.fromkeys(chosen.kinds, 1.0) if misalignment_weights is None else dict(misalignment_weights)
+    misalignment = chosen.misalignment if misalignment is None else misalignment
+    scenes = chosen.plan(num_clips, split, misalignment, weights, seed)
     out = Path(out_dir)
     _make_room(out, form.entries, overwrite)
 
@@ -112,11 +134,12 @@ def generate(
     form.write_annotations(scenes, out)
     truth = {
         "layout": layout,
+        **({} if level == "normal" else {"level": level}),
         "seed": seed,
         "classes": CLASSES,
         "misalignment": misalignment,
         "misalignment_weights": weights,
-        "clips": {scene.clip_id: _truth(scene, form.one_event) for scene in scenes},
+        "clips": {scene.clip_id: _truth(scene, form.one_event, level) for scene in scenes},
     }
     # Last of all: a folder with this file is complete.
     write_json(out / "toy.json", truth)
@@ -154,12 +177,13 @@ def _drain(results: Iterable[None]) -> None:
         pass
 
 
-def _truth(scene: Scene, one_event: bool) -> dict[str, object]:
+def _truth(scene: Scene, one_event: bool, level: str) -> dict[str, object]:
     names = [CLASSES[source.class_id] for source in scene.sources]
     return {
         "split": scene.split,
         **({"category": CLASSES[scene.class_id], "event": list(scene.event)} if one_event else {}),
         "aligned": scene.is_aligned,
+        **({} if level == "normal" else {"caption_is_right": scene.caption_is_right}),
         "segments": [
             {
                 "visible": [names[source] for source in segment.visible],
@@ -310,12 +334,41 @@ def _lines(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+LEVELS = ("normal", "hard")
+
 LAYOUTS = {
-    "ave": Layout(plan_event_clips, _write_clip, _write_ave_annotations),
-    "avvp": Layout(plan_parsing_clips, _write_clip, _write_avvp_annotations, misalignment=0.5, one_event=False),
-    "avs_s4": Layout(plan_single_source_clips, _write_s4_media, _write_s4_annotations, misalignment=0.5),
-    "avs_ms3": Layout(
-        plan_multi_source_clips, _write_ms3_media, _write_ms3_annotations, misalignment=0.75, one_event=False
+    "ave": Layout(
+        {
+            "normal": Level(plan_event_clips, 0.0),
+            "hard": Level(hard_plan(plan_hard_event_clips), 0.75, HARD_MISALIGNMENTS),
+        },
+        _write_clip,
+        _write_ave_annotations,
     ),
-    "avqa": Layout(plan_question_clips, _write_clip, _write_avqa_annotations, misalignment=0.6, one_event=False),
+    "avvp": Layout(
+        {"normal": Level(plan_parsing_clips, 0.5), "hard": Level(hard_plan(plan_parsing_clips), 0.75)},
+        _write_clip,
+        _write_avvp_annotations,
+        one_event=False,
+    ),
+    "avs_s4": Layout(
+        {"normal": Level(plan_single_source_clips, 0.5), "hard": Level(hard_plan(plan_single_source_clips), 0.75)},
+        _write_s4_media,
+        _write_s4_annotations,
+    ),
+    "avs_ms3": Layout(
+        {
+            "normal": Level(plan_multi_source_clips, 0.75),
+            "hard": Level(hard_plan(plan_hard_multi_source_clips), 0.75, HARD_MISALIGNMENTS),
+        },
+        _write_ms3_media,
+        _write_ms3_annotations,
+        one_event=False,
+    ),
+    "avqa": Layout(
+        {"normal": Level(plan_question_clips, 0.6), "hard": Level(hard_plan(plan_question_clips), 0.75)},
+        _write_clip,
+        _write_avqa_annotations,
+        one_event=False,
+    ),
 }

@@ -24,7 +24,10 @@ BACKDROPS = {
 
 @dataclass(frozen=True)
 class Look:
-    """One object's appearance: position and radius as parts of the frame, colour in [0, 1], motion parameters."""
+    """
+    One object's appearance: position and radius as parts of the frame, colour in [0, 1], motion parameters, and
+    `opacity`, the share of its own colour that it shows (the rest is the backdrop's).
+    """
 
     class_id: int
     x: float
@@ -33,6 +36,18 @@ class Look:
     colour: tuple[float, float, float]
     phase: float
     speed: float
+    opacity: float = 1.0
+
+
+@dataclass(frozen=True)
+class Pole:
+    """A bar across the frame, in front of everything: a point of its middle line, its direction, its half width."""
+
+    x: float
+    y: float
+    angle: float
+    radius: float
+    colour: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
@@ -117,7 +132,22 @@ def paint_object(image: np.ndarray, look: Look, time: float) -> np.ndarray:
     # A darker rim keeps the outline visible in front of a backdrop of the same colour.
     rim = np.clip(distance / (0.1 * radius * size) + 1.3, 0.0, 1.0)[..., None]
     colour = np.array(look.colour) * (1 - 0.55 * rim)
-    image += coverage[..., None] * (colour - image)
+    image += look.opacity * coverage[..., None] * (colour - image)
+    return coverage
+
+
+def paint_pole(image: np.ndarray, pole: Pole) -> np.ndarray:
+    """
+    Paint a pole into a float image of shape (size, size, 3), in place.
+
+    Returns:
+        Its coverage, (size, size) float32 in [0, 1].
+    """
+    size = image.shape[0]
+    x, y = _grid(size)
+    across = (y - pole.y) * np.cos(pole.angle) - (x - pole.x) * np.sin(pole.angle)
+    coverage = np.clip(0.5 - (np.abs(across) - pole.radius) * size, 0.0, 1.0).astype(np.float32)
+    image += coverage[..., None] * (np.array(pole.colour) - image)
     return coverage
 
 

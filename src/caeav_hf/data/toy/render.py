@@ -9,7 +9,7 @@ import av
 import numpy as np
 from PIL import Image
 
-from .look import paint_backdrop, paint_object, to_uint8
+from .look import paint_backdrop, paint_object, paint_pole, to_uint8
 from .scene import Scene
 from .voice import limit, synthesize_noise, synthesize_voice
 
@@ -38,14 +38,7 @@ def render_scene_frame(scene: Scene, time: float, size: int) -> tuple[np.ndarray
         The frame, (size, size, 3) uint8, and for each visible source (by its index in the scene) the mask of what is
         seen of it, (size, size) bool.
     """
-    segment = scene.segments[int(time)]
-    image = paint_backdrop(scene.backdrops[segment.backdrop], size)
-    masks: dict[int, np.ndarray] = {}
-    for source in segment.visible:
-        mask = paint_object(image, scene.sources[source].look, time) >= 0.5
-        # It hides what was painted before it.
-        masks = {**{behind: pixels & ~mask for behind, pixels in masks.items()}, source: mask}
-    return to_uint8(image), masks
+    return _paint_frame(scene, paint_backdrop(scene.backdrops[scene.segments[int(time)].backdrop], size), time)
 
 
 def render_scene_frames(scene: Scene, size: int, frame_rate: int) -> np.ndarray:
@@ -54,11 +47,26 @@ def render_scene_frames(scene: Scene, size: int, frame_rate: int) -> np.ndarray:
     frames = np.empty((len(scene.segments) * frame_rate, size, size, 3), np.uint8)
     for number in range(len(frames)):
         segment = scene.segments[number // frame_rate]
-        image = images[segment.backdrop].copy()
-        for source in segment.visible:
-            paint_object(image, scene.sources[source].look, number / frame_rate)
-        frames[number] = to_uint8(image)
+        frames[number], _ = _paint_frame(scene, images[segment.backdrop].copy(), number / frame_rate)
     return frames
+
+
+def _paint_frame(scene: Scene, image: np.ndarray, time: float) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """A moment of a scene in front of its painted backdrop, and what is seen of each visible source."""
+    segment = scene.segments[int(time)]
+    masks: dict[int, np.ndarray] = {}
+    for source in segment.visible:
+        mask = paint_object(image, scene.sources[source].look, time) >= 0.5
+        # It hides what was painted before it.
+        masks = {**{behind: pixels & ~mask for behind, pixels in masks.items()}, source: mask}
+    if scene.pole is not None:
+        mask = paint_pole(image, scene.pole) >= 0.5
+        masks = {behind: pixels & ~mask for behind, pixels in masks.items()}
+    if scene.frame_noise:
+        # By the moment, so that a frame is the same alone and in a video of any frame rate.
+        rng = np.random.default_rng([scene.noise.seed, round(1000 * time)])
+        image += scene.frame_noise * rng.standard_normal((*image.shape[:2], 1), dtype=np.float32)
+    return to_uint8(image), masks
 
 
 def render_scene_sound(scene: Scene, sampling_rate: int) -> np.ndarray:

@@ -15,7 +15,7 @@ import numpy as np
 from caeav_hf.errors import DataError
 
 from .classes import CLASSES, TOY_CLASSES
-from .look import BACKDROPS, Backdrop, Look, draw_backdrop, draw_look
+from .look import BACKDROPS, Backdrop, Look, Pole, draw_backdrop, draw_look
 from .voice import NOISE_BEDS, NoiseBed, Voice, draw_noise_bed, draw_voice
 
 
@@ -27,7 +27,7 @@ NUM_SEGMENTS = 10  # seconds of a clip with one event
 
 # Seconds of an event, in an order in which every beginning averages 5 or more: however few clips a split has, most of
 # its segments are events, and answering "background" everywhere is right for at most half of them.
-_EVENT_SECONDS = (8, 3, 7, 4, 6, 5, 9, 2)
+EVENT_SECONDS = (8, 3, 7, 4, 6, 5, 9, 2)
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,10 @@ class Segment:
 
 @dataclass(frozen=True)
 class Scene:
-    """One clip. `index` is its number in the corpus, its first source what it is about."""
+    """
+    One clip. `index` is its number in the corpus, its first source what it is about. `frame_noise` is the standard
+    deviation of the grain that changes with each frame.
+    """
 
     clip_id: str
     index: int
@@ -62,6 +65,9 @@ class Scene:
     segments: tuple[Segment, ...]
     visual_caption: str
     audio_caption: str
+    caption_is_right: bool = True
+    pole: Pole | None = None
+    frame_noise: float = 0.0
 
     @property
     def class_id(self) -> int:
@@ -91,7 +97,7 @@ class Card:
         class_id: Class of its first source.
         number: One of the numbers dealt evenly, whatever they count.
         kind: Kind of its misalignment, None in an aligned clip.
-        weights: Weight of each kind of `MISALIGNMENTS`.
+        weights: Weight of each kind that can be dealt.
     """
 
     index: int
@@ -129,7 +135,7 @@ def plan_event_clips(
         The scenes, by split. In every split, and among its aligned and its misaligned clips alike, classes are
         balanced and events last 5.5 s on average.
     """
-    return plan_clips(num_clips, split, misalignment, misalignment_weights, seed, _EVENT_SECONDS, _event_scene)
+    return plan_clips(num_clips, split, misalignment, misalignment_weights, seed, EVENT_SECONDS, _event_scene)
 
 
 def plan_clips(
@@ -141,6 +147,7 @@ def plan_clips(
     numbers: Sequence[int],
     draft: Callable[[np.random.Generator, Card], Scene],
     num_classes: int = len(CLASSES),
+    kinds_known: Sequence[str] = MISALIGNMENTS,
 ) -> list[Scene]:
     """
     Deals classes, numbers and kinds of misalignment evenly and has a scene drafted from each hand.
@@ -150,11 +157,12 @@ def plan_clips(
         numbers: Dealt in turn among the aligned and among the misaligned clips of each split.
         num_classes: How many of the classes there are, from the first on.
         draft: Makes one scene with a generator of its own.
+        kinds_known: Kinds of misalignment that can be dealt.
 
     Raises:
         DataError: An argument is out of range.
     """
-    weights = _checked_weights(misalignment_weights)
+    weights = _checked_weights(misalignment_weights, kinds_known)
     if not 0.0 <= misalignment <= 1.0:
         raise DataError(f"`misalignment` must be a share of the clips in [0, 1], got {misalignment}")
     if len(split) != len(SPLITS) or min(split) < 0 or sum(split) <= 0:
@@ -169,7 +177,7 @@ def plan_clips(
             (class_id, number, kind)
             for kinds in (
                 [None] * (size - num_misaligned),
-                _deal(rng, np.repeat(np.arange(len(MISALIGNMENTS)), _apportion(num_misaligned, weights))),
+                _deal(rng, np.repeat(np.arange(len(kinds_known)), _apportion(num_misaligned, weights))),
             )
             for class_id, number, kind in zip(
                 _deal(rng, np.resize(rng.permutation(num_classes), len(kinds))),
@@ -180,7 +188,7 @@ def plan_clips(
         ]
         for position in rng.permutation(size):
             class_id, number, kind = hands[position]
-            name = None if kind is None else MISALIGNMENTS[kind]
+            name = None if kind is None else kinds_known[kind]
             card = Card(len(scenes), split_name, class_id, number, name, tuple(weights))
             scenes.append(draft(np.random.default_rng([seed, card.index]), card))
     return scenes
@@ -224,8 +232,8 @@ def finish_scene(
         backdrops=tuple(backdrops),
         noise=noise,
         segments=tuple(segments),
-        visual_caption=_visual_caption(rng, sources, backdrops, segments),
-        audio_caption=_audio_caption(rng, sources, noise, segments),
+        visual_caption=visual_caption(rng, sources, backdrops, segments),
+        audio_caption=audio_caption(rng, sources, noise, segments),
     )
 
 
@@ -241,9 +249,10 @@ def _misaligned(rng: np.random.Generator, kind: str) -> Segment:
     return Segment(sounding=(0,), backdrop=1, misalignment=kind)
 
 
-def _visual_caption(
+def visual_caption(
     rng: np.random.Generator, sources: Sequence[Source], backdrops: Sequence[Backdrop], segments: Sequence[Segment]
 ) -> str:
+    """A sentence about what is seen in a clip."""
     own, *others = (TOY_CLASSES[source.class_id] for source in sources)
     place = BACKDROPS[backdrops[0].kind]
     if not any(segment.visible for segment in segments):
@@ -267,9 +276,10 @@ def _visual_caption(
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def _audio_caption(
+def audio_caption(
     rng: np.random.Generator, sources: Sequence[Source], noise: NoiseBed, segments: Sequence[Segment]
 ) -> str:
+    """A sentence about what is heard in a clip."""
     bed = NOISE_BEDS[noise.kind]
     sounds = [
         str(rng.choice(TOY_CLASSES[source.class_id].heard))
@@ -283,10 +293,10 @@ def _audio_caption(
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
-def _checked_weights(weights: Mapping[str, float]) -> list[float]:
-    if unknown := sorted(set(weights) - set(MISALIGNMENTS)):
-        raise DataError(f"`misalignment_weights` names {unknown}, expected kinds of {', '.join(MISALIGNMENTS)}")
-    values = [float(weights.get(kind, 0.0)) for kind in MISALIGNMENTS]
+def _checked_weights(weights: Mapping[str, float], kinds: Sequence[str]) -> list[float]:
+    if unknown := sorted(set(weights) - set(kinds)):
+        raise DataError(f"`misalignment_weights` names {unknown}, expected kinds of {', '.join(kinds)}")
+    values = [float(weights.get(kind, 0.0)) for kind in kinds]
     if min(values) < 0 or sum(values) <= 0:
         raise DataError(f"`misalignment_weights` must not be negative nor all 0, got {dict(weights)}")
     return values

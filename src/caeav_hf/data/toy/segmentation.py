@@ -69,7 +69,7 @@ def plan_multi_source_clips(
     Args:
         num_clips, split, misalignment, misalignment_weights, seed: As for [`~scene.plan_event_clips`].
     """
-    return plan_clips(num_clips, split, misalignment, misalignment_weights, seed, (2, 3), _multi_source_scene)
+    return plan_clips(num_clips, split, misalignment, misalignment_weights, seed, (2, 3), multi_source_scene)
 
 
 def _single_source_scene(rng: np.random.Generator, card: Card) -> Scene:
@@ -79,12 +79,13 @@ def _single_source_scene(rng: np.random.Generator, card: Card) -> Scene:
     return finish_scene(rng, card, sources, [draw_backdrop(rng)], draw_noise_bed(rng), [segment] * SECONDS)
 
 
-def _multi_source_scene(rng: np.random.Generator, card: Card) -> Scene:
+def multi_source_scene(rng: np.random.Generator, card: Card) -> Scene:
+    """A clip with `card.number` objects in view and one that never is."""
     count = card.number
     *classes, stray_class = draw_classes(rng, card.class_id, count)
     stray = Source(stray_class, draw_look(rng, stray_class), draw_voice(rng, stray_class, _DECIBELS))
     sources = [*draw_in_view(rng, classes), stray]
-    order, sounding = draw_order(rng, count), _sounding(rng, count)
+    order, sounding = draw_order(rng, count), draw_sounding(rng, count)
     if card.kind is None:
         segments = [Segment(tuple(i for i in order if i in heard), heard) for heard in sounding]
     else:
@@ -126,7 +127,7 @@ def draw_order(rng: np.random.Generator, count: int) -> tuple[int, ...]:
     return tuple(rng.permutation(count).tolist())
 
 
-def _sounding(rng: np.random.Generator, count: int) -> list[tuple[int, ...]]:
+def draw_sounding(rng: np.random.Generator, count: int) -> list[tuple[int, ...]]:
     """
     Which of `count` sources sound in each second: two to four stretches, each unlike the one before. The first source
     sounds in some.

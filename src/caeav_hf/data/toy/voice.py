@@ -53,11 +53,11 @@ def draw_voice(rng: np.random.Generator, class_id: int, decibels: tuple[float, f
     )
 
 
-def draw_noise_bed(rng: np.random.Generator) -> NoiseBed:
-    """A new background noise, 12 to 44 dB below a voice's peak."""
+def draw_noise_bed(rng: np.random.Generator, decibels: tuple[float, float] = (-48.0, -30.0)) -> NoiseBed:
+    """A new background noise with its level in this range; by default 12 to 44 dB below a voice's peak."""
     return NoiseBed(
         kind=str(rng.choice(list(NOISE_BEDS))),
-        level=float(10 ** (rng.uniform(-48.0, -30.0) / 20)),
+        level=float(10 ** (rng.uniform(*decibels) / 20)),
         seed=int(rng.integers(2**31)),
     )
 
