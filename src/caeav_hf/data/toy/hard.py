@@ -229,7 +229,8 @@ def _multi_source_scene(rng: np.random.Generator, card: Card) -> Scene:
     if card.kind != "delayed_sound":
         return multi_source_scene(rng, card)
     sources = draw_in_view(rng, draw_classes(rng, card.class_id, card.number - 1))
-    order, heard = draw_order(rng, card.number), [()]
+    order = draw_order(rng, card.number)
+    heard: list[tuple[int, ...]] = []
     while not any(0 in seen and 0 in before for seen, before in zip(heard[1:], heard, strict=False)):
         heard = draw_sounding(rng, card.number)
     segments = []
