@@ -1,5 +1,6 @@
 """Metrics of the tasks, each as a function and as an `evaluate` metric that accumulates over batches and processes."""
 
+from .agreement import agreement_auc
 from .event_localization import EventLocalizationAccuracy, event_localization_accuracy, event_localization_scores
 from .question_answering import QuestionAnsweringAccuracy, question_answering_accuracy
 from .segmentation import SegmentationScores, SegmentationSums, segmentation_scores, segmentation_sums
@@ -13,6 +14,7 @@ __all__ = [
     "SegmentationSums",
     "VideoParsingScores",
     "VideoParsingSums",
+    "agreement_auc",
     "event_localization_accuracy",
     "event_localization_scores",
     "question_answering_accuracy",

@@ -1,0 +1,303 @@
+"""
+What each part of CAE-AV adds to AVMoE, on the toy corpora at their hard level: Table VI in miniature.
+
+    python benchmarks/ablation.py --out ablation
+
+Trains every variant on event localization and multi-source segmentation with each seed, two runs at a time with one
+thread each, and scores them on held-out clips, aligned and misaligned ones apart; variants with CASE also without
+captions and with those of other clips, variants with CASTE also by how well their agreement tells matching from
+mismatched segments. Every run leaves a file in `--out`; the command continues where it was stopped, and ends with a
+table (`ablation.md`), all numbers (`ablation.json`) and a picture (`ablation.png`).
+"""
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from caeav_hf.data import AveBuilder, AvsBenchBuilder, CaeAvCollator, CaeAvDataset
+from caeav_hf.data.toy import generate
+from caeav_hf.metrics import agreement_auc
+from caeav_hf.training import find_recipe, load_recipe
+from caeav_hf.training.build import build_processor, load_trained_model
+from caeav_hf.training.evaluation import evaluate
+from caeav_hf.training.run import train
+from caeav_hf.training.tasks import get_task
+from caeav_hf.visualization.drawing import SERIES, make_bare, new_figure, save_figure
+
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "AVMoE": {"interaction": "avmoe", "use_case": False, "agreement_loss_weight": 0.0},
+    "+ CASTE": {"use_case": False, "agreement_loss_weight": 0.0},
+    "+ CASE": {"interaction": "avmoe", "agreement_loss_weight": 0.0},
+    "CAE-AV": {"agreement_loss_weight": 0.0},
+    "CAE-AV + agreement": {"agreement_loss_weight": 0.1},
+    "CAE-AV, official": {"formulation": "official", "agreement_loss_weight": 0.0},
+}
+CLIPS = {"ave": 288, "avs_ms3": 240}
+METRICS = {"ave": "accuracy", "avs_ms3": "j"}
+TITLES = {"ave": "Event localization, segment accuracy (%)", "avs_ms3": "Multi-source segmentation, J (%)"}
+PARTS = ("all", "aligned", "misaligned")
+CAPTIONS = ("own", "none", "foreign")
+# Student's t: 97.5 % quantiles for 1, 2, ... degrees of freedom.
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def prepare(out: Path, task: str) -> None:
+    """Make the corpus of a task and build its data set, unless that has been done."""
+    if (out / task / "dataset").exists():
+        return
+    corpus = out / task / "corpus"
+    if not (corpus / "toy.json").exists():
+        generate(corpus, layout=task, level="hard", num_clips=CLIPS[task], seed=0, num_proc=2)
+    builder, options = (AveBuilder, {}) if task == "ave" else (AvsBenchBuilder, {"setting": "ms3"})
+    builder(
+        annotations=str(corpus / "annotations"),
+        media=str(corpus / "media"),
+        captions=str(corpus / "captions.json"),
+        cache_dir=str(out / task / "cache"),
+        **options,
+    ).build(out / task / "dataset")
+
+
+def run_one(out: Path, task: str, variant: str, seed: int) -> None:
+    """Train one variant with one seed, score it and write its file."""
+    started = time.process_time()
+    run = out / task / "runs" / f"{variant}, seed {seed}"
+    paths = {"data": str(out / task / "dataset"), "output_dir": str(run), "cache_dir": str(out / task / "cache")}
+    values = {**paths, "seed": seed, "model_config": VARIANTS[variant]}
+    recipe = load_recipe(find_recipe(task, "toy"), values)
+    result = train(recipe, resume=run if (run / "checkpoints" / "last").exists() else None)
+    trained = time.process_time()
+    model = load_trained_model(get_task(task).model_class, result.best_checkpoint)
+    processor = build_processor(model, result.best_checkpoint)
+    scenes = json.loads((out / task / "corpus" / "toy.json").read_text(encoding="utf-8"))["clips"]
+    data = CaeAvDataset(out / task / "dataset", processor, split="test", cache_dir=recipe.cache_dir)
+    found: dict[str, Any] = {"task": task, "variant": variant, "seed": seed, "scores": {}}
+    captions = CAPTIONS if model.config.use_case else CAPTIONS[:1]
+    for kind in captions:
+        rows = data.rows if kind == "own" else with_captions(data.rows, scenes, kind)
+        aligned = [scenes[name]["aligned"] for name in rows["video_id"]]
+        for part in PARTS:
+            chosen = [
+                index for index, yes in enumerate(aligned) if part in ("all", "aligned" if yes else "misaligned")
+            ]
+            subset = CaeAvDataset(rows.select(chosen), processor, cache_dir=recipe.cache_dir)
+            scores = evaluate(
+                model, subset, CaeAvCollator(), get_task(task), Accelerator(), batch_size=recipe.eval_batch_size
+            )
+            found["scores"][f"{kind} captions, {part}"] = 100 * scores[METRICS[task]]
+    found["agreement_auc"] = stage_aucs(model, data, scenes, recipe.eval_batch_size)
+    found["zero_started"] = {
+        name.removeprefix("model."): float(value.detach().abs().mean())
+        for name, value in model.named_parameters()
+        if name.split(".")[-1] in ("gamma", "gate", "gate_av")
+    }
+    found["seconds"] = {"training": trained - started, "scoring": time.process_time() - trained}
+    write(result_file(out, task, variant, seed), json.dumps(found, indent=1))
+
+
+def with_captions(rows: Any, scenes: dict[str, Any], kind: str) -> Any:
+    """The rows without captions, or each with the captions of a clip that shares no class with it."""
+    names = ["visual_caption", "audio_caption"]
+    others: list[dict[str, Any]] = [dict.fromkeys(names)] * len(rows)
+    if kind == "foreign":
+        classes = [classes_of(scenes[name]) for name in rows["video_id"]]
+        rng = np.random.default_rng(0)
+        texts = rows.select_columns(names)
+        others = [
+            texts[int(rng.choice([index for index, there in enumerate(classes) if not there & here]))]
+            for here in classes
+        ]
+    return rows.map(lambda _, index: others[index], with_indices=True, features=rows.features)
+
+
+def classes_of(scene: dict[str, Any]) -> set[str]:
+    """Names of all that is seen or heard in a clip."""
+    return {name for segment in scene["segments"] for name in (*segment["visible"], *segment["sounding"])}
+
+
+@torch.no_grad()
+def stage_aucs(model: Any, data: CaeAvDataset, scenes: dict[str, Any], batch_size: int) -> list[float] | None:
+    """
+    For each stage: how well its agreement tells segments in which what is seen is what is heard from those in which
+    it is not. Segments in which nothing is seen and nothing heard are left out.
+    """
+    agreement, is_matching = [], []
+    for first in range(0, len(data), batch_size):
+        indices = range(first, min(first + batch_size, len(data)))
+        inputs = CaeAvCollator()([data[index] for index in indices])
+        assert inputs is not None
+        stages = model(**{name: value for name, value in inputs.items() if name != "labels"}).agreement
+        if stages is None:
+            return None
+        segments = [segment for index in indices for segment in scenes[data.rows[index]["video_id"]]["segments"]]
+        for values, segment in zip(torch.stack(stages, -1).flatten(0, 1), segments, strict=True):
+            if segment["visible"] or segment["sounding"]:
+                agreement.append(values)
+                is_matching.append(segment["misalignment"] is None)
+    return [agreement_auc(stage, torch.tensor(is_matching)) for stage in torch.stack(agreement, -1)]
+
+
+def result_file(out: Path, task: str, variant: str, seed: int) -> Path:
+    return out / task / "results" / f"{variant}, seed {seed}.json"
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def run_all(out: Path, seeds: Sequence[int], tasks: Sequence[str]) -> None:
+    """Every run that has no file yet, two at a time."""
+    open_runs = [
+        (task, variant, seed)
+        for seed in seeds
+        for task in tasks
+        for variant in VARIANTS
+        if not result_file(out, task, variant, seed).exists()
+    ]
+    # The text of a failed run must be found, that of the others is of no interest.
+    (out / "logs").mkdir(parents=True, exist_ok=True)
+
+    def start(run: tuple[str, str, int]) -> int:
+        task, variant, seed = run
+        command = [sys.executable, __file__, "--out", str(out), "--one", task, variant, str(seed)]
+        with open(out / "logs" / f"{task}, {variant}, seed {seed}.txt", "w", encoding="utf-8") as log:
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            return subprocess.run(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
+            ).returncode
+
+    with ThreadPoolExecutor(2) as pool:
+        codes = list(tqdm(pool.map(start, open_runs), total=len(open_runs), desc="runs", unit="run"))
+    if failed := [run for run, code in zip(open_runs, codes, strict=True) if code]:
+        raise SystemExit(f"failed: {failed}; their output is in {out / 'logs'}")
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval by Student's t; NaN for one value."""
+    half = T_QUANTILES[len(values) - 2] * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return mean(values), half
+
+
+def summarize(out: Path, seeds: Sequence[int], tasks: Sequence[str]) -> None:
+    """The table, the numbers and the picture of all runs."""
+    found = {
+        (task, variant): [
+            json.loads(result_file(out, task, variant, seed).read_text(encoding="utf-8")) for seed in seeds
+        ]
+        for task in tasks
+        for variant in VARIANTS
+    }
+    lines = []
+    for task in tasks:
+        baseline = [run["scores"] for run in found[task, "AVMoE"]]
+        lines += [
+            f"{TITLES[task]}; seeds {', '.join(map(str, seeds))}; mean and 95 % interval",
+            "",
+            "| variant | all | aligned | misaligned | all, against AVMoE | without captions | foreign captions | "
+            "AUC of agreement, stages 1 to 4 | seconds |",
+            "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
+        ]
+        for variant in VARIANTS:
+            runs = found[task, variant]
+            cells = [text([run["scores"][f"own captions, {part}"] for run in runs]) for part in PARTS]
+            own = [run["scores"]["own captions, all"] for run in runs]
+            gains = [value - base["own captions, all"] for value, base in zip(own, baseline, strict=True)]
+            cells.append("" if variant == "AVMoE" else text(gains, sign="+"))
+            for kind in CAPTIONS[1:]:
+                name = f"{kind} captions, all"
+                has_case = name in runs[0]["scores"]
+                cells.append(text([run["scores"][name] for run in runs]) if has_case else "")
+            aucs = [run["agreement_auc"] for run in runs if run["agreement_auc"] is not None]
+            cells.append(", ".join(f"{mean(stage):.2f}" for stage in zip(*aucs, strict=True)))
+            cells.append(f"{mean([run['seconds']['training'] for run in runs]):.0f}")
+            lines.append(f"| {variant} | {' | '.join(cells)} |")
+        lines.append("")
+    print("\n".join(lines))
+    write(out / "ablation.md", "\n".join(lines))
+    write(out / "ablation.json", json.dumps([run for runs in found.values() for run in runs], indent=1))
+    draw(found, tasks, out / "ablation.png")
+
+
+def text(values: Sequence[float], sign: str = "") -> str:
+    center, half = interval(values)
+    return f"{center:{sign}.1f} ± {half:.1f}"
+
+
+def draw(found: dict[tuple[str, str], list[dict[str, Any]]], tasks: Sequence[str], path: Path) -> None:
+    """One row a task: scores of every variant, and what captions do, each with its interval and its seeds."""
+    figure = new_figure(15, 4.6 * len(tasks))
+    grid = figure.subplots(len(tasks), 2, squeeze=False, width_ratios=(2, 1))
+    case = [name for name, values in VARIANTS.items() if values.get("use_case", True)]
+    for (left, right), task in zip(grid, tasks, strict=True):
+        columns = [[f"own captions, {part}" for part in PARTS[1:]], [f"{kind} captions, all" for kind in CAPTIONS]]
+        labels = [["aligned clips", "misaligned clips"], ["own captions", "no captions", "another clip's"]]
+        for axis, names, series, legend in (
+            (left, list(VARIANTS), *[c[0] for c in (columns, labels)]),
+            (right, case, *[c[1] for c in (columns, labels)]),
+        ):
+            for number, (score, label) in enumerate(zip(series, legend, strict=True)):
+                offset = 0.18 * (number - (len(series) - 1) / 2)
+                for place, name in enumerate(names):
+                    values = [run["scores"][score] for run in found[task, name]]
+                    center, half = interval(values)
+                    place_x = place + offset
+                    axis.errorbar(
+                        place_x,
+                        center,
+                        0 if math.isnan(half) else half,
+                        fmt="o",
+                        color=SERIES[number],
+                        capsize=4,
+                        label=label if place == 0 else None,
+                    )
+                    axis.plot([place_x + 0.05] * len(values), values, ".", color=SERIES[number], alpha=0.5, ms=5)
+            make_bare(axis, keep=("left", "bottom"))
+            axis.set_xticks(range(len(names)), [name.replace(" + ", "\n+ ").replace(", ", ",\n") for name in names])
+            axis.grid(axis="y", color="#E5E5E5")
+            axis.set_axisbelow(True)
+            axis.legend(fontsize=11, frameon=False, loc="best")
+        left.set_title(TITLES[task], loc="left", fontsize=13)
+        right.set_title("What captions do", loc="left", fontsize=13)
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("ablation"), help="folder for everything")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--tasks", nargs="+", choices=list(CLIPS), default=list(CLIPS))
+    parser.add_argument("--one", nargs=3, metavar=("TASK", "VARIANT", "SEED"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.one is not None:
+        task, variant, seed = arguments.one
+        run_one(arguments.out, task, variant, int(seed))
+        return
+    for task in arguments.tasks:
+        prepare(arguments.out, task)
+    run_all(arguments.out, arguments.seeds, arguments.tasks)
+    summarize(arguments.out, arguments.seeds, arguments.tasks)
+
+
+if __name__ == "__main__":
+    main()
