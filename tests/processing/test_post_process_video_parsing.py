@@ -44,7 +44,21 @@ def test_runs_of_each_modality_and_of_both(processor):
     assert spans(first["both"]) == [("bell", 1.0, 3.0), ("bell", 4.0, 5.0)]
     assert first["both"][0]["score"] == pytest.approx((0.6 + 0.7) / 2 * 0.5)
     assert first["agreement"] == [0.25] * 6
+    assert first["misaligned"] is None
     assert [second[name] for name in ("audible", "visible", "both")] == [[], [], []]
+    assert json.loads(json.dumps(first)) == first
+
+
+def test_calibrated_agreement_says_where_sound_and_picture_part(processor):
+    probs = torch.tensor([[0.9, 0.4, 0.2, 0.8, 0.5, 0.1], [0.9] * 6])
+    given = outputs(agreement_probs=(torch.zeros(2, 6), probs))
+    first, second = processor.post_process_video_parsing(given)
+    assert first["agreement"] == pytest.approx(probs[0].tolist())
+    assert first["misaligned"] == [
+        {"start": 1.0, "end": 3.0, "agreement": pytest.approx(0.3)},
+        {"start": 5.0, "end": 6.0, "agreement": pytest.approx(0.1)},
+    ]
+    assert second["misaligned"] == []
     assert json.loads(json.dumps(first)) == first
 
 

@@ -321,6 +321,24 @@ def test_intervals_of_a_clip(processor):
         {"label": "Violin", "label_id": 1, "start": 4, "end": 6, "score": pytest.approx(np.mean(scores[4:]))},
     ]
     assert result["agreement"] == pytest.approx([0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    assert result["misaligned"] is None
+
+
+def test_misaligned_intervals_keep_their_times(processor):
+    outputs = {
+        "event_logits": torch.ones(1, 5),
+        "class_logits": torch.eye(3)[:1],
+        "agreement": (torch.zeros(1, 5),),
+        "agreement_probs": (torch.tensor([[0.3, 0.1, 0.2, 0.7, 0.4]]),),
+        "frame_mask": torch.tensor([[True, False, True, True, True]]),
+    }
+    (result,) = processor.post_process_event_localization(outputs, segment_seconds=0.5)
+    assert result["agreement"] == pytest.approx([0.3, 0.2, 0.7, 0.4])
+    assert result["misaligned"] == [
+        {"start": 0.0, "end": 0.5, "agreement": pytest.approx(0.3)},
+        {"start": 1.0, "end": 1.5, "agreement": pytest.approx(0.2)},
+        {"start": 2.0, "end": 2.5, "agreement": pytest.approx(0.4)},
+    ]
 
 
 def test_padded_segments_are_left_out(processor):

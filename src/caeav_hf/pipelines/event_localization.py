@@ -18,7 +18,7 @@ class AudioVisualEventLocalizationPipeline(CaeAvPipeline):
     >>> localize("dog.mp4", visual_caption="a dog on a lawn", audio_caption="a dog barks")
     {'file': 'dog.mp4', 'duration': 10.0, 'has_audio': True, 'analyzed': {'start': 0.0, 'end': 10.0, 'segments': 10},
      'intervals': [{'label': 'Bark', 'label_id': 2, 'start': 2.0, 'end': 5.0, 'score': 0.93}], 'segments': [...],
-     'scores': [...], 'agreement': [...]}
+     'scores': [...], 'agreement': [...], 'misaligned': [...]}
     ```
 
     The result's keys are those of [`CaeAvProcessor.post_process_event_localization`]; `threshold` (default 0.5) is the
@@ -31,7 +31,7 @@ class AudioVisualEventLocalizationPipeline(CaeAvPipeline):
     """
 
     _describe_parameters = ("threshold",)
-    _output_names = ("event_logits", "class_logits", "agreement", "frame_mask")
+    _output_names = ("event_logits", "class_logits", "agreement", "agreement_probs", "frame_mask")
 
     def describe(
         self, model_outputs: Any, sizes: list[tuple[int, int]], threshold: float = 0.5, **parameters: Any

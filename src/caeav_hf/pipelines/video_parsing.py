@@ -22,7 +22,7 @@ class AudioVisualVideoParsingPipeline(CaeAvPipeline):
     >>> parse("street.mp4")
     {'file': 'street.mp4', 'duration': 10.0, 'has_audio': True, 'analyzed': {'start': 0.0, 'end': 10.0, 'segments':
      10}, 'audible': [{'label': 'Car', 'label_id': 1, 'start': 0.0, 'end': 7.0, 'score': 0.93}, {'label': 'Speech',
-     ...}], 'visible': [...], 'both': [...], 'agreement': [...]}
+     ...}], 'visible': [...], 'both': [...], 'agreement': [...], 'misaligned': [...]}
     ```
 
     The result's keys are those of [`CaeAvProcessor.post_process_video_parsing`]. `threshold` and `video_threshold`
@@ -40,7 +40,7 @@ class AudioVisualVideoParsingPipeline(CaeAvPipeline):
     _describe_parameters = ("threshold", "video_threshold")
     _output_names = (
         *("audio_probs", "visual_probs", "audio_frame_probs", "visual_frame_probs"),
-        *("agreement", "frame_mask"),
+        *("agreement", "agreement_probs", "frame_mask"),
     )
 
     def _model_inputs(

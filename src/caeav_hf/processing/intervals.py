@@ -54,6 +54,29 @@ def intervals_of(
     ]
 
 
+def misaligned_intervals(agreement: np.ndarray, real: np.ndarray, segment_seconds: float) -> list[dict[str, float]]:
+    """
+    Runs of segments whose sound and picture probably do not belong together.
+
+    Args:
+        agreement: (T,), probability that they do, where as many pairs do as do not.
+        real: (T,) bool, False for segments that are left out.
+        segment_seconds: Seconds of a segment.
+
+    Returns:
+        For each run of segments below 0.5 a dict of `start` and `end` (seconds after the first segment began) and
+        `agreement`, the mean of the segments'.
+    """
+    return [
+        {
+            "start": run[0] * segment_seconds,
+            "end": (run[-1] + 1) * segment_seconds,
+            "agreement": float(agreement[run].mean()),
+        }
+        for run in _runs(((agreement < 0.5) & real).nonzero()[0].tolist())
+    ]
+
+
 @dataclass(frozen=True, eq=False)
 class LocalizedSegments:
     """
@@ -64,7 +87,9 @@ class LocalizedSegments:
         label_ids: (T,) int64, the class of the window in which the segment lies.
         active: (T,) bool, whether the segment has an event of this class; if not, it is background.
         scores: (T,) float32, of the event, also where the segment is background.
-        agreement: (T,) float32, cosine of the modalities, or None where the model gave none.
+        agreement: (T,) float32, or None where the model gave none: the probability that sound and picture belong
+            together if `is_calibrated`, else the cosine of the modalities.
+        is_calibrated: Whether the model was trained with the agreement loss.
     """
 
     real: np.ndarray
@@ -72,6 +97,7 @@ class LocalizedSegments:
     active: np.ndarray
     scores: np.ndarray
     agreement: np.ndarray | None
+    is_calibrated: bool = False
 
     @classmethod
     def joined(cls, parts: Sequence["LocalizedSegments"]) -> "LocalizedSegments":
@@ -82,6 +108,7 @@ class LocalizedSegments:
             np.concatenate([part.active for part in parts]),
             np.concatenate([part.scores for part in parts]),
             _joined_agreement(parts),
+            all(part.is_calibrated for part in parts),
         )
 
     def events(self, name_of: Callable[[int], str], segment_seconds: float) -> dict[str, Any]:
@@ -94,7 +121,8 @@ class LocalizedSegments:
 
         Returns:
             A dict of **intervals** (see [`intervals_of`]) by start, **segments**, labels or `"background"`, **scores**
-            and **agreement**, each one a segment; `agreement` may be None.
+            and **agreement**, each one a segment, and **misaligned** (see [`misaligned_intervals`]); `agreement` may
+            be None, and `misaligned` is where it is not calibrated.
         """
         active = self.active & self.real
         found = [
@@ -114,6 +142,9 @@ class LocalizedSegments:
             "segments": [name_of(label_id) if is_event else "background" for label_id, is_event in pairs],
             "scores": self.scores[self.real].tolist(),
             "agreement": None if self.agreement is None else self.agreement[self.real].tolist(),
+            "misaligned": misaligned_intervals(self.agreement, self.real, segment_seconds)
+            if self.agreement is not None and self.is_calibrated
+            else None,
         }
 
 
@@ -125,7 +156,9 @@ class ParsedSegments:
     Attributes:
         audible, visible: (T, C) bool, whether a segment has a class.
         audible_scores, visible_scores: (T, C) float32, probabilities.
-        agreement: (T,) float32, cosine of the modalities, or None where the model gave none.
+        agreement: (T,) float32, or None where the model gave none: the probability that sound and picture belong
+            together if `is_calibrated`, else the cosine of the modalities.
+        is_calibrated: Whether the model was trained with the agreement loss.
     """
 
     audible: np.ndarray
@@ -133,6 +166,7 @@ class ParsedSegments:
     audible_scores: np.ndarray
     visible_scores: np.ndarray
     agreement: np.ndarray | None
+    is_calibrated: bool = False
 
     @classmethod
     def joined(cls, parts: Sequence["ParsedSegments"]) -> "ParsedSegments":
@@ -143,6 +177,7 @@ class ParsedSegments:
             np.concatenate([part.audible_scores for part in parts]),
             np.concatenate([part.visible_scores for part in parts]),
             _joined_agreement(parts),
+            all(part.is_calibrated for part in parts),
         )
 
     def tracks(self, name_of: Callable[[int], str], segment_seconds: float) -> dict[str, Any]:
@@ -155,7 +190,8 @@ class ParsedSegments:
 
         Returns:
             A dict of **audible**, **visible** and **both**, lists of intervals (see [`intervals_of`]) by start, and
-            **agreement**, one a segment, or None.
+            **agreement**, one a segment, or None, and **misaligned** (see [`misaligned_intervals`]), None where the
+            agreement is not calibrated.
         """
 
         def track(active: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
@@ -177,6 +213,9 @@ class ParsedSegments:
             "visible": track(self.visible, self.visible_scores),
             "both": track(self.audible & self.visible, self.audible_scores * self.visible_scores),
             "agreement": None if self.agreement is None else self.agreement.tolist(),
+            "misaligned": misaligned_intervals(self.agreement, np.ones(len(self.agreement), bool), segment_seconds)
+            if self.agreement is not None and self.is_calibrated
+            else None,
         }
 
 

@@ -439,8 +439,8 @@ class CaeAvProcessor(ProcessorMixin):
         Its score is sigmoid(event logit) * softmax(class logits)[class], whether it is background or not.
 
         Args:
-            outputs: `event_logits` (B, T), `class_logits` (B, C) and, if the model gave it, `agreement` (per stage
-                (B, T) cosine between the modalities).
+            outputs: `event_logits` (B, T), `class_logits` (B, C) and, if the model gave them, `agreement` and
+                `agreement_probs` (per stage (B, T)).
             threshold: From 0 to 1.
             segment_seconds: Seconds of a segment; by default the processor's.
             frame_mask: (B, T), True where a segment is real; by default that of `outputs`, or all. Padded segments are
@@ -452,7 +452,11 @@ class CaeAvProcessor(ProcessorMixin):
               `start` and `end` (seconds after the clip's first segment began) and `score`, the mean of the segments'.
             - **segments**: label of each segment, or `"background"`.
             - **scores**: score of each segment.
-            - **agreement**: agreement of each segment at the last stage, or None if the model gave none.
+            - **agreement**: agreement of each segment at the last stage, or None if the model gave none: the
+              probability that sound and picture belong together if the model was trained with
+              `agreement_loss_weight`, else the cosine of Eq. 1, which tells nothing about misalignment.
+            - **misaligned**: runs of segments with a probability below 0.5: dicts of `start`, `end` and `agreement`,
+              their mean. None if the agreement is a cosine.
 
         Raises:
             CaeAvError: A tensor has another shape than stated, or `threshold` lies outside [0, 1].
@@ -494,6 +498,7 @@ class CaeAvProcessor(ProcessorMixin):
                 active=(events[clip, :length] > threshold).numpy(),
                 scores=scores[clip, :length].numpy(),
                 agreement=None if agreement is None else agreement[clip, :length].numpy(),
+                is_calibrated=bool(outputs.get("agreement_probs")),
             )
             for clip, (length, label_id) in enumerate(zip(lengths, labels.tolist(), strict=True))
         ]
@@ -567,8 +572,7 @@ class CaeAvProcessor(ProcessorMixin):
               mean of the segments' probabilities. Runs of different classes may overlap.
             - **both**: the same of segments in which a class is both heard and seen; a segment's score is the product
               of its two probabilities.
-            - **agreement**: agreement of the modalities in each segment at the last stage, or None if the model gave
-              none.
+            - **agreement**, **misaligned**: As [`CaeAvProcessor.post_process_event_localization`] returns them.
 
         Raises:
             CaeAvError: A tensor has another shape than stated, or a threshold lies outside [0, 1].
@@ -592,7 +596,7 @@ class CaeAvProcessor(ProcessorMixin):
 
         Args:
             outputs: `audio_probs`, `visual_probs` (B, C), `audio_frame_probs`, `visual_frame_probs` (B, T, C) and, if
-                the model gave it, `agreement` (per stage (B, T)).
+                the model gave them, `agreement` and `agreement_probs` (per stage (B, T)).
             threshold, video_threshold: From 0 to 1.
             frame_mask: (B, T), True where a segment is real; by default that of `outputs`, or all. Padded segments are
                 left out.
@@ -627,6 +631,7 @@ class CaeAvProcessor(ProcessorMixin):
                 audible_scores=scores["audio"][clip, mask].numpy(),
                 visible_scores=scores["visual"][clip, mask].numpy(),
                 agreement=None if agreement is None else agreement[clip, mask].numpy(),
+                is_calibrated=bool(outputs.get("agreement_probs")),
             )
             for clip, mask in enumerate(real)
         ]
@@ -718,8 +723,8 @@ def _check_threshold(name: str, value: float) -> None:
 
 
 def _last_agreement(outputs: Any) -> torch.Tensor | None:
-    """Agreement (B, T) at the last stage, if the model gave any."""
-    stages = outputs.get("agreement")
+    """Agreement (B, T) at the last stage, if the model gave any: calibrated if it can be, else the cosine."""
+    stages = outputs.get("agreement_probs") or outputs.get("agreement")
     return stages[-1].detach().float().cpu() if stages else None
 
 
