@@ -298,6 +298,15 @@ class CaeAvConfig(PreTrainedConfig):
     """
 
     model_type = "cae_av"
+    # What explains a decision is not gathered over an evaluation split, only the decision.
+    keys_to_ignore_at_inference: ClassVar[list[str]] = [
+        *("loss_dict", "visual_hidden_state", "audio_hidden_state", "visual_hidden_states", "audio_hidden_states"),
+        *("visual_feature_maps", "agreement", "agreement_probs", "enrichment_weights"),
+        *("audio_enrichment_weights", "router_probs"),
+        *("caption_agreement", "audio_caption_agreement", "visual_selected_tokens", "audio_selected_tokens"),
+        *("frame_mask", "av_logits", "match_logits", "match_logits_negative", "grounding"),
+        *("visual_attention", "audio_attention"),
+    ]
     sub_configs_defaults: ClassVar[dict] = {
         "vision_config": CaeAvVisionConfig,
         "audio_config": CaeAvAudioConfig,

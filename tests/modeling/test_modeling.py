@@ -12,7 +12,13 @@ from transformers import AutoConfig, AutoModel
 
 from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForEventLocalization, CaeAvModel
 from caeav_hf.configuration_cae_av import TASKS
-from tests.modeling.helpers import toy_batch, toy_model
+from tests.modeling.helpers import (
+    toy_answering_model,
+    toy_batch,
+    toy_model,
+    toy_parsing_model,
+    toy_segmentation_model,
+)
 
 
 FORMULATIONS = ("paper", "official")
@@ -53,6 +59,37 @@ def test_every_preset_computes(task: str, formulation: str) -> None:
         assert probs.shape == (2, 3, 4, model.config.num_experts)
         assert_close(probs.sum(-1), torch.ones(2, 3, 4))
     assert torch.isfinite(outputs.loss)
+
+
+@pytest.mark.parametrize("make", [toy_model, toy_segmentation_model, toy_parsing_model, toy_answering_model])
+def test_hidden_states_of_both_streams(make) -> None:
+    model = make()
+    batch = toy_batch(model.config, num_frames=3)
+    del batch["labels"]
+    if make is toy_answering_model:
+        batch["question_ids"] = torch.tensor([[1, 2], [3, 4]])
+    mask = torch.tensor([[True, True, True], [True, False, False]])
+    expected = run(model, {**batch, "frame_mask": mask, "output_feature_maps": True})
+    assert expected.visual_hidden_states is expected.audio_hidden_states is None
+    asked = run(model, {**batch, "frame_mask": mask, "output_hidden_states": True})
+    model.config.output_hidden_states = True
+    configured = run(model, {**batch, "frame_mask": mask})
+    refused = run(model, {**batch, "frame_mask": mask, "output_hidden_states": False})
+    assert refused.visual_hidden_states is refused.audio_hidden_states is None
+    sizes = [(256, 16), (256, 16), (64, 32), (16, 64), (4, 128)]
+    for outputs in (asked, configured):
+        for states in (outputs.visual_hidden_states, outputs.audio_hidden_states):
+            assert [tuple(state.shape) for state in states] == [(2, 3, *size) for size in sizes]
+            assert not any(state[~mask].any() for state in states)
+        for state, tokens in zip(outputs.visual_hidden_states[1:-1], expected.visual_feature_maps[:-1], strict=True):
+            assert_close(state, tokens)
+        # The last state is before CASE, which enriches it from the captions.
+        assert not torch.allclose(outputs.audio_hidden_states[-1], outputs.audio_hidden_state)
+    del batch["visual_caption_ids"], batch["audio_caption_ids"], batch["visual_caption_mask"]
+    del batch["audio_caption_mask"]
+    plain = run(model, batch)
+    assert_close(plain.audio_hidden_states[-1], plain.audio_hidden_state)
+    assert_close(plain.visual_hidden_states[-1], plain.visual_hidden_state)
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)

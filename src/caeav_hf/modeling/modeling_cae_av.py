@@ -65,6 +65,10 @@ class CaeAvModelOutput(ModelOutput):
             Last visual stage after CASE, before the tower's final norm.
         audio_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_frames, audio_tokens, audio_size)`):
             Last audio stage after CASE.
+        visual_hidden_states (`tuple(torch.FloatTensor)`, with `output_hidden_states=True`):
+            One `(batch_size, num_frames, tokens, size)` for the embedding and one for each stage, as its last block
+            leaves it: before the next stage downsamples it, the last one before CASE and the final norm.
+        audio_hidden_states (`tuple(torch.FloatTensor)`, with `output_hidden_states=True`): Likewise of the audio.
         visual_feature_maps (`tuple(torch.FloatTensor)`, with `output_feature_maps=True`):
             One `(batch_size, num_frames, tokens, size)` a stage, before CASE, the last one after the final norm.
         agreement (`tuple(torch.FloatTensor)`):
@@ -91,6 +95,8 @@ class CaeAvModelOutput(ModelOutput):
     loss_dict: dict[str, Tensor] | None = None
     visual_hidden_state: torch.Tensor | None = None
     audio_hidden_state: torch.Tensor | None = None
+    visual_hidden_states: tuple[torch.Tensor, ...] | None = None
+    audio_hidden_states: tuple[torch.Tensor, ...] | None = None
     visual_feature_maps: tuple[torch.Tensor, ...] | None = None
     agreement: tuple[torch.Tensor, ...] | None = None
     agreement_probs: tuple[torch.Tensor, ...] | None = None
@@ -194,6 +200,8 @@ class CaeAvPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ("AVMoEInteraction", "CaeAvInteraction", "CASE")
     _supports_sdpa = True
+    # Losses are means over a batch's own frames or clips.
+    accepts_loss_kwargs = False
 
     def __init__(self, config: CaeAvConfig):
         super().__init__(config)
@@ -510,7 +518,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
         audio_caption_embeds: torch.Tensor | None = None,
         return_loss: bool = False,
         output_feature_maps: bool = False,
-        **kwargs: Any,
+        output_hidden_states: bool | None = None,
     ) -> CaeAvModelOutput:
         r"""
         Args:
@@ -524,6 +532,8 @@ class CaeAvModel(CaeAvPreTrainedModel):
                 gave before, instead of ids.
             return_loss: Whether to compute the auxiliary losses.
             output_feature_maps: Whether to return the visual tokens of every stage.
+            output_hidden_states: Whether to return the tokens of both streams after the embedding and every stage; by
+                default as the configuration says.
 
         Raises:
             CaeAvError: Shapes do not fit each other or the configuration, or only one caption is given.
@@ -545,6 +555,9 @@ class CaeAvModel(CaeAvPreTrainedModel):
         visual = vision.embed(frames.to_list(pixel_values_videos).to(self.dtype))
         audio = audition.embed(frames.to_list(input_features).to(self.dtype))
 
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        visual_states, audio_states = ([visual], [audio]) if output_hidden_states else ([], [])
         explained: dict[str, list[Tensor]] = {name: [] for name in ("weights", "embeddings", "router", "maps")}
         for stage, layers in enumerate(self.interactions):
             visual, audio = vision.enter_stage(stage, visual), audition.enter_stage(stage, audio)
@@ -560,6 +573,9 @@ class CaeAvModel(CaeAvPreTrainedModel):
                 for name, value in (("weights", weights), ("embeddings", embeddings), ("router", probs)):
                     if value is not None:
                         explained[name].append(value)
+            if output_hidden_states:
+                visual_states.append(visual)
+                audio_states.append(audio)
             if output_feature_maps:
                 explained["maps"].append(visual)
 
@@ -601,6 +617,9 @@ class CaeAvModel(CaeAvPreTrainedModel):
         if self.agreement_calibration is not None:
             logits = map(self.agreement_calibration.logits, agreement, range(len(agreement)))
             optional["agreement_probs"] = tuple(grid(stage.sigmoid()) for stage in logits)
+        if output_hidden_states:
+            optional["visual_hidden_states"] = tuple(map(grid, visual_states))
+            optional["audio_hidden_states"] = tuple(map(grid, audio_states))
         return CaeAvModelOutput(
             loss=loss,
             loss_dict=loss_dict,
@@ -733,18 +752,38 @@ class CaeAvForEventLocalization(CaeAvPreTrainedModel):
         input_features: torch.Tensor,
         frame_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs: Any,
+        visual_caption_ids: torch.Tensor | None = None,
+        audio_caption_ids: torch.Tensor | None = None,
+        visual_caption_mask: torch.Tensor | None = None,
+        audio_caption_mask: torch.Tensor | None = None,
+        visual_caption_embeds: torch.Tensor | None = None,
+        audio_caption_embeds: torch.Tensor | None = None,
+        output_feature_maps: bool = False,
+        output_hidden_states: bool | None = None,
     ) -> CaeAvEventLocalizationOutput:
         r"""
         Args:
-            pixel_values_videos, input_features, frame_mask, kwargs: See [`CaeAvModel.forward`].
+            pixel_values_videos, input_features, frame_mask, visual_caption_*, audio_caption_*, output_*: See
+                [`CaeAvModel.forward`].
             labels: `(batch_size, num_frames)`, class of each frame, `num_labels` for background, -100 for padding.
 
         Returns:
             [`CaeAvEventLocalizationOutput`]
         """
         outputs = self.model(
-            pixel_values_videos, input_features, frame_mask, return_loss=labels is not None, return_dict=True, **kwargs
+            pixel_values_videos,
+            input_features,
+            frame_mask,
+            visual_caption_ids=visual_caption_ids,
+            audio_caption_ids=audio_caption_ids,
+            visual_caption_mask=visual_caption_mask,
+            audio_caption_mask=audio_caption_mask,
+            visual_caption_embeds=visual_caption_embeds,
+            audio_caption_embeds=audio_caption_embeds,
+            return_loss=labels is not None,
+            output_feature_maps=output_feature_maps,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
         frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
         visual = cast(Tower, self.model.vision_tower).final_norm(outputs.visual_hidden_state).mean(2)
@@ -788,25 +827,46 @@ class CaeAvForSegmentation(CaeAvPreTrainedModel):
         input_features: torch.Tensor,
         frame_mask: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs: Any,
+        visual_caption_ids: torch.Tensor | None = None,
+        audio_caption_ids: torch.Tensor | None = None,
+        visual_caption_mask: torch.Tensor | None = None,
+        audio_caption_mask: torch.Tensor | None = None,
+        visual_caption_embeds: torch.Tensor | None = None,
+        audio_caption_embeds: torch.Tensor | None = None,
+        output_feature_maps: bool = True,
+        output_hidden_states: bool | None = None,
     ) -> CaeAvSegmentationOutput:
         r"""
         Args:
-            pixel_values_videos, input_features, frame_mask, kwargs: See [`CaeAvModel.forward`].
+            pixel_values_videos, input_features, frame_mask, visual_caption_*, audio_caption_*, output_*: See
+                [`CaeAvModel.forward`].
             labels: `(batch_size, num_frames, mask_size, mask_size)`, 1 for sounding objects, 0 for the rest, -100 in
                 frames without a mask. Single-source training labels the first frame of a clip only.
 
         Returns:
             [`CaeAvSegmentationOutput`]
         """
-        kwargs["output_feature_maps"] = True
         outputs = self.model(
-            pixel_values_videos, input_features, frame_mask, return_loss=labels is not None, return_dict=True, **kwargs
+            pixel_values_videos,
+            input_features,
+            frame_mask,
+            visual_caption_ids=visual_caption_ids,
+            audio_caption_ids=audio_caption_ids,
+            visual_caption_mask=visual_caption_mask,
+            audio_caption_mask=audio_caption_mask,
+            visual_caption_embeds=visual_caption_embeds,
+            audio_caption_embeds=audio_caption_embeds,
+            return_loss=labels is not None,
+            output_feature_maps=True,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
         frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
         maps = tuple(frames.to_list(tokens) for tokens in outputs.visual_feature_maps)
         masks = self.head(maps, frames.to_list(outputs.audio_hidden_state).mean(1), frames)
         values = dict(outputs)
+        if not output_feature_maps:
+            del values["visual_feature_maps"]
         if labels is not None:
             side = self.config.mask_size
             expected = (frames.batch_size, frames.num_frames, side, side)
@@ -840,11 +900,19 @@ class CaeAvForVideoParsing(CaeAvPreTrainedModel):
         frame_mask: torch.Tensor | None = None,
         visual_3d_features: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs: Any,
+        visual_caption_ids: torch.Tensor | None = None,
+        audio_caption_ids: torch.Tensor | None = None,
+        visual_caption_mask: torch.Tensor | None = None,
+        audio_caption_mask: torch.Tensor | None = None,
+        visual_caption_embeds: torch.Tensor | None = None,
+        audio_caption_embeds: torch.Tensor | None = None,
+        output_feature_maps: bool = False,
+        output_hidden_states: bool | None = None,
     ) -> CaeAvVideoParsingOutput:
         r"""
         Args:
-            pixel_values_videos, input_features, frame_mask, kwargs: See [`CaeAvModel.forward`].
+            pixel_values_videos, input_features, frame_mask, visual_caption_*, audio_caption_*, output_*: See
+                [`CaeAvModel.forward`].
             visual_3d_features: `(batch_size, num_frames, visual_3d_size)`, features of a 3D network for each segment;
                 needed where `visual_3d_size` is not 0.
             labels: `(batch_size, num_labels)`, 1 for the classes that are heard or seen in the clip, 0 for the rest.
@@ -853,7 +921,19 @@ class CaeAvForVideoParsing(CaeAvPreTrainedModel):
             [`CaeAvVideoParsingOutput`]
         """
         outputs = self.model(
-            pixel_values_videos, input_features, frame_mask, return_loss=labels is not None, return_dict=True, **kwargs
+            pixel_values_videos,
+            input_features,
+            frame_mask,
+            visual_caption_ids=visual_caption_ids,
+            audio_caption_ids=audio_caption_ids,
+            visual_caption_mask=visual_caption_mask,
+            audio_caption_mask=audio_caption_mask,
+            visual_caption_embeds=visual_caption_embeds,
+            audio_caption_embeds=audio_caption_embeds,
+            return_loss=labels is not None,
+            output_feature_maps=output_feature_maps,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
         frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
         visual = cast(Tower, self.model.vision_tower).final_norm(outputs.visual_hidden_state).mean(2)
@@ -902,11 +982,19 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
         clip_index: torch.Tensor | None = None,
         pixel_values_negative: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
-        **kwargs: Any,
+        visual_caption_ids: torch.Tensor | None = None,
+        audio_caption_ids: torch.Tensor | None = None,
+        visual_caption_mask: torch.Tensor | None = None,
+        audio_caption_mask: torch.Tensor | None = None,
+        visual_caption_embeds: torch.Tensor | None = None,
+        audio_caption_embeds: torch.Tensor | None = None,
+        output_feature_maps: bool = False,
+        output_hidden_states: bool | None = None,
     ) -> CaeAvQuestionAnsweringOutput:
         r"""
         Args:
-            pixel_values_videos, input_features, frame_mask, kwargs: See [`CaeAvModel.forward`].
+            pixel_values_videos, input_features, frame_mask, visual_caption_*, audio_caption_*, output_*: See
+                [`CaeAvModel.forward`].
             question_ids: `(num_questions, words)`, one question a clip.
             question_mask: `(num_questions, words)`, true for real words; all are where it is absent.
             clip_index: `(num_questions,)`, the clip of each question where some have the same, so that a clip passes
@@ -921,7 +1009,19 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
             [`CaeAvQuestionAnsweringOutput`]
         """
         outputs = self.model(
-            pixel_values_videos, input_features, frame_mask, return_loss=labels is not None, return_dict=True, **kwargs
+            pixel_values_videos,
+            input_features,
+            frame_mask,
+            visual_caption_ids=visual_caption_ids,
+            audio_caption_ids=audio_caption_ids,
+            visual_caption_mask=visual_caption_mask,
+            audio_caption_mask=audio_caption_mask,
+            visual_caption_embeds=visual_caption_embeds,
+            audio_caption_embeds=audio_caption_embeds,
+            return_loss=labels is not None,
+            output_feature_maps=output_feature_maps,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
         )
         frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
         vision = cast(Tower, self.model.vision_tower)

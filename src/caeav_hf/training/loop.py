@@ -230,6 +230,8 @@ class Trainer:
                 inputs = batch["inputs"] or {}
                 if self.captions is not None:
                     inputs = self.captions.insert(inputs)
+                # Of the targets, the loss reads `labels`; the others are the metric's.
+                inputs = {k: v for k, v in inputs.items() if k == "labels" or k not in self.task.target_names}
                 outputs = self.model(**send_to_device(inputs, accelerator.device, non_blocking=True))
                 if self.recipe.optimizer_in_backward and not outputs.loss.isfinite():
                     self._skip(statistics)

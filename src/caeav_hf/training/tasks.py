@@ -22,7 +22,8 @@ class TaskDefinition:
     of it, as small CPU tensors. `summarize` takes these for a whole split, in the order of the split, and gives the
     metrics. In this way a metric is computed once over all clips, on however many processes they were scored.
 
-    `target_names` are the inputs that only the loss needs; evaluation does not hand them to the model.
+    `target_names` are the inputs that only the loss (`labels`) or the metric (the others) reads; evaluation passes
+    none of them to the model.
 
     `label_column` is the column of the data set that holds the labels. `class_column` is the one whose names are the
     classes of the model; a task without classes has `None`. `row_columns` are columns whose values `summarize` finds

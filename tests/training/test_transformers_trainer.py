@@ -1,0 +1,107 @@
+"""The models under Transformers' own Trainer, with its default arguments."""
+
+import json
+from dataclasses import fields
+
+import numpy as np
+import pytest
+import torch
+from tests.training.random_clips import RandomClips
+from transformers import Trainer, TrainingArguments
+
+from caeav_hf import (
+    CaeAvConfig,
+    CaeAvForEventLocalization,
+    CaeAvForQuestionAnswering,
+    CaeAvForSegmentation,
+    CaeAvForVideoParsing,
+    CaeAvModel,
+)
+from caeav_hf.data import CaeAvCollator
+from caeav_hf.modeling import CaeAvModelOutput
+
+
+MODELS = {
+    "ave": CaeAvForEventLocalization,
+    "avvp": CaeAvForVideoParsing,
+    "avs_ms3": CaeAvForSegmentation,
+    "avqa": CaeAvForQuestionAnswering,
+}
+
+
+class CountedCaptions(CaeAvCollator):
+    """The collator, which counts the batches that have captions."""
+
+    def __call__(self, clips):
+        batch = super().__call__(clips)
+        counted.append("visual_caption_ids" in batch and "audio_caption_ids" in batch)
+        return batch
+
+
+counted: list[bool] = []
+
+
+def trainer(task: str, folder, max_steps: int = 2) -> Trainer:
+    torch.manual_seed(0)
+    model_class = MODELS[task]
+    model = model_class(CaeAvConfig.from_preset(task, size="toy"))
+    arguments = TrainingArguments(
+        folder, max_steps=max_steps, per_device_train_batch_size=3, per_device_eval_batch_size=3
+    )
+    clips = RandomClips(model.config, 6), RandomClips(model.config, 8, seed=1)
+    return Trainer(model, arguments, CountedCaptions(), train_dataset=clips[0], eval_dataset=clips[1])
+
+
+@pytest.mark.parametrize(
+    ("task", "shapes"),
+    [
+        ("ave", [(8, 3), (8, 28)]),
+        ("avvp", [(8, 25), (8, 25), (8, 25), (8, 3, 25), (8, 3, 25)]),
+        ("avs_ms3", [(8, 3, 1, 64, 64)]),
+        ("avqa", [(8, 42)]),
+    ],
+)
+def test_trains_evaluates_saves_and_resumes(task, shapes, tmp_path):
+    run = trainer(task, tmp_path)
+    assert run.label_names == ["labels"]
+    towers = {name: tensor.clone() for name, tensor in run.model.state_dict().items() if "tower" in name}
+    counted.clear()
+    assert np.isfinite(run.train().training_loss)
+    assert any(counted)
+    run.save_state()
+    scores = run.evaluate()
+    assert np.isfinite(scores["eval_loss"])
+    assert all(torch.equal(run.model.state_dict()[name], tensor) for name, tensor in towers.items())
+
+    prediction = run.predict(run.eval_dataset)
+    arrays = prediction.predictions if isinstance(prediction.predictions, tuple) else (prediction.predictions,)
+    assert [array.shape for array in arrays] == shapes
+    assert len(prediction.label_ids) == 8
+    assert prediction.metrics["test_loss"] == pytest.approx(scores["eval_loss"], rel=1e-4)
+
+    # What was saved is what was trained, and training goes on from it.
+    checkpoint = tmp_path / "checkpoint-2"
+    loaded = MODELS[task].from_pretrained(checkpoint).state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in run.model.state_dict().items())
+    resumed = trainer(task, tmp_path, max_steps=4)
+    resumed.train(resume_from_checkpoint=True)
+    assert resumed.state.global_step == 4
+    history = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
+    assert history["global_step"] == 4
+
+
+def test_only_decisions_are_gathered_over_a_split():
+    explained = {field.name for field in fields(CaeAvModelOutput)} - {"loss"}
+    assert explained <= set(CaeAvConfig.keys_to_ignore_at_inference)
+
+
+@pytest.mark.parametrize("model_class", [CaeAvModel, *MODELS.values()])
+def test_an_unknown_argument_is_refused(model_class):
+    task = next((task for task, known in MODELS.items() if known is model_class), "ave")
+    model = model_class(CaeAvConfig.from_preset(task, size="toy"))
+    clip = RandomClips(model.config, 1)[0]
+    batch = {name: value[None] for name, value in clip.items() if name in ("pixel_values_videos", "input_features")}
+    if task == "avqa":
+        batch["question_ids"] = clip["question_ids"][None]
+    with pytest.raises(TypeError, match="visual_caption_id'"):
+        model(**batch, visual_caption_id=clip["visual_caption_ids"][None])
