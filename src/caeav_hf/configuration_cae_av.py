@@ -4,16 +4,47 @@ Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Inter
 the sizes of its Table I and of the authors' code.
 """
 
+from collections.abc import Iterable
 from dataclasses import fields
+from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import ClapAudioConfig, PreTrainedConfig
+from transformers import ClapAudioConfig, GenerationConfig, PreTrainedConfig
 
+from .errors import CaeAvError
 from .labels import AVE_CATEGORIES, LLP_CATEGORIES, MUSIC_AVQA_ANSWERS
 
 
 TASKS = ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")
+
+
+# What Transformers writes into a config.json, or did once, besides the fields of a configuration.
+_KEYS_OF_TRANSFORMERS = {
+    *("model_type", "num_labels", "torch_dtype", "name_or_path", "auto_map", "custom_pipelines", "output_attentions"),
+    *("attn_implementation", "experts_implementation", "quantization_config", "distributed_config", "fusion_config"),
+    *("transformers_weights", "per_layer_config", "gradient_checkpointing", "torchscript", "use_bfloat16"),
+    *("tf_legacy_loss", "pruned_heads", "tie_word_embeddings", "tie_encoder_decoder", "is_decoder"),
+    *("add_cross_attention", "cross_attention_hidden_size", "finetuning_task", "task_specific_params", "prefix"),
+    *("tokenizer_class", "processor_class", "bos_token_id", "pad_token_id", "eos_token_id", "sep_token_id"),
+    "decoder_start_token_id",
+}
+
+
+def _refuse_unknown(config_class: type[PreTrainedConfig], names: Iterable[str]) -> None:
+    """
+    Refuse what neither the class nor Transformers has a field for.
+
+    Raises:
+        CaeAvError: With the field, and the known one that it is nearest to.
+    """
+    known = {field.name for field in fields(config_class)} | _KEYS_OF_TRANSFORMERS
+    unknown = [name for name in names if name not in known and not name.startswith("_")]
+    unknown = sorted(set(unknown) - set(GenerationConfig._get_default_generation_params()))
+    if unknown:
+        nearest = get_close_matches(unknown[0], sorted(known - _KEYS_OF_TRANSFORMERS | {"num_labels"}), 1)
+        hint = f"; did you mean `{nearest[0]}`?" if nearest else ""
+        raise CaeAvError(f"{config_class.__name__} has no field {', '.join(f'`{name}`' for name in unknown)}{hint}")
 
 
 def _tuples_to_lists(config: PreTrainedConfig, *names: str) -> None:
@@ -74,6 +105,7 @@ class CaeAvVisionConfig(PreTrainedConfig):
     pretrained_window_sizes: list[int] | tuple[int, ...] = (0, 0, 0, 0)
 
     def __post_init__(self, **kwargs):
+        _refuse_unknown(type(self), kwargs)
         _tuples_to_lists(self, "depths", "num_heads", "pretrained_window_sizes")
         super().__post_init__(**kwargs)
 
@@ -134,6 +166,7 @@ class CaeAvAudioConfig(ClapAudioConfig):
     feature_std: float | int = 3.7079780101776123
 
     def __post_init__(self, **kwargs):
+        _refuse_unknown(type(self), kwargs)
         _tuples_to_lists(self, "depths", "num_attention_heads", "patch_size", "patch_stride")
         super().__post_init__(**kwargs)
 
@@ -205,6 +238,10 @@ class CaeAvTextConfig(PreTrainedConfig):
     num_attention_heads: int = 12
     mlp_ratio: float | int = 4.0
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+
+    def __post_init__(self, **kwargs):
+        _refuse_unknown(type(self), kwargs)
+        super().__post_init__(**kwargs)
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation."""
@@ -387,6 +424,11 @@ class CaeAvConfig(PreTrainedConfig):
     adapter_only: bool = False
 
     def __post_init__(self, **kwargs):
+        _refuse_unknown(type(self), kwargs)
+        if (count := kwargs.get("num_labels")) is not None and not (isinstance(count, int) and count > 0):
+            raise CaeAvError(f"`num_labels` of CaeAvConfig must be a positive whole number, got {count!r}")
+        if self.id2label is not None and not self.id2label:
+            raise CaeAvError("`id2label` of CaeAvConfig must name at least one class")
         _tuples_to_lists(self, "adapter_stages", "matching_hidden_sizes")
         if self.id2label is None and kwargs.get("num_labels") is None:
             self.id2label = dict(enumerate(AVE_CATEGORIES))
@@ -520,9 +562,7 @@ class CaeAvConfig(PreTrainedConfig):
             raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}")
         if size not in ("full", "toy"):
             raise ValueError(f"`size` must be 'full' or 'toy', got {size!r}")
-        known = {field.name for field in fields(cls)} | {"num_labels", "attn_implementation"}
-        if unknown := sorted(set(overrides) - known):
-            raise ValueError(f"CaeAvConfig has no field {', '.join(f'`{name}`' for name in unknown)}")
+        _refuse_unknown(cls, overrides)
         values: dict[str, Any] = {"task": task, **_PRESETS[task]}
         if size == "toy":
             values |= _TOY

@@ -6,7 +6,6 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
-from tests.training.random_clips import RandomClips
 from transformers import Trainer, TrainingArguments
 
 from caeav_hf import (
@@ -19,6 +18,7 @@ from caeav_hf import (
 )
 from caeav_hf.data import CaeAvCollator
 from caeav_hf.modeling import CaeAvModelOutput
+from tests.training.random_clips import RandomClips
 
 
 MODELS = {
