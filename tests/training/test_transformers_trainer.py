@@ -56,9 +56,9 @@ def trainer(task: str, folder, max_steps: int = 2) -> Trainer:
     ("task", "shapes"),
     [
         ("ave", [(8, 3), (8, 28)]),
-        ("avvp", [(8, 25), (8, 25), (8, 25), (8, 3, 25), (8, 3, 25)]),
-        ("avs_ms3", [(8, 3, 1, 64, 64)]),
-        ("avqa", [(8, 42)]),
+        pytest.param("avvp", [(8, 25), (8, 25), (8, 25), (8, 3, 25), (8, 3, 25)], marks=pytest.mark.slow),
+        pytest.param("avs_ms3", [(8, 3, 1, 64, 64)], marks=pytest.mark.slow),
+        pytest.param("avqa", [(8, 42)], marks=pytest.mark.slow),
     ],
 )
 def test_trains_evaluates_saves_and_resumes(task, shapes, tmp_path):
