@@ -259,6 +259,115 @@ def test_true_tracks_stand_below_the_predicted():
     assert [bar.get_x() for bar in figure.axes[2].patches] == [1.0]
 
 
+def test_the_sound_row_is_in_true_seconds():
+    first = clip(10)
+    first.duration = 300.0  # of which ten seconds were read
+    figure = plot_event_timeline(first, prediction())
+    drawn = figure.axes[1].collections[0].get_paths()[0].vertices[:, 0]
+    assert drawn.min() == pytest.approx(0.0, abs=0.1)
+    assert drawn.max() == pytest.approx(10.0, abs=0.1)
+    assert figure.axes[1].get_xlim() == (0.0, 10.0)
+    assert figure.axes[-1].get_xlabel() == "Time (s): the first 10 of 300"
+
+
+def test_a_missing_sound_track_is_said():
+    mute = clip()
+    mute.has_audio = False
+    assert "no sound track" in texts(plot_event_timeline(mute, prediction()))
+
+
+def lines_by_class(figure):
+    """The lines of bars, each with the name of its class beside it and its bars."""
+    axis = figure.axes[2]
+    names = [label.get_text() for label in axis.get_yticklabels()]
+    lines = [[] for _ in names]
+    for bar in axis.patches:
+        lines[round(bar.get_y() + bar.get_height() / 2)].append((bar.get_x(), bar.get_x() + bar.get_width()))
+    return list(zip(names, lines, strict=True))
+
+
+def assert_inside(figure):
+    figure.canvas.draw()
+    renderer = figure.canvas.get_renderer()
+    for axis in figure.axes:
+        for text in (*axis.texts, axis.yaxis.label, *axis.get_yticklabels()):
+            box = text.get_window_extent(renderer)
+            assert box.x0 >= 0
+            assert box.x1 <= figure.bbox.x1
+
+
+def test_every_bar_of_a_long_clip_is_named():
+    segments, labels = 300, ["Female speech, woman speaking", "Dog", "Chainsaw"]
+    short = [
+        (label, float(start + 3 * number), start + 3 * number + 2.0, 0.5)
+        for number, label in enumerate(labels)
+        for start in range(0, segments - 10, 10)
+    ]
+    figure = plot_parsing_timeline(clip(segments), {**tracks(audible=short, both=short[:30]), "agreement": None})
+    found = lines_by_class(figure)
+    assert [name for name, _ in found] == [*labels, "", labels[0], labels[1]]
+    for name, spans in found[:3]:
+        assert spans == [(start, end) for label, start, end, _ in short if label == name]
+    assert {"Audible", "Visible", "Both", "no event"} <= set(texts(figure))
+    assert_inside(figure)
+    figure = plot_event_timeline(
+        clip(segments), prediction(*sorted(short, key=lambda item: item[1])[::7], segments=segments)
+    )
+    assert {name for name, _ in lines_by_class(figure)} == set(labels)
+    assert "Predicted" in texts(figure)
+    assert_inside(figure)
+
+
+def test_markers_of_a_long_clip_are_thinned():
+    for segments, most in ((10, 10), (300, 60)):
+        line = plot_event_timeline(clip(segments), prediction(segments=segments)).axes[-1].lines[-1]
+        assert len(line.get_xdata()) == segments
+        step = line.get_markevery()
+        assert 10 <= len(range(0, segments, step)) <= most
+
+
+def test_frames_that_are_left_out_are_said(tmp_path):
+    def said(figure):
+        return [*(text.get_text() for text in figure.texts), *(axis.get_ylabel() for axis in figure.axes)]
+
+    for segments, step, note in ((8, 1, None), (9, 2, "every 2nd of 9 frames"), (60, 8, "every 8th of 60 frames")):
+        figure = plot_masks(clip(segments), squares(segments))
+        assert [axis.get_title() for axis in figure.axes] == [f"{t + 0.5:.1f} s" for t in range(0, segments, step)]
+        assert [text for text in said(figure) if text.startswith("every")] == ([] if note is None else [note])
+    assert said(plot_event_timeline(clip(60), prediction(segments=60)))[0].startswith("Frames\nevery ")
+    figure = plot_answers(clip(60), [answered(frames=60)])
+    top = figure.axes[0]
+    assert top.get_ylabel() == f"Frames\nevery {60 // len(top.images)}th\nof 60"
+    box = top.get_window_extent()
+    assert box.width / len(top.images) / box.height == pytest.approx(64 / 48, rel=0.15)
+    assert "every" not in "".join(said(plot_event_timeline(clip(10), prediction())))
+
+
+def test_a_heat_map_without_a_preference_is_clear():
+    flat = answered(side=2)
+    flat["grounding"] = np.random.default_rng(0).uniform(0.243, 0.259, (10, 2, 2)).astype(np.float32)
+    figure = plot_answers(clip(), [flat])
+    drawn = np.stack([image.get_array() for image in figure.axes[0].images]).astype(int)
+    assert abs(drawn - clip().frames).max() < 20
+    said = texts(figure)
+    assert "0.250 (even share)" in said
+    assert "0.500" in said
+    low, high = flat["grounding"].min(), flat["grounding"].max()
+    assert f"Weights in this clip: {low:.3f} to {high:.3f}" in said
+    sharp = {**flat, "grounding": np.tile(np.array([[0.97, 0.01], [0.01, 0.01]], np.float32), (10, 1, 1))}
+    drawn = np.stack([image.get_array() for image in plot_answers(clip(), [sharp]).axes[0].images]).astype(int)
+    assert abs(drawn - clip().frames)[:, :20, :28].mean() > 60
+    assert (drawn == clip().frames)[:, 40:, 56:].all()
+
+
+def test_attention_of_all_questions_has_one_scale():
+    flat = {**answered(), "visual_attention": [0.1] * 10, "audio_attention": [0.1] * 10}
+    rows = plot_answers(clip(), [flat, answered()]).axes[2::2]
+    assert rows[0].get_ylim() == rows[1].get_ylim()
+    (alone,) = plot_answers(clip(), [flat]).axes[2::2]
+    assert alone.get_ylim()[1] == pytest.approx(0.21)
+
+
 def answered(question="Which sounds first?", frames=10, count=5, side=6):
     rng = np.random.default_rng(0)
     return {
@@ -276,7 +385,7 @@ def test_answers_attention_and_grounding_are_drawn(tmp_path):
     top, _, *rows = figure.axes
     assert len(top.images) == 10
     weights = first["grounding"]
-    expected = heated(clip().frames[3], weights[3], float(weights.min()), float(weights.max()))
+    expected = heated(clip().frames[3], weights[3], 1 / 36, float(weights.max()))
     np.testing.assert_array_equal(top.images[3].get_array(), expected)
     assert [axis.get_title(loc="left") for axis in rows[::2]] == ["Which sounds first?", "How many?"]
     heights = [bar.get_height() for bar in rows[0].patches]

@@ -7,17 +7,20 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ..errors import CaeAvError
-from .drawing import COLOURS, draw_frames, frames_of, make_bare, new_figure, save_figure, set_label
+from .drawing import COLOURS, draw_frames, frames_of, make_bare, new_figure, save_figure, set_label, strip_step
 
 
 _HEAT = "inferno"
+_EVEN_LINE: dict[str, Any] = {"color": "#888888", "linewidth": 1, "linestyle": "--"}
 # What a question's bars show: key of the result, colour, name.
 _ATTENTION = (("visual_attention", "visible", "Looks"), ("audio_attention", "audible", "Listens"))
 _PER_FRAME = ("visual_attention", "audio_attention", "grounding")
@@ -34,7 +37,9 @@ def plot_answers(
     Draw what a model answers: on top the clip's frames under a heat map of where it sees what it hears, below for each
     question how much it looks at and listens to each of them, and its answers.
 
-    The heat map's colours span the lowest to the highest weight that any part of a frame of the clip has.
+    The heat map is clear up to an even share of a frame's weight, 1 / parts, and has its last colour at the highest
+    weight in the clip, but at two even shares at least, so that a map without a preference looks like one. Its range
+    is printed.
 
     Args:
         clip: A `caeav_hf.processing.media.Clip`: `frames` (n, H, W, 3) uint8, `frame_times` (n,) in seconds and `name`
@@ -63,8 +68,9 @@ def plot_answers(
     # Frames keep their shape, so the height of their row follows from the width of the picture.
     width, left, right, shares = 13.0, 0.085, 0.975, (0.7, 0.3)
     inner = shares[0] * (right - left) * width * 0.92
-    height, breadth = frames.shape[1:3]
-    strip = min(2.6, inner / len(frames) * height / breadth)
+    shape = frames.shape[1] / frames.shape[2]
+    step = strip_step(len(frames), inner, shape)
+    strip = min(2.6, step * inner / len(frames) * shape)
     tallest = max(len(result["answers"]) for result in results)
     heights = [max(strip, 0.6), *[max(1.2, 0.3 * tallest)] * len(results)]
     gap = 0.62
@@ -84,15 +90,19 @@ def plot_answers(
     )
     top = figure.add_subplot(grid[0, 0])
     weights = np.asarray(results[0]["grounding"], dtype=np.float32)
-    low, high = float(weights.min()), float(weights.max())
+    even = 1 / weights[0].size
+    low, high = even, max(2 * even, float(weights.max()))
     shown = [heated(frame, part, low, high) for frame, part in zip(frames, weights, strict=True)]
-    draw_frames(top, np.stack(shown), 1.0)
+    draw_frames(top, np.stack(shown), 1.0, step)
     top.set_title(title or str(clip.name), loc="left", fontsize=15, fontweight="bold", color=COLOURS["text"], pad=8)
-    _draw_legend(figure.add_subplot(grid[0, 1]), low, high)
+    _draw_legend(figure.add_subplot(grid[0, 1]), low, high, weights)
     rows = []
+    # One scale for all questions; attention without a preference fills half of it.
+    highest = max(2 / len(frames), *(max(result[name]) for result in results for name, _, _ in _ATTENTION))
     for number, result in enumerate(results, start=1):
         rows.append(figure.add_subplot(grid[number, 0]))
         _draw_attention(rows[-1], result)
+        rows[-1].set_ylim(0, 1.05 * highest)
         _draw_answers(figure.add_subplot(grid[number, 1]), result["answers"])
     middles = np.arange(len(frames)) + 0.5
     chosen = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), 10)).round().astype(int))
@@ -123,8 +133,8 @@ def heated(image: np.ndarray, weights: np.ndarray, low: float, high: float, opac
     return np.rint(image + (colours - image) * (opacity * heat)[..., None]).astype(np.uint8)
 
 
-def _draw_legend(axis: Axes, low: float, high: float) -> None:
-    """What the colours mean: those of the heat map and of the bars."""
+def _draw_legend(axis: Axes, low: float, high: float, weights: np.ndarray) -> None:
+    """What the colours mean: those of the heat map, with the range of its weights, and of the bars."""
     make_bare(axis)
     axis.set_yticks([])
     axis.set_ylim(0, 1)
@@ -132,11 +142,22 @@ def _draw_legend(axis: Axes, low: float, high: float) -> None:
     axis.set_xlim(0, 1)
     axis.set_xticks([])
     axis.text(0, 0.7, "Where the sound is seen", fontsize=12, color=COLOURS["text"])
-    for place, value, side in ((0, low, "left"), (1, high, "right")):
-        axis.text(place, 0.28, f"{value:.3g}", fontsize=11, color=COLOURS["text"], ha=side, va="top")
-    bars = [Patch(color=COLOURS[kind], label=label) for _, kind, label in _ATTENTION]
+    for place, text, side in ((0, f"{low:.3f} (even share)", "left"), (1, f"{high:.3f}", "right")):
+        axis.text(place, 0.28, text, fontsize=11, color=COLOURS["text"], ha=side, va="top")
+    span = f"Weights in this clip: {weights.min():.3f} to {weights.max():.3f}"
+    axis.text(0, -0.05, span, fontsize=11, color=COLOURS["text"], va="top")
+    bars: list[Artist] = [Patch(color=COLOURS[kind], label=label) for _, kind, label in _ATTENTION]
+    bars.append(Line2D([], [], **_EVEN_LINE, label="Even share"))
     axis.legend(
-        handles=bars, fontsize=12, frameon=False, ncols=2, loc="lower left", bbox_to_anchor=(0, 1), borderpad=0
+        handles=bars,
+        fontsize=11,
+        frameon=False,
+        ncols=3,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        borderpad=0,
+        handlelength=1.2,
+        columnspacing=1.2,
     )
 
 
@@ -154,6 +175,7 @@ def _draw_attention(axis: Axes, result: dict[str, Any]) -> None:
     for number, (name, kind, _) in enumerate(_ATTENTION):
         places = np.arange(len(result[name])) + 0.32 + 0.36 * number
         axis.bar(places, result[name], width=0.34, color=COLOURS[kind])
+    axis.axhline(1 / len(result["visual_attention"]), **_EVEN_LINE)
     axis.yaxis.set_major_locator(MaxNLocator(2))
     axis.yaxis.tick_right()
 

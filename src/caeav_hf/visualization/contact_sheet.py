@@ -1,5 +1,6 @@
 """Contact sheets of clips whose sounding pixels are tinted."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from matplotlib.figure import Figure
 
 from ..errors import CaeAvError
 from ..overlay import tint_weights
-from .drawing import COLOURS, frames_of, make_bare, new_figure, save_figure, set_label
+from .drawing import COLOURS, every, frames_of, make_bare, new_figure, save_figure, set_label
 
 
 # Frames that fit beside each other and can still be made out.
@@ -27,8 +28,8 @@ def plot_masks(
     Draw a contact sheet of a clip: its frames with what sounds tinted.
 
     Without `truth` it is one row. With it there are three: the frames as they are, the predicted masks with the
-    intersection over the union of each frame, and the true masks. Of a clip with more frames than fit, evenly spaced
-    ones are shown.
+    intersection over the union of each frame, and the true masks. Of a clip with more than `MAX_COLUMNS` frames, every
+    second, every third and so on is shown, and the sheet says so.
 
     Args:
         clip: A `caeav_hf.processing.media.Clip`: `frames` (n, H, W, 3) uint8, `frame_times` (n,) in seconds and `name`
@@ -52,14 +53,15 @@ def plot_masks(
         if values.shape != frames.shape[:3]:
             raise CaeAvError(f"`{name}` must be of shape {frames.shape[:3]}, as the frames, got {values.shape}")
     predicted, *true = (values.astype(bool) for values in given.values())
-    shown = np.unique(np.linspace(0, len(frames) - 1, min(len(frames), MAX_COLUMNS)).round().astype(int))
+    step = math.ceil(len(frames) / MAX_COLUMNS)
+    shown = range(0, len(frames), step)
     rows: list[tuple[str, str | None, np.ndarray | None]] = [("Predicted", "mask", predicted)]
     if true:
         rows = [("Frames", None, None), *rows, ("True", "true mask", true[0])]
 
     # Pictures keep their shape; very wide or tall ones make the sheet flat or narrow.
     height, breadth = frames.shape[1:3]
-    left, right, above, below, gap = 1.15 if true else 0.2, 0.2, 0.75, 0.2, 0.07
+    left, right, above, below, gap = 1.15 if true else 0.2, 0.2, 0.75 if step == 1 else 1.0, 0.2, 0.07
     side = min(2.2, 7.5 / len(rows) * breadth / height) if len(shown) > 1 else min(4.5, 4.5 * breadth / height)
     side = min(side, (13.0 - left - right) / len(shown) - gap)
     tall, line = side * height / breadth, 0.27 if true else 0.0
@@ -75,6 +77,9 @@ def plot_masks(
         color=COLOURS["text"],
         va="center",
     )
+    if step > 1:
+        note = f"{every(step, len(frames))} frames"
+        figure.text(0.2 / width, 1 - 0.58 / total, note, fontsize=12, color=COLOURS["text"], va="center")
     top = total - above
     for label, colour, row in rows:
         top -= tall

@@ -1,5 +1,6 @@
 """What the pictures share: colours, figures, bare axes, a row of frames."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ COLOURS = {
     "mask": TINT,
     "true mask": "#009E73",
 }
+# Least height of a row of frames in inches.
+_LOWEST_STRIP = 0.5
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
@@ -53,8 +56,14 @@ def save_figure(figure: Figure, path: str | Path | None) -> None:
         raise CaeAvError(f"{path}: cannot be written as a picture: {error}") from error
 
 
-def set_label(axis: Axes, text: str) -> None:
-    axis.set_ylabel(text, fontsize=13, rotation=0, ha="right", va="center", labelpad=8, color=COLOURS["text"])
+def set_label(axis: Axes, text: str, fontsize: int = 13) -> None:
+    axis.set_ylabel(text, fontsize=fontsize, rotation=0, ha="right", va="center", labelpad=8, color=COLOURS["text"])
+
+
+def every(step: int, count: int) -> str:
+    """What a picture says that shows each `step`-th of `count` frames: "every 3rd of 60"."""
+    ending = "th" if 10 < step % 100 < 14 else {1: "st", 2: "nd", 3: "rd"}.get(step % 10, "th")
+    return f"every {step}{ending} of {count}"
 
 
 def make_bare(axis: Axes, *, keep: Sequence[str] = ()) -> None:
@@ -64,10 +73,26 @@ def make_bare(axis: Axes, *, keep: Sequence[str] = ()) -> None:
     axis.tick_params(labelsize=12, colors=COLOURS["text"], length=3)
 
 
-def draw_frames(axis: Axes, frames: np.ndarray, width: float) -> None:
-    """Frames side by side, each `width` wide."""
+def strip_step(count: int, width: float, aspect: float) -> int:
+    """
+    How many frames each one in a row of frames stands for, so that it is high enough to see something.
+
+    Args:
+        count: Number of frames.
+        width: Inches of the row, which all frames fill together.
+        aspect: Height of a frame over its width.
+    """
+    return max(1, math.ceil(_LOWEST_STRIP * count / (width * aspect)))
+
+
+def draw_frames(axis: Axes, frames: np.ndarray, width: float, step: int = 1) -> None:
+    """Frames side by side, each `width` wide; of each group of `step`, its middle one, `step` times as wide."""
     make_bare(axis)
-    set_label(axis, "Frames")
+    set_label(
+        axis, "Frames" if step == 1 else "Frames\n" + every(step, len(frames)).replace(" of", "\nof"), 13 - (step > 1)
+    )
+    frames = frames[[min(start + step // 2, len(frames) - 1) for start in range(0, len(frames), step)]]
+    width *= step
     axis.set_yticks([])
     axis.set_ylim(0, 1)
     gap = 0.02 * width

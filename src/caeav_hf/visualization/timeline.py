@@ -11,15 +11,27 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from ..errors import CaeAvError
-from .drawing import COLOURS, SERIES, draw_frames, frames_of, make_bare, new_figure, save_figure, set_label
+from .drawing import (
+    COLOURS,
+    SERIES,
+    draw_frames,
+    frames_of,
+    make_bare,
+    new_figure,
+    save_figure,
+    set_label,
+    strip_step,
+)
 
 
 BACKGROUND = "background"
 TRACKS = ("audible", "visible", "both")
-# Least height of the row of frames in inches.
-_LOWEST_STRIP = 0.5
 # Kind (a colour), name and intervals of a row.
 Row: TypeAlias = tuple[str, str, list[dict[str, Any]]]
+# Inches of the picture, of the margins beside its rows, of a letter of 12 points, and of one in a long name.
+_WIDTH, _LEFT, _RIGHT, _LETTER, _MEAN_LETTER = 13.0, 1.235, 0.39, 0.108, 0.098
+# Most letters of a class name beside a row, and most markers of a line, that can still be told apart.
+_LONGEST_NAME, _MAX_MARKERS = 32, 60
 
 
 def plot_event_timeline(
@@ -33,11 +45,11 @@ def plot_event_timeline(
 ) -> Figure:
     """
     Draw a clip over time: its frames, its sound, the predicted and the true events, and how well the two modalities
-    agree.
+    agree. Every bar is named: in it or beside it, or, where that does not fit, by a line for each class.
 
     Args:
-        clip: A `caeav_hf.processing.media.Clip`: `frames` (n, H, W, 3) uint8, `waveform` (samples,), `duration` in
-            seconds and `name` are read.
+        clip: A `caeav_hf.processing.media.Clip`: `frames` (n, H, W, 3) uint8, `waveform` (samples of n segments,),
+            `duration` in seconds, `has_audio` and `name` are read.
         prediction: What the pipeline returns for the clip: `intervals` with `label`, `start`, `end` (seconds) and
             `score`, and `agreement`, one cosine a segment - or one list a stage.
         truth: The true events, as one label a segment (`"background"` for none) or as intervals like the predicted.
@@ -117,34 +129,42 @@ def _plot_timeline(
 
     # Frames keep their shape, so the height of their row follows from the width of the picture. Where all of them
     # would be too small to see anything, each one that is shown stands for some segments, as that of the middle one.
-    width = 13.0
-    inner = 0.875 * width
-    height, breadth = frames.shape[1:3]
-    whole = inner * segment_seconds / seconds * height / breadth  # height of a frame as wide as its segment
-    step = max(1, math.ceil(_LOWEST_STRIP / whole))
-    strip = min(2.2, step * whole)
-    row_height = 0.55 if len(rows) < 5 else 0.36
+    left = _LEFT
+    placed = [
+        _place_texts(intervals, seconds, _LETTER / (_WIDTH - left - _RIGHT) * seconds) for _, _, intervals in rows
+    ]
+    by_class = any(text is None for texts in placed for text in texts)
+    if by_class:
+        rows = [line for kind, name, intervals in rows for line in _lines(kind, name, intervals)]
+        left += 0.25 + _MEAN_LETTER * max(len(_class_name(line)) for line in rows)
+    inner = _WIDTH - left - _RIGHT
+    shape = frames.shape[1] / frames.shape[2]
+    row = inner * len(frames) * segment_seconds / seconds
+    step = strip_step(len(frames), row, shape)
+    strip = min(2.2, step * row / len(frames) * shape)
+    row_height = 0.55 if len(rows) < 5 else 0.36 if len(rows) < 20 else 0.28
     heights = [strip, 1.0, row_height * len(rows) + 0.15, *([1.5] if agreement is not None else [])]
-    figure = new_figure(width, sum(heights) + 0.28 * len(heights) + 0.95)
+    figure = new_figure(_WIDTH, sum(heights) + 0.28 * len(heights) + 0.95)
     grid = figure.add_gridspec(
         len(heights),
         1,
         height_ratios=heights,
         hspace=0.28 * len(heights) / sum(heights),
-        left=0.095,
-        right=0.97,
+        left=left / _WIDTH,
+        right=1 - _RIGHT / _WIDTH,
         top=1 - 0.45 / figure.get_figheight(),
         bottom=0.6 / figure.get_figheight(),
     )
     axes = [figure.add_subplot(grid[row]) for row in range(len(heights))]
 
-    middles = [min(start + step // 2, len(frames) - 1) for start in range(0, len(frames), step)]
-    draw_frames(axes[0], frames[middles], step * segment_seconds)
+    draw_frames(axes[0], frames, segment_seconds, step)
     axes[0].set_title(
         title or str(clip.name), loc="left", fontsize=15, fontweight="bold", color=COLOURS["text"], pad=8
     )
-    _draw_waveform(axes[1], np.asarray(clip.waveform, dtype=np.float32), float(clip.duration))
-    _draw_intervals(axes[2], rows, seconds)
+    # The waveform is that of the segments, however long the clip is.
+    has_audio = getattr(clip, "has_audio", True)
+    _draw_waveform(axes[1], np.asarray(clip.waveform, dtype=np.float32), len(frames) * segment_seconds, has_audio)
+    _draw_intervals(axes[2], rows, seconds, inner, by_class)
     if agreement is not None:
         _draw_agreement(axes[3], agreement, segment_seconds)
     for axis in axes:
@@ -152,7 +172,10 @@ def _plot_timeline(
         axis.xaxis.set_major_locator(MultipleLocator(segment_seconds) if seconds <= 30 else MaxNLocator(10))
         if axis is not axes[-1]:
             axis.tick_params(axis="x", labelbottom=False, length=0)
-    axes[-1].set_xlabel("Time (s)", fontsize=13)
+    part = ""
+    if clip.duration - len(frames) * segment_seconds >= segment_seconds:
+        part = f": the first {len(frames) * segment_seconds:g} of {clip.duration:.0f}"
+    axes[-1].set_xlabel(f"Time (s){part}", fontsize=13)
     save_figure(figure, path)
     return figure
 
@@ -175,10 +198,14 @@ def _as_intervals(truth: Sequence[Any], segment_seconds: float) -> list[dict[str
     return intervals
 
 
-def _draw_waveform(axis: Axes, waveform: np.ndarray, duration: float) -> None:
+def _draw_waveform(axis: Axes, waveform: np.ndarray, seconds: float, has_audio: bool) -> None:
     make_bare(axis)
     set_label(axis, "Sound")
     axis.set_yticks([])
+    axis.set_ylim(-1.08, 1.08)
+    if not has_audio:
+        _say_nothing(axis, 0, "no sound track")
+        return
     # A picture is some thousand pixels wide: lowest and highest sample of each column say all that fits.
     columns = min(1500, max(1, len(waveform)))
     low, high = np.zeros(columns), np.zeros(columns)
@@ -186,48 +213,99 @@ def _draw_waveform(axis: Axes, waveform: np.ndarray, duration: float) -> None:
         if len(part):
             low[number], high[number] = part.min(), part.max()
     peak = max(float(np.abs(waveform).max(initial=0.0)), 1e-4)
-    times = (np.arange(columns) + 0.5) * duration / columns
+    times = (np.arange(columns) + 0.5) * seconds / columns
     axis.fill_between(times, low / peak, high / peak, color=COLOURS["wave"], linewidth=0.4, edgecolor=COLOURS["wave"])
-    axis.set_ylim(-1.08, 1.08)
 
 
-def _draw_intervals(axis: Axes, rows: list[Row], seconds: float) -> None:
-    """Bars with what they are: inside them if it fits, else beside them, else in short or not at all."""
+def _class_name(row: Row) -> str:
+    """The name of the class that a row has only, cut if it is very long."""
+    name = str(row[2][0]["label"]) if row[2] else ""
+    return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "\u2026"
+
+
+def _place_texts(
+    intervals: Sequence[dict[str, Any]], seconds: float, letter: float, names: bool = True
+) -> list[tuple[float, str, dict[str, Any]] | None]:
+    """
+    Where the text of each bar of a row stands: in it, else beside it, else in small lines in it; None where it does
+    not fit.
+
+    Args:
+        seconds: The end of the row.
+        letter: Width of a letter of 12 points, in seconds.
+        names: Whether a text is name and score, or the score alone.
+    """
+    placed: list[tuple[float, str, dict[str, Any]] | None] = []
+    taken = 0.0  # how far bars and texts reach so far
+    for number, item in enumerate(intervals):
+        start, end = item["start"], item["end"]
+        lines = [str(item["label"])] if names else []
+        lines += [] if item.get("score") is None else [f"{item['score']:.2f}"]
+        text = "  ".join(lines)
+        free_after = (intervals[number + 1]["start"] if number + 1 < len(intervals) else seconds) - end
+        needed = letter * (len(text) + 1)
+        reach = end
+        style: dict[str, Any] | None = None
+        if needed <= end - start:
+            place, style = (start + end) / 2, {"ha": "center", "color": "white", "fontweight": "bold"}
+        elif free_after >= needed:
+            place, style = end + letter / 2, {"ha": "left", "color": COLOURS["text"]}
+            reach = end + needed
+        elif start - taken >= needed:
+            place, style = start - letter / 2, {"ha": "right", "color": COLOURS["text"]}
+        elif 0.75 * letter * (max(map(len, lines), default=0) + 1) <= end - start:
+            place, style = (start + end) / 2, {"ha": "center", "color": "white", "fontsize": 9}
+            text = "\n".join(lines)
+        placed.append(None if style is None else (place, text, style))
+        taken = max(taken, reach)
+    return placed
+
+
+def _draw_intervals(axis: Axes, rows: list[Row], seconds: float, width: float, by_class: bool) -> None:
+    """
+    Bars with what they are.
+
+    Args:
+        seconds, width: Length of the rows, in seconds and in inches.
+        by_class: Whether each row has a single class, whose name stands beside it.
+    """
     make_bare(axis, keep=("bottom",))
     axis.set_ylim(len(rows) - 0.5, -0.5)
-    axis.set_yticks(range(len(rows)), [name for _, name, _ in rows], fontsize=13)
+    names = [name for _, name, _ in rows]
+    if by_class:
+        labels = [_class_name(row) for row in rows]
+        track = -(0.25 + _MEAN_LETTER * max(map(len, labels))) / width
+        for number, name in enumerate(names):
+            place = axis.get_yaxis_transform()
+            axis.text(
+                track, number, name, transform=place, ha="right", va="center", fontsize=13, color=COLOURS["text"]
+            )
+        names = labels
+    axis.set_yticks(range(len(rows)), names, fontsize=12 if by_class else 13)
     axis.tick_params(axis="y", length=0, pad=8)
     axis.grid(axis="x", color=COLOURS["grid"], linewidth=0.8)
     axis.set_axisbelow(True)
     for row, (kind, name, _) in enumerate(rows[1:], start=1):
-        if kind in TRACKS and name:  # where the next track begins
+        if (kind in TRACKS or by_class) and name:  # where the next track begins
             axis.axhline(row - 0.5, color=COLOURS["grid"], linewidth=0.8)
-    letter = 0.0095 * seconds  # width of a letter of 12 points, in seconds
+    letter = _LETTER / width * seconds
     for row, (kind, _, intervals) in enumerate(rows):
         if not intervals:
-            axis.text(0.1, row, "no event", ha="left", va="center", fontsize=12, style="italic", color="#666666")
-        taken = 0.0  # how far bars and texts reach so far
-        for number, item in enumerate(intervals):
-            start, end = item["start"], item["end"]
-            axis.barh(row, end - start, left=start, height=0.74, color=COLOURS[kind], edgecolor="white", linewidth=1)
-            name, score = item["label"], "" if item.get("score") is None else f"{item['score']:.2f}"
-            text = f"{name}  {score}" if score else name
-            free_after = (intervals[number + 1]["start"] if number + 1 < len(intervals) else seconds) - end
-            needed = letter * (len(text) + 1)
-            reach = end
-            if needed <= end - start:
-                _write(axis, (start + end) / 2, row, text, ha="center", color="white", fontweight="bold")
-            elif free_after >= needed:
-                _write(axis, end + letter / 2, row, text, ha="left", color=COLOURS["text"])
-                reach = end + needed
-            elif start - taken >= needed:
-                _write(axis, start - letter / 2, row, text, ha="right", color=COLOURS["text"])
-            elif (fitting := int((end - start) / (0.75 * letter)) - 1) > 2:
-                # Small lines inside the bar: the name, cut where even that is too long, and the score if it fits.
-                lines = [name if len(name) <= fitting else name[: fitting - 1] + "\u2026"]
-                lines += [score] if 0 < len(score) <= fitting else []
-                _write(axis, (start + end) / 2, row, "\n".join(lines), ha="center", color="white", fontsize=9)
-            taken = max(taken, reach)
+            _say_nothing(axis, row, "no event")
+        texts = _place_texts(intervals, seconds, letter, names=not by_class)
+        for item, text in zip(intervals, texts, strict=True):
+            length = item["end"] - item["start"]
+            # Of a bar of a few pixels the edge would leave nothing.
+            edge = 1.0 if length > letter else 0.0
+            bar: dict[str, Any] = {"height": 0.74, "color": COLOURS[kind], "edgecolor": "white", "linewidth": edge}
+            axis.barh(row, length, left=item["start"], **bar)
+            if text is not None and text[1]:
+                _write(axis, text[0], row, text[1], **text[2])
+
+
+def _say_nothing(axis: Axes, y: float, text: str) -> None:
+    """Say that there is nothing in a row."""
+    axis.text(0.1, y, text, ha="left", va="center", fontsize=12, style="italic", color="#666666")
 
 
 def _write(axis: Axes, x: float, y: float, text: str, fontsize: int = 12, **style: Any) -> None:
@@ -250,6 +328,7 @@ def _draw_agreement(axis: Axes, agreement: Sequence[Any], segment_seconds: float
             color=colour,
             marker="o" if last else None,
             markersize=6,
+            markevery=math.ceil(len(stage) / _MAX_MARKERS),
             linewidth=2.4 if last else 1.3,
             label=f"stage {number}",
             clip_on=False,
