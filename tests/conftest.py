@@ -1,10 +1,15 @@
 """Shared by all tests."""
 
 import os
+from collections.abc import Iterator
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
+from transformers import PreTrainedModel
+
+from caeav_hf.modeling import CaeAvPreTrainedModel
+from tests.odd_offsets import at_odd_offsets
 
 
 # The tests' tensors are too small to share: more threads would only wait for each other.
@@ -19,3 +24,21 @@ def _fresh_accelerator():
     """Accelerate keeps the precision of the first accelerator for the whole process."""
     yield
     AcceleratorState._reset_state()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _loaded_at_odd_offsets() -> Iterator[None]:
+    """What two loads of a model compute differs by rounding on some machines; here it does on all."""
+    with pytest.MonkeyPatch.context() as patch:
+        for base in (PreTrainedModel, CaeAvPreTrainedModel):
+            patch.setattr(base, "from_pretrained", classmethod(_at_odd_offsets(base.from_pretrained.__func__)))
+        yield
+
+
+def _at_odd_offsets(from_pretrained):
+    def loading(cls, *args, **kwargs):
+        loaded = from_pretrained(cls, *args, **kwargs)
+        at_odd_offsets(loaded[0] if isinstance(loaded, tuple) else loaded)
+        return loaded
+
+    return loading

@@ -14,6 +14,7 @@ from caeav_hf.errors import DataError
 from caeav_hf.processing.media import load_clip
 from caeav_hf.processing.processing_cae_av import CaeAvProcessor
 from tests.data.conftest import build
+from tests.same import assert_same_clip
 
 
 @pytest.fixture
@@ -35,8 +36,7 @@ def test_items_are_what_the_processor_makes(parquet, processor):
         visual_captions=[row["visual_caption"]],
         audio_captions=[row["audio_caption"]],
     )
-    for name in inputs:
-        assert torch.equal(item[name], inputs[name][0]), name
+    assert_same_clip({name: item[name] for name in inputs}, {name: value[0] for name, value in inputs.items()})
     assert item["pixel_values_videos"].shape == (10, 3, 64, 64)
     assert item["labels"].tolist() == row["segment_labels"]
     assert item["video_id"] == row["video_id"]
@@ -46,8 +46,7 @@ def test_rows_may_be_a_dataset_with_embedded_clips(corpus, parquet, processor, t
     build(corpus, tmp_path / "out", embed_media=True)
     embedded = CaeAvDataset(datasets.load_dataset(str(tmp_path / "out"), split="test"), processor)
     by_path = CaeAvDataset(parquet, processor, split="test")
-    for name, tensor in by_path[0].items():
-        assert torch.equal(embedded[0][name], tensor) if isinstance(tensor, torch.Tensor) else True, name
+    assert_same_clip(embedded[0], by_path[0])
 
 
 def test_a_loader_gives_batches_for_the_model(parquet, processor):
@@ -88,8 +87,7 @@ def test_the_cache_saves_decoding_and_changes_nothing(breakable, processor, tmp_
     for _ in range(2):
         for index, item in enumerate(expected):
             again = cached[index]
-            assert set(again) == set(item)
-            assert all(torch.equal(again[name], item[name]) for name in item if name != "video_id")
+            assert_same_clip(again, item)
         # From now on nothing may be decoded.
         monkeypatch.setattr(CaeAvProcessor, "load_clip", None)
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == len(plain)
@@ -116,11 +114,11 @@ def test_the_cache_knows_content_and_settings(breakable, processor, tmp_path):
 def test_a_damaged_cache_entry_is_made_anew(breakable, processor, tmp_path):
     _, folder = breakable
     clips = CaeAvDataset(folder, processor, split="test", cache_dir=tmp_path / "cache")
-    expected = clips[0]["input_features"]
+    expected = clips[0]
     entry = next((tmp_path / "cache").rglob("*.safetensors"))
     entry.write_bytes(entry.read_bytes()[:1000])
-    assert torch.equal(clips[0]["input_features"], expected)
-    assert torch.equal(clips[0]["input_features"], expected)
+    for _ in range(2):
+        assert_same_clip(clips[0], expected)
 
 
 def test_labels_of_a_clip_that_ends_early_are_ignored(parquet, processor, monkeypatch):
@@ -176,8 +174,7 @@ def test_a_row_may_be_a_part_of_a_longer_video(parquet, processor, tmp_path):
     path = rows[0]["media"]["path"]
     for item, part in zip(clips, ({"start": 2.0, "end": 5.0}, {}, {"start": 2.5}), strict=True):
         expected = processor(videos=[processor.load_clip(path, **part)])
-        for name in expected:
-            assert torch.equal(item[name], expected[name][0]), name
+        assert_same_clip({name: item[name] for name in expected}, {name: v[0] for name, v in expected.items()})
     assert [int(item["frame_mask"].sum()) for item in clips] == [3, 10, 8]
     # A cache entry is of a part, not of its file.
     again = CaeAvDataset(rows, processor, cache_dir=tmp_path)

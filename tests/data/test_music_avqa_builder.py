@@ -19,6 +19,7 @@ from caeav_hf.data.toy.questions import ANSWERS
 from caeav_hf.errors import DataError
 from caeav_hf.labels import MUSIC_AVQA_ANSWERS
 from caeav_hf.processing import CaeAvProcessor, build_question_tokenizer
+from tests.same import assert_same_clip
 
 
 ROOT = Path(__file__).parents[2]
@@ -239,8 +240,7 @@ def test_items_and_batches(parquet, processor, tmp_path, monkeypatch):
     assert len(decoded) == len(set(data.rows["video_id"])) < len(items)
     row, item = data.rows[1], items[1]
     inputs = processor(videos=[row["media"]["path"]], questions=[row["question"]])
-    for name in inputs:
-        assert torch.equal(item[name], inputs[name][0]), name
+    assert_same_clip({name: item[name] for name in inputs}, {name: value[0] for name, value in inputs.items()})
     assert item["labels"].shape == ()
     assert item["labels"] == row["answer_label"]
     assert not (item["question_ids"] == processor.question_tokenizer.unk_token_id).any()

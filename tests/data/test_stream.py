@@ -11,6 +11,7 @@ from caeav_hf.data import CaeAvCollator, CaeAvDataset, CaeAvStream, prepare_clip
 from caeav_hf.errors import DataError
 from caeav_hf.processing import CaeAvProcessor
 from tests.data.conftest import build
+from tests.same import assert_same_clip
 from tests.training import toy_files
 
 
@@ -31,9 +32,7 @@ def test_items_are_those_of_the_data_set(parquet, prepared, processor):
         stream = CaeAvStream(folder, processor, split="train", shuffle=False)
         assert stream.num_clips == len(expected)
         for found, item in zip(stream, expected, strict=True):
-            assert set(found) == set(item)
-            for name, value in item.items():
-                assert torch.equal(found[name], value) if isinstance(value, torch.Tensor) else found[name] == value
+            assert_same_clip(found, item)
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 5])

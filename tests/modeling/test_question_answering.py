@@ -11,6 +11,7 @@ from torch import Tensor
 
 from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForQuestionAnswering
 from tests.modeling.helpers import as_double, toy_answering_model, toy_batch, without_padding
+from tests.same import assert_close
 
 
 def question_batch(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 4, seed: int = 0) -> dict[str, Tensor]:
@@ -129,7 +130,7 @@ def test_the_question_changes_the_answer() -> None:
     with torch.no_grad():
         first = model(**batch).logits
         second = model(**{**batch, "question_ids": batch["question_ids"].flip(1)}).logits
-    assert not torch.allclose(first, second)
+    assert not torch.allclose(first, second, atol=1e-3)
 
 
 def test_every_parameter_learns() -> None:
@@ -152,4 +153,4 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     loaded = CaeAvForQuestionAnswering.from_pretrained(tmp_path)
     batch = question_batch(model.config)
     with torch.no_grad():
-        assert torch.equal(loaded(**batch).logits, model(**batch).logits)
+        assert_close(loaded(**batch).logits, model(**batch).logits)

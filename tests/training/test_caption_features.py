@@ -66,7 +66,7 @@ def test_training_is_the_same_as_with_captions_encoded_on_the_fly(data, processo
     dataset = CaeAvDataset(data, processor, split="train", cache_dir=tmp_path / "cache")
     features = read_captions(model, processor, [dataset], folder=str(data), show_progress=False)
     on_the_fly = train(CaeAvForEventLocalization.from_pretrained(tmp_path / "model"), dataset, None)
-    assert train(model, dataset, features) == pytest.approx(on_the_fly, abs=1e-6)
+    assert train(model, dataset, features) == pytest.approx(on_the_fly, rel=1e-4)
 
 
 def test_the_tower_does_not_run_for_stored_captions(data, processor, monkeypatch):
@@ -78,7 +78,7 @@ def test_the_tower_does_not_run_for_stored_captions(data, processor, monkeypatch
     stored = read_captions(model, processor, splits, folder=str(data), show_progress=False).features
     assert stored.keys() == expected.keys()
     for ids, features in stored.items():
-        torch.testing.assert_close(features, expected[ids], atol=1e-6, rtol=0)
+        torch.testing.assert_close(features, expected[ids], atol=1e-5, rtol=1e-5)
 
 
 def test_another_text_tower_encodes_its_own(data, processor):
@@ -90,7 +90,8 @@ def test_another_text_tower_encodes_its_own(data, processor):
     assert open_store(data, model) is None
     read = read_captions(model, processor, [dataset], folder=str(data), show_progress=False).features
     expected = read_captions(model, processor, [dataset], show_progress=False).features
-    assert all(torch.equal(read[ids], expected[ids]) for ids in expected)
+    for ids in expected:
+        torch.testing.assert_close(read[ids], expected[ids], atol=1e-5, rtol=1e-5)
     # What keeps padded positions has other features as well; whatever is trained does not matter.
     same, official = load_model(), load_model(formulation="official")
     with torch.no_grad():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from caeav_hf.errors import CaeAvError
+from caeav_hf.training.build import load_trained_model
 from caeav_hf.training.checkpointing import find_checkpoint, read_loop_state
 from caeav_hf.training.evaluation import evaluate
 from caeav_hf.training.recipe import Recipe
@@ -97,7 +98,7 @@ def test_the_optimizer_may_step_in_the_backward_pass(poisoned, tmp_path):
         first = tiny_trainer(folder, replace(recipe, epochs=2), train=train)
         first.fit()
         # The state that a resumed run loads takes the place of what the optimizer was made with.
-        model = TinyModel.from_pretrained(folder / "checkpoints" / "last").train()
+        model = load_trained_model(TinyModel, folder / "checkpoints" / "last").train()
         checkpoint = find_checkpoint(folder)
         trainer = tiny_trainer(folder, recipe, train=train, model=model, resume=checkpoint)
         trainer.resume(checkpoint, read_loop_state(checkpoint))
@@ -160,7 +161,7 @@ def test_half_precision_scales_its_loss(tmp_path):
     half = tiny_trainer(tmp_path / "half", replace(recipe, epochs=2))
     half.fit()
     checkpoint = find_checkpoint(tmp_path / "half")
-    model = TinyModel.from_pretrained(checkpoint).train()
+    model = load_trained_model(TinyModel, checkpoint).train()
     resumed = tiny_trainer(tmp_path / "half", recipe, model=model, resume=checkpoint)
     resumed.resume(checkpoint, read_loop_state(checkpoint))
     assert resumed.accelerator.scaler.get_scale() == half.accelerator.scaler.get_scale()

@@ -27,7 +27,12 @@ def test_losses_and_metrics_are_those_of_the_files(tmp_path):
     flags = ["--flip-frames", "--mixup", "--spec-augment"]
     expected = history(tmp_path / "files", toy_data(), "ave", *flags)
     data = prepared(toy_data(), "ave", tmp_path / "data")
-    assert history(tmp_path / "prepared", data, "ave", *flags, "--num-workers", "2") == expected
+    for line, one in zip(
+        history(tmp_path / "prepared", data, "ave", *flags, "--num-workers", "2"), expected, strict=True
+    ):
+        assert line == {
+            name: pytest.approx(value, abs=1e-4) if name.startswith("train/") else value for name, value in one.items()
+        }
 
 
 def test_questions_are_trained_on_from_the_one_copy_of_their_clip(tmp_path):

@@ -54,6 +54,7 @@ def toy_model() -> Path:
     model = CaeAvForEventLocalization(config).eval()
     with torch.no_grad():  # scores on both sides of the threshold, so that results are not all alike
         model.head.event_classifier.weight.mul_(30)
+        model.head.event_classifier.bias.add_(8)
         # New models begin without an effect of captions; here they have one.
         model.model.case.visual_stream.gamma.fill_(1)
         model.model.case.audio_stream.gamma.fill_(1)

@@ -30,8 +30,8 @@ def add_command(commands: Any) -> None:
         "--format",
         choices=("jpeg", "png"),
         default="jpeg",
-        help="of the frames: jpeg, quality 95, or png, which takes more space and gives exactly the inputs of the "
-        "files (default: %(default)s)",
+        help="of the frames: jpeg, quality 95, or png, which takes more space and keeps the resized frames bit for "
+        "bit (default: %(default)s)",
     )
     prepare.add_argument(
         "--num-proc",

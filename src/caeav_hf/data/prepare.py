@@ -94,7 +94,7 @@ def prepare_clips(
         processor: A [`CaeAvProcessor`]; training needs one with the same segments, rate and size.
         out_dir: Folder to write.
         task: Task of the processor's model; the data set must be for it.
-        image_format: `"png"` gives exactly the tensors of the files; `"jpeg"`, quality 95, takes less space.
+        image_format: `"png"` keeps the resized frames bit for bit; `"jpeg"`, quality 95, takes less space.
         num_proc: Clips that are decoded at the same time.
         shard_clips: Clips of a shard.
 

@@ -9,7 +9,7 @@ A prepared row has, in place of its `media`, the columns
 
 Decoded waveforms are 32-bit integers rounded to float32, which are again integers of 32 bits: WAV gives them back to
 the last bit, and so does PNG the frames, which are resized as bytes. Rescaling, normalising and the log-mel come
-afterwards, so that from PNG a model gets the same tensors as from the file, bit for bit.
+afterwards, from equal frames and samples.
 
 Questions that share a clip are prepared as one row a clip, with a column `questions`.
 """

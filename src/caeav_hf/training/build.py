@@ -23,6 +23,10 @@ from .run_folder import without_progress_bars
 from .tasks import TaskDefinition, get_task
 
 
+# Bytes; where PyTorch's tensors on the CPU begin is a multiple.
+_ALIGNMENT = 64
+
+
 def build_accelerator(recipe: Recipe, run_folder: Path | None = None) -> Accelerator:
     """
     The accelerator of a run, or of an evaluation where there is no run folder.
@@ -106,7 +110,7 @@ def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokeniz
             # A head for other classes starts anew; everything else is taken over.
             with without_progress_bars():
                 model = task.model_class.from_pretrained(recipe.model, config=config, ignore_mismatched_sizes=True)
-            return model
+            return aligned(model)
         if recipe.size == "toy" and not any(towers.values()):
             from ..assets import toy_towers
 
@@ -132,16 +136,32 @@ def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokeniz
         ) from error
 
 
+def aligned(model: Any) -> Any:
+    """
+    Move tensors on the CPU to addresses like those of tensors that PyTorch makes; values stay.
+
+    Loaded tensors lie where their file has them. Some processors multiply matrices there in another order, and round
+    differently, so that a resumed run would not repeat the bits of one that was never stopped.
+
+    Returns:
+        `model`.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()
+    return model
+
+
 def load_trained_model(model_class: Any, folder: str | Path) -> Any:
     """
-    A model from the folder of a checkpoint.
+    A model from the folder of a checkpoint, its tensors [`aligned`].
 
     Raises:
         CaeAvError: there is none.
     """
     try:
         with without_progress_bars():
-            return model_class.from_pretrained(folder)
+            return aligned(model_class.from_pretrained(folder))
     except (OSError, ValueError, StrictDataclassError) as error:
         raise CaeAvError(f"{folder}: cannot be loaded as a {model_class.__name__}: {_last_line(error)}") from error
 

@@ -16,7 +16,7 @@ class CaptionFeatures:
 
     The features are computed before training, in the order of the captions and in groups of fixed size. A step never
     runs the tower again, and - unlike with a cache that fills as clips happen to come - the features of a resumed run
-    are those of the first run to the last bit.
+    are those of the first run.
 
     Args:
         model: A model with `get_caption_features(ids, mask)`, (B, N) each, to (B, N, D).

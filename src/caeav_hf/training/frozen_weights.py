@@ -15,7 +15,7 @@ from ..modeling.frozen import is_adapted
 @contextmanager
 def spared(model: Any, frozen_file: Path, *, dtype: torch.dtype | None, reads_text: bool) -> Iterator[None]:
     """
-    Within this context the frozen towers of `model` take less memory and compute the same, to the last bit.
+    Within this context the frozen towers of `model` take less memory and compute the same.
 
     The maps of the visual and the audio tower are held in the precision to which autocast would bring them in every
     step. A text tower whose features are known is left in `frozen_file`, on the CPU, for what may still ask for it.
