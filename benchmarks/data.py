@@ -265,13 +265,14 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _check_equal(folder: Path, processor: CaeAvProcessor, paths: list[Path]) -> None:
-    """All of them give the same frames, and the floor those that the package takes."""
+    """All of them give the same frames and, but for rounding, sound; the floor, frames that the package takes."""
     clip, (frames, _) = processor.load_clip(paths[0]), decode(str(paths[0]))
     assert np.array_equal(clip.frames, frames), "the floor decodes other frames"
     raw, png = (CaeAvDataset(folder / name, processor, split="train")[0] for name in ("raw", "png"))
     assert raw is not None
     assert png is not None
-    assert all(torch.equal(raw[name], png[name]) for name in ("pixel_values_videos", "input_features"))
+    assert torch.equal(raw["pixel_values_videos"], png["pixel_values_videos"])
+    torch.testing.assert_close(raw["input_features"], png["input_features"], rtol=0, atol=1e-3)
 
 
 def _size(folder: Path) -> int:
