@@ -52,6 +52,7 @@ def test_the_encoder_is_one_graph_with_the_same_gradients_and_statistics():
         )
 
 
+@pytest.mark.slow
 def test_a_compiled_run_is_the_same_and_leaves_ordinary_checkpoints(tmp_path):
     trainers = []
     for backend in (None, "eager"):

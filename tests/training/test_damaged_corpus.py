@@ -15,6 +15,9 @@ from tests.media_factory import truncate, write_clip
 from tests.training.toy_files import toy_model
 
 
+pytestmark = pytest.mark.slow  # whole runs
+
+
 DAMAGED = 4  # of 20
 
 

@@ -14,6 +14,9 @@ from caeav_hf.training.command import main
 from tests.training.toy_files import parsing_data
 
 
+pytestmark = pytest.mark.slow  # whole runs
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of two epochs."""

@@ -9,6 +9,9 @@ from caeav_hf.training.command import main
 from tests.training.toy_files import question_data, toy_data
 
 
+pytestmark = pytest.mark.slow  # whole runs
+
+
 def history(folder, data, task, *flags):
     arguments = ["--task", task, "--size", "toy", "--data", str(data), "--output-dir", str(folder), *flags]
     assert main([*arguments, "--epochs", "1", "--max-steps", "1"]) == 0
@@ -22,7 +25,6 @@ def prepared(data, task, out):
     return out
 
 
-@pytest.mark.slow
 def test_losses_and_metrics_are_those_of_the_files(tmp_path):
     flags = ["--flip-frames", "--mixup", "--spec-augment"]
     expected = history(tmp_path / "files", toy_data(), "ave", *flags)

@@ -11,6 +11,9 @@ from caeav_hf.training.command import main
 from tests.training.toy_files import question_data
 
 
+pytestmark = pytest.mark.slow  # whole runs
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of one epoch, ended early and gone on with."""

@@ -196,6 +196,7 @@ def test_a_model_of_other_classes_is_told_apart(trained, tmp_path, capsys):
     assert "class 0" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_with_lora_resumes(tmp_path, cache, capsys):
     lora = ["--lora-rank", 2, "--lora-dropout", 0.1, "--lora-towers", "vision,text"]
     assert main(arguments(tmp_path, cache, "--model", "null", *lora, "--max-steps", 1)) == 0

@@ -17,6 +17,9 @@ from caeav_hf.training.tasks import get_task
 from tests.training.toy_files import mask_corpus, mask_data, mask_model, toy_data
 
 
+pytestmark = pytest.mark.slow  # whole runs
+
+
 def read_json(path: Path) -> dict:
     return json.loads(path.read_text())
 

@@ -85,6 +85,7 @@ def test_sweeps_of_the_package_are_right():
     assert [len(load_sweep(path).trials_of()) for path in sorted(SWEEPS.glob("*.yaml"))] == [12, 4]
 
 
+@pytest.mark.slow
 def test_a_sweep_trains_ranks_and_goes_on(tmp_path, capsys, monkeypatch):
     parameters = {"model_config.topk_ratio": [0.3, 7], "learning_rate": [1e-3, 2e-3]}
     path = write(tmp_path / "sweep.yaml", parameters=parameters, values={"max_steps": 1, "batch_size": 4})

@@ -11,6 +11,9 @@ from caeav_hf.training.command import main
 from tests.training.toy_files import toy_data
 
 
+pytestmark = pytest.mark.slow  # whole runs
+
+
 ROWS = {
     "AVMoE": ["interaction=avmoe", "use_case=false"],
     "CASTE": ["use_case=false"],
