@@ -33,13 +33,17 @@ def test_accumulation_equals_a_bigger_batch(tmp_path, broken):
         torch.testing.assert_close(accumulated[name], tensor, rtol=1e-4, atol=1e-6)
 
 
-def test_entropy_weight_is_zero_first_and_then_the_models(tmp_path):
+@pytest.mark.parametrize(
+    ("ramp", "weights"), [(0, [0.0, 0.0, 0.5, 0.5]), (1, [0.0, 0.0, 0.25, 0.5]), (3, [0.0, 0.0, 0.125, 0.25])]
+)
+def test_entropy_weight_is_zero_first_and_then_grows_to_the_models(tmp_path, ramp, weights):
     model = tiny_model()
-    trainer = tiny_trainer(tmp_path, tiny_recipe(epochs=3, entropy_warmup_epochs=2), model=model)
+    recipe = tiny_recipe(epochs=4, entropy_warmup_epochs=2, entropy_ramp_epochs=ramp)
+    trainer = tiny_trainer(tmp_path, recipe, model=model)
     trainer.fit()
     batches_an_epoch = 6
-    assert model.seen_entropy_weights == [0.0] * 2 * batches_an_epoch + [0.5] * batches_an_epoch
-    assert [record["entropy_weight"] for record in trainer.state.history] == [0.0, 0.0, 0.5]
+    assert model.seen_entropy_weights == [weight for weight in weights for _ in range(batches_an_epoch)]
+    assert [record["entropy_weight"] for record in trainer.state.history] == weights
 
 
 def test_learning_rate_falls_in_steps(tmp_path):

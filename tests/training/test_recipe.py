@@ -16,6 +16,7 @@ from caeav_hf.training.recipe import (
     override_recipe,
     recipe_flags,
 )
+from caeav_hf.training.schedule import entropy_weight, learning_rate
 
 
 def write(tmp_path, text):
@@ -35,6 +36,31 @@ def test_the_ave_recipe_holds_the_papers_values():
     recipe = load_recipe(find_recipe("ave"))
     assert (recipe.epochs, recipe.learning_rate, recipe.batch_size, recipe.accumulation_steps) == (50, 5e-4, 2, 4)
     assert (recipe.lr_decay_factor, recipe.entropy_warmup_epochs) == (0.65, 5)
+
+
+@pytest.mark.parametrize("task", ["ave", "avvp", "avs_s4", "avs_ms3", "avqa"])
+def test_the_schedule_is_the_papers(task):
+    """Down by 35 % every three epochs; gamma is 0, then grows over as many epochs again."""
+    recipe = load_recipe(find_recipe(task))
+    assert [learning_rate(recipe, epoch) / recipe.learning_rate for epoch in (0, 2, 3, 6)] == pytest.approx(
+        [1, 1, 0.65, 0.65**2]
+    )
+    warmup = recipe.entropy_warmup_epochs
+    weights = [entropy_weight(recipe, 0.003, epoch) for epoch in range(2 * warmup + 2)]
+    assert weights[:warmup] == [0] * warmup
+    assert 0 < weights[warmup] < weights[2 * warmup - 1] < weights[2 * warmup] == pytest.approx(0.003)
+
+
+def test_recipes_tell_the_paper_from_the_authors_scripts():
+    for task in ("ave", "avvp", "avs_s4", "avs_ms3", "avqa"):
+        lines = find_recipe(task).read_text().splitlines()
+        marks = {line.split(":")[0]: line.partition("# ")[2] for line in lines if ":" in line.split("#")[0]}
+        assert marks["epochs"].startswith("[code]")
+        for name in ("learning_rate", "lr_decay_factor", "lr_decay_epochs", "entropy_warmup_epochs"):
+            assert marks[name].startswith("[paper]")
+        if task != "avqa":
+            assert marks["batch_size"].startswith("[code]")
+            assert marks["accumulation_steps"].startswith("[code]")
 
 
 @pytest.mark.parametrize(("task", "epochs", "rate", "warmup"), [("avs_s4", 50, 3e-4, 15), ("avs_ms3", 60, 1.5e-4, 8)])
@@ -145,4 +171,4 @@ def test_every_value_of_a_full_recipe_says_where_it_comes_from(name):
     chosen = ("task", "size", "train_split", "eval_split", "report_to")
     values = [line for line in lines if line and not line.startswith(("#", *(f"{key}:" for key in chosen)))]
     assert len(values) >= 12
-    assert all("# [paper]" in line or "# [package]" in line for line in values)
+    assert all(any(f"# [{mark}]" in line for mark in ("paper", "code", "package")) for line in values)

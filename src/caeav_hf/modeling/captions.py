@@ -106,23 +106,29 @@ class Captions:
     present: Tensor | None = None
 
 
-class ZeroLinear(nn.Linear):
-    """A linear map that begins at zero."""
+class UpProjection(nn.Linear):
+    """A linear map whose weights begin at N(0, `std`), its bias at zero."""
+
+    def __init__(self, in_features: int, out_features: int, std: float):
+        self.std = std
+        super().__init__(in_features, out_features)
 
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.weight)
-        if self.bias is not None:
-            nn.init.zeros_(self.bias)
+        nn.init.normal_(self.weight, std=self.std)
+        nn.init.zeros_(self.bias)
 
 
 class Bottleneck(nn.Sequential):
-    """Linear down, GELU, linear up; the up projection starts at zero, so that captions begin without effect."""
+    """
+    Linear down, GELU, linear up. In the official formulation the up projection starts at zero. In the paper's it
+    cannot: a caption of zeros has no direction that frames could be compared with (Eq. 19).
+    """
 
-    def __init__(self, in_features: int, bottleneck: int, out_features: int):
+    def __init__(self, config: CaeAvConfig, out_features: int):
         super().__init__()
-        self.down = nn.Linear(in_features, bottleneck)
+        self.down = nn.Linear(config.text_config.hidden_size, config.caption_bottleneck_dim)
         self.activation = nn.GELU()
-        self.up = ZeroLinear(bottleneck, out_features)
+        self.up = UpProjection(config.caption_bottleneck_dim, out_features, std=0.0 if config.is_official else 0.02)
 
 
 class CaptionMapper(nn.Module):
@@ -134,8 +140,8 @@ class CaptionMapper(nn.Module):
         self.attention = MultiHeadAttention(config, width, config.caption_mapper_heads)
         self.norm = nn.LayerNorm(width)
         self.dropout = nn.Dropout(config.branch_dropout)
-        self.visual_bottleneck = Bottleneck(width, config.caption_bottleneck_dim, config.visual_hidden_size)
-        self.audio_bottleneck = Bottleneck(width, config.caption_bottleneck_dim, config.audio_hidden_size)
+        self.visual_bottleneck = Bottleneck(config, config.visual_hidden_size)
+        self.audio_bottleneck = Bottleneck(config, config.audio_hidden_size)
 
     def shared(self, features: Tensor, mask: Tensor | None) -> Tensor:
         """LN(s + MHA(s)) of caption features (B, N, D)."""

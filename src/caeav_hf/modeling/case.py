@@ -54,7 +54,8 @@ class CASEOutput:
     """
     Attributes:
         visual, audio: (N, L, C) enriched tokens.
-        visual_caption, audio_caption: (B, M, C) captions after their own layers.
+        visual_caption, audio_caption: (B, M, C) captions that the frames were compared with (Eq. 19): as the mapper
+            gave them, in the official formulation after their own layers.
         visual_agreement, audio_agreement: (N,) cosine between frame and caption (Eq. 19).
         visual_selected, audio_selected: (N, K) indices of the tokens that were enriched.
         visual_saliency, audio_saliency: (N, L) log-probabilities of the selection distribution.
@@ -81,7 +82,13 @@ def masked_mean(states: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class CASEStream(nn.Module):
-    """The layers of one modality: own attention, caption, other modality, feed-forward, time, injection."""
+    """
+    The layers of one modality: own attention, caption, other modality, feed-forward, time, injection.
+
+    The authors' code passes the caption through a feed-forward layer before the frames are compared with it, and
+    normalises behind the temporal convolution. With that norm all tokens have nearly the same saliency, so that the
+    paper's Top-K would be left to chance: the paper formulation has neither layer.
+    """
 
     def __init__(self, config: CaeAvConfig, hidden_size: int, other_size: int):
         super().__init__()
@@ -92,9 +99,9 @@ class CASEStream(nn.Module):
         self.from_other = nn.Linear(other_size, hidden_size)
         self.other_cross_attention = AttentionLayer(config, hidden_size)
         self.feed_forward = FeedForwardLayer(config, hidden_size)
-        self.caption_feed_forward = FeedForwardLayer(config, hidden_size)
+        self.caption_feed_forward = FeedForwardLayer(config, hidden_size) if config.is_official else None
         self.temporal_conv = TemporalConv(hidden_size)
-        self.temporal_norm = nn.LayerNorm(hidden_size)
+        self.temporal_norm = nn.LayerNorm(hidden_size) if config.is_official else None
         self.norm = nn.LayerNorm(hidden_size)
         # The paper scales the injection (Eq. 20, 21); the authors' code has no such parameter.
         self.gamma = None if config.is_official else nn.Parameter(torch.empty(1))
@@ -110,6 +117,11 @@ class CASEStream(nn.Module):
         grid = layout.to_grid(self.self_attention(states, states)).flatten(1, 2)
         read = self.caption_cross_attention(grid, caption, mask)
         return layout.to_list(read.unflatten(1, (layout.num_frames, num_tokens)))
+
+    def along_time(self, states: Tensor, frames: FrameLayout) -> Tensor:
+        """v-bar (N, L, C) of tokens (N, L, C) that have read the caption and the other modality."""
+        enriched = self.temporal_conv(self.feed_forward(states), frames)
+        return enriched if self.temporal_norm is None else self.temporal_norm(enriched)
 
     def inject(
         self, states: Tensor, enriched: Tensor, agreement: Tensor, temperature: Tensor
@@ -181,10 +193,12 @@ class CASE(GradientCheckpointingLayer):
             v.other_cross_attention(visual_bar, v.from_other(audio_bar)),
             a.other_cross_attention(audio_bar, a.from_other(visual_bar)),
         )
-        visual_caption = v.caption_feed_forward(visual_caption)
-        audio_caption = a.caption_feed_forward(audio_caption)
-        visual_bar = v.temporal_norm(v.temporal_conv(v.feed_forward(visual_bar), frames))
-        audio_bar = a.temporal_norm(a.temporal_conv(a.feed_forward(audio_bar), frames))
+        visual_bar, audio_bar = v.along_time(visual_bar, frames), a.along_time(audio_bar, frames)
+        if v.caption_feed_forward is None or a.caption_feed_forward is None:
+            visual_caption, audio_caption = captions.visual, captions.audio
+        else:
+            visual_caption = v.caption_feed_forward(visual_caption)
+            audio_caption = a.caption_feed_forward(audio_caption)
 
         def agreement(bar: Tensor, caption: Tensor, mask: Tensor | None) -> Tensor:
             clip = caption_layout.clip_of_frame(bar.device)

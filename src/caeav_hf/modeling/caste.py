@@ -124,7 +124,12 @@ class SpatialEnrichment(Enrichment):
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
-        for module in (self.gate_projection, self.key_projection, self.value_projection, self.output_projection):
+        nn.init.normal_(self.gate_projection.weight, std=0.001)
+        nn.init.zeros_(self.gate_projection.bias)
+        if not self.is_official:
+            # Nothing rescales what they give in LN(x + gamma f(x)), so they begin as linear maps do.
+            return
+        for module in (self.key_projection, self.value_projection, self.output_projection):
             nn.init.normal_(module.weight, std=0.001)
             nn.init.zeros_(module.bias)
 

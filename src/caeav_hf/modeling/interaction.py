@@ -145,7 +145,7 @@ class AVMoEInteraction(InteractionLayer):
         new_visual = visual + visual_block.attention(visual)
         if self.skips_audio_blocks:
             new_audio = audio_in if self.has_adapters else audio
-        elif self.config.is_official or not self.has_adapters:
+        elif self.config.is_official:
             new_audio = audio_block(audio)
         else:
             new_audio = audio + audio_block.attention(audio)
@@ -169,9 +169,9 @@ class AVMoEInteraction(InteractionLayer):
             visual_caste, audio_caste, weights, embeddings = self._enrich(visual, audio, frames)
             visual_in, audio_in = visual + visual_caste, audio + audio_caste
         new_visual, new_audio = visual + visual_block.feed_forward(visual), audio
+        if not self.config.is_official:
+            new_audio = audio + audio_block.feed_forward(audio)
         if self.has_adapters:
-            if not self.config.is_official:
-                new_audio = audio + audio_block.feed_forward(audio)
             visual_added, visual_probs = self.visual_feed_forward_adapter(visual_in, audio_in, frames)
             audio_added, audio_probs = self.audio_feed_forward_adapter(audio_in, visual_in, frames)
             new_visual, new_audio = new_visual + visual_added, new_audio + audio_added

@@ -32,16 +32,20 @@ class AlignmentProjections(nn.Module):
         nn.init.constant_(self.temperature, self.initial_temperature)
 
 
-def caption_contrastive_loss(frames: Tensor, captions: Tensor, clip: Tensor, temperature: Tensor) -> Tensor:
+def caption_contrastive_loss(
+    frames: Tensor, captions: Tensor, clip: Tensor, temperature: Tensor, both_ways: bool = False
+) -> Tensor:
     """
-    InfoNCE between frames and captions, both ways (Eq. 22): a frame's caption is its positive, captions and frames of
-    other clips, on all processes, are the negatives, and other frames of the same clip are neither.
+    InfoNCE of frames against captions (Eq. 22): a frame's caption is its positive, the captions of the frames of other
+    clips, on all processes, are the negatives.
 
     Args:
         frames: (N, D) projections of the frames.
         captions: (B, D) projections of the captions.
         clip: (N,) the caption of each frame.
         temperature: Scalar.
+        both_ways: Take the mean with captions against frames, as the authors' code does. There the frames of other
+            clips are the negatives, and other frames of the same clip are neither.
 
     Returns:
         Mean over the frames of all processes; 0 where there is no other clip, or no frame.
@@ -53,7 +57,8 @@ def caption_contrastive_loss(frames: Tensor, captions: Tensor, clip: Tensor, tem
     caption_parts, place = gather_rows(captions)
     first = sum(len(part) for part in caption_parts[:place])
     all_captions = torch.cat(caption_parts)
-    all_frames = torch.cat(gather_rows(frames)[0])
+    # Gathered only where it is used: each gathering is an exchange in the backward pass of every process.
+    all_frames = torch.cat(gather_rows(frames)[0]) if both_ways else frames
     all_clips = torch.cat(gather_rows(clip + first)[0])
     temperature = temperature.float().clamp_min(0.01)
     if not len(frames):
@@ -66,12 +71,13 @@ def caption_contrastive_loss(frames: Tensor, captions: Tensor, clip: Tensor, tem
     to_captions = frames @ all_captions.T / temperature + frames_per_clip.clamp_min(1).log()
     no_negative = (frames_per_clip == 0) | F.one_hot(clip + first, len(all_captions)).bool()
     to_captions = to_captions.masked_fill(no_negative, -torch.inf)
-    to_frames = captions @ all_frames.T / temperature
-    same_clip = all_clips == first + torch.arange(len(captions), device=clip.device)[:, None]
-    to_frames = to_frames.masked_fill(same_clip, -torch.inf)[clip]
+    directions = [to_captions]
+    if both_ways:
+        to_frames = captions @ all_frames.T / temperature
+        same_clip = all_clips == first + torch.arange(len(captions), device=clip.device)[:, None]
+        directions.append(to_frames.masked_fill(same_clip, -torch.inf)[clip])
     losses = [
-        torch.logsumexp(torch.cat([positive[:, None], negatives], dim=1), dim=1) - positive
-        for negatives in (to_captions, to_frames)
+        torch.logsumexp(torch.cat([positive[:, None], negatives], dim=1), dim=1) - positive for negatives in directions
     ]
     return batch_mean(torch.stack(losses).mean(0).sum(), len(frames))
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -70,7 +70,8 @@ class CaeAvModelOutput(ModelOutput):
             leaves it: before the next stage downsamples it, the last one before CASE and the final norm.
         audio_hidden_states (`tuple(torch.FloatTensor)`, with `output_hidden_states=True`): Likewise of the audio.
         visual_feature_maps (`tuple(torch.FloatTensor)`, with `output_feature_maps=True`):
-            One `(batch_size, num_frames, tokens, size)` a stage, before CASE, the last one after the final norm.
+            One `(batch_size, num_frames, tokens, size)` a stage. The last one is after CASE, in the official
+            formulation before it, and after the tower's final norm.
         agreement (`tuple(torch.FloatTensor)`):
             One `(batch_size, num_frames)` a stage, cosine of the modalities (Eq. 1).
         agreement_probs (`tuple(torch.FloatTensor)`, with `agreement_loss_weight`):
@@ -200,6 +201,10 @@ class CaeAvPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ("AVMoEInteraction", "CaeAvInteraction", "CASE")
     _supports_sdpa = True
+    # Layers of CASE that the paper formulation once built too, and which are official alone.
+    _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
+        r"case\.(visual|audio)_stream\.(temporal_norm|caption_feed_forward)\."
+    ]
     # Losses are means over a batch's own frames or clips.
     accepts_loss_kwargs = False
 
@@ -600,7 +605,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
 
         maps = explained["maps"]
         if maps:
-            maps[-1] = vision.final_norm(maps[-1])
+            maps[-1] = vision.final_norm(maps[-1] if self.config.is_official else new_visual)
         grid = frames.to_grid
         optional: dict[str, Any] = {}
         if case is not None:
@@ -711,9 +716,10 @@ class CaeAvModel(CaeAvPreTrainedModel):
             visual_projected, audio_projected = visual_projected[with_caption], audio_projected[with_caption]
             visual_log_probs, audio_log_probs = visual_log_probs[with_caption], audio_log_probs[with_caption]
             clip = clip[with_caption]
+        both_ways = self.config.is_official
         losses["caption"] = caption_contrastive_loss(
-            visual_projected, visual_caption, clip, temperature
-        ) + caption_contrastive_loss(audio_projected, audio_caption, clip, temperature)
+            visual_projected, visual_caption, clip, temperature, both_ways
+        ) + caption_contrastive_loss(audio_projected, audio_caption, clip, temperature, both_ways)
         losses["entropy"] = selection_entropy_loss(visual_log_probs, audio_log_probs, self.config.entropy_sign)
         return losses
 

@@ -79,9 +79,10 @@ class Recipe:
     adam_beta2: float = _value(0.999, "decay of Adam's mean of squared gradients")
     weight_decay: float = _value(0.0, "weight decay of Adam")
     lr_decay_factor: float = _value(0.65, "the learning rate is multiplied by this ...")
-    lr_decay_epochs: int = _value(10, "... every so many epochs")
+    lr_decay_epochs: int = _value(3, "... every so many epochs")
     max_grad_norm: float | None = _value(None, "clip the gradient to this norm")
     entropy_warmup_epochs: int = _value(5, "epochs during which the weight of the selection entropy (gamma) is 0")
+    entropy_ramp_epochs: int = _value(5, "epochs after these in which it grows to its full value")
 
     save_steps: int | None = _value(None, "also write a checkpoint every so many steps")
     patience: int | None = _value(None, "stop after so many evaluations without a better one")
@@ -96,7 +97,10 @@ class Recipe:
         for name in ("max_steps", "save_steps", "patience"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "at least 1, or null", value)
-        for name in ("epochs", "num_workers", "entropy_warmup_epochs", "weight_decay", "seed", "lora_rank"):
+        for name in (
+            *("epochs", "num_workers", "entropy_warmup_epochs", "entropy_ramp_epochs", "weight_decay", "seed"),
+            "lora_rank",
+        ):
             _require(getattr(self, name) >= 0, name, "not negative", getattr(self, name))
         for name in ("learning_rate", "lr_decay_factor", "max_skipped_steps", "lora_alpha"):
             _require(getattr(self, name) > 0, name, "positive", getattr(self, name))

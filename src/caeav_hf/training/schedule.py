@@ -51,5 +51,9 @@ def set_learning_rate(optimizer: Optimizer, value: float) -> None:
 
 
 def entropy_weight(recipe: Recipe, full_weight: float, epoch: int) -> float:
-    """Weight of the selection entropy (gamma of Eq. 25) in an epoch (counted from 0): 0 first, then `full_weight`."""
-    return 0.0 if epoch < recipe.entropy_warmup_epochs else full_weight
+    """
+    Weight of the selection entropy (gamma of Eq. 25) in an epoch (counted from 0): 0 for `entropy_warmup_epochs`, then
+    in equal steps over `entropy_ramp_epochs` up to `full_weight`, which it has from the epoch after these on.
+    """
+    ramp = recipe.entropy_ramp_epochs + 1
+    return full_weight * min(max(epoch + 1 - recipe.entropy_warmup_epochs, 0), ramp) / ramp
