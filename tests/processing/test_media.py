@@ -289,7 +289,7 @@ def test_files_that_hold_no_clip(tmp_path, clip_path):
     check_error(b"", "<0 bytes>: empty")
     check_error(b"nonsense" * 100, "<800 bytes>")
     check_error({"bytes": None, "path": None}, "expected a mapping with")
-    check_error("https://example.org/dog.mp4", "https://example.org/dog.mp4: is an address", "download")
+    check_error("ftp://example.org/dog.mp4", "ftp://example.org/dog.mp4: no address that can be read", "https://")
     check_error(io.BytesIO(b""), "BytesIO")
     with pytest.raises(CaeAvError, match="float is no media source"):
         load(3.5)

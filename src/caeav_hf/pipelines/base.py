@@ -1,6 +1,5 @@
 """What the pipelines of all tasks share: decoding, windows, batches, captions, broken clips."""
 
-import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -17,7 +16,7 @@ from transformers.utils import logging
 from ..data import CaeAvCollator
 from ..errors import CaeAvError, MediaError
 from ..processing import CaeAvProcessor
-from ..processing.containers import source_name
+from ..processing.containers import reusable, source_name
 from ..processing.media import Clip, MissingAudio, check_missing_audio, count_segments, probe
 from .captions import CAPTIONS, attach_captions, split_captions
 
@@ -236,8 +235,7 @@ class CaeAvPipeline(Pipeline):
         if windows == "first" or self._is_spread:
             return self.processor.load_clip(source, **sound)
         name = source_name(source)
-        if _is_pipe(source):
-            source = io.BytesIO(source.read())  # it is opened more than once here
+        source = reusable(source)  # it is opened more than once here
         announced = probe(source, name=name).duration
         # One segment more than expected: the frames, not the header, say where the clip ends.
         most = _FIRST_ATTEMPT
@@ -399,12 +397,6 @@ def _with_lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _with_lists(item) for key, item in value.items()}
     return [_with_lists(item) for item in value] if isinstance(value, list) else value
-
-
-def _is_pipe(source: Any) -> bool:
-    """Whether a source is a file object that can be read only once."""
-    seekable = getattr(source, "seekable", None)
-    return hasattr(source, "read") and (not hasattr(source, "seek") or (seekable is not None and not seekable()))
 
 
 def _name(source: Any) -> str:

@@ -11,7 +11,6 @@ file that breaks off ends the reading.
 import errno
 import io
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
@@ -22,12 +21,16 @@ import numpy as np
 from transformers.utils import logging
 
 from ..errors import CaeAvError, MediaError
+from .remote import fetch, is_address, local_path
 
 
 logger = logging.get_logger(__name__)
 
 MediaSource = str | os.PathLike | bytes | IO[bytes] | Mapping[str, Any]
-"""A path, the bytes of a file, an open binary file, or a mapping with `"bytes"` and `"path"` as `datasets` has it."""
+"""
+A path or address (see `processing.remote`), the bytes of a file, an open binary file, or a mapping with `"bytes"` and
+`"path"` as `datasets` has it.
+"""
 
 # A jump in the sound's timestamps of more than this (seconds, just under one AAC packet at 48 kHz) is a gap.
 AUDIO_JITTER = 0.02
@@ -54,6 +57,31 @@ def source_name(source: MediaSource) -> str:
     return name if isinstance(name, str) else f"<{type(source).__name__}>"
 
 
+def reusable(source: MediaSource) -> MediaSource:
+    """A source that can be opened more than once: what is remote is fetched, what can be read only once is read."""
+    content = _content_of(source)
+    if isinstance(content, str | os.PathLike):
+        path = os.fsdecode(os.fspath(content))
+        return fetch(path) if _is_remote(path) else source
+    return io.BytesIO(content.read()) if hasattr(content, "read") and _is_pipe(content) else source
+
+
+def _content_of(source: MediaSource) -> Any:
+    if isinstance(source, Mapping):
+        return source.get("path") if source.get("bytes") is None else source["bytes"]
+    return source
+
+
+def _is_remote(path: str) -> bool:
+    return is_address(path) and not path.lower().startswith("file:/")
+
+
+def _is_pipe(file: Any) -> bool:
+    """Whether a file object can be read only once."""
+    seekable = getattr(file, "seekable", None)
+    return not hasattr(file, "seek") or (seekable is not None and not seekable())
+
+
 class MediaFile:
     """A media source that can be opened, more than once, as a PyAV container; every failure is a MediaError."""
 
@@ -65,17 +93,16 @@ class MediaFile:
     def of(cls, source: MediaSource, name: str | None) -> "MediaFile":
         """The file of a source, called `name` in errors; by default what [`source_name`] says."""
         name = name or source_name(source)
-        content: Any = source
-        if isinstance(source, Mapping):
-            content = source.get("path") if source.get("bytes") is None else source["bytes"]
-            if content is None:
-                raise MediaError(f"{name}: neither bytes nor a path; expected a mapping with `bytes` or `path`")
+        content = _content_of(source)
+        if isinstance(source, Mapping) and content is None:
+            raise MediaError(f"{name}: neither bytes nor a path; expected a mapping with `bytes` or `path`")
         if isinstance(content, bytes | bytearray | memoryview):
             if not len(content):
                 raise MediaError(f"{name}: empty; {_EXPECTED}")
             return cls(io.BytesIO(content), name)
         if isinstance(content, str | os.PathLike):
-            return cls(_checked_path(content, name), name)
+            path = os.fsdecode(os.fspath(content))
+            return cls(fetch(path) if _is_remote(path) else _checked_path(path, name), name)
         return cls(_checked_file(content, name), name)
 
     @contextmanager
@@ -97,10 +124,9 @@ class MediaFile:
             raise MediaError(f"{self.name}: cannot be read as media ({reason}); {_EXPECTED}") from error
 
 
-def _checked_path(source: str | os.PathLike, name: str) -> str:
-    path = os.fsdecode(os.fspath(source))
-    if re.match(r"[a-zA-Z][a-zA-Z0-9+.-]+:/", path):
-        raise MediaError(f"{name}: is an address, not a file; expected a local path (download it first)")
+def _checked_path(path: str, name: str) -> str:
+    if is_address(path):
+        path = local_path(path)
     if os.path.isdir(path):
         raise MediaError(f"{name}: is a directory; {_EXPECTED}")
     if not os.path.exists(path):
@@ -119,8 +145,7 @@ def _checked_file(source: Any, name: str) -> IO[bytes]:
             f"{type(source).__name__} is no media source; expected a path, bytes, a binary file object or a mapping "
             "with `bytes` or `path`"
         )
-    seekable = getattr(source, "seekable", None)
-    if not hasattr(source, "seek") or (seekable is not None and not seekable()):
+    if _is_pipe(source):
         # Pipes and sockets: most containers need to be read back and forth.
         return io.BytesIO(source.read())
     return source
