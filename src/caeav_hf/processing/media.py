@@ -143,6 +143,22 @@ def count_segments(duration: float, segment_seconds: float = 1.0, num_segments: 
     return count if num_segments is None else min(count, num_segments)
 
 
+def sample_times(
+    duration: float, num_segments: int | None, segment_seconds: float, frame_sampling: FrameSampling
+) -> list[float]:
+    """
+    Seconds at which the segments of a clip show their frame, as in [`load_clip`].
+
+    Args:
+        duration: Seconds of the clip.
+        num_segments: Most segments, or, if they are spread, how many. None for all that there are.
+    """
+    count = count_segments(duration, segment_seconds, None if frame_sampling == "spread" else num_segments)
+    if frame_sampling == "spread":
+        return _middles_of_parts(count if num_segments is None else num_segments, duration)
+    return [min((t + 0.5) * segment_seconds, duration - 2 * _TIME_EPSILON) for t in range(count)]
+
+
 def load_clip(
     source: MediaSource,
     *,

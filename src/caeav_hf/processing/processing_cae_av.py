@@ -16,6 +16,17 @@ from ..errors import CaeAvError
 from ..labels import MUSIC_AVQA_QUESTION_WORDS
 from .containers import MediaSource, source_name
 from .feature_extraction_cae_av import CaeAvFeatureExtractor
+from .inputs import (
+    as_frames,
+    as_waveform,
+    clip_of_decoder,
+    decoder_name,
+    is_audio_decoder,
+    is_frames,
+    is_video_decoder,
+    sound_name,
+    undecoded,
+)
 from .intervals import LocalizedSegments, ParsedSegments, has_class
 from .media import (
     Clip,
@@ -231,14 +242,19 @@ class CaeAvProcessor(ProcessorMixin):
 
         Args:
             videos: A clip is a media file (path, bytes, binary file object or `{"bytes": ..., "path": ...}`), a
-                [`~processing.media.Clip`], or its frames (T, H, W, 3), uint8 RGB, one a segment. Files give
-                `num_frames` segments, as `frame_sampling` says.
-            audio: The sound of each clip, in place of the one in its file: a waveform (samples,), float in [-1, 1], or
-                a media file. Frames need it; it has to fill as many segments as there are frames. Where segments are
-                spread over a file, those of its `audio` lie at the same seconds.
+                [`~processing.media.Clip`], a `VideoDecoder` of torchcodec, as rows of `datasets` hold, or its frames,
+                one a segment: (T, H, W, 3) or (T, 3, H, W), RGB, uint8 or floats in [0, 1], or a list of PIL images.
+                Files may be addresses (see `processing.remote`) and give `num_frames` segments, as `frame_sampling`
+                says.
+            audio: The sound of each clip, in place of the one in its file: a media file, an `AudioDecoder` of
+                torchcodec, a waveform (samples,), (channels, samples) or (samples, channels), floats in [-1, 1], int16
+                or int32, or `{"array": waveform, "sampling_rate": ...}`. Frames need it; it has to fill as many
+                segments as there are frames. Where segments are spread over a file, those of its `audio` lie at the
+                same seconds.
             visual_captions, audio_captions: What is seen and what is heard in each clip. Both or neither, and for all
                 clips or for none; None in a list is no caption.
-            sampling_rate: Samples a second of waveforms in `audio`. Must be that of the model.
+            sampling_rate: Samples a second of waveforms in `audio`, which are resampled to the model's. It has no
+                default; waveforms without it are an error.
             return_tensors: `"pt"` or `"np"`.
             questions: What is asked about each clip, if the processor has a `question_tokenizer`. Words after the
                 tokenizer's `model_max_length` (14 by default) are left out.
@@ -283,7 +299,8 @@ class CaeAvProcessor(ProcessorMixin):
     ) -> dict[str, torch.Tensor]:
         if videos is None:
             raise CaeAvError("`audio` was given without `videos`; expected both, since the model hears and sees")
-        sources = list(videos) if isinstance(videos, list | tuple) or getattr(videos, "ndim", 0) == 5 else [videos]
+        several = not is_frames(videos) if isinstance(videos, list | tuple) else getattr(videos, "ndim", 0) == 5
+        sources = list(videos) if several else [videos]
         if not sources:
             raise CaeAvError("`videos` is an empty list; expected at least one clip")
         sounds = [None] * len(sources)
@@ -307,10 +324,10 @@ class CaeAvProcessor(ProcessorMixin):
         self, index: int, source: Any, sound: Any, rate: int | None, on_missing_audio: MissingAudio
     ) -> tuple[Any, Any]:
         """Frames (T, H, W, 3) of a clip and its waveform, of as many segments."""
-        if _is_array(source):
-            name, frames, most = f"clip {index}", source, None
-            if frames.ndim != 4 or frames.shape[-1] != 3:
-                raise CaeAvError(f"clip {index} has frames of shape {tuple(frames.shape)}; expected (T, H, W, 3)")
+        source = undecoded(source)
+        given_frames = is_frames(source)
+        if given_frames:
+            name, frames, most = f"clip {index}", as_frames(source, f"clip {index}"), None
             if sound is None and on_missing_audio == "silence":
                 return frames, np.zeros(len(frames) * self.feature_extractor.segment_samples, np.float32)
             if sound is None:
@@ -324,14 +341,16 @@ class CaeAvProcessor(ProcessorMixin):
                 clip = self._read(index, source, with_audio=sound is None, on_missing_audio=on_missing_audio)
             name, frames, most = clip.name, clip.frames, self.num_frames
             if sound is None:
+                if is_video_decoder(source) and on_missing_audio == "silence":
+                    return frames, np.zeros(len(frames) * self.feature_extractor.segment_samples, np.float32)
                 if clip.sampling_rate != self.sampling_rate or not clip.waveform.size:
                     raise CaeAvError(
                         f"{clip.name}: read with {clip.waveform.size} samples at {clip.sampling_rate} Hz; expected "
                         f"sound at {self.sampling_rate} Hz"
                     )
                 return frames, clip.waveform
-        waveform = self._waveform(index, sound, rate)
-        if not _is_array(source) and self.frame_sampling == "spread":
+        waveform = self.load_sound(sound, sampling_rate=rate, name=_sound_name(index, sound))
+        if not given_frames and self.frame_sampling == "spread":
             return frames, spread_sound(
                 np.asarray(waveform),
                 num_segments=len(frames),
@@ -347,20 +366,37 @@ class CaeAvProcessor(ProcessorMixin):
             )
         return frames, waveform[: count * self.feature_extractor.segment_samples]
 
-    def _waveform(self, index: int, sound: Any, rate: int | None) -> Any:
-        """(samples,) at the model's rate, from a waveform or a media file."""
-        if not _is_array(sound):
-            return load_audio(sound, sampling_rate=self.sampling_rate, name=_name(index, sound))
-        if sound.ndim != 1:
-            raise CaeAvError(
-                f"sound {index} has shape {tuple(sound.shape)}; expected a mono waveform (samples,), several as a list"
-            )
-        if rate != self.sampling_rate:
-            given = "no `sampling_rate` was given" if rate is None else f"`sampling_rate` is {rate} Hz"
-            raise CaeAvError(f"{given}; expected waveforms at {self.sampling_rate} Hz: resample them first")
-        return sound
+    def load_sound(self, sound: Any, *, sampling_rate: int | None = None, name: str = "the sound") -> np.ndarray:
+        """
+        A sound as the model hears it.
+
+        Args:
+            sound, sampling_rate: As `audio` and `sampling_rate` of a call.
+            name: What errors call it.
+
+        Returns:
+            (samples,) float32, mono, at the model's rate.
+
+        Raises:
+            MediaError: It is a file that cannot be decoded.
+            CaeAvError: It is a waveform of another shape or type, or without a rate.
+        """
+        sound = undecoded(sound)
+        if is_audio_decoder(sound):
+            samples = sound.get_all_samples()
+            sound, sampling_rate = samples.data, samples.sample_rate
+        elif isinstance(sound, Mapping) and "array" in sound:
+            sound, sampling_rate = sound["array"], sound.get("sampling_rate", sampling_rate)
+            sound = sound if _is_array(sound) else np.asarray(sound, np.float32)
+        if _is_array(sound):
+            return as_waveform(sound, name, sampling_rate=sampling_rate, wanted=self.sampling_rate)
+        return load_audio(sound, sampling_rate=self.sampling_rate, name=name)
 
     def _read(self, index: int, source: Any, **kwargs: Any) -> Clip:
+        if is_video_decoder(source):
+            return self.load_decoder(
+                source, num_segments=self.num_frames, name=decoder_name(source) or f"clip {index}"
+            )
         readable = isinstance(source, str | os.PathLike | bytes | Mapping) or hasattr(source, "read")
         if not readable:
             raise CaeAvError(
@@ -368,6 +404,17 @@ class CaeAvProcessor(ProcessorMixin):
                 "a `Clip`, or an array of frames (T, H, W, 3)"
             )
         return self.load_clip(source, name=_name(index, source), **kwargs)
+
+    def load_decoder(self, decoder: Any, *, num_segments: int | None, name: str) -> Clip:
+        """[`~processing.inputs.clip_of_decoder`] with this processor's segments and rate."""
+        return clip_of_decoder(
+            decoder,
+            num_segments=num_segments,
+            sampling_rate=self.sampling_rate,
+            segment_seconds=self.segment_seconds,
+            frame_sampling=self.frame_sampling,
+            name=name,
+        )
 
     def _process_captions(
         self, captions: dict[str, list[str] | None], num_clips: int | None
@@ -738,6 +785,11 @@ def _square(weights: torch.Tensor, name: str) -> torch.Tensor:
 
 def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray | torch.Tensor)
+
+
+def _sound_name(index: int, sound: Any) -> str:
+    name = sound_name(sound, f"sound {index}")
+    return f"sound {index} {name}" if name.startswith("<") else name
 
 
 def _name(index: int, source: Any) -> str:
