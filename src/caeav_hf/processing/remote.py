@@ -92,7 +92,7 @@ def fetch(address: str) -> FetchedFile:
             f"{address}: no address that can be read; expected a local path, https://, http://, hf:// or file://"
         )
     most, seconds = download_limits()
-    target = FetchedFile(tempfile.TemporaryFile(buffering=0))  # type: ignore[arg-type]  # noqa: SIM115
+    target = FetchedFile(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
     target.name = address
     try:
         _filesystem(scheme.lower(), seconds).get_file(address, target, callback=_Limits(address, most, seconds))
