@@ -31,14 +31,18 @@ def _loaded_at_odd_offsets() -> Iterator[None]:
     """What two loads of a model compute differs by rounding on some machines; here it does on all."""
     with pytest.MonkeyPatch.context() as patch:
         for base in (PreTrainedModel, CaeAvPreTrainedModel):
-            patch.setattr(base, "from_pretrained", classmethod(_at_odd_offsets(base.from_pretrained.__func__)))
+            patch.setattr(base, "from_pretrained", classmethod(_at_odd_offsets(base)))
         yield
 
 
-def _at_odd_offsets(from_pretrained):
+def _at_odd_offsets(base):
+    from_pretrained = base.from_pretrained.__func__
+
     def loading(cls, *args, **kwargs):
         loaded = from_pretrained(cls, *args, **kwargs)
-        at_odd_offsets(loaded[0] if isinstance(loaded, tuple) else loaded)
+        # Once a load, at the end of it: each next one lies two elements further, and so rounds in another way.
+        if base is CaeAvPreTrainedModel or not issubclass(cls, CaeAvPreTrainedModel):
+            at_odd_offsets(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
 
     return loading
