@@ -169,7 +169,9 @@ def _plot_timeline(
         _draw_agreement(axes[3], agreement, segment_seconds)
     for axis in axes:
         axis.set_xlim(0, seconds)
-        axis.xaxis.set_major_locator(MultipleLocator(segment_seconds) if seconds <= 30 else MaxNLocator(10))
+        axis.xaxis.set_major_locator(
+            MultipleLocator(segment_seconds) if seconds <= 30 else MaxNLocator(10, steps=[1, 2, 3, 5, 10])
+        )
         if axis is not axes[-1]:
             axis.tick_params(axis="x", labelbottom=False, length=0)
     part = ""
@@ -305,7 +307,8 @@ def _draw_intervals(axis: Axes, rows: list[Row], seconds: float, width: float, b
 
 def _say_nothing(axis: Axes, y: float, text: str) -> None:
     """Say that there is nothing in a row."""
-    axis.text(0.1, y, text, ha="left", va="center", fontsize=12, style="italic", color="#666666")
+    place: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "ha": "left", "va": "center"}
+    axis.text(0.008, y, text, fontsize=12, style="italic", color="#666666", **place)
 
 
 def _write(axis: Axes, x: float, y: float, text: str, fontsize: int = 12, **style: Any) -> None:
