@@ -37,15 +37,15 @@ HARD_MISALIGNMENTS = (*MISALIGNMENTS, "delayed_sound")
 WRONG_CAPTIONS = 0.2
 
 # What is left of an object's radius and of its contrast, and the grain over it (standard deviation in [0, 1]).
-RADIUS = (0.55, 0.8)
-OPACITY = (0.35, 0.7)
-FRAME_NOISE = (0.04, 0.1)
+RADIUS = (0.7, 0.95)
+OPACITY = (0.45, 0.85)
+FRAME_NOISE = (0.02, 0.06)
 # Share of the clips with a pole in front of the first object, and its half width in radii of that object.
-POLES = 0.6
+POLES = 0.5
 POLE_RADIUS = (0.25, 0.4)
 # By how many decibels a voice is quieter, and the level of the noise.
 DROP = (8.0, 16.0)
-NOISE_DECIBELS = (-38.0, -26.0)
+NOISE_DECIBELS = (-35.0, -23.0)
 
 # Share of the misaligned event clips with a silent object in view throughout, and of the clips with a sound from
 # off-screen in which it goes on during the event.
