@@ -169,7 +169,7 @@ class Expert(nn.Module):
             if gathered is None:
                 latents = self.latent_attention.latents
                 gathered = F.scaled_dot_product_attention(
-                    latents.expand(len(states), -1, -1), states, states, scale=1.0
+                    latents.expand(states.shape[0], -1, -1), states, states, scale=1.0
                 )
             return self.latent_attention(states, gathered)
         if self.attention_type == "self":

@@ -47,9 +47,9 @@ class ClipTextTower(TextTransformer):
 
     def encode(self, ids: Tensor) -> Tensor:
         """Token features (B, N, D) of token ids (B, N), N at most the context length."""
-        states, mask = self._embeds(ids)
-        if mask is not None:
-            mask = mask[: ids.shape[1], : ids.shape[1]].to(states.dtype)
+        states, _ = self._embeds(ids)
+        # As the part of the tower's own mask for so few tokens, but of any number in a graph.
+        mask = states.new_full((ids.shape[1], ids.shape[1]), -torch.inf).triu(1)
         return self.ln_final(self.transformer(states, attn_mask=mask))
 
     def forget(self) -> None:
@@ -62,8 +62,11 @@ class ClipTextTower(TextTransformer):
         in company its last bits would be others, on which the choice between tokens that are alike may hang, and
         training with stored features would not be training without them.
 
-        A tower that is trained, by LoRA or as it is, encodes everything anew.
+        A tower that is trained, by LoRA or as it is, encodes everything anew. So does a graph, all rows at once: it
+        cannot look into a cache.
         """
+        if torch.compiler.is_compiling():
+            return self.encode(ids)
         if is_adapted(self) or any(parameter.requires_grad for parameter in self.parameters()):
             self.forget()
             return torch.cat([self.encode(row) for row in ids.split(1)])

@@ -49,7 +49,11 @@ class TemporalConv(nn.Module):
         grid = frames.to_grid(states)
         assert self.depthwise.bias is not None
         mixed = torch.addcmul(self.depthwise.bias, grid, present)
-        if frames.num_frames > 1:
+        if torch.compiler.is_exporting():
+            # For any number of frames: `grid[:, :-1]` is another case for two frames, where its length is 1.
+            padded = F.pad(grid, (0, 0, 0, 0, 1, 1))
+            mixed = mixed + padded[:, :-2] * past + padded[:, 2:] * future
+        elif frames.num_frames > 1:
             before = F.pad(grid[:, :-1] * past, (0, 0, 0, 0, 1, 0))
             after = F.pad(grid[:, 1:] * future, (0, 0, 0, 0, 0, 1))
             mixed = mixed + before + after

@@ -14,17 +14,22 @@ class FrameLayout:
     nothing and enters no statistic. What looks along time works on the grid of clips, (B, T, ...), in which padded
     frames are zero.
 
+    How many frames are real is known only once there are values, which a graph has not. There the list holds all
+    frames; the padded ones cost what real ones do, and are zero again in every grid.
+
     Args:
         batch_size, num_frames: Size of the grid, B and T.
         mask: (B, T) bool, true for real frames; `None` when all are.
+        keeps_padding: Whether the list holds padded frames too. `torch.export` needs it, and sets it.
 
     Raises:
         CaeAvError: The mask has another shape, or a clip without a real frame.
     """
 
-    def __init__(self, batch_size: int, num_frames: int, mask: Tensor | None = None):
+    def __init__(self, batch_size: int, num_frames: int, mask: Tensor | None = None, keeps_padding: bool = False):
         self.batch_size = batch_size
         self.num_frames = num_frames
+        self.keeps_padding = keeps_padding or torch.compiler.is_exporting()
         self.mask: Tensor | None = None
         if mask is None:
             return
@@ -33,14 +38,16 @@ class FrameLayout:
             raise CaeAvError(
                 f"`frame_mask` must have one value a frame, ({batch_size}, {num_frames}), got {tuple(mask.shape)}"
             )
-        if not bool(mask.all()):
+        if self.keeps_padding:
+            self.mask = mask
+        elif not bool(mask.all()):
             if not bool(mask.any(dim=1).all()):
                 raise CaeAvError("`frame_mask` must leave at least one real frame in every clip")
             self.mask = mask
 
     def to_list(self, grid: Tensor) -> Tensor:
         """(B, T, ...) -> (N, ...), the real frames in order."""
-        if self.mask is None:
+        if self.mask is None or self.keeps_padding:
             return grid.flatten(0, 1)
         return grid[self.mask]
 
@@ -48,6 +55,10 @@ class FrameLayout:
         """(N, ...) -> (B, T, ...), zero where a frame is padded."""
         if self.mask is None:
             return frames.unflatten(0, (self.batch_size, self.num_frames))
+        if self.keeps_padding:
+            grid = frames.unflatten(0, (self.batch_size, self.num_frames))
+            is_real = self.mask.view(self.batch_size, self.num_frames, *[1] * (frames.ndim - 1))
+            return torch.where(is_real, grid, torch.zeros_like(grid))
         grid = frames.new_zeros(self.batch_size, self.num_frames, *frames.shape[1:])
         grid[self.mask] = frames
         return grid
@@ -60,6 +71,12 @@ class FrameLayout:
     def moment_of_frame(self, device: torch.device) -> Tensor:
         """(N,) the place of each real frame in its clip."""
         return self.to_list(torch.arange(self.num_frames, device=device).expand(self.batch_size, -1))
+
+    def lengths(self, device: torch.device) -> Tensor:
+        """(B,) how many real frames each clip has."""
+        if self.mask is None:
+            return torch.full((self.batch_size,), self.num_frames, device=device)
+        return self.mask.sum(1)
 
     def attention_mask(self) -> Tensor | None:
         """(B, 1, 1, T) bool for attention along time, or `None` when every frame is real."""

@@ -55,9 +55,10 @@ class FrozenConstant:
         self, parameters: list[Tensor], dtype: torch.dtype, compute: Callable[[], Tensor], is_constant: bool = True
     ) -> Tensor:
         """The value in `dtype`; parameters that somebody has unfrozen or adapted are read anew each time."""
-        if torch.compiler.is_compiling() and is_constant and self.key and self.value.dtype == dtype:
+        if torch.compiler.is_compiling():
             # Whether a weight was written to cannot be asked in a graph, where weights of a tower do not change.
-            return self.value
+            is_known = is_constant and self.key and self.value.dtype == dtype
+            return self.value if is_known else compute().to(dtype)
         if not is_constant or any(parameter.requires_grad for parameter in parameters):
             self.key = ()
             return compute().to(dtype)

@@ -558,7 +558,9 @@ class CaeAvModel(CaeAvPreTrainedModel):
                 f"{tuple(pixel_values_videos.shape[:2])} and {tuple(input_features.shape[:2])}"
             )
         batch_size, num_frames = pixel_values_videos.shape[:2]
-        frames = FrameLayout(batch_size, num_frames, frame_mask)
+        # Losses are about the real frames alone, and a batch norm in training has statistics of them.
+        is_graph = torch.compiler.is_compiling() and not self.training and not return_loss
+        frames = FrameLayout(batch_size, num_frames, frame_mask, keeps_padding=is_graph)
         vision, audition = self._readers()
         visual = vision.embed(frames.to_list(pixel_values_videos).to(self.dtype))
         audio = audition.embed(frames.to_list(input_features).to(self.dtype))
@@ -660,7 +662,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
             source = embeds if embeds is not None else ids
             if source is None:
                 continue
-            if len(source) != batch_size or (mask is not None and mask.shape != source.shape[:2]):
+            if source.shape[0] != batch_size or (mask is not None and mask.shape != source.shape[:2]):
                 raise CaeAvError(
                     f"`{name}_caption_*` must have one row a clip ({batch_size}) and a mask of the same length, got "
                     f"{tuple(source.shape)} and mask {None if mask is None else tuple(mask.shape)}"
@@ -1070,7 +1072,7 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
                 raise CaeAvError(f"`clip_index` must be ({len(question_ids)},), got {tuple(clip_index.shape)}")
             grounding, audio, mask = grounding.of_questions(clip_index), audio[clip_index], mask[clip_index]
             match_negative = None if match_negative is None else match_negative[clip_index]
-        rows = FrameLayout(len(mask), frames.num_frames, None if frames.mask is None else mask)
+        rows = FrameLayout(mask.shape[0], frames.num_frames, None if frames.mask is None else mask)
         logits = self.head(grounding, audio, question_ids, question_mask, rows)
         values = dict(outputs)
         if labels is not None:

@@ -108,8 +108,13 @@ def _masked_fill(scores: Tensor, frames: FrameLayout) -> Tensor:
 
 def _top_mean(scores: Tensor, frames: FrameLayout) -> Tensor:
     """Mean of the highest scores along time, at most `TOP_MOMENTS` of the real frames: (B, T, C) -> (B, C)."""
-    kept = min(TOP_MOMENTS, scores.shape[1])
-    top = _masked_fill(scores, frames).topk(kept, dim=1).values
+    scores, kept = _masked_fill(scores, frames), TOP_MOMENTS
+    if torch.compiler.is_exporting():
+        # In a graph the number of frames is not known, so that there are enough of them in any case.
+        scores = F.pad(scores, (0, 0, 0, kept - 1), value=-torch.inf)
+    else:
+        kept = min(kept, scores.shape[1])
+    top = scores.topk(kept, dim=1).values
     real = top.isfinite()
     return top.where(real, 0).sum(1) / real.sum(1).clamp_min(1)
 

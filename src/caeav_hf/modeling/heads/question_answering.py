@@ -19,6 +19,7 @@ from ..attention import MultiHeadAttention
 from ..case import masked_mean
 from ..distributed import batch_mean
 from ..frames import FrameLayout
+from .temporal import scan_rnn
 
 
 # Label of a question without a known answer.
@@ -73,7 +74,12 @@ class QuestionEncoder(nn.Module):
     def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
         """Word ids (B, Q), and which of them are real, always the first ones of a row: (B, D)."""
         words = torch.tanh(self.embedding(ids))
-        if mask is None or self.is_official:
+        if torch.compiler.is_exporting():
+            is_word = None
+            if mask is not None and not self.is_official:
+                is_word = torch.arange(ids.shape[1], device=ids.device) < mask.sum(1, keepdim=True).clamp_min(1)
+            _, hidden, cell = scan_rnn(self.rnn, words, is_word)
+        elif mask is None or self.is_official:
             # The authors' code reads the padding too.
             _, (hidden, cell) = self.rnn(words)
         else:
@@ -155,9 +161,9 @@ class QuestionAnsweringHead(nn.Module):
         Raises:
             CaeAvError: The questions are not of this shape.
         """
-        if question_ids.ndim != 2 or len(question_ids) != len(audio):
+        if question_ids.ndim != 2 or question_ids.shape[0] != audio.shape[0]:
             raise CaeAvError(
-                f"`question_ids` must be ({len(audio)}, words), one row a clip, got {tuple(question_ids.shape)}"
+                f"`question_ids` must be ({audio.shape[0]}, words), one row a clip, got {tuple(question_ids.shape)}"
             )
         if question_mask is not None and question_mask.shape != question_ids.shape:
             raise CaeAvError(f"`question_mask` must be {tuple(question_ids.shape)}, got {tuple(question_mask.shape)}")

@@ -109,9 +109,8 @@ class TPAVI(nn.Module):
         keys = self.key(audio)
         values = self.value(pixels).sum((1, 2))
         products = frames.to_grid(keys).transpose(1, 2) @ frames.to_grid(values)
-        clip = frames.clip_of_frame(maps.device)
-        count = F.one_hot(clip, frames.batch_size).sum(0) * pixels.shape[1] * pixels.shape[2]
-        context = (products / count[:, None, None].to(products.dtype))[clip]
+        count = frames.lengths(maps.device) * pixels.shape[1] * pixels.shape[2]
+        context = (products / count[:, None, None].to(products.dtype))[frames.clip_of_frame(maps.device)]
         attended = self.output(self.query(pixels).flatten(1, 2) @ context)
         attended = self.batch_norm(attended).view_as(pixels)
         return self.norm(attended + pixels).permute(0, 3, 1, 2), audio

@@ -69,8 +69,51 @@ class RelationDecoder(nn.Module):
         return self.layer(queries, torch.cat([memory, queries], dim=1), key_mask)
 
 
+def scan_rnn(rnn: nn.LSTM, states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """
+    An LSTM of one layer as a scan along time, for graphs: `nn.LSTM` would fix the number of steps, and lengths of
+    sequences are values that a graph has not.
+
+    Args:
+        rnn: One layer, batch first, in one direction or both.
+        states: (B, T, D).
+        mask: (B, T) bool; where it is false a step leaves hidden and cell state as they are, and its output is zero.
+
+    Returns:
+        The outputs (B, T, directions * H), and the last hidden and cell states (directions, B, H).
+    """
+    # Only here, since it is the only use of what PyTorch still counts as a prototype.
+    from torch._higher_order_ops.scan import scan
+
+    is_real = states.new_ones(states.shape[:2], dtype=torch.bool) if mask is None else mask
+    steps = is_real.transpose(0, 1)[..., None]
+    zero = states.new_zeros(states.shape[0], rnn.hidden_size)
+    directions = []
+    for suffix in ("_l0", "_l0_reverse")[: 1 + rnn.bidirectional]:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        input_weight, hidden_weight, input_bias, hidden_bias = (getattr(rnn, name + suffix) for name in names)
+        gates = F.linear(states, input_weight, input_bias + hidden_bias).transpose(0, 1)
+
+        def step(
+            carry: tuple[Tensor, Tensor], inputs: tuple[Tensor, Tensor], weight: Tensor = hidden_weight
+        ) -> tuple[tuple[Tensor, Tensor], Tensor]:
+            (hidden, cell), (gates, is_real) = carry, inputs
+            enter, forget, change, leave = (gates + F.linear(hidden, weight)).chunk(4, dim=-1)
+            new_cell = forget.sigmoid() * cell + enter.sigmoid() * change.tanh()
+            new_hidden = leave.sigmoid() * new_cell.tanh()
+            output = torch.where(is_real, new_hidden, torch.zeros_like(new_hidden))
+            return (torch.where(is_real, new_hidden, hidden), torch.where(is_real, new_cell, cell)), output
+
+        last, outputs = scan(step, (zero, zero.clone()), (gates, steps), reverse=suffix.endswith("_reverse"))
+        directions.append((outputs.transpose(0, 1), *last))
+    outputs, hidden, cell = zip(*directions, strict=True)
+    return torch.cat(outputs, dim=-1), torch.stack(hidden), torch.stack(cell)
+
+
 def run_rnn(rnn: nn.LSTM, states: Tensor, frames: FrameLayout) -> Tensor:
     """An LSTM along time that stops, and for the way back starts, at each clip's last real frame."""
+    if torch.compiler.is_exporting():
+        return scan_rnn(rnn, states, frames.mask)[0]
     if frames.mask is None:
         return rnn(states)[0]
     # Real frames first, in order: a padded frame may stand anywhere.

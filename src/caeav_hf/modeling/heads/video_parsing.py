@@ -303,8 +303,8 @@ class VideoParsingHead(nn.Module):
         """
         visual, audio = self._fuse(self.visual_projection(visual), visual_3d), self.audio_projection(audio)
         mask = frames.mask
-        audio_tokens = self.audio_tokens.expand(len(audio), -1, -1)
-        visual_tokens = self.visual_tokens.expand(len(visual), -1, -1)
+        audio_tokens = self.audio_tokens.expand(audio.shape[0], -1, -1)
+        visual_tokens = self.visual_tokens.expand(visual.shape[0], -1, -1)
         visual_groups, visual_assignment = self.visual_grouping(visual, visual_tokens, mask)
         audio_groups, audio_assignment = self.audio_grouping(audio, audio_tokens, mask, visual)
         event_groups, _ = self.event_grouping(audio_groups, visual_groups)
