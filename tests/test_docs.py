@@ -113,6 +113,18 @@ def test_inference_guide(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+def test_export_guide(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for line in "".join(blocks("docs/export.md", "bash")).splitlines():
+        run(line, monkeypatch)
+    names: dict = {}
+    for block in blocks("docs/export.md", "python"):
+        exec(block, names)
+    assert names["events"][0]["segments"]
+    assert names["description"]["task"] == "ave"
+    assert names["logits"].shape == (3, 5)
+
+
+@pytest.mark.slow
 def test_toy_runs_of_the_training_guide(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [line for block in blocks("docs/training.md", "bash") for line in block.strip().splitlines()]
     lines = [line for line in lines if line.startswith(("python ", "caeav export "))]

@@ -6,6 +6,7 @@ the model itself leaves them out; results are the same.
 """
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,21 +21,32 @@ from .errors import CaeAvError
 from .modeling import CaeAvPreTrainedModel
 
 
-# What the processor reads of the outputs of each task's model, and more that explains a decision.
-TASK_OUTPUTS = {
-    "CaeAvModel": ("visual_hidden_state", "audio_hidden_state", "agreement"),
-    "CaeAvForEventLocalization": ("event_logits", "class_logits", "agreement"),
-    "CaeAvForSegmentation": ("logits", "agreement"),
+# What the processor reads of the outputs of each model, as far as the model has it.
+_AGREEMENT = ("agreement", "agreement_probs")
+TASK_OUTPUTS: dict[str, tuple[str, ...]] = {
+    "CaeAvModel": ("visual_hidden_state", "audio_hidden_state", *_AGREEMENT),
+    "CaeAvForEventLocalization": ("event_logits", "class_logits", *_AGREEMENT),
+    "CaeAvForSegmentation": ("logits", *_AGREEMENT),
     "CaeAvForVideoParsing": (
-        *("event_probs", "audio_probs", "visual_probs", "audio_frame_probs", "visual_frame_probs", "agreement"),
+        *("event_probs", "audio_probs", "visual_probs", "audio_frame_probs", "visual_frame_probs"),
+        *_AGREEMENT,
     ),
-    "CaeAvForQuestionAnswering": ("logits", "visual_attention", "audio_attention", "grounding", "agreement"),
+    "CaeAvForQuestionAnswering": ("logits", "visual_attention", "audio_attention", "grounding", *_AGREEMENT),
 }
 
 # Most that a difference may be, relative to values above 1 and absolute below.
 TOLERANCE = 1e-4
 
 CaptionKind = Literal["ids", "embeds"]
+
+
+def check_packages() -> None:
+    """
+    Raises:
+        CaeAvError: A package that ONNX needs is missing.
+    """
+    if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
+        raise CaeAvError(f'ONNX needs {" and ".join(missing)}: pip install "caeav-hf[export]"')
 
 
 def example_inputs(
@@ -219,12 +231,18 @@ def export_onnx(
     Raises:
         CaeAvError: A package is missing, the file cannot be written, or as [`export_program`].
     """
-    if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
-        raise CaeAvError(f'ONNX needs {" and ".join(missing)}: pip install "caeav-hf[export]"')
+    check_packages()
     program = export_program(model, captions, outputs)
     inputs = example_inputs(model, captions=captions)
     names = list(program.call_spec.out_spec.unflatten(range(program.call_spec.out_spec.num_leaves)))
-    written = torch.onnx.export(program, dynamo=True, output_names=names, verbose=False)
+    # Its optimizer warns of every node that it leaves as it is.
+    optimizer = logging.getLogger("onnxscript.optimizer")
+    level = optimizer.level
+    optimizer.setLevel(logging.ERROR)
+    try:
+        written = torch.onnx.export(program, dynamo=True, output_names=names, verbose=False)
+    finally:
+        optimizer.setLevel(level)
     if written is None:
         raise CaeAvError(f"{file}: the exporter gave no model")
     axes = axis_names(inputs)

@@ -52,6 +52,22 @@ def test_the_encoder_is_one_graph_with_the_same_gradients_and_statistics():
         )
 
 
+def test_the_encoder_with_masks_and_captions_is_one_graph():
+    torch.manual_seed(0)
+    model = randomise(CaeAvModel(CaeAvConfig.from_preset("ave", size="toy", **{**SMALL, "use_case": True}))).eval()
+    inputs = toy_batch(model.config)
+    del inputs["labels"]
+    # Padding in the middle too, and a clip without a caption.
+    inputs["frame_mask"] = torch.tensor([[True, False, True, False], [True] * 4])
+    inputs["visual_caption_mask"][1] = 0
+    with torch.no_grad():
+        expected = model(**inputs)
+        found = torch.compile(model, backend="eager", fullgraph=True)(**inputs)
+    assert found.keys() == expected.keys()
+    for name in ("visual_hidden_state", "audio_hidden_state", "caption_agreement", "agreement"):
+        torch.testing.assert_close(found[name], expected[name], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_compiled_run_is_the_same_and_leaves_ordinary_checkpoints(tmp_path):
     trainers = []

@@ -15,13 +15,16 @@ def add_commands(commands: Any) -> None:
         help="write a trained model to a folder of its own, with or without its frozen towers",
         description="Write model and processor of a checkpoint to a folder for from_pretrained, without what only "
         "training needs. With --adapter-only the frozen towers are left out and named instead; from_pretrained "
-        "fetches them and refuses others.",
+        "fetches them and refuses others. With --onnx it is the model alone that is written, as a graph, and compared "
+        "with the model on random clips.",
         allow_abbrev=False,
     )
     export.add_argument(
         "checkpoint", metavar="RUN", help="run folder, whose best checkpoint is taken, or a checkpoint"
     )
-    export.add_argument("--out", required=True, metavar="DIR", help="folder for the model")
+    form = export.add_mutually_exclusive_group(required=True)
+    form.add_argument("--out", metavar="DIR", help="folder for the model")
+    form.add_argument("--onnx", metavar="FILE", help="file for the model as ONNX")
     add_options(export)
     export.set_defaults(run=_export)
 
@@ -85,9 +88,20 @@ def _push(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     values = what_to_write(options)
+    if options.onnx is not None and options.adapter_only:
+        raise CaeAvError("--adapter-only is for --out: a graph holds its towers")
     # Only now, since these take seconds to load.
-    from ..training.export import export
+    from ..training.export import export, write_onnx
 
+    if options.onnx is not None:
+        difference = write_onnx(options.checkpoint, options.onnx, merge_lora=options.merge_lora)
+        size = sum(file.stat().st_size for file in Path(options.onnx).parent.glob(Path(options.onnx).name + "*"))
+        print(f"{options.onnx}: {size / 1e6:.1f} MB")
+        if difference is None:
+            print('not compared with the model, which needs onnxruntime: pip install "caeav-hf[export]"')
+        else:
+            print(f"largest difference to the model, in onnxruntime on random clips: {difference:.1e}")
+        return 0
     model = export(options.checkpoint, options.out, **values)
     size = sum(file.stat().st_size for file in Path(options.out).glob("*.safetensors"))
     print(f"{type(model).__name__} written to {options.out}, {size / 1e6:.1f} MB")

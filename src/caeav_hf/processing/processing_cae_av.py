@@ -545,7 +545,7 @@ class CaeAvProcessor(ProcessorMixin):
                 active=(events[clip, :length] > threshold).numpy(),
                 scores=scores[clip, :length].numpy(),
                 agreement=None if agreement is None else agreement[clip, :length].numpy(),
-                is_calibrated=bool(outputs.get("agreement_probs")),
+                is_calibrated=outputs.get("agreement_probs") is not None,
             )
             for clip, (length, label_id) in enumerate(zip(lengths, labels.tolist(), strict=True))
         ]
@@ -678,7 +678,7 @@ class CaeAvProcessor(ProcessorMixin):
                 audible_scores=scores["audio"][clip, mask].numpy(),
                 visible_scores=scores["visual"][clip, mask].numpy(),
                 agreement=None if agreement is None else agreement[clip, mask].numpy(),
-                is_calibrated=bool(outputs.get("agreement_probs")),
+                is_calibrated=outputs.get("agreement_probs") is not None,
             )
             for clip, mask in enumerate(real)
         ]
@@ -771,8 +771,10 @@ def _check_threshold(name: str, value: float) -> None:
 
 def _last_agreement(outputs: Any) -> torch.Tensor | None:
     """Agreement (B, T) at the last stage, if the model gave any: calibrated if it can be, else the cosine."""
-    stages = outputs.get("agreement_probs") or outputs.get("agreement")
-    return stages[-1].detach().float().cpu() if stages else None
+    # One tensor a stage, or a graph's one tensor with the stages first.
+    found = [outputs.get(name) for name in ("agreement_probs", "agreement")]
+    stages = next((value for value in found if value is not None and len(value)), None)
+    return None if stages is None else stages[-1].detach().float().cpu()
 
 
 def _square(weights: torch.Tensor, name: str) -> torch.Tensor:

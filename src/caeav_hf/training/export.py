@@ -4,12 +4,13 @@ import json
 import shutil
 import tempfile
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 
-from .. import __version__
+from .. import __version__, exporting
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from ..hub import check_name, upload
@@ -50,13 +51,7 @@ def export(
     Raises:
         CaeAvError: There is no model, it cannot be written, or it cannot be told where its towers are to be had.
     """
-    checkpoint = best_checkpoint(source)
-    if not (checkpoint / "config.json").is_file():
-        raise CaeAvError(f"{source}: is neither a model folder nor a run folder with checkpoints/best")
-    try:
-        task = CaeAvConfig.from_pretrained(checkpoint).task
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise CaeAvError(f"{checkpoint}: cannot be loaded as a model: {str(error).splitlines()[-1]}") from error
+    checkpoint, task = _find_model(source)
     if Path(out).resolve() == checkpoint.resolve():
         raise CaeAvError(f"{out}: is the checkpoint itself; choose another folder")
     model = load_trained_model(get_task(task).model_class, checkpoint)
@@ -73,6 +68,48 @@ def export(
     except OSError as error:
         raise CaeAvError(f"{out}: cannot be written: {error}") from error
     return model
+
+
+def write_onnx(source: str | Path, file: str | Path, *, merge_lora: bool = False) -> float | None:
+    """
+    Write the model of a checkpoint as ONNX, in float32, and compare both.
+
+    Args:
+        source: Model folder, or run folder, whose best checkpoint is taken.
+        file: The file, see `exporting.export_onnx`.
+        merge_lora: Merge LoRA into the towers.
+
+    Returns:
+        The largest difference, see `exporting.onnx_difference`; `None` without onnxruntime.
+
+    Raises:
+        CaeAvError: There is no model, a package is missing, the file cannot be written, or it differs too much.
+    """
+    exporting.check_packages()
+    checkpoint, task = _find_model(source)
+    model = load_trained_model(get_task(task).model_class, checkpoint).float().eval()
+    if merge_lora:
+        model.merge_lora()
+    exporting.export_onnx(model, file)
+    if find_spec("onnxruntime") is None:
+        return None
+    difference = exporting.onnx_difference(model, file)
+    if not difference <= exporting.TOLERANCE:
+        raise CaeAvError(
+            f"{file}: differs from the model by {difference:.1e}, more than {exporting.TOLERANCE:.0e}: do not use it"
+        )
+    return difference
+
+
+def _find_model(source: str | Path) -> tuple[Path, str]:
+    """The folder of a model, or of the best of a run, and its task."""
+    checkpoint = best_checkpoint(source)
+    if not (checkpoint / "config.json").is_file():
+        raise CaeAvError(f"{source}: is neither a model folder nor a run folder with checkpoints/best")
+    try:
+        return checkpoint, CaeAvConfig.from_pretrained(checkpoint).task
+    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+        raise CaeAvError(f"{checkpoint}: cannot be loaded as a model: {str(error).splitlines()[-1]}") from error
 
 
 def push(
