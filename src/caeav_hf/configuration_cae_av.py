@@ -4,6 +4,7 @@ Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Inter
 the sizes of its Table I and of the authors' code.
 """
 
+import os
 from collections.abc import Iterable
 from dataclasses import fields
 from difflib import get_close_matches
@@ -12,8 +13,10 @@ from typing import Any, ClassVar, Literal
 from huggingface_hub.dataclasses import strict
 from transformers import ClapAudioConfig, GenerationConfig, PreTrainedConfig
 
+from .architectures import TASK_MODELS
 from .errors import CaeAvError
 from .labels import AVE_CATEGORIES, LLP_CATEGORIES, MUSIC_AVQA_ANSWERS
+from .remote_code import AUTO_MAP, RegisteredPipelines, custom_pipelines, write_stub
 
 
 TASKS = ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")
@@ -437,7 +440,20 @@ class CaeAvConfig(PreTrainedConfig):
         # The base class derives `label2id` only where it makes up the names itself.
         if self.id2label is not None and self.label2id is None:
             self.label2id = {name: int(index) for index, name in self.id2label.items()}
+        if "custom_pipelines" in kwargs:
+            kwargs["custom_pipelines"] = RegisteredPipelines(kwargs["custom_pipelines"])
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
+        """Do nothing: `save_pretrained` writes a stub, where the base class would copy this module."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """See `PreTrainedConfig.save_pretrained`; a stub beside the file leads Transformers to this package."""
+        self.auto_map = dict(AUTO_MAP)
+        self.custom_pipelines = custom_pipelines((self.architectures or [TASK_MODELS[self.task]])[0])
+        write_stub(save_directory)
+        super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation: every message names the field."""

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
+from ..architectures import MODEL_PIPELINES, TASK_MODELS
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from . import lora
@@ -311,8 +312,10 @@ class CaeAvPreTrainedModel(PreTrainedModel):
                 `from_backbones` takes them.
 
         Raises:
-            CaeAvError: A tower cannot be loaded or is another one, or the checkpoint holds its own.
+            CaeAvError: The checkpoint is that of another task's class, a tower cannot be loaded or is another one, or
+                the checkpoint holds its own.
         """
+        cls._refuse_other_task(*args[:1], **kwargs)
         loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.config.adapter_only:
@@ -322,6 +325,30 @@ class CaeAvPreTrainedModel(PreTrainedModel):
             raise CaeAvError("`towers` are for adapter-only checkpoints; this one holds its own")
         model.cae_av.freeze_towers()
         return loaded
+
+    @classmethod
+    def _refuse_other_task(cls, pretrained_model_name_or_path: Any = None, **kwargs: Any) -> None:
+        """A checkpoint of another task has no weights for the head of this class, which would stay random."""
+        own = next((base.__name__ for base in cls.__mro__ if base.__name__ in MODEL_PIPELINES), None)
+        if own is None or pretrained_model_name_or_path is None:
+            return
+        hub = ("cache_dir", "local_files_only", "proxies", "revision", "subfolder", "token")
+        try:
+            values, _ = CaeAvConfig.get_config_dict(
+                pretrained_model_name_or_path, **{name: kwargs[name] for name in hub if name in kwargs}
+            )
+        except OSError:
+            return  # loading it says what is wrong
+        if values.get("model_type") != CaeAvConfig.model_type:
+            return
+        task = values.get("task", CaeAvConfig.task)
+        held = (values.get("architectures") or [TASK_MODELS.get(task)])[0]
+        if held in MODEL_PIPELINES and held != own:
+            tasks = ", ".join(repr(name) for name, model in TASK_MODELS.items() if model == own)
+            raise CaeAvError(
+                f"{pretrained_model_name_or_path} is a checkpoint of {held} (task {task!r}) and holds no head of "
+                f"{cls.__name__} (task {tasks}); load it with {held}, or its encoder alone with CaeAvModel"
+            )
 
     def save_pretrained(
         self,

@@ -6,6 +6,7 @@ Pipelines of Transformers for CAE-AV: from media files to what a model finds in 
 
 from transformers.pipelines import PIPELINE_REGISTRY
 
+from ..architectures import MODEL_PIPELINES, TASK_MODELS
 from ..modeling import (
     CaeAvForEventLocalization,
     CaeAvForQuestionAnswering,
@@ -20,24 +21,19 @@ from .video_parsing import AudioVisualVideoParsingPipeline
 
 
 # Which pipeline serves a model, by the task of its configuration.
-TASK_PIPELINES = {
-    "ave": "audio-visual-event-localization",
-    "avvp": "audio-visual-video-parsing",
-    "avs_s4": "audio-visual-segmentation",
-    "avs_ms3": "audio-visual-segmentation",
-    "avqa": "audio-visual-question-answering",
-}
+TASK_PIPELINES = {task: MODEL_PIPELINES[model] for task, model in TASK_MODELS.items()}
 
 
 def register() -> None:
     """Make the pipelines known to `transformers.pipeline`. Registering again changes nothing."""
     known = PIPELINE_REGISTRY.get_supported_tasks()
-    for task, pipeline_class, model_class in (
-        ("audio-visual-event-localization", AudioVisualEventLocalizationPipeline, CaeAvForEventLocalization),
-        ("audio-visual-video-parsing", AudioVisualVideoParsingPipeline, CaeAvForVideoParsing),
-        ("audio-visual-segmentation", AudioVisualSegmentationPipeline, CaeAvForSegmentation),
-        ("audio-visual-question-answering", AudioVisualQuestionAnsweringPipeline, CaeAvForQuestionAnswering),
+    for pipeline_class, model_class in (
+        (AudioVisualEventLocalizationPipeline, CaeAvForEventLocalization),
+        (AudioVisualVideoParsingPipeline, CaeAvForVideoParsing),
+        (AudioVisualSegmentationPipeline, CaeAvForSegmentation),
+        (AudioVisualQuestionAnsweringPipeline, CaeAvForQuestionAnswering),
     ):
+        task = MODEL_PIPELINES[model_class.__name__]
         if task not in known:
             PIPELINE_REGISTRY.register_pipeline(
                 task, pipeline_class=pipeline_class, pt_model=model_class, type="multimodal"

@@ -14,6 +14,7 @@ from transformers.utils import cached_file
 
 from ..errors import CaeAvError
 from ..labels import MUSIC_AVQA_QUESTION_WORDS
+from ..remote_code import AUTO_MAP, write_stub
 from .containers import MediaSource, source_name
 from .feature_extraction_cae_av import CaeAvFeatureExtractor
 from .inputs import (
@@ -184,11 +185,20 @@ class CaeAvProcessor(ProcessorMixin):
         return [*parts, tokenizer]
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
-        """As the base class does, with the tokenizer of the questions, if there is one, in a folder of its own."""
+        """
+        As the base class does, with the tokenizer of the questions, if there is one, in a folder of its own; and with
+        a stub through which Transformers finds this package.
+        """
         if self.question_tokenizer is not None:
             # First, so that it is there when the base class uploads the folder.
             self.question_tokenizer.save_pretrained(os.path.join(save_directory, _QUESTION_TOKENIZER))
+        self.auto_map = dict(AUTO_MAP)
+        write_stub(save_directory)
         return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+
+    @classmethod
+    def register_for_auto_class(cls, auto_class: Any = "AutoProcessor") -> None:
+        """Do nothing: `save_pretrained` writes a stub, where the base class would copy this module."""
 
     @property
     def question_tokenizer(self) -> Any:

@@ -1,0 +1,46 @@
+"""
+Tells Transformers that the classes of this model are those of the package `caeav-hf`.
+
+Transformers reads this file for `AutoModel.from_pretrained(..., trust_remote_code=True)` and its like. Where
+`import caeav_hf` came first, it is not needed.
+"""
+
+try:
+    from caeav_hf import (
+        CaeAvConfig,
+        CaeAvFeatureExtractor,
+        CaeAvForEventLocalization,
+        CaeAvForQuestionAnswering,
+        CaeAvForSegmentation,
+        CaeAvForVideoParsing,
+        CaeAvModel,
+        CaeAvProcessor,
+        CaeAvVideoProcessor,
+    )
+    from caeav_hf.pipelines import (
+        AudioVisualEventLocalizationPipeline,
+        AudioVisualQuestionAnsweringPipeline,
+        AudioVisualSegmentationPipeline,
+        AudioVisualVideoParsingPipeline,
+    )
+except ModuleNotFoundError as error:
+    if error.name != "caeav_hf":
+        raise
+    raise ImportError("This model needs the package caeav-hf. Run `pip install caeav-hf`.") from error
+
+
+__all__ = [
+    "AudioVisualEventLocalizationPipeline",
+    "AudioVisualQuestionAnsweringPipeline",
+    "AudioVisualSegmentationPipeline",
+    "AudioVisualVideoParsingPipeline",
+    "CaeAvConfig",
+    "CaeAvFeatureExtractor",
+    "CaeAvForEventLocalization",
+    "CaeAvForQuestionAnswering",
+    "CaeAvForSegmentation",
+    "CaeAvForVideoParsing",
+    "CaeAvModel",
+    "CaeAvProcessor",
+    "CaeAvVideoProcessor",
+]
