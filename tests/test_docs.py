@@ -131,6 +131,9 @@ def test_toy_runs_of_the_training_guide(workplace: Path, monkeypatch: pytest.Mon
     assert len(lines) == 15
     for line in lines:
         run(line, monkeypatch)
+    (with_trainer,) = (block for block in blocks("docs/training.md", "python") if "TrainingArguments" in block)
+    exec(with_trainer, {})
+    assert (workplace / "runs/trainer/checkpoint-2/model.safetensors").is_file()
     epochs = {path.parent.name: len(path.read_text().splitlines()) for path in workplace.glob("runs/*/history.jsonl")}
     assert (workplace / "small/model.safetensors").is_file()
     assert epochs == {"toy": 2, "ms3": 1, "llp": 1, "questions": 1}
