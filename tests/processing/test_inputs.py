@@ -39,7 +39,7 @@ class VideoDecoder:
     begin = 1.4
 
     def __init__(self, path: Path, dimension_order: str = "NCHW"):
-        self.clip = load_clip(path, num_segments=100, sampling_rate=RATE, segment_seconds=0.04)
+        self.clip = load_clip(path, num_segments=1000, sampling_rate=RATE, segment_seconds=0.04)
         self.order = dimension_order
         end = self.begin + self.clip.duration
         self.metadata = SimpleNamespace(

@@ -1,7 +1,7 @@
 """What the pipelines of all tasks share: decoding, windows, batches, captions, broken clips."""
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,8 +17,10 @@ from ..data import CaeAvCollator
 from ..errors import CaeAvError, MediaError
 from ..processing import CaeAvProcessor
 from ..processing.containers import reusable, source_name
+from ..processing.inputs import is_frames
 from ..processing.media import Clip, MissingAudio, check_missing_audio, count_segments, probe
 from .captions import CAPTIONS, attach_captions, split_captions
+from .clips import GivenClip, assemble, read_given
 
 
 logger = logging.get_logger(__name__)
@@ -32,9 +34,11 @@ class CaeAvPipeline(Pipeline):
     """
     What the pipelines of all tasks share.
 
-    A clip is a media file (path, bytes, binary file object, or `{"bytes": ..., "path": ...}` as `datasets` stores it)
-    or a decoded [`~processing.Clip`]. Where captions differ from clip to clip, it is a dict with `clip`,
-    `visual_caption` and `audio_caption`. A list gives a list of results; a generator or a `Dataset` gives an iterator,
+    A clip is a media file (path, address, bytes, binary file object, or `{"bytes": ..., "path": ...}` as `datasets`
+    stores it), its frames or a decoder, as [`CaeAvProcessor.__call__`] takes them, or a decoded [`~processing.Clip`].
+    With what belongs to it, it is a dict with `clip` or `video`, `audio` and its `sampling_rate`, `visual_caption` and
+    `audio_caption`; or a row that a builder of `caeav_hf.data` wrote, with the part of its file that it names, its
+    captions and its question. A list gives a list of results; a generator or a `Dataset` gives an iterator,
     and is read only as far as the results are taken.
 
     A clip goes through the model in windows of the configuration's `num_frames` segments, one after the other. Where
@@ -149,6 +153,12 @@ class CaeAvPipeline(Pipeline):
             MediaError: A clip cannot be decoded; the message begins with its name.
             CaeAvError: An argument or the number of captions is wrong.
         """
+        if isinstance(inputs, datasets.DatasetDict | datasets.IterableDatasetDict):
+            if len(inputs) != 1:
+                raise CaeAvError(f"`inputs` has the splits {', '.join(map(str, inputs))}; expected one of them")
+            (inputs,) = inputs.values()
+        if isinstance(inputs, list | tuple) and is_frames(inputs):
+            inputs = {self._clip_key: inputs}
         if isinstance(inputs, tuple):
             inputs = list(inputs)
         split_captions(inputs, kwargs)
@@ -176,19 +186,12 @@ class CaeAvPipeline(Pipeline):
     ) -> dict[str, Any]:
         """Decode one clip: the inputs of its windows without batch dimension, or none and the error."""
         captions = {"visual_caption": visual_caption, "audio_caption": audio_caption}
-        if isinstance(input_, Mapping) and self._clip_key in input_:
-            known = (self._clip_key, *self._input_parameters, *CAPTIONS)
-            if unknown := set(input_) - set(known):
-                raise CaeAvError(
-                    f"a clip given as a dict has {', '.join(f'`{name}`' for name in known)}; got "
-                    f"{', '.join(map(str, unknown))}"
-                )
-            captions.update({name: input_[name] for name in CAPTIONS if name in input_})
-            given.update({name: input_[name] for name in self._input_parameters if name in input_})
-            input_ = input_[self._clip_key]
-        name = _name(input_)
+        row = read_given(input_, self._input_parameters, bool(self.model.config.visual_3d_size))
+        captions.update({name: row.values.pop(name) for name in CAPTIONS if name in row.values})
+        given.update(row.values)
+        name = row.name
         try:
-            clip = self.load_clip(input_, windows=windows, on_missing_audio=on_missing_audio)
+            clip = self._load_given(row, windows, on_missing_audio)
             if not len(clip.frames):
                 raise CaeAvError(f"{clip.name}: has no frames; expected at least one")
             made = None
@@ -212,8 +215,23 @@ class CaeAvPipeline(Pipeline):
             "captions": None if made is None else {name.removesuffix("_caption"): captions[name] for name in CAPTIONS},
         }
 
+    def _load_given(self, given: GivenClip, windows: str | None, on_missing_audio: MissingAudio) -> Clip:
+        how: dict[str, Any] = {"windows": windows, "on_missing_audio": on_missing_audio}
+        clip: Clip | None = None
+        if given.is_file:
+            reading = {} if hasattr(given.source, "waveform") else given.reading
+            clip = self.load_clip(given.source, **how, **reading)
+            if given.audio is None:
+                return clip
+        return self.load_clip(assemble(given, clip, self.processor, all_segments=windows != "first"), **how)
+
     def load_clip(
-        self, source: Any, *, windows: str | None = None, on_missing_audio: MissingAudio | None = None
+        self,
+        source: Any,
+        *,
+        windows: str | None = None,
+        on_missing_audio: MissingAudio | None = None,
+        **reading: Any,
     ) -> Clip:
         """
         The part of a clip that the pipeline looks at, decoded: its first window, or all of it.
@@ -221,6 +239,7 @@ class CaeAvPipeline(Pipeline):
         Args:
             source: The clip.
             windows, on_missing_audio: As for a call; by default as the pipeline was made.
+            reading: Further arguments of [`~processing.media.load_clip`], such as `start` and `end`.
 
         Raises:
             MediaError: It cannot be decoded, or has no sound track and `on_missing_audio` is `"error"`.
@@ -231,18 +250,17 @@ class CaeAvPipeline(Pipeline):
             if on_missing_audio == "error" and not source.has_audio:
                 raise MediaError(f"{source.name}: no sound track; expected one, or `on_missing_audio='silence'`")
             return self._cut(source, 0, self.processor.num_frames) if windows == "first" else source
-        sound: dict[str, Any] = {"on_missing_audio": on_missing_audio}
+        reading = {**reading, "on_missing_audio": on_missing_audio, "name": reading.get("name") or source_name(source)}
         if windows == "first" or self._is_spread:
-            return self.processor.load_clip(source, **sound)
-        name = source_name(source)
+            return self.processor.load_clip(source, **reading)
         source = reusable(source)  # it is opened more than once here
-        announced = probe(source, name=name).duration
+        announced = probe(source, name=reading["name"]).duration
         # One segment more than expected: the frames, not the header, say where the clip ends.
         most = _FIRST_ATTEMPT
         if announced is not None:
             most = min(most, 1 + count_segments(announced, self.processor.segment_seconds))
         while True:
-            clip = self.processor.load_clip(source, num_segments=most, name=name, **sound)
+            clip = self.processor.load_clip(source, num_segments=most, **reading)
             if len(clip.frames) < most:
                 return clip
             most *= 2
@@ -397,8 +415,3 @@ def _with_lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _with_lists(item) for key, item in value.items()}
     return [_with_lists(item) for item in value] if isinstance(value, list) else value
-
-
-def _name(source: Any) -> str:
-    """The name of a clip in results: its path, or what the media reader calls it."""
-    return str(source.name) if hasattr(source, "waveform") else source_name(source)

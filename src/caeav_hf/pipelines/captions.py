@@ -3,10 +3,18 @@
 from collections.abc import Mapping
 from typing import Any
 
+from ..data.prepared import PREPARED
 from ..errors import CaeAvError
 
 
 CAPTIONS = ("visual_caption", "audio_caption")
+# The clip in a dict; the last is what the builders call it.
+CLIP_KEYS = ("clip", "video", "media")
+
+
+def is_row(value: Any) -> bool:
+    """Whether a value is a dict that gives a clip with what belongs to it, and not `{"bytes": ..., "path": ...}`."""
+    return isinstance(value, Mapping) and any(key in value for key in (*CLIP_KEYS, PREPARED))
 
 
 def split_captions(clips: Any, kwargs: dict[str, Any]) -> None:
@@ -41,7 +49,7 @@ def attach_captions(clips: list[Any], kwargs: dict[str, Any], clip_key: str) -> 
                 )
             del kwargs[name]
             clips = [
-                {**(clip if isinstance(clip, Mapping) and clip_key in clip else {clip_key: clip}), name: caption}
+                {**(clip if is_row(clip) else {clip_key: clip}), name: caption}
                 for clip, caption in zip(clips, captions, strict=True)
             ]
     return clips
