@@ -46,7 +46,8 @@ def assert_near(model, found: dict, inputs: dict) -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("task", [pytest.param(task, marks=pytest.mark.slow) for task in MODELS if task != "ave"])
+@pytest.mark.slow
+@pytest.mark.parametrize("task", [task for task in MODELS if task != "ave"])
 def test_the_graph_computes_what_the_model_does(task, tmp_path, monkeypatch):
     model = MODELS[task](**SMALL)
     program = export_program(model)
@@ -65,6 +66,7 @@ def test_the_graph_computes_what_the_model_does(task, tmp_path, monkeypatch):
     assert onnx_difference(model, tmp_path / "model.onnx") > 1e-3
 
 
+@pytest.mark.slow
 def test_the_command_writes_what_the_processor_feeds(tmp_path, capsys):
     import onnxruntime
 

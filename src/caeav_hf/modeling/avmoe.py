@@ -166,8 +166,11 @@ class Expert(nn.Module):
     def attend(self, states: Tensor, frames: FrameLayout, gathered: Tensor | None) -> Tensor:
         """The expert's attention on (N, L, C); `gathered` is what its latents found in the other modality."""
         if self.attention_type == "latent":
-            if gathered is None:
-                latents = self.latent_attention.latents
+            latents = self.latent_attention.latents
+            if gathered is None and torch.compiler.is_exporting():
+                # ONNX knows scaled dot products of tensors with heads only.
+                gathered = (latents @ states.transpose(1, 2)).softmax(-1) @ states
+            elif gathered is None:
                 gathered = F.scaled_dot_product_attention(
                     latents.expand(states.shape[0], -1, -1), states, states, scale=1.0
                 )
