@@ -1,30 +1,24 @@
 """CAE-AV audio-visual learning for the Hugging Face ecosystem."""
 
-from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor, AutoVideoProcessor
+from typing import TYPE_CHECKING
 
-from .configuration_cae_av import CaeAvAudioConfig, CaeAvConfig, CaeAvTextConfig, CaeAvVisionConfig
 from .errors import CaeAvError, DataError, MediaError
-from .modeling import (
-    CaeAvForEventLocalization,
-    CaeAvForQuestionAnswering,
-    CaeAvForSegmentation,
-    CaeAvForVideoParsing,
-    CaeAvModel,
-    CaeAvPreTrainedModel,
-)
-from .pipelines import register
-from .processing import CaeAvFeatureExtractor, CaeAvProcessor, CaeAvVideoProcessor
+from .lazy import lazy_names
+from .registration import register_with_transformers
 
 
-AutoConfig.register(CaeAvVisionConfig.model_type, CaeAvVisionConfig)
-AutoConfig.register(CaeAvAudioConfig.model_type, CaeAvAudioConfig)
-AutoConfig.register(CaeAvTextConfig.model_type, CaeAvTextConfig)
-AutoConfig.register(CaeAvConfig.model_type, CaeAvConfig)
-AutoModel.register(CaeAvConfig, CaeAvModel)
-AutoFeatureExtractor.register(CaeAvConfig, CaeAvFeatureExtractor)
-AutoVideoProcessor.register(CaeAvConfig, CaeAvVideoProcessor)
-AutoProcessor.register(CaeAvConfig, CaeAvProcessor)
-register()
+if TYPE_CHECKING:
+    from .configuration_cae_av import CaeAvAudioConfig, CaeAvConfig, CaeAvTextConfig, CaeAvVisionConfig
+    from .modeling import (
+        CaeAvForEventLocalization,
+        CaeAvForQuestionAnswering,
+        CaeAvForSegmentation,
+        CaeAvForVideoParsing,
+        CaeAvModel,
+        CaeAvPreTrainedModel,
+    )
+    from .processing import CaeAvFeatureExtractor, CaeAvProcessor, CaeAvVideoProcessor
+
 
 __version__ = "0.1.0"
 
@@ -46,3 +40,21 @@ __all__ = [
     "DataError",
     "MediaError",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        ".configuration_cae_av": ("CaeAvAudioConfig", "CaeAvConfig", "CaeAvTextConfig", "CaeAvVisionConfig"),
+        ".modeling": (
+            "CaeAvForEventLocalization",
+            "CaeAvForQuestionAnswering",
+            "CaeAvForSegmentation",
+            "CaeAvForVideoParsing",
+            "CaeAvModel",
+            "CaeAvPreTrainedModel",
+        ),
+        ".processing": ("CaeAvFeatureExtractor", "CaeAvProcessor", "CaeAvVideoProcessor"),
+    },
+)
+
+register_with_transformers()

@@ -14,12 +14,10 @@ from huggingface_hub.dataclasses import strict
 from transformers import ClapAudioConfig, GenerationConfig, PreTrainedConfig
 
 from .architectures import TASK_MODELS
+from .constants import TASKS
 from .errors import CaeAvError
 from .labels import AVE_CATEGORIES, LLP_CATEGORIES, MUSIC_AVQA_ANSWERS
 from .remote_code import AUTO_MAP, RegisteredPipelines, custom_pipelines, write_stub
-
-
-TASKS = ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")
 
 
 # What Transformers writes into a config.json, or did once, besides the fields of a configuration.

@@ -136,7 +136,7 @@ def server_captioner(
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    from ..processing.captioning.captioner import CaptionSettings
+    from ..processing.captioning.settings import CaptionSettings
 
     group = parser.add_argument_group("what the model is shown and how it answers (the same for both modalities)")
     texts = {

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..configuration_cae_av import TASKS
+from ..constants import TASKS
 from ..errors import CaeAvError
 
 

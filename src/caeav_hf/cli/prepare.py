@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..configuration_cae_av import TASKS
+from ..constants import TASKS
 from ..errors import CaeAvError
 
 

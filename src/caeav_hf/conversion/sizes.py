@@ -6,7 +6,8 @@ from typing import Any
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
-from ..configuration_cae_av import TASKS, CaeAvConfig
+from ..configuration_cae_av import CaeAvConfig
+from ..constants import TASKS
 from ..errors import CaeAvError
 from .evidence import Evidence
 from .towers import audio_values, vision_values

@@ -8,7 +8,7 @@ published methods act before, beside or after them. `register_interaction` adds 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from .avmoe import AVMoE
-from .backbones import FrozenBlock
 from .caste import CASTE
 from .frames import FrameLayout
+
+
+if TYPE_CHECKING:
+    from .backbones import FrozenBlock
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,12 @@ class AVMoEInteraction(InteractionLayer):
             self.audio_feed_forward_adapter = AVMoE(config, *audio, *visual)
 
     def forward(
-        self, visual: Tensor, audio: Tensor, visual_block: FrozenBlock, audio_block: FrozenBlock, frames: FrameLayout
+        self,
+        visual: Tensor,
+        audio: Tensor,
+        visual_block: "FrozenBlock",
+        audio_block: "FrozenBlock",
+        frames: FrameLayout,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         visual, audio, weights, embeddings, probs = self.step(
             self._attend, visual, audio, visual_block, audio_block, frames
@@ -131,7 +139,12 @@ class AVMoEInteraction(InteractionLayer):
         return visual, audio, weights, embeddings, None if probs is None else torch.cat([probs, later_probs])
 
     def _attend(
-        self, visual: Tensor, audio: Tensor, visual_block: FrozenBlock, audio_block: FrozenBlock, frames: FrameLayout
+        self,
+        visual: Tensor,
+        audio: Tensor,
+        visual_block: "FrozenBlock",
+        audio_block: "FrozenBlock",
+        frames: FrameLayout,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """The first half: adapters beside the attention branches."""
         weights = embeddings = probs = None
@@ -159,7 +172,12 @@ class AVMoEInteraction(InteractionLayer):
         return new_visual, new_audio, weights, embeddings, probs
 
     def _feed_forward(
-        self, visual: Tensor, audio: Tensor, visual_block: FrozenBlock, audio_block: FrozenBlock, frames: FrameLayout
+        self,
+        visual: Tensor,
+        audio: Tensor,
+        visual_block: "FrozenBlock",
+        audio_block: "FrozenBlock",
+        frames: FrameLayout,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
         """The second half: adapters beside the feed-forward branches."""
         weights = embeddings = probs = None

@@ -22,8 +22,7 @@ from ..errors import CaeAvError
 from . import lora
 from .adapter_checkpoint import TOWER_NAMES, adapter_names, attach_towers, find_sources
 from .avmoe import load_balancing_loss
-from .backbones import HtsatTower, SpectrogramReader, SwinV2Tower, Tower
-from .captions import CaptionMapper, Captions, ClipTextTower
+from .captions import CaptionMapper, Captions
 from .case import CASE, CASEOutput, masked_mean
 from .distributed import anywhere, gather_rows
 from .frames import FrameLayout
@@ -46,6 +45,8 @@ from .pretrained import load_tower
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+
+    from .backbones import Tower
 
 
 logger = logging.get_logger(__name__)
@@ -224,8 +225,9 @@ class CaeAvPreTrainedModel(PreTrainedModel):
                 nn.init.zeros_(module.weight)
         elif hasattr(module, "reset_parameters"):
             cast(Any, module).reset_parameters()
-        elif isinstance(module, ClipTextTower):
-            module.init_parameters()
+        elif hasattr(module, "init_parameters"):
+            # The text tower; not by its class, which takes a second to import.
+            cast(Any, module).init_parameters()
         if hasattr(module, "init_non_persistent_buffers"):
             cast(Any, module).init_non_persistent_buffers()
 
@@ -445,6 +447,10 @@ class CaeAvModel(CaeAvPreTrainedModel):
 
     def __init__(self, config: CaeAvConfig):
         super().__init__(config)
+        # Only here, since the libraries behind the towers take seconds to load.
+        from .backbones import HtsatTower, SwinV2Tower
+        from .text_tower import ClipTextTower
+
         self.vision_tower = SwinV2Tower(config.vision_config)
         self.audio_tower = None if config.shared_tower else HtsatTower(config.audio_config)
         self.text_tower = ClipTextTower(config.text_config)
@@ -486,8 +492,10 @@ class CaeAvModel(CaeAvPreTrainedModel):
         """The frozen towers without their names."""
         return tuple(self.named_towers().values())
 
-    def _readers(self) -> tuple[Tower, Tower]:
+    def _readers(self) -> "tuple[Tower, Tower]":
         """What reads the frames, and what reads the sound."""
+        from .backbones import SpectrogramReader
+
         vision = self.vision_tower
         return vision, SpectrogramReader(vision) if self.audio_tower is None else self.audio_tower
 
@@ -831,7 +839,7 @@ class CaeAvForEventLocalization(CaeAvPreTrainedModel):
             return_dict=True,
         )
         frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
-        visual = cast(Tower, self.model.vision_tower).final_norm(outputs.visual_hidden_state).mean(2)
+        visual = cast("Tower", self.model.vision_tower).final_norm(outputs.visual_hidden_state).mean(2)
         logits = self.head(visual, outputs.audio_hidden_state.mean(2), frames)
         values = dict(outputs)
         if labels is not None:
@@ -983,7 +991,7 @@ class CaeAvForVideoParsing(CaeAvPreTrainedModel):
             return_dict=True,
         )
         frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
-        visual = cast(Tower, self.model.vision_tower).final_norm(outputs.visual_hidden_state).mean(2)
+        visual = cast("Tower", self.model.vision_tower).final_norm(outputs.visual_hidden_state).mean(2)
         if visual_3d_features is not None:
             visual_3d_features = visual_3d_features.to(visual.dtype)
         logits = self.head(visual, outputs.audio_hidden_state.mean(2), frames, visual_3d_features)
@@ -1071,7 +1079,7 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
             return_dict=True,
         )
         frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
-        vision = cast(Tower, self.model.vision_tower)
+        vision = cast("Tower", self.model.vision_tower)
         visual = vision.final_norm(outputs.visual_hidden_state)
         audio = self.head.encode_audio(outputs.audio_hidden_state.mean(2))
         grounding = self.head.ground(visual, audio)
@@ -1135,7 +1143,7 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
 
     def _frozen_tokens(self, pixel_values_videos: Tensor, frames: FrameLayout) -> Tensor:
         """What the frozen visual tower alone says of frames: (B, T, L, D) after the final norm."""
-        vision = cast(Tower, self.model.vision_tower)
+        vision = cast("Tower", self.model.vision_tower)
         tokens = vision.embed(frames.to_list(pixel_values_videos).to(self.dtype))
         for stage in range(len(vision.stage_sizes())):
             tokens = vision.enter_stage(stage, tokens)

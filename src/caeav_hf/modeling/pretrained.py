@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
-import timm
 import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from open_clip.transformer import QuickGELU, TextTransformer
-from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor
-from transformers import AutoConfig, ClapAudioModel, ClapFeatureExtractor, ClapModel, PreTrainedConfig
+from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from ..configuration_cae_av import CaeAvAudioConfig
@@ -120,9 +116,13 @@ def _repository(kind: str, name: str) -> str | None:
     if name.startswith(_HUB):
         return name.removeprefix(_HUB)
     if kind == "vision":
+        import timm
+
         registered = timm.get_pretrained_cfg(name)
         return None if registered is None else registered.hf_hub_id
     if kind == "text":
+        import open_clip
+
         architecture, _, tag = name.partition("/")
         return (open_clip.get_pretrained_cfg(architecture, tag).get("hf_hub") or "").strip("/") or None
     return name
@@ -146,6 +146,10 @@ def _local(name: str) -> str:
 
 
 def _load_vision(name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    # Here and below only where they are needed: these libraries take seconds to load.
+    import timm
+    from timm.models.swin_transformer_v2 import SwinTransformerV2
+
     place = _local(name)
     repository = None if revision is None or Path(name).exists() else _repository("vision", name)
     if repository is not None:
@@ -192,6 +196,8 @@ def _load_audio(
         except CaeAvError as error:
             raise CaeAvError(f"`audio`: {name}: {error}") from error
         return {**_architecture(config), **front_end}, state
+    from transformers import ClapAudioModel, ClapModel
+
     try:
         config = AutoConfig.from_pretrained(name, revision=revision)
         if config.model_type == "clap":
@@ -214,6 +220,8 @@ def _load_audio(
 
 def _clap_front_end(name: str, revision: str | None, num_mel_bins: int) -> dict[str, Any]:
     """The settings of the `ClapFeatureExtractor` that is saved beside a CLAP model; none if there is none."""
+    from transformers import ClapFeatureExtractor
+
     try:
         # A file that is missing is none; one that cannot be fetched is an error.
         files = [
@@ -265,6 +273,9 @@ def load_text_tower(name: str, revision: str | None = None) -> tuple[dict[str, A
     Raises:
         CaeAvError: It cannot be loaded, or is of another kind.
     """
+    import open_clip
+    from open_clip.transformer import QuickGELU, TextTransformer
+
     if revision is not None and name.startswith(_HUB):
         # open_clip knows no revisions, but reads a folder that has one.
         try:

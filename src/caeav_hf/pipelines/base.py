@@ -1,11 +1,11 @@
 """What the pipelines of all tasks share: decoding, windows, batches, captions, broken clips."""
 
 import os
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Any
 
-import datasets
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
@@ -166,9 +166,7 @@ class CaeAvPipeline(Pipeline):
             inputs = attach_captions(inputs, kwargs, self._clip_key)
             if not inputs:
                 return []
-        elif isinstance(inputs, datasets.Dataset | datasets.IterableDataset) or (
-            isinstance(inputs, Iterator) and not hasattr(inputs, "read")
-        ):
+        elif _is_dataset(inputs) or (isinstance(inputs, Iterator) and not hasattr(inputs, "read")):
             # The base class knows generators and PyTorch's data sets; the rest is turned into one.
             inputs = (clip for clip in inputs)
         return super().__call__(inputs, *args, **kwargs)
@@ -415,3 +413,9 @@ def _with_lists(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _with_lists(item) for key, item in value.items()}
     return [_with_lists(item) for item in value] if isinstance(value, list) else value
+
+
+def _is_dataset(inputs: Any) -> bool:
+    """Whether it is a data set of `datasets`. Who has not loaded that library, which takes a second, has none."""
+    library = sys.modules.get("datasets")
+    return library is not None and isinstance(inputs, library.Dataset | library.IterableDataset)

@@ -1,11 +1,17 @@
 """From a clip's file and captions to the tensors of the model, and from its outputs back to labels."""
 
-from .feature_extraction_cae_av import CaeAvFeatureExtractor
-from .media import Clip, MediaInfo, count_segments, load_audio, load_clip, probe
-from .processing_cae_av import CaeAvProcessor
-from .question_tokenization import build_question_tokenizer, question_tokenizer_from_words
-from .tokenization import build_clip_tokenizer, clean_caption
-from .video_processing_cae_av import CaeAvVideoProcessor
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
+
+
+if TYPE_CHECKING:
+    from .feature_extraction_cae_av import CaeAvFeatureExtractor
+    from .media import Clip, MediaInfo, count_segments, load_audio, load_clip, probe
+    from .processing_cae_av import CaeAvProcessor
+    from .question_tokenization import build_question_tokenizer, question_tokenizer_from_words
+    from .tokenization import build_clip_tokenizer, clean_caption
+    from .video_processing_cae_av import CaeAvVideoProcessor
 
 
 __all__ = [
@@ -23,3 +29,15 @@ __all__ = [
     "probe",
     "question_tokenizer_from_words",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        ".feature_extraction_cae_av": ("CaeAvFeatureExtractor",),
+        ".media": ("Clip", "MediaInfo", "count_segments", "load_audio", "load_clip", "probe"),
+        ".processing_cae_av": ("CaeAvProcessor",),
+        ".question_tokenization": ("build_question_tokenizer", "question_tokenizer_from_words"),
+        ".tokenization": ("build_clip_tokenizer", "clean_caption"),
+        ".video_processing_cae_av": ("CaeAvVideoProcessor",),
+    },
+)

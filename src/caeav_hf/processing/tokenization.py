@@ -1,8 +1,9 @@
 """The tokenizer of the captions: CLIP's byte-pair encoding, from the vocabulary file inside open_clip's package."""
 
+import functools
 import gzip
+from collections.abc import Callable
 
-from open_clip.tokenizer import bytes_to_unicode, default_bpe, get_clean_fn
 from transformers import CLIPTokenizer
 
 from ..errors import CaeAvError
@@ -13,7 +14,12 @@ _NUM_BYTE_SYMBOLS = 512
 _FULL_VOCAB_SIZE = 49_408
 _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 
-_clean = get_clean_fn("lower")
+
+@functools.cache
+def _cleaning() -> Callable[[str], str]:
+    from open_clip.tokenizer import get_clean_fn  # only here, since open_clip takes seconds to load
+
+    return get_clean_fn("lower")
 
 
 def clean_caption(text: str) -> str:
@@ -21,7 +27,7 @@ def clean_caption(text: str) -> str:
     A caption as open_clip cleans it: wrongly decoded characters repaired and HTML entities resolved (ftfy, html), runs
     of white space made one space, lower case.
     """
-    return _clean(text)
+    return _cleaning()(text)
 
 
 def build_clip_tokenizer(vocab_size: int = _FULL_VOCAB_SIZE, context_length: int = 77) -> CLIPTokenizer:
@@ -48,6 +54,8 @@ def build_clip_tokenizer(vocab_size: int = _FULL_VOCAB_SIZE, context_length: int
         raise CaeAvError(f"`vocab_size` must be from {smallest} to {_FULL_VOCAB_SIZE}, got {vocab_size}")
     if context_length < 3:
         raise CaeAvError(f"`context_length` must be at least 3 (start, one token, end), got {context_length}")
+    from open_clip.tokenizer import bytes_to_unicode, default_bpe
+
     symbols = list(bytes_to_unicode().values())
     with gzip.open(default_bpe(), "rt", encoding="utf-8") as lines:
         next(lines)  # the file's version

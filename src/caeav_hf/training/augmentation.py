@@ -21,19 +21,10 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from ..errors import CaeAvError
-
 
 TIME_DROP_WIDTH, TIME_STRIPES = 64, 2
 FREQ_DROP_WIDTH, FREQ_STRIPES = 8, 2
 MIXUP_ALPHA = 0.5
-
-# Where a switch would make labels wrong, and why.
-_UNFIT = {
-    ("flip_frames", "avqa"): "questions ask what is on the left and on the right",
-    ("mixup", "avqa"): "questions ask what is heard",
-    ("mixup", "avvp"): "labels say what is heard, and of training clips not whether it is heard or seen",
-}
 
 
 @dataclass(frozen=True)
@@ -95,16 +86,6 @@ class AugmentedClips(Dataset):
     def set_epoch(self, epoch: int) -> None:
         """Says which epoch it is."""
         self._epoch.fill_(epoch)
-
-
-def check_switches(task: str, switches: Mapping[str, bool]) -> None:
-    """
-    Raises:
-        CaeAvError: A switch that is on would make labels of the task wrong.
-    """
-    for (name, unfit_task), reason in _UNFIT.items():
-        if switches[name] and task == unfit_task:
-            raise CaeAvError(f"recipe value {name!r} must be false for task {task}, where {reason}")
 
 
 def flip(item: Mapping[str, Any]) -> dict[str, Any]:

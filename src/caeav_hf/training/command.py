@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..errors import CaeAvError
-from ..hub import check_name
 from .recipe import Recipe, add_recipe_flags, find_recipe, load_recipe, override_recipe, recipe_flags
 
 
@@ -98,6 +97,8 @@ def _check(options: argparse.Namespace, recipe: Recipe) -> None:
         return
     if options.evaluate is not None:
         raise CaeAvError("--push-to-hub is for training; upload a checkpoint with `caeav push`")
+    from ..hub import check_name
+
     check_name(options.push_to_hub)
     for place in (recipe.vision_tower, recipe.audio_tower, recipe.text_tower):
         if options.adapter_only and place is not None and Path(place).exists():

@@ -3,7 +3,7 @@
 import argparse
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,16 @@ from typing import Any
 import yaml
 
 from ..errors import CaeAvError
-from .augmentation import check_switches
 
 
 RECIPES = Path(__file__).parent / "recipes"
+
+# Where a switch of `augmentation` would make labels wrong, and why.
+_UNFIT_SWITCHES = {
+    ("flip_frames", "avqa"): "questions ask what is on the left and on the right",
+    ("mixup", "avqa"): "questions ask what is heard",
+    ("mixup", "avvp"): "labels say what is heard, and of training clips not whether it is heard or seen",
+}
 
 
 def _value(default: Any, text: str) -> Any:
@@ -119,7 +125,7 @@ class Recipe:
             _require(self.accumulation_steps == 1, "accumulation_steps", expected.format(1), self.accumulation_steps)
             _require(grad_norm is None, "max_grad_norm", expected.format("null"), grad_norm)
             _require(precision != "fp16", "mixed_precision", expected.format("no or bf16"), precision)
-        check_switches(self.task, {name: getattr(self, name) for name in ("flip_frames", "spec_augment", "mixup")})
+        _check_switches(self.task, {name: getattr(self, name) for name in ("flip_frames", "spec_augment", "mixup")})
 
     def to_dict(self) -> dict[str, Any]:
         """The values by name, in the order of the fields."""
@@ -128,6 +134,16 @@ class Recipe:
     def to_yaml(self) -> str:
         """The recipe as YAML text that [`load_recipe`] reads back to an equal recipe."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+
+def _check_switches(task: str, switches: Mapping[str, bool]) -> None:
+    """
+    Raises:
+        CaeAvError: A switch that is on would make labels of the task wrong.
+    """
+    for (name, unfit_task), reason in _UNFIT_SWITCHES.items():
+        if switches[name] and task == unfit_task:
+            raise CaeAvError(f"recipe value {name!r} must be false for task {task}, where {reason}")
 
 
 def _require(condition: bool, name: str, expected: str, value: Any) -> None:

@@ -29,7 +29,7 @@ from ..configuration_cae_av import CaeAvConfig
 from ..data.toy import CLASSES, MISALIGNMENTS, render_frame, render_sound
 from ..data.toy.scene import plan_event_clips
 from ..modeling.backbones import HtsatTower, SwinV2Tower, Tower
-from ..modeling.captions import ClipTextTower
+from ..modeling.text_tower import ClipTextTower
 from ..processing import CaeAvProcessor
 
 

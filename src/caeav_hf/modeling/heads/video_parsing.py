@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from timm.layers import DropPath
 from torch import Tensor, nn
 
 from ...configuration_cae_av import CaeAvConfig
@@ -85,6 +84,8 @@ class SelfAttentionLayer(nn.Module):
         self.attention = MultiHeadAttention(config, size, config.head_num_heads)
         self.feed_forward_norm = nn.LayerNorm(size)
         self.feed_forward = FeedForward(size, CHANNEL_MLP_RATIO * size)
+        from timm.layers import DropPath  # only here, since timm takes a second to load
+
         self.drop_path = DropPath(float(config.head_dropout))
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:

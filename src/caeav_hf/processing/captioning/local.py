@@ -10,9 +10,10 @@ from PIL import Image
 
 from ...devices import default_device
 from ...errors import CaeAvError
-from .captioner import Answer, Captioner, CaptionSettings
+from .captioner import Answer, Captioner
 from .errors import CaptioningError
 from .prompts import MODALITIES, CaptionRequest
+from .settings import CaptionSettings
 
 
 class LocalCaptioner(Captioner):

@@ -16,7 +16,7 @@ from ..media import Clip, load_audio, load_clip, probe
 
 
 if TYPE_CHECKING:
-    from .captioner import CaptionSettings
+    from .settings import CaptionSettings
 
 _JPEG_QUALITY = 90
 

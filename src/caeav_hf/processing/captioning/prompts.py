@@ -6,10 +6,13 @@ caption file keeps telling which text its captions answer.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ...errors import CaeAvError
-from .material import ClipMaterial, data_url, jpeg_bytes, to_base64, wav_bytes
+
+
+if TYPE_CHECKING:
+    from .material import ClipMaterial
 
 
 MODALITIES = ("visual", "audio")
@@ -59,12 +62,14 @@ class CaptionRequest:
         version: Version of the prompts.
     """
 
-    material: ClipMaterial
+    material: "ClipMaterial"
     modality: str
     version: str = PROMPT_VERSION
 
     def server_messages(self) -> list[dict[str, Any]]:
         """The messages of the chat-completions protocol: frames as JPEG, or the sound as one WAV, in base64."""
+        from .material import data_url, jpeg_bytes, to_base64, wav_bytes
+
         if self.modality == "visual":
             parts = [
                 {"type": "image_url", "image_url": {"url": data_url(jpeg_bytes(frame), "image/jpeg")}}

@@ -8,9 +8,10 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 
 from ...errors import CaeAvError
-from .captioner import Answer, Captioner, CaptionSettings
+from .captioner import Answer, Captioner
 from .errors import CaptionerUnusableError, CaptioningError
 from .prompts import CaptionRequest
+from .settings import CaptionSettings
 
 
 # Of httpx or httpx2, whichever this version of huggingface_hub uses.

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ...errors import DataError
-from .captioner import CaptionSettings
 from .material import ClipMaterial
+from .settings import CaptionSettings
 
 
 MEDIA_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".ts")
