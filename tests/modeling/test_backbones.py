@@ -27,8 +27,8 @@ from transformers import (
 from caeav_hf import CaeAvError, CaeAvForEventLocalization, CaeAvModel
 from caeav_hf.configuration_cae_av import CaeAvAudioConfig, CaeAvConfig, CaeAvTextConfig, CaeAvVisionConfig
 from caeav_hf.modeling.backbones import HtsatTower, SwinV2Tower, Tower
-from caeav_hf.modeling.captions import ClipTextTower
 from caeav_hf.modeling.pretrained import FRONT_END, load_tower
+from caeav_hf.modeling.text_tower import ClipTextTower
 from caeav_hf.processing import CaeAvProcessor
 from tests.modeling.helpers import toy_batch
 
