@@ -3,6 +3,8 @@
 import re
 import runpy
 import shlex
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -137,6 +139,42 @@ def test_toy_runs_of_the_training_guide(workplace: Path, monkeypatch: pytest.Mon
     epochs = {path.parent.name: len(path.read_text().splitlines()) for path in workplace.glob("runs/*/history.jsonl")}
     assert (workplace / "small/model.safetensors").is_file()
     assert epochs == {"toy": 2, "ms3": 1, "llp": 1, "questions": 1}
+
+
+# Where the documents' commands, configurations and snippets write.
+WRITTEN = re.compile(
+    r"""(?:--(?:out|output-dir|plot|overlay|cache-dir|onnx) |save_pretrained\(|to_parquet\(|\bpath=)"""
+    r"""["']?([\w./-]+)"""
+)
+
+
+def test_what_the_documents_write_is_ignored_by_git(tmp_path: Path) -> None:
+    texts = [path.read_text() for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]]
+    code = [part for text in texts for part in re.findall(r"```\w*\n(.*?)```|(?<!`)`([^`]+)`(?!`)", text, re.DOTALL)]
+    written = {name for part in code for name in WRITTEN.findall(" ".join(" ".join(part).split()))}
+    written = {name for name in written if not name.startswith(("/", ".")) and not name.isupper()}
+    assert {"demo", "clip.json", "runs/ave", "data/ave", "corpus/ms3", "captions.parquet", "masks"} <= written
+    sources = [
+        str(path.relative_to(ROOT))
+        for folder in ("src", "tests", "docs", "benchmarks", "dataset_scripts", "model_cards")
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts and ".egg-info" not in str(path)
+    ]
+    # In a repository of its own, so that this also holds for a copy without the history.
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    shutil.copy(ROOT / ".gitignore", tmp_path)
+
+    def ignored(names: list[str]) -> set[str]:
+        command = ["git", "-C", str(tmp_path), "check-ignore", "--no-index", "--stdin"]
+        done = subprocess.run(command, input="\n".join(names), capture_output=True, text=True)
+        assert done.returncode in (0, 1), done.stderr
+        return set(done.stdout.splitlines())
+
+    # A name without suffix is a folder's.
+    files = {name if Path(name).suffix else f"{name}/file": name for name in written}
+    found = ignored(list(files))
+    assert {name for file, name in files.items() if file not in found} == set()
+    assert ignored(sources) == set()
 
 
 def test_no_document_refers_to_a_missing_file() -> None:

@@ -1,5 +1,6 @@
 """Uploading to the Hugging Face Hub: a folder, in one commit."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,24 @@ def check_name(repo_id: str) -> None:
         validate_repo_id(repo_id)
     except HFValidationError as error:
         raise CaeAvError(f"{repo_id!r} is no name of a repository: {error}") from error
+
+
+def check_model(name: str | os.PathLike) -> None:
+    """
+    Say at once that a model folder is missing, before the Hub is asked for it.
+
+    Raises:
+        CaeAvError: There is no such folder, and it is no name of a repository, `NAME/MODEL`, either.
+    """
+    path = Path(name)
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            best = path / "checkpoints" / "best"
+            advice = f"; for the run in it, name {best}" if best.is_dir() else ""
+            raise CaeAvError(f"{name}: has no config.json; expected the folder of a model{advice}")
+        return
+    if str(name).count("/") != 1 or path.is_absolute() or str(name).startswith((".", "~")):
+        raise CaeAvError(f"{name}: no such folder; expected the folder of a model, or its name on the Hub, NAME/MODEL")
 
 
 def upload(

@@ -116,6 +116,14 @@ def test_the_card_tells_what_is_there_and_what_is_not(corpus, tmp_path):
     (copy / "media" / "toy00000001.mp4").write_bytes(b"")
     build(copy, tmp_path / "out")
     card = (tmp_path / "out" / "README.md").read_text()
+    info = datasets.load_dataset_builder(str(tmp_path / "out")).info
+    rows = datasets.load_dataset(str(tmp_path / "out"))
+    assert {split: part.num_examples for split, part in info.splits.items()} == {
+        split: len(part) for split, part in rows.items()
+    }
+    assert info.features == rows["train"].features
+    assert info.download_size == sum(path.stat().st_size for path in (tmp_path / "out" / "data").iterdir())
+    assert info.dataset_size == sum(part.num_bytes for part in info.splits.values()) > 0
     assert "| train | 12 | 10 | 2 | `missing` 1, `unreadable` 1 |" in card
     assert "size_categories:\n- n<1K\n" in card
     assert "- `label`: class label (8 classes)" in card

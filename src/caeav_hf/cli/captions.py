@@ -21,7 +21,6 @@ def add_commands(commands: Any) -> None:
         description="Write a visual and an audio caption of every clip that has none yet. It may be stopped at any "
         "moment and goes on from there when it is run again. Captions that were edited in the file are never "
         "changed. Clips that fail are reported beside it and tried again by the next run.",
-        allow_abbrev=False,
     )
     caption.add_argument(
         "dataset",
@@ -48,14 +47,13 @@ def add_commands(commands: Any) -> None:
         "--renew", action="store_true", help="also replace unedited captions of another model, prompt or settings"
     )
     _add_settings(caption)
-    caption.set_defaults(run=_caption)
+    caption.set_defaults(run=_caption, next_step="run the same command again, which continues")
 
     encode = commands.add_parser(
         "encode-captions",
         help="compute the frozen text features of every caption of a data set once, for training and evaluation",
         description="Compute the features that a model's frozen text tower gives for every caption of a data set, and "
         "store them in it. Training and evaluation with the same text tower read them; others compute their own.",
-        allow_abbrev=False,
     )
     encode.add_argument("dataset", metavar="DATASET", help="a folder that a builder wrote")
     encode.add_argument(
@@ -68,7 +66,7 @@ def add_commands(commands: Any) -> None:
         default="float32",
         help="of the stored features (default: %(default)s)",
     )
-    encode.set_defaults(run=_encode)
+    encode.set_defaults(run=_encode, next_step="run the same command again, which continues")
 
 
 def add_server_options(parser: argparse.ArgumentParser, prefix: str = "caption-") -> None:
@@ -186,11 +184,7 @@ def _caption(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         **attempts,
     )
-    try:
-        report = caption_clips(clips, captioner, options.out, renew=options.renew, limit=options.limit)
-    except KeyboardInterrupt:
-        print(f"{options.out}: stopped; what was captioned is in it. Run the command again to go on", file=sys.stderr)
-        return 130  # as shells have it for an interrupted command
+    report = caption_clips(clips, captioner, options.out, renew=options.renew, limit=options.limit)
     print(
         f"{options.out}: {report.complete} of {report.clips} clips are captioned, {report.captioned} of them now, in "
         f"{report.seconds:.1f} s; {report.edited} captions were edited and kept"

@@ -1,17 +1,16 @@
 """The `caeav` command: `predict` runs a model on media files, `demo` shows the whole package on a made-up data set."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from .. import __version__
-from ..errors import CaeAvError
+from ..command_line import ArgumentParser, run_command
 from . import captions, convert, export, predict, prepare, sweep
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
-    parser = argparse.ArgumentParser(prog="caeav", description="CAE-AV audio-visual learning.", allow_abbrev=False)
+    parser = ArgumentParser(prog="caeav", description="CAE-AV audio-visual learning.")
     parser.add_argument("--version", action="version", version=f"caeav-hf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     predict.add_command(commands)
@@ -25,25 +24,23 @@ def build_parser() -> argparse.ArgumentParser:
         "demo",
         help="make a toy corpus, train on it, evaluate, predict and draw: minutes on a laptop",
         description="Make a toy corpus, train a toy model on it, evaluate, save, reload, predict and draw.",
-        allow_abbrev=False,
     )
     demo.add_argument(
         "--out", default="caeav-demo", metavar="DIR", help="folder for everything (default: %(default)s)"
     )
     demo.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the corpus and of training")
     demo.add_argument("--quick", action="store_true", help="a few clips and one epoch: shows the way, learns little")
-    demo.set_defaults(run=_demo)
+    demo.set_defaults(run=_demo, next_step="remove its folder and run the same command again")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code: 0, or 2 after errors, which are printed in one line each."""
+    """Run the command; returns the exit code (see [`run_command`])."""
     options = build_parser().parse_args(arguments)
-    try:
-        return options.run(options)
-    except CaeAvError as error:
-        print(f"caeav: error: {error}", file=sys.stderr)
-        return 2
+    next_step = getattr(options, "next_step", "run the same command again")
+    return run_command(
+        "caeav", lambda: options.run(options), next_step=lambda: next_step, place=getattr(options, "out", None)
+    )
 
 
 def _demo(options: argparse.Namespace) -> int:

@@ -31,7 +31,6 @@ def add_command(commands: Any) -> None:
         help="turn a checkpoint of the authors' code, of CAE-AV or AVMoE, into a model folder",
         description="Turn a checkpoint of the authors' code into a folder for from_pretrained: model, configuration, "
         "processor, card, and a report on every key. Sizes are read from the tensors. Nothing in the file is run.",
-        allow_abbrev=False,
     )
     convert.add_argument(
         "checkpoint",

@@ -17,7 +17,6 @@ def add_commands(commands: Any) -> None:
         "training needs. With --adapter-only the frozen towers are left out and named instead; from_pretrained "
         "fetches them and refuses others. With --onnx it is the model alone that is written, as a graph, and compared "
         "with the model on random clips.",
-        allow_abbrev=False,
     )
     export.add_argument(
         "checkpoint", metavar="RUN", help="run folder, whose best checkpoint is taken, or a checkpoint"
@@ -33,7 +32,6 @@ def add_commands(commands: Any) -> None:
         help="upload a trained model to the Hub, and a Space that shows it",
         description="Upload model, processor and model card of a checkpoint to the Hugging Face Hub, as `caeav "
         "export` writes them. Needs a login, `hf auth login`.",
-        allow_abbrev=False,
     )
     push.add_argument("checkpoint", metavar="RUN", help="run folder, whose best checkpoint is taken, or a checkpoint")
     push.add_argument("repo", metavar="REPO", help="repository of the model, made where it does not exist: NAME/MODEL")

@@ -1,11 +1,14 @@
 """The command `caeav predict`."""
 
 import argparse
+import glob
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..constants import MEDIA_SUFFIXES
 from ..errors import CaeAvError, MediaError
 from .captions import add_server_options, server_captioner
 from .outputs import OUTPUTS
@@ -21,9 +24,14 @@ def add_command(commands: Any) -> None:
         "finds the pixels that show what is heard, second by second. A model of question answering answers the "
         "questions of --question about every clip. What a model does is in its configuration. A clip that cannot be "
         "read is reported and the others go on.",
-        allow_abbrev=False,
     )
-    predict.add_argument("clips", nargs="+", metavar="CLIP", help="media files with video and sound")
+    predict.add_argument(
+        "clips",
+        nargs="+",
+        metavar="CLIP",
+        help="media files; folders, whose media files are taken with those of their subfolders; or quoted patterns, "
+        "such as 'clips/**/*.mp4'",
+    )
     predict.add_argument("--model", required=True, metavar="DIR", help="model folder or Hub id")
     predict.add_argument(
         "--out",
@@ -74,12 +82,13 @@ def add_command(commands: Any) -> None:
     )
     predict.add_argument("--device", help="cpu, cuda, cuda:1, mps ...; by default the first accelerator, else cpu")
     predict.add_argument("--batch-size", type=int, default=1, metavar="N", help="clips that run together")
-    predict.set_defaults(run=_predict)
+    predict.set_defaults(run=_predict, next_step="run the same command again")
 
 
 def _predict(options: argparse.Namespace) -> int:
     if options.batch_size < 1:
         raise CaeAvError(f"--batch-size must be at least 1, got {options.batch_size}")
+    options.clips = find_clips(options.clips)
     captions = _read_captions(options.captions)
     task = _task_of(options.model)
     output = OUTPUTS[task](options)
@@ -92,19 +101,52 @@ def _predict(options: argparse.Namespace) -> int:
     failed = []
     captioner = server_captioner(options)
     stream = model((clip for clip in clips), batch_size=options.batch_size, captioner=captioner)
-    with tqdm(total=len(clips), unit="clip", disable=len(clips) == 1) as progress:
-        for clip, result in zip(options.clips, stream, strict=True):
-            try:
-                output.add(model, clip, result)
-            except MediaError as error:  # it could be read for the model, but not once more for a picture
-                result = {"error": str(error)}
-            if "error" in result:
-                failed.append(result["error"])
-            progress.update()
+    try:
+        with tqdm(total=len(clips), unit="clip", disable=len(clips) == 1) as progress:
+            for clip, result in zip(options.clips, stream, strict=True):
+                try:
+                    output.add(model, clip, result)
+                except MediaError as error:  # it could be read for the model, but not once more for a picture
+                    result = {"error": str(error)}
+                if "error" in result:
+                    failed.append(result["error"])
+                progress.update()
+    except KeyboardInterrupt:
+        print(f"caeav: {progress.n} of {len(clips)} clips are done and written", file=sys.stderr)
+        output.finish()
+        raise
     output.finish()
     for message in failed:
         print(f"caeav: error: {message}", file=sys.stderr)
     return 2 if failed else 0
+
+
+def find_clips(names: Sequence[str]) -> list[str]:
+    """
+    Return the clips behind the command's arguments, those of a folder or a pattern in the order of their paths.
+
+    A folder stands for the media files in it and its subfolders, a pattern (`*`, `?`, `[...]`, `**` for any depth) for
+    the files that it matches. What is neither, a file or an address, stays as it is.
+
+    Raises:
+        CaeAvError: A folder or a pattern has no clip.
+    """
+    clips: list[str] = []
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            files = (file for file in path.rglob("*") if file.suffix.lower() in MEDIA_SUFFIXES)
+            found = sorted(str(file) for file in files if file.is_file() and not file.name.startswith("."))
+            expected = f"expected a folder with media files ({', '.join(MEDIA_SUFFIXES)})"
+        elif "://" not in name and not path.exists() and glob.has_magic(name):
+            found = sorted(file for file in glob.iglob(name, recursive=True) if Path(file).is_file())
+            expected = "no file matches this pattern"
+        else:
+            found = [name]
+        if not found:
+            raise CaeAvError(f"{name}: {expected}")
+        clips += found
+    return clips
 
 
 def _read_captions(path: str | None) -> dict[str, dict[str, str]]:
@@ -140,8 +182,10 @@ def _task_of(model: str) -> str:
     from huggingface_hub.errors import StrictDataclassError
 
     from ..configuration_cae_av import CaeAvConfig
+    from ..hub import check_model
     from ..pipelines import TASK_PIPELINES
 
+    check_model(model)
     try:
         task = CaeAvConfig.from_pretrained(model).task
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:

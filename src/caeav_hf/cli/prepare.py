@@ -19,7 +19,6 @@ def add_command(commands: Any) -> None:
         "at the model's rate, as another data set that training and evaluation read in its place. It may be stopped "
         "at any moment and goes on from there when it is run again. Clips that cannot be decoded are reported and "
         "left out.",
-        allow_abbrev=False,
     )
     prepare.add_argument("dataset", metavar="DATASET", help="a folder that a builder wrote")
     prepare.add_argument("--out", required=True, metavar="DIR", help="folder for the prepared data set")
@@ -40,7 +39,7 @@ def add_command(commands: Any) -> None:
         metavar="N",
         help="clips that are decoded at the same time (default: one a processor)",
     )
-    prepare.set_defaults(run=_prepare)
+    prepare.set_defaults(run=_prepare, next_step="run the same command again, which continues")
 
 
 def _prepare(options: argparse.Namespace) -> int:
@@ -55,18 +54,14 @@ def _prepare(options: argparse.Namespace) -> int:
     task, processor = _processor_of(options)
     # Clips are processed side by side; the threads of each would be in each other's way.
     torch.set_num_threads(1)
-    try:
-        report = prepare_clips(
-            options.dataset,
-            processor,
-            options.out,
-            task=task,
-            image_format=options.format,
-            num_proc=options.num_proc,
-        )
-    except KeyboardInterrupt:
-        print(f"{options.out}: stopped; run the command again to go on", file=sys.stderr)
-        return 130  # as shells have it for an interrupted command
+    report = prepare_clips(
+        options.dataset,
+        processor,
+        options.out,
+        task=task,
+        image_format=options.format,
+        num_proc=options.num_proc,
+    )
     for split, part in report.items():
         done = part.clips - len(part.failed)
         print(f"{split}: {done} of {part.clips} clips, {part.rows} rows in {len(part.shards)} shards")
@@ -85,6 +80,7 @@ def _processor_of(options: argparse.Namespace) -> tuple[str, Any]:
     from huggingface_hub.errors import StrictDataclassError
 
     from ..configuration_cae_av import CaeAvConfig
+    from ..hub import check_model
     from ..processing import CaeAvProcessor
 
     if options.model is None:
@@ -93,6 +89,7 @@ def _processor_of(options: argparse.Namespace) -> tuple[str, Any]:
         changes = load_recipe(find_recipe(options.task, options.size)).model_config
         config = CaeAvConfig.from_preset(options.task, size=options.size, **changes)
         return config.task, CaeAvProcessor.from_config(config)
+    check_model(options.model)
     try:
         config = CaeAvConfig.from_pretrained(options.model)
         return config.task, CaeAvProcessor.from_pretrained(options.model)

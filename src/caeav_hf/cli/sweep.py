@@ -15,12 +15,11 @@ def add_command(commands: Any) -> None:
         help="train by a recipe with several values of its parameters, and say which did best",
         description="Train one run for each combination of values that a sweep file names, or for random ones, and "
         "write a table of how they did. A sweep that was interrupted goes on where it stopped.",
-        allow_abbrev=False,
     )
     sweep.add_argument("sweep", metavar="FILE", help="sweep file: recipe, parameters and their values")
     sweep.add_argument("--out", required=True, metavar="DIR", help="folder for the runs and results.csv")
     add_recipe_flags(sweep)
-    sweep.set_defaults(run=_sweep)
+    sweep.set_defaults(run=_sweep, next_step="run the same command again, which continues")
 
 
 def _sweep(options: argparse.Namespace) -> int:

@@ -29,6 +29,7 @@ import filelock
 import pyarrow as pa
 from tqdm import tqdm
 
+from caeav_hf.command_line import ArgumentParser
 from caeav_hf.errors import CaeAvError, DataError
 from caeav_hf.hub import check_name, upload
 
@@ -269,7 +270,7 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
             )
         write_json(out / "report.json", self._report(report))
         fingerprint = hashlib.sha256("".join(shard.fingerprint for shard in shards).encode()).hexdigest()[:16]
-        write_text(out / "README.md", self._card(report, fingerprint))
+        write_text(out / "README.md", self._card(out, report, fingerprint))
         return report
 
     def _info(self) -> datasets.DatasetInfo:
@@ -425,8 +426,9 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         options = {name: _plain(getattr(self.config, name)) for name in names}
         return {"builder": self.name, **options, **report.as_dict()}
 
-    def _card(self, report: BuildReport, fingerprint: str) -> str:
+    def _card(self, out: Path, report: BuildReport, fingerprint: str) -> str:
         return card_text_of(
+            out,
             builder=self.name,
             pretty_name=self.pretty_name,
             task_categories=self.task_categories,
@@ -453,7 +455,7 @@ def run_builder(
         arguments: In place of the command line.
         add_options: Adds options of the builder's own configuration.
     """
-    parser = argparse.ArgumentParser(description=f"Writes {builder_class.pretty_name} as Parquet shards.")
+    parser = ArgumentParser(description=f"Writes {builder_class.pretty_name} as Parquet shards.")
     parser.add_argument("--annotations", required=True, metavar="DIR", help="folder with the annotation files")
     parser.add_argument("--media", required=True, metavar="DIR", help="folder with the clips")
     parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")

@@ -1,16 +1,60 @@
 """The card of a data set that a builder wrote: what is in it, in words and in the header that `datasets` reads."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.parquet as pq
 import yaml
+from datasets.info import DatasetInfosDict
+from huggingface_hub import DatasetCardData
 
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
 
+def front_matter(folder: Path, splits: Sequence[str], fingerprint: str, **values: Any) -> str:
+    """
+    Return the YAML header of the card of a folder of shards, with the `dataset_info` that `datasets` reads.
+
+    Args:
+        folder: The data set; its shards are `data/<split>-*.parquet`.
+        splits: Those that have rows.
+        fingerprint: Stands for the rows.
+        values: Further values of the header.
+
+    `num_bytes` and `dataset_size` are the sizes of the columns before compression, `download_size` that of the files.
+    """
+    info = datasets.DatasetInfo(splits=datasets.SplitDict(), download_size=0, dataset_size=0)
+    for split in splits:
+        rows = size = 0
+        for path in sorted((folder / "data").glob(f"{split}-*.parquet")):
+            metadata = pq.read_metadata(path)
+            info.features = datasets.Features.from_arrow_schema(metadata.schema.to_arrow_schema())
+            info.download_size += path.stat().st_size
+            rows += metadata.num_rows
+            size += sum(metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups))
+        info.dataset_size += size
+        info.splits.add(datasets.SplitInfo(split, num_bytes=size, num_examples=rows))
+    data = DatasetCardData(
+        **values,
+        configs=[
+            {
+                "config_name": "default",
+                # `load_dataset` caches a local folder by its name and this header alone. Without something in it
+                # that changes with the rows, it would go on giving those of an earlier build.
+                "description": f"Rows with fingerprint {fingerprint}.",
+                "data_files": [{"split": split, "path": f"data/{split}-*"} for split in splits],
+            }
+        ],
+    )
+    DatasetInfosDict({"default": info}).to_dataset_card_data(data)
+    return f"---\n{yaml.safe_dump(data.to_dict(), sort_keys=False, allow_unicode=True)}---\n"
+
+
 def card_text_of(
+    folder: Path,
     *,
     builder: str,
     pretty_name: str,
@@ -27,6 +71,7 @@ def card_text_of(
     The text of `README.md`.
 
     Args:
+        folder: The data set, its shards complete.
         builder: Name of the builder.
         pretty_name, task_categories, text: Of the data set.
         features: Its columns.
@@ -37,21 +82,15 @@ def card_text_of(
     """
     counts = {split: count for split, count in written.items() if count}
     rows = sum(counts.values())
-    header = {
-        "pretty_name": pretty_name,
-        "task_categories": list(task_categories),
-        "size_categories": [next((name for limit, name in _SIZES if rows < limit), "n>1M")],
-        "tags": ["audio-visual", "video", "audio", "caeav-hf"],
-        "configs": [
-            {
-                "config_name": "default",
-                # `load_dataset` caches a local folder by its name and this header alone. Without something in it
-                # that changes with the rows, it would go on giving those of an earlier build.
-                "description": f"Rows with fingerprint {fingerprint}.",
-                "data_files": [{"split": split, "path": f"data/{split}-*"} for split in counts],
-            }
-        ],
-    }
+    header = front_matter(
+        folder,
+        list(counts),
+        fingerprint,
+        pretty_name=pretty_name,
+        task_categories=list(task_categories),
+        size_categories=[next((name for limit, name in _SIZES if rows < limit), "n>1M")],
+        tags=["audio-visual", "video", "audio", "caeav-hf"],
+    )
     table = "\n".join(
         f"| {split} | {count} | {written[split]} | {count - written[split]} | {_reasons(skipped[split])} |"
         for split, count in annotated.items()
@@ -59,8 +98,7 @@ def card_text_of(
     columns = "\n".join(f"- `{name}`: {_describe(feature)}" for name, feature in features.items())
     clips = "are embedded in the shards" if is_embedded else "are referred to by their absolute paths"
     return (
-        f"---\n{yaml.safe_dump(header, sort_keys=False, allow_unicode=True)}---\n\n"
-        f"# {pretty_name}\n\n{text}\n\n"
+        f"{header}\n# {pretty_name}\n\n{text}\n\n"
         f"Written by the `{builder}` builder of caeav-hf. The clips {clips}.\n\n"
         f"| split | annotated rows | rows here | skipped | reasons |\n|---|---|---|---|---|\n{table}\n\n"
         "Skipped rows lack a usable clip; the builder's `report.json` names examples.\n\n"

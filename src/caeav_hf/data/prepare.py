@@ -24,11 +24,11 @@ from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import yaml
 from tqdm import tqdm
 
 from caeav_hf.errors import DataError, MediaError
 
+from .card import front_matter
 from .files import write_json, write_text
 from .images import read_mask
 from .prepared import (
@@ -135,7 +135,7 @@ def prepare_clips(
     for path, part in parts.items():
         if part.exists():
             part.replace(path)
-    write_text(out / "README.md", _card(source, json.loads(settings), report))
+    write_text(out / "README.md", _card(source, out, json.loads(settings), report))
     return report
 
 
@@ -360,26 +360,19 @@ def _report_dict(source: Path, settings: str, report: Mapping[str, PreparedSplit
     }
 
 
-def _card(source: Path, settings: Mapping[str, Any], report: Mapping[str, PreparedSplit]) -> str:
+def _card(source: Path, out: Path, settings: Mapping[str, Any], report: Mapping[str, PreparedSplit]) -> str:
     identity = hashlib.sha256("".join(shard for part in report.values() for shard in part.shards).encode())
-    header = {
-        "tags": ["audio-visual", "video", "audio"],
-        "configs": [
-            {
-                "config_name": "default",
-                # `load_dataset` caches a local folder by its name and this header alone.
-                "description": f"Rows with fingerprint {identity.hexdigest()[:16]}.",
-                "data_files": [
-                    {"split": split, "path": f"data/{split}-*"} for split, part in report.items() if part.rows
-                ],
-            }
-        ],
-    }
+    header = front_matter(
+        out,
+        [split for split, part in report.items() if part.rows],
+        identity.hexdigest()[:16],
+        tags=["audio-visual", "video", "audio"],
+    )
     table = "\n".join(f"| {split} | {part.clips - len(part.failed)} | {part.rows} |" for split, part in report.items())
     values = "\n".join(f"- `{name}`: {value}" for name, value in settings.items())
     name = source.resolve().name
     return (
-        f"---\n{yaml.safe_dump(header, sort_keys=False)}---\n\n# {name}, prepared\n\n"
+        f"{header}\n# {name}, prepared\n\n"
         f"The data set `{name}` with its clips decoded by `caeav prepare` of caeav-hf: frames and sound as a "
         "model with these settings is given.\n\n"
         f"{values}\n\n| split | clips | rows |\n|---|---|---|\n{table}\n"

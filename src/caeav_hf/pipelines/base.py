@@ -153,7 +153,7 @@ class CaeAvPipeline(Pipeline):
             MediaError: A clip cannot be decoded; the message begins with its name.
             CaeAvError: An argument or the number of captions is wrong.
         """
-        if isinstance(inputs, datasets.DatasetDict | datasets.IterableDatasetDict):
+        if _is_dataset(inputs, "DatasetDict", "IterableDatasetDict"):
             if len(inputs) != 1:
                 raise CaeAvError(f"`inputs` has the splits {', '.join(map(str, inputs))}; expected one of them")
             (inputs,) = inputs.values()
@@ -166,7 +166,9 @@ class CaeAvPipeline(Pipeline):
             inputs = attach_captions(inputs, kwargs, self._clip_key)
             if not inputs:
                 return []
-        elif _is_dataset(inputs) or (isinstance(inputs, Iterator) and not hasattr(inputs, "read")):
+        elif _is_dataset(inputs, "Dataset", "IterableDataset") or (
+            isinstance(inputs, Iterator) and not hasattr(inputs, "read")
+        ):
             # The base class knows generators and PyTorch's data sets; the rest is turned into one.
             inputs = (clip for clip in inputs)
         return super().__call__(inputs, *args, **kwargs)
@@ -415,7 +417,7 @@ def _with_lists(value: Any) -> Any:
     return [_with_lists(item) for item in value] if isinstance(value, list) else value
 
 
-def _is_dataset(inputs: Any) -> bool:
-    """Whether it is a data set of `datasets`. Who has not loaded that library, which takes a second, has none."""
+def _is_dataset(inputs: Any, *kinds: str) -> bool:
+    """Whether it is of these classes of `datasets`. Who has not loaded that library, which is slow, has none."""
     library = sys.modules.get("datasets")
-    return library is not None and isinstance(inputs, library.Dataset | library.IterableDataset)
+    return library is not None and isinstance(inputs, tuple(getattr(library, kind) for kind in kinds))

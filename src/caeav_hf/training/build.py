@@ -1,17 +1,19 @@
 """From a recipe to what the loop works on: the model, its processor, the data of a split, the captions."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
-from accelerate.utils import AutocastKwargs
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import AutocastKwargs, LoggerType
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_cae_av import CaeAvConfig
 from ..data import CaeAvDataset
 from ..errors import CaeAvError
+from ..hub import check_model
 from ..modeling.frozen import is_adapted
 from ..modeling.lora import tower_lora_config
 from ..processing import CaeAvProcessor, build_question_tokenizer, clean_caption
@@ -34,6 +36,8 @@ def build_accelerator(recipe: Recipe, run_folder: Path | None = None) -> Acceler
     Raises:
         CaeAvError: the precision is not to be had on this device, or a tracker or a compiler is not installed.
     """
+    if run_folder is not None:
+        _check_trackers(recipe.report_to)
     try:
         accelerator = Accelerator(
             mixed_precision=recipe.mixed_precision,
@@ -55,6 +59,25 @@ def build_accelerator(recipe: Recipe, run_folder: Path | None = None) -> Acceler
         # Accelerate would compute in float32 without a word.
         raise CaeAvError("`mixed_precision` fp16 needs a GPU; on a CPU use bf16 or no")
     return accelerator
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """
+    Accelerate leaves out a tracker that is not installed, and only logs it.
+
+    Raises:
+        CaeAvError: There is no such tracker, or it is not installed.
+    """
+    known = [str(name) for name in LoggerType]
+    available = [str(name) for name in get_available_trackers()]
+    for name in names:
+        if name not in known:
+            raise CaeAvError(f"`report_to`: unknown tracker {name!r}; expected some of {', '.join(known)}")
+        if name != "all" and name not in available:
+            raise CaeAvError(
+                f"`report_to`: {name} is not installed; `pip install {name}`, or choose among "
+                f"{', '.join(available) or 'none'}"
+            )
 
 
 def may_leave_parameters_out(model: Any, data: CaeAvDataset) -> bool:
@@ -103,6 +126,8 @@ def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokeniz
     for key in recipe.model_config:
         if key not in CaeAvConfig.__dataclass_fields__:
             raise CaeAvError(f"recipe value 'model_config': CaeAvConfig has no field {key!r}")
+    if recipe.model is not None:
+        check_model(recipe.model)
     try:
         if recipe.model is not None:
             config = CaeAvConfig.from_pretrained(recipe.model, task=recipe.task, **recipe.model_config, **labels)
@@ -159,6 +184,7 @@ def load_trained_model(model_class: Any, folder: str | Path) -> Any:
     Raises:
         CaeAvError: there is none.
     """
+    check_model(folder)
     try:
         with without_progress_bars():
             return aligned(model_class.from_pretrained(folder))

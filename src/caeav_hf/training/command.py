@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from ..command_line import ArgumentParser, run_command
 from ..errors import CaeAvError
 from .recipe import Recipe, add_recipe_flags, find_recipe, load_recipe, override_recipe, recipe_flags
 
@@ -23,12 +24,11 @@ examples:
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser: what to do, and one flag for every recipe value."""
-    parser = argparse.ArgumentParser(
+    parser = ArgumentParser(
         prog="train.py",
         description="Train a CAE-AV model by a recipe, go on with a run, or score a checkpoint.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
     parser.add_argument("--recipe", metavar="FILE", help="recipe file; by default the one of --task and --size")
     action = parser.add_mutually_exclusive_group()
@@ -48,27 +48,37 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 0, or 2 after an error that has been printed in one line."""
-    parser = build_parser()
-    options = parser.parse_args(arguments)
-    try:
-        recipe = override_recipe(_base_recipe(options), recipe_flags(options))
-        _check(options, recipe)
-        # Heavy libraries are loaded only after the arguments have been found to be right.
-        if options.evaluate is not None:
-            _evaluate(options, recipe)
-        else:
-            from .run import train
+    """Run the command line; returns the exit code (see [`run_command`])."""
+    options = build_parser().parse_args(arguments)
+    folder = options.resume or getattr(options, "output_dir", None)
+    return run_command("train.py", lambda: _run(options), next_step=lambda: _next_step(options), place=folder)
 
-            result = train(recipe, resume=options.resume)
-            if result.is_main_process:
-                print(f"best checkpoint: {result.best_checkpoint}")
-                if options.push_to_hub is not None:
-                    _push(options, result.folder)
-    except CaeAvError as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        return 2
+
+def _run(options: argparse.Namespace) -> int:
+    recipe = override_recipe(_base_recipe(options), recipe_flags(options))
+    _check(options, recipe)
+    # Heavy libraries are loaded only after the arguments have been found to be right.
+    if options.evaluate is not None:
+        _evaluate(options, recipe)
+        return 0
+    from .run import train
+
+    result = train(recipe, resume=options.resume)
+    if result.is_main_process:
+        print(f"best checkpoint: {result.best_checkpoint}")
+        if options.push_to_hub is not None:
+            _push(options, result.folder)
     return 0
+
+
+def _next_step(options: argparse.Namespace) -> str:
+    """What continues a run that was stopped."""
+    folder = options.resume or getattr(options, "output_dir", None)
+    if options.evaluate is None and folder is not None:
+        for run in (Path(folder), *Path(folder).resolve().parents[:2]):
+            if (last := run / "checkpoints" / "last").exists():
+                return f"run `train.py --resume {run}`, which continues from {last.resolve().name}"
+    return "run the same command again"
 
 
 def _base_recipe(options: argparse.Namespace) -> Recipe:

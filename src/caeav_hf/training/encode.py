@@ -11,6 +11,7 @@ from tqdm import tqdm
 from ..configuration_cae_av import CaeAvConfig
 from ..devices import default_device
 from ..errors import CaeAvError, DataError
+from ..hub import check_model
 from ..processing import clean_caption
 from .build import build_processor, caption_token_ids, load_trained_model
 from .caption_features import CaptionFeatureStore, text_tower_identity
@@ -48,6 +49,7 @@ def encode_captions(
         DataError: `data` is no folder that a builder wrote.
     """
     texts = _captions(Path(data))
+    check_model(model)
     try:
         task = get_task(CaeAvConfig.from_pretrained(model).task)
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:

@@ -10,12 +10,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ...constants import MEDIA_SUFFIXES
 from ...errors import DataError
 from .material import ClipMaterial
 from .settings import CaptionSettings
 
-
-MEDIA_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".ts")
 
 _ROW_COLUMNS = ("video_id", "media", "media_start", "media_end", "frames", "audio")
 # Groups of rows that stay in memory; clips are read nearly in order, by several threads.
