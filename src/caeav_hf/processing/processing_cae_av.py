@@ -192,9 +192,12 @@ class CaeAvProcessor(ProcessorMixin):
         if self.question_tokenizer is not None:
             # First, so that it is there when the base class uploads the folder.
             self.question_tokenizer.save_pretrained(os.path.join(save_directory, _QUESTION_TOKENIZER))
-        self.auto_map = dict(AUTO_MAP)
         write_stub(save_directory)
-        return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        self.auto_map = dict(AUTO_MAP)
+        try:
+            return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
+        finally:
+            del self.auto_map  # of the file, not of the processor: a loaded one has none
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoProcessor") -> None:
