@@ -126,9 +126,10 @@ def show_shared() -> None:
     base = {"embed_dim": 128, "num_heads": [4, 8, 16, 32]}
     print(f"{'ave, one tower for both streams':40}{'paper':>14}{'official':>14}")
     for size, vision in (("large", {}), ("base", base)):
-        values = {"shared_tower": True, "vision_config": vision}
-        trainable = [sum(count("ave", formulation, **values).values()) for formulation in ("paper", "official")]
-        print(f"{'Swin-V2-' + size + ', trainable':40}{trainable[0]:14,}{trainable[1]:14,}")
+        for name, parts in (("CAE-AV", {}), ("AVMoE", {"interaction": "avmoe", "use_case": False})):
+            values = {"shared_tower": True, "vision_config": vision, **parts}
+            trainable = [sum(count("ave", formulation, **values).values()) for formulation in ("paper", "official")]
+            print(f"{f'Swin-V2-{size}, {name}, trainable':40}{trainable[0]:14,}{trainable[1]:14,}")
     print()
 
 

@@ -7,7 +7,7 @@ from safetensors.torch import load_file, save_file
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
 from caeav_hf.modeling.case import CASE
 from caeav_hf.modeling.frames import FrameLayout
-from tests.modeling.helpers import toy_batch, toy_model, toy_segmentation_model
+from tests.modeling.helpers import randomise, toy_batch, toy_model, toy_segmentation_model
 
 
 @pytest.mark.parametrize("formulation", ["paper", "official"])
@@ -38,6 +38,19 @@ def test_which_map_the_decoder_reads_last(formulation: str) -> None:
     tokens = after if formulation == "paper" else FrameLayout(2, 2).to_grid(before[0])
     assert not torch.allclose(before[0].view_as(after), after)
     torch.testing.assert_close(outputs.visual_feature_maps[-1], model.model.vision_tower.final_norm(tokens))
+
+
+def test_training_selects_as_evaluation_does() -> None:
+    """In the paper formulation the same hard Top-K; the official one draws."""
+    stream = randomise(CASE(CaeAvConfig.from_preset("ave", size="toy", topk_ratio=0.5))).visual_stream
+    tokens, bar = torch.zeros(1, 8, 128), 0.01 * torch.randn(1, 8, 128)
+    arguments = (tokens, bar, torch.zeros(1), torch.ones(()))
+    expected, selected, _ = stream.eval().inject(*arguments)
+    stream.train()
+    for _ in range(5):
+        injected, again, _ = stream.inject(*arguments)
+        assert torch.equal(again, selected)
+        assert torch.equal(injected, expected)
 
 
 def test_layers_of_the_official_formulation_alone() -> None:

@@ -16,6 +16,7 @@ from ..configuration_cae_av import CaeAvConfig
 from .attention import MultiHeadAttention
 from .captions import Captions
 from .caste import TemporalConv, keep_only, num_kept, top_tokens
+from .distributed import at_least_float32
 from .frames import FrameLayout
 
 
@@ -138,8 +139,8 @@ class CASEStream(nn.Module):
         Returns:
             Tokens (N, L, C), the selected ones (N, K), and the log-probabilities (N, L) of the selection.
         """
-        saliency = enriched.square().sum(-1)
-        log_probs = (saliency.float() / temperature).log_softmax(-1)
+        saliency = at_least_float32(enriched.square().sum(-1))
+        log_probs = (saliency / temperature).log_softmax(-1)
         kept = num_kept(self.config, states.shape[1])
         if self.gamma is not None:
             gate = agreement.sigmoid()[:, None, None]
@@ -148,7 +149,7 @@ class CASEStream(nn.Module):
         gate = agreement.detach().sigmoid()[:, None, None]
         if self.training:
             noise = -torch.empty_like(log_probs).exponential_().clamp_min(1e-9).log()
-            probs = ((saliency.float() + noise) / temperature).softmax(-1)
+            probs = ((saliency + noise) / temperature).softmax(-1)
             weights, selected = probs.topk(kept, dim=-1)
             weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-9)
         else:

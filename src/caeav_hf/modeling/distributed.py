@@ -57,6 +57,11 @@ def anywhere(condition: bool, device: torch.device) -> bool:
     return bool(flag.item())
 
 
+def at_least_float32(values: Tensor) -> Tensor:
+    """Half precision as float32, for sums and losses; anything wider as it is."""
+    return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
 class _LossSum(torch.autograd.Function):
     """
     Sum over processes on the way to a loss that every process computes alike. The gradient that comes back is then the
@@ -85,7 +90,7 @@ def batch_mean(total: Tensor, count: int | Tensor) -> Tensor:
     Returns:
         The mean, as `total` in shape, in float32 at least; 0 over nothing at all.
     """
-    total = total.to(torch.promote_types(total.dtype, torch.float32))
+    total = at_least_float32(total)
     number = torch.as_tensor(count, dtype=total.dtype, device=total.device)
     if num_processes() > 1:
         both = torch.cat([total.reshape(-1), number.reshape(1)])

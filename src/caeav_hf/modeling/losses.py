@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvConfig
-from .distributed import batch_mean, counts, gather_rows
+from .distributed import at_least_float32, batch_mean, counts, gather_rows
 
 
 class AlignmentProjections(nn.Module):
@@ -52,15 +52,15 @@ def caption_contrastive_loss(
     """
     if not counts():
         frames, captions, clip = frames[:0], captions[:0], clip[:0]
-    frames = F.normalize(frames.float(), dim=-1)
-    captions = F.normalize(captions.float(), dim=-1)
+    frames = F.normalize(at_least_float32(frames), dim=-1)
+    captions = F.normalize(at_least_float32(captions), dim=-1)
     caption_parts, place = gather_rows(captions)
     first = sum(len(part) for part in caption_parts[:place])
     all_captions = torch.cat(caption_parts)
     # Gathered only where it is used: each gathering is an exchange in the backward pass of every process.
     all_frames = torch.cat(gather_rows(frames)[0]) if both_ways else frames
     all_clips = torch.cat(gather_rows(clip + first)[0])
-    temperature = temperature.float().clamp_min(0.01)
+    temperature = at_least_float32(temperature).clamp_min(0.01)
     if not len(frames):
         # Still a function of every input, so that all processes take part in the backward pass.
         return batch_mean(0.0 * (all_frames.sum() + all_captions.sum() + temperature), 0)
@@ -68,7 +68,7 @@ def caption_contrastive_loss(
 
     # Every frame carries its clip's caption, so another clip's caption counts once for each of its frames.
     frames_per_clip = F.one_hot(all_clips, len(all_captions)).sum(0)
-    to_captions = frames @ all_captions.T / temperature + frames_per_clip.clamp_min(1).log()
+    to_captions = frames @ all_captions.T / temperature + frames_per_clip.clamp_min(1).to(frames.dtype).log()
     no_negative = (frames_per_clip == 0) | F.one_hot(clip + first, len(all_captions)).bool()
     to_captions = to_captions.masked_fill(no_negative, -torch.inf)
     directions = [to_captions]
@@ -84,7 +84,7 @@ def caption_contrastive_loss(
 
 def modality_alignment_loss(visual: Tensor, audio: Tensor) -> Tensor:
     """1 - mean cosine of the visual and audio projections (N, D) of the same frames (Eq. 23)."""
-    distance = 1 - F.cosine_similarity(visual.float(), audio.float(), dim=-1)
+    distance = 1 - F.cosine_similarity(at_least_float32(visual), at_least_float32(audio), dim=-1)
     return batch_mean(distance.sum(), len(distance))
 
 
