@@ -26,6 +26,7 @@ import datasets
 import numpy as np
 from PIL import Image
 
+from caeav_hf.constants import PREPARED, QUESTIONS
 from caeav_hf.errors import DataError, MediaError
 
 from .images import read_frame
@@ -34,8 +35,6 @@ from .schema import audio_feature, image_list_feature
 
 ImageFormat = Literal["png", "jpeg"]
 
-PREPARED = "prepared"
-QUESTIONS = "questions"
 # What the clip of a prepared row is read from.
 MEDIA_COLUMNS = ("media", "frames", "audio", PREPARED)
 # What a row has of each question; the other columns are of the clip.

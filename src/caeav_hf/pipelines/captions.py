@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from ..data.prepared import PREPARED
+from ..constants import PREPARED
 from ..errors import CaeAvError
 
 

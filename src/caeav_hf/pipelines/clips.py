@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from ..constants import PREPARED, QUESTIONS
 from ..data.images import read_frame
-from ..data.prepared import PREPARED, QUESTIONS, check_settings, decode_clip
-from ..data.schema import media_part
 from ..errors import CaeAvError, MediaError
 from ..processing import CaeAvProcessor
 from ..processing.containers import source_name
@@ -90,6 +89,8 @@ def _of_builder(row: Mapping[str, Any], input_names: tuple[str, ...], visual_3d:
         values["visual_3d_features"] = row["visual_3d"]
     if (media := undecoded(row.get("media"))) is None:
         return GivenClip(None, name=name, values=values, row=row)
+    from ..data.schema import media_part
+
     start, end = media_part(row)
     found = _name(media)
     return GivenClip(media, start=start, end=end, name=name if found.startswith("<") else found, values=values)
@@ -99,6 +100,8 @@ def _decoded_row(given: GivenClip, processor: CaeAvProcessor) -> GivenClip:
     row = given.row
     assert row is not None
     if row.get(PREPARED) is not None:
+        from ..data.prepared import check_settings, decode_clip
+
         check_settings(row[PREPARED], processor, given.name)
         prepared, waveform = decode_clip(row)
         return replace(given, source=prepared, audio=waveform, sampling_rate=processor.sampling_rate, row=None)
