@@ -37,19 +37,21 @@ def trained(tmp_path_factory):
 def test_a_run_records_j_and_f(trained):
     history = [json.loads(line) for line in (trained / "history.jsonl").read_text().splitlines()]
     assert [(record["epoch"], record["step"]) for record in history] == [(1, 2), (2, 4)]
-    assert {"train/task", "train/matching", "train/load_balancing", "eval/j", "eval/f"} <= history[0].keys()
+    assert {"train/task", "train/matching", "train/load_balancing", "eval/j", "eval/f", "eval/f_whole_set"} <= history[
+        0
+    ].keys()
     best = max(history, key=lambda record: record["eval/j"])
     assert (trained / "checkpoints" / "best").resolve().name == f"step-{best['step']:08d}"
 
 
 def test_scoring_is_the_metric_computed_by_hand(trained, capsys):
-    best = trained / "checkpoints" / "best"
-    assert main(["--evaluate", str(best), "--split", "test"]) == 0
+    checkpoint = trained / "checkpoints" / "best"
+    assert main(["--evaluate", str(checkpoint), "--split", "test"]) == 0
     printed = json.loads(capsys.readouterr().out)
-    model = CaeAvForSegmentation.from_pretrained(best).eval()
-    processor = CaeAvProcessor.from_pretrained(best)
+    model = CaeAvForSegmentation.from_pretrained(checkpoint).eval()
+    processor = CaeAvProcessor.from_pretrained(checkpoint)
     side = processor.mask_size
-    overlaps, measures = [], []
+    overlaps, measures, best = [], [], []
     for row in CaeAvDataset(mask_data(), processor, split="test").rows:
         name = row["video_id"]
         media = mask_corpus() / "media"
@@ -65,6 +67,7 @@ def test_scoring_is_the_metric_computed_by_hand(trained, capsys):
         )
         with torch.no_grad():
             probabilities = model(**inputs).logits[0, :, 0].sigmoid().numpy()
+        first = len(measures)
         for number, probability in enumerate(probabilities, start=1):
             mask = Image.open(media / f"gt_masks/test/{name}/{name}_{number}.png").convert("L")
             truth = np.asarray(mask.resize((side, side), Image.Resampling.NEAREST)) > 0
@@ -80,9 +83,11 @@ def test_scoring_is_the_metric_computed_by_hand(trained, capsys):
                 measures.append(curve)
             else:
                 overlaps.append(1 - predicted.mean())
+        best.append(np.mean(measures[first:], axis=0).max())
     assert len(measures) < len(overlaps) == 15
     assert printed["j"] == pytest.approx(np.mean(overlaps), abs=1e-4)
-    assert printed["f"] == pytest.approx(np.mean(measures, axis=0).max(), abs=1e-4)
+    assert printed["f"] == pytest.approx(np.mean(best), abs=1e-4)
+    assert printed["f_whole_set"] == pytest.approx(np.mean(measures, axis=0).max(), abs=1e-4)
     assert (printed["clips"], printed["dropped_clips"]) == (3, 0)
 
 
@@ -127,7 +132,9 @@ def test_what_is_kept_of_a_clip_is_small():
     assert [int(clip["frames"]) for clip in clips] == [1, 5]
     empty = task.score_clips(outputs, {"labels": torch.zeros_like(labels)})
     assert task.summarize(empty).keys() == {"j"}
-    assert task.summarize(clips).keys() == {"j", "f"}
+    assert task.summarize(clips).keys() == {"j", "f", "f_whole_set"}
+    alone = [task.summarize([clip])["f"] for clip in clips]
+    assert task.summarize(clips)["f"] == pytest.approx(np.mean(alone))
 
 
 def test_no_epochs_score_and_save_the_model_as_it_begins(tmp_path):

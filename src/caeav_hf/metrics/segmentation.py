@@ -1,15 +1,19 @@
 """
-The two scores of audio-visual segmentation, as defined for AVSBench: J, the overlap of masks, and F, its maximum
-F-measure over thresholds.
+The scores of audio-visual segmentation, as defined for AVSBench: J, the overlap of masks, and F, the maximum F-measure
+over thresholds.
 
 - J is the mean over frames of the intersection over the union of the target with what is predicted with a probability
   above one half. A frame whose target is empty scores the share of its pixels that are predicted as empty.
-- F has beta^2 = 0.3 and counts the frames whose target is not empty. Each gives an F at each of 255 thresholds, evenly
-  spaced on [0, 1): a pixel is predicted where its probability is not below the threshold. The F of each threshold is
-  averaged over frames; the largest of the 255 means is the score. (AVSBench's own test script takes the maximum for
-  each batch, of one clip, and averages these; the maximum of the means does not depend on how frames are divided.)
+- F has beta^2 = 0.3 and counts the frames whose target is not empty. Each gives an F-measure at each of 255
+  thresholds, evenly spaced on [0, 1): a pixel is predicted where its probability is not below the threshold. The
+  F-measures of each threshold are averaged over the frames of a clip, and the largest of the 255 means is the clip's
+  F. `f` is the mean over clips, as in AVSBench's evaluation: each clip has its own best threshold. A clip whose targets
+  are all empty has nothing to find and does not count; AVSBench's script would give it an F of 0.
+- `f_whole_set` has one threshold for all clips: the F-measures of each threshold are averaged over the frames of all
+  clips, and the largest of the 255 means is the score.
 
-Both are sums over frames, so they are accumulated as [`SegmentationSums`], some 2 kB however many frames there are.
+All are made of sums over frames and clips, so they are accumulated as [`SegmentationSums`], some 2 kB however many
+clips there are.
 """
 
 from dataclasses import dataclass
@@ -44,11 +48,12 @@ _CITATION = """\
 
 _INPUTS = """
 Args:
-    mask_logits: (..., H, W): logit of "this pixel shows what sounds".
-    masks: (..., H, W): 1 where a pixel shows what sounds, 0 elsewhere, -100 in frames that do not count.
+    mask_logits: (..., T, H, W), T the frames of a clip: logit of "this pixel shows what sounds".
+    masks: (..., T, H, W): 1 where a pixel shows what sounds, 0 elsewhere, -100 in frames that do not count.
 Returns:
     j: mean intersection over union in [0, 1].
-    f: maximum F-measure in [0, 1], None where every target is empty.
+    f: mean over clips of the maximum F-measure, in [0, 1], None where every target is empty.
+    f_whole_set: maximum over thresholds of the mean F-measure of all frames, in [0, 1], None as f.
     num_frames: frames that count.
 """
 
@@ -56,19 +61,23 @@ Returns:
 @dataclass(frozen=True)
 class SegmentationSums:
     """
-    What the scores are made of, of some frames; `a + b` is that of both.
+    What the scores are made of, of some clips; `a + b` is that of both.
 
     Args:
         j: Sum over frames of their J.
         frames: Number of frames.
         f: (255,) float64, sum over the frames with a target of their F at each threshold.
         frames_with_target: Number of these.
+        best_f: Sum over the clips with a target of their F at their best threshold.
+        clips_with_target: Number of these.
     """
 
     j: float
     frames: int
     f: np.ndarray
     frames_with_target: int
+    best_f: float
+    clips_with_target: int
 
     def __add__(self, other: "SegmentationSums") -> "SegmentationSums":
         return SegmentationSums(
@@ -76,33 +85,40 @@ class SegmentationSums:
             self.frames + other.frames,
             self.f + other.f,
             self.frames_with_target + other.frames_with_target,
+            self.best_f + other.best_f,
+            self.clips_with_target + other.clips_with_target,
         )
 
     def scores(self) -> dict[str, float | None]:
         """
-        `j` and `f` as [`segmentation_scores`] gives them.
+        `j`, `f` and `f_whole_set` as [`segmentation_scores`] gives them.
 
         Raises:
             DataError: There is no frame.
         """
         if not self.frames:
             raise DataError(f"`masks` has no frame that counts: all of its frames are {IGNORED_LABEL}")
-        f = float(self.f.max()) / self.frames_with_target if self.frames_with_target else None
-        return {"j": self.j / self.frames, "f": f}
+        if not self.clips_with_target:
+            return {"j": self.j / self.frames, "f": None, "f_whole_set": None}
+        return {
+            "j": self.j / self.frames,
+            "f": self.best_f / self.clips_with_target,
+            "f_whole_set": float(self.f.max()) / self.frames_with_target,
+        }
 
 
 def segmentation_scores(mask_logits: Any, masks: Any) -> dict[str, float | None]:
     """
-    J and F over frames.
+    J over frames, F over clips.
 
     Args:
-        mask_logits: (N, H, W) array or tensor of logits. More dimensions in front, as in (B, T, H, W), are frames too,
-            and a channel of one, as in (B, T, 1, H, W), may stand before H.
-        masks: (N, H, W), or (B, T, H, W): 1 or True for what sounds, 0 or False for the rest. Frames that are -100
+        mask_logits: (T, H, W) array or tensor of logits, the frames of one clip, or (B, T, H, W), those of B clips.
+            A channel of one, as in (B, T, 1, H, W), may stand before H.
+        masks: (T, H, W), or (B, T, H, W): 1 or True for what sounds, 0 or False for the rest. Frames that are -100
             throughout do not count.
 
     Returns:
-        `j` and `f` in [0, 1], as defined above; `f` is None if every target is empty.
+        `j`, `f` and `f_whole_set` in [0, 1], as defined above; the latter two are None if every target is empty.
 
     Raises:
         DataError: Shapes do not fit, a mask has another value, a logit of a frame that counts is not a number, or no
@@ -113,7 +129,7 @@ def segmentation_scores(mask_logits: Any, masks: Any) -> dict[str, float | None]
 
 def segmentation_sums(mask_logits: Any, masks: Any) -> SegmentationSums:
     """
-    The sums over frames that the scores are made of, for adding up over batches.
+    The sums that the scores are made of, for adding up over batches of whole clips.
 
     Args:
         mask_logits, masks: As for [`segmentation_scores`]; here no frame need count.
@@ -121,12 +137,27 @@ def segmentation_sums(mask_logits: Any, masks: Any) -> SegmentationSums:
     Raises:
         DataError: As for [`segmentation_scores`].
     """
-    logits, targets = _frames(mask_logits, masks)
-    total = SegmentationSums(0.0, 0, np.zeros(NUM_THRESHOLDS), 0)
+    logits, targets, clips, num_clips = _frames(mask_logits, masks)
+    overlap = 0.0
+    # A clip's frames may lie in two chunks, so its F-measures are added up before their maximum is taken.
+    f, frames_with_target = torch.zeros(num_clips, NUM_THRESHOLDS, dtype=torch.float64), torch.zeros(num_clips)
     step = max(1, _CHUNK_PIXELS // max(1, logits.shape[1]))
     for first in range(0, len(logits), step):
-        total = total + _sums(logits[first : first + step], targets[first : first + step])
-    return total
+        chunk = slice(first, first + step)
+        overlaps, measures, has_target = _measure(logits[chunk], targets[chunk])
+        overlap += float(overlaps.sum())
+        f.index_add_(0, clips[chunk][has_target], measures[has_target])
+        frames_with_target.index_add_(0, clips[chunk], has_target.float())
+    counted = frames_with_target > 0
+    best = f[counted].amax(1) / frames_with_target[counted]
+    return SegmentationSums(
+        overlap,
+        len(logits),
+        f.sum(0).numpy(),
+        int(frames_with_target.sum()),
+        float(best.sum()),
+        int(counted.sum()),
+    )
 
 
 class SegmentationScores(evaluate.Metric):
@@ -139,10 +170,10 @@ class SegmentationScores(evaluate.Metric):
     >>> metric.compute()["j"]
     ```
 
-    A batch is kept as its sums, not as its masks, so the frames of a batch may have another size than those of the
-    next. With several processes pass `num_process`, `process_id` and a common `experiment_id` and `cache_dir`, as for
-    every `evaluate` metric: process 0 gets the scores of all, the others None. Arguments are those of
-    `evaluate.Metric`.
+    A batch holds whole clips. It is kept as its sums, not as its masks, so the frames of a batch may have another size
+    than those of the next. With several processes pass `num_process`, `process_id` and a common `experiment_id` and
+    `cache_dir`, as for every `evaluate` metric: process 0 gets the scores of all, the others None. Arguments are those
+    of `evaluate.Metric`.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -156,23 +187,27 @@ class SegmentationScores(evaluate.Metric):
                     "frames": datasets.Value("int64"),
                     "f": datasets.Sequence(datasets.Value("float64")),
                     "frames_with_target": datasets.Value("int64"),
+                    "best_f": datasets.Value("float64"),
+                    "clips_with_target": datasets.Value("int64"),
                 }
             ),
         )
 
     def add_batch(self, *, mask_logits: Any, masks: Any, **kwargs: Any) -> None:
-        """Adds a batch of frames, as [`segmentation_scores`] takes them."""
+        """Adds a batch of clips, as [`segmentation_scores`] takes them."""
         sums = segmentation_sums(mask_logits, masks)
         super().add_batch(
             j=[sums.j],
             frames=[sums.frames],
             f=[sums.f.tolist()],
             frames_with_target=[sums.frames_with_target],
+            best_f=[sums.best_f],
+            clips_with_target=[sums.clips_with_target],
             **kwargs,
         )
 
     def add(self, *, mask_logits: Any, masks: Any, **kwargs: Any) -> None:
-        """Adds one clip or frame: the same as a batch."""
+        """Adds one clip, (T, H, W): the same as a batch."""
         self.add_batch(mask_logits=mask_logits, masks=masks, **kwargs)
 
     def compute(self, *, mask_logits: Any = None, masks: Any = None, **kwargs: Any) -> dict[str, Any] | None:
@@ -181,22 +216,36 @@ class SegmentationScores(evaluate.Metric):
             self.add_batch(mask_logits=mask_logits, masks=masks)
         return super().compute(**kwargs)
 
-    def _compute(self, j: Any, frames: Any, f: Any, frames_with_target: Any) -> dict[str, Any]:
-        sums = SegmentationSums(sum(j), sum(frames), np.sum(np.asarray(f), axis=0), sum(frames_with_target))
+    def _compute(
+        self, j: Any, frames: Any, f: Any, frames_with_target: Any, best_f: Any, clips_with_target: Any
+    ) -> dict[str, Any]:
+        sums = SegmentationSums(
+            sum(j),
+            sum(frames),
+            np.sum(np.asarray(f), axis=0),
+            sum(frames_with_target),
+            sum(best_f),
+            sum(clips_with_target),
+        )
         return {**sums.scores(), "num_frames": sums.frames}
 
 
-def _frames(mask_logits: Any, masks: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """The frames that count: logits (N, pixels) float32 and targets (N, pixels) bool, on the device of the logits."""
+def _frames(mask_logits: Any, masks: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    """
+    The frames that count: logits (N, pixels) float32 and targets (N, pixels) bool, on the device of the logits; the
+    number of each one's clip (N,), on the CPU; and how many clips there are.
+    """
     logits = torch.as_tensor(mask_logits).detach()
     targets = torch.as_tensor(masks).detach().to(logits.device)
     if logits.ndim == targets.ndim + 1 and logits.ndim >= 3 and logits.shape[-3] == 1:
         logits = logits.squeeze(-3)
     if logits.ndim < 3 or logits.shape != targets.shape or not logits.shape[-2:].numel():
         raise DataError(
-            "expected `mask_logits` and `masks` of one shape (N, H, W), "
+            "expected `mask_logits` and `masks` of one shape (T, H, W) or (B, T, H, W), "
             f"got {tuple(torch.as_tensor(mask_logits).shape)} and {tuple(targets.shape)}"
         )
+    clips = torch.arange(logits.shape[:-2].numel()) // max(1, logits.shape[-3])
+    num_clips = logits.shape[:-3].numel()
     logits, targets = logits.flatten(0, -3).flatten(1), targets.flatten(0, -3).flatten(1)
     if targets.dtype != torch.bool:
         # Unsigned bytes would take -100 for 156.
@@ -205,6 +254,7 @@ def _frames(mask_logits: Any, masks: Any) -> tuple[torch.Tensor, torch.Tensor]:
         counted = ~ignored.all(1)
         if not counted.all():
             logits, targets, ignored = logits[counted], targets[counted], ignored[counted]
+            clips = clips[counted.cpu()]
         wrong = (targets != 0) & (targets != 1)
         if wrong.any():
             raise DataError(
@@ -215,11 +265,11 @@ def _frames(mask_logits: Any, masks: Any) -> tuple[torch.Tensor, torch.Tensor]:
     logits = logits.float()
     if logits.isnan().any():
         raise DataError("`mask_logits` has values that are not numbers (NaN)")
-    return logits, targets
+    return logits, targets, clips, num_clips
 
 
-def _sums(logits: torch.Tensor, targets: torch.Tensor) -> SegmentationSums:
-    """Sums over the frames of one chunk, logits and targets (n, pixels)."""
+def _measure(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """J (n,), the F-measures (n, 255) and whether there is a target (n,), of frames given as (n, pixels)."""
     count, pixels = logits.shape
     # In logits, not probabilities: rounding would make a sigmoid just above one half equal to it.
     predicted = logits > 0
@@ -241,5 +291,4 @@ def _sums(logits: torch.Tensor, targets: torch.Tensor) -> SegmentationSums:
     recall = hits / (area[:, None] + _EPSILON)
     f = (1 + BETA_SQUARED) * precision * recall / (BETA_SQUARED * precision + recall)
     # Nothing hit: 0 / 0.
-    f = f.nan_to_num(nan=0.0)[area > 0]
-    return SegmentationSums(float(overlap.sum()), count, f.sum(0).numpy(), len(f))
+    return overlap, f.nan_to_num(nan=0.0), area > 0

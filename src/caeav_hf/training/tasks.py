@@ -79,19 +79,21 @@ def _score_masks(outputs: Any, inputs: dict[str, torch.Tensor]) -> list[ClipScor
     scores = []
     for logits, labels in zip(outputs.logits, inputs["labels"], strict=True):
         sums = segmentation_sums(logits, labels)
-        counts = {"frames": sums.frames, "frames_with_target": sums.frames_with_target}
         scores.append(
             {
                 "j": torch.tensor(sums.j, dtype=torch.float64),
+                "frames": torch.tensor(sums.frames),
                 "f": torch.from_numpy(sums.f),
-                **{name: torch.tensor(count) for name, count in counts.items()},
+                "frames_with_target": torch.tensor(sums.frames_with_target),
+                "best_f": torch.tensor(sums.best_f, dtype=torch.float64),
+                "clips_with_target": torch.tensor(sums.clips_with_target),
             }
         )
     return scores
 
 
 def _summarize_masks(clips: list[ClipScores]) -> dict[str, float]:
-    """J and F over all frames of a split that have a mask; F is left out where no frame has anything to find."""
+    """J over the frames of a split that have a mask, F over its clips; without anything to find there is no F."""
     from ..metrics import SegmentationSums
 
     total = {name: torch.stack([clip[name] for clip in clips]).sum(0) for name in clips[0]}
@@ -100,6 +102,8 @@ def _summarize_masks(clips: list[ClipScores]) -> dict[str, float]:
         frames=int(total["frames"]),
         f=total["f"].numpy(),
         frames_with_target=int(total["frames_with_target"]),
+        best_f=total["best_f"].item(),
+        clips_with_target=int(total["clips_with_target"]),
     )
     return {name: value for name, value in sums.scores().items() if value is not None}
 
