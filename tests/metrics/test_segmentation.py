@@ -227,7 +227,7 @@ def expected_over(batches) -> dict[str, float]:
     by_hand = [
         segmentation_scores(clip, mask)
         for logits, seed in batches
-        for clip, mask in zip(logits, masks_of(logits, seed))
+        for clip, mask in zip(logits, masks_of(logits, seed), strict=True)
     ]
     assert total.scores()["f"] == pytest.approx(np.mean([clip["f"] for clip in by_hand]))
     return {**approx(total.scores()), "num_frames": total.frames}

@@ -7,8 +7,8 @@ over thresholds.
 - F has beta^2 = 0.3 and counts the frames whose target is not empty. Each gives an F-measure at each of 255
   thresholds, evenly spaced on [0, 1): a pixel is predicted where its probability is not below the threshold. The
   F-measures of each threshold are averaged over the frames of a clip, and the largest of the 255 means is the clip's
-  F. `f` is the mean over clips, as in AVSBench's evaluation: each clip has its own best threshold. A clip whose targets
-  are all empty has nothing to find and does not count; AVSBench's script would give it an F of 0.
+  F. `f` is the mean over clips, as in AVSBench's evaluation: each clip has its own best threshold. A clip whose
+  targets are all empty has nothing to find and does not count; AVSBench's script would give it an F of 0.
 - `f_whole_set` has one threshold for all clips: the F-measures of each threshold are averaged over the frames of all
   clips, and the largest of the 255 means is the score.
 
