@@ -1,8 +1,7 @@
 """
 The toy corpus at its hard level: what is seen and heard is weak, more is misaligned, and one caption in five is wrong.
 
-Plans of other levels are weakened: objects are smaller, paler, behind a pole and under grain, voices quieter under
-louder noise. Event localization and multi-source segmentation have plans of their own besides, in which neither
+Plans of other levels are weakened: objects are paler, behind a pole and under grain, voices quieter under louder noise. Event localization and multi-source segmentation have plans of their own besides, in which neither
 modality alone tells when an event happens: something is seen and something heard in most seconds, and only whether
 they are of one class decides.
 """
@@ -36,16 +35,16 @@ HARD_MISALIGNMENTS = (*MISALIGNMENTS, "delayed_sound")
 # Share of the clips of a split whose captions are of other classes.
 WRONG_CAPTIONS = 0.2
 
-# What is left of an object's radius and of its contrast, and the grain over it (standard deviation in [0, 1]).
-RADIUS = (0.7, 0.95)
-OPACITY = (0.45, 0.85)
-FRAME_NOISE = (0.02, 0.06)
+# Factor of an object's radius, what is left of its contrast, and the grain over it (standard deviation in [0, 1]).
+RADIUS = (0.8, 1.1)
+OPACITY = (0.7, 1.0)
+FRAME_NOISE = (0.01, 0.04)
 # Share of the clips with a pole in front of the first object, and its half width in radii of that object.
-POLES = 0.5
+POLES = 0.4
 POLE_RADIUS = (0.25, 0.4)
 # By how many decibels a voice is quieter, and the level of the noise.
-DROP = (8.0, 16.0)
-NOISE_DECIBELS = (-35.0, -23.0)
+DROP = (6.0, 12.0)
+NOISE_DECIBELS = (-40.0, -28.0)
 
 # Share of the misaligned event clips with a silent object in view throughout, and of the clips with a sound from
 # off-screen in which it goes on during the event.
