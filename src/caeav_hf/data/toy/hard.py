@@ -1,9 +1,10 @@
 """
 The toy corpus at its hard level: what is seen and heard is weak, more is misaligned, and one caption in five is wrong.
 
-Plans of other levels are weakened: objects are paler, behind a pole and under grain, voices quieter under louder noise. Event localization and multi-source segmentation have plans of their own besides, in which neither
-modality alone tells when an event happens: something is seen and something heard in most seconds, and only whether
-they are of one class decides.
+Plans of other levels are weakened: objects are paler, behind a pole and under grain, voices quieter under louder
+noise. Event localization and multi-source segmentation have plans of their own besides, in which neither modality
+alone tells when an event happens: something is seen and something heard in most seconds, and only whether they are of
+one class decides.
 """
 
 from collections.abc import Callable, Mapping, Sequence
