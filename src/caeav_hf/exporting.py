@@ -25,7 +25,7 @@ from .modeling import CaeAvPreTrainedModel
 _AGREEMENT = ("agreement", "agreement_probs")
 TASK_OUTPUTS: dict[str, tuple[str, ...]] = {
     "CaeAvModel": ("visual_hidden_state", "audio_hidden_state", *_AGREEMENT),
-    "CaeAvForEventLocalization": ("event_logits", "class_logits", *_AGREEMENT),
+    "CaeAvForEventLocalization": ("event_logits", "class_logits", "frame_log_probs", *_AGREEMENT),
     "CaeAvForSegmentation": ("logits", *_AGREEMENT),
     "CaeAvForVideoParsing": (
         *("event_probs", "audio_probs", "visual_probs", "audio_frame_probs", "visual_frame_probs"),

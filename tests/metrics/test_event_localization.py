@@ -144,3 +144,57 @@ def test_metric_accumulates_over_processes(over_two_processes):
     )
     assert results[0]["accuracy"] == 6 / 8
     assert results[1] is None
+
+
+# Log-probabilities of head `mlp`: most probable are [1, 3, 0, 3] and [3, 2, 2, 1]. In the second clip's first segment
+# background (.4) beats each class, though something happens with a probability of .6.
+FRAMES = np.log(
+    [
+        [[0.1, 0.7, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7], [0.5, 0.1, 0.1, 0.3], [0.2, 0.1, 0.1, 0.6]],
+        [[0.3, 0.2, 0.1, 0.4], [0.1, 0.1, 0.7, 0.1], [0.1, 0.1, 0.7, 0.1], [0.1, 0.6, 0.2, 0.1]],
+    ]
+)
+
+
+def test_frame_classes_decide_where_they_are_given(tmp_path):
+    labels = np.array([[1, 3, 0, 3], [3, 2, 0, -100]])
+    event = np.log(np.exp(FRAMES[..., :-1]).sum(-1)) - FRAMES[..., -1]
+    classes = np.log(np.exp(FRAMES[..., :-1]).sum(1))
+    assert event_localization_accuracy(event, classes, labels, FRAMES) == 6 / 7
+    # Summed up as the other head's logits they say less: one class a clip, an event wherever one is likelier than not.
+    assert event_localization_accuracy(event, classes, labels) == 4 / 7
+    scores = event_localization_scores(event, classes, labels, frame_log_probs=torch.tensor(FRAMES))
+    assert (scores["foreground_accuracy"], scores["background_accuracy"]) == (3 / 4, 1)
+    assert scores["per_class"] == {0: 1 / 2, 1: 1, 2: 1, 3: 1}
+    metric = EventLocalizationAccuracy(cache_dir=str(tmp_path))
+    for i in range(2):
+        columns = {"event_logits": event[i : i + 1], "class_logits": classes[i : i + 1], "labels": labels[i : i + 1]}
+        metric.add_batch(**columns, frame_log_probs=FRAMES[i : i + 1])
+    assert metric.compute() == scores
+    metric.add(event_logits=event[0], class_logits=classes[0], labels=labels[0], frame_log_probs=FRAMES[0])
+    assert metric.compute()["accuracy"] == 1
+    with pytest.raises(DataError, match=r"`frame_log_probs` \(2, 4, 4\), got \(2, 4, 3\)"):
+        event_localization_accuracy(event, classes, labels, FRAMES[..., 1:])
+    with pytest.raises(DataError, match="NaN"):
+        event_localization_accuracy(event, classes, labels, FRAMES * np.nan)
+
+
+def test_training_scores_frame_classes():
+    from caeav_hf.training.tasks import get_task
+
+    task = get_task("ave")
+    frames = torch.tensor(FRAMES).float()
+    event = frames[..., :-1].logsumexp(-1) - frames[..., -1]
+    clips = []
+    # A clip of four segments and one of two.
+    for clip, labels in enumerate([[1, 3, 0, 3], [3, 0]]):
+        length = slice(0, len(labels))
+        values = {
+            "event_logits": event[clip : clip + 1, length],
+            "class_logits": frames[clip : clip + 1, length, :-1].logsumexp(1),
+        }
+        for frame_log_probs in (frames[clip : clip + 1, length], None):
+            outputs = type("Outputs", (), {**values, "frame_log_probs": frame_log_probs})
+            clips.append(task.score_clips(outputs, {"labels": torch.tensor([labels])})[0])
+    assert task.summarize(clips[::2])["accuracy"] == pytest.approx(5 / 6)
+    assert task.summarize(clips[1::2])["accuracy"] == pytest.approx(3 / 6)

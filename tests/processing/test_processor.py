@@ -316,6 +316,33 @@ def test_intervals_of_a_clip(processor):
     assert result["misaligned"] is None
 
 
+def test_head_mlp_gives_each_segment_its_most_probable_class(processor):
+    probabilities = torch.tensor(
+        [[0.5, 0.3, 0.1, 0.1], [0.3, 0.2, 0.1, 0.4], [0.1, 0.1, 0.7, 0.1], [0.1, 0.0, 0.6, 0.3], [0.1, 0.8, 0.1, 0.0]]
+    )
+    frames = probabilities.log()[None]
+    outputs = {
+        "event_logits": frames[..., :-1].logsumexp(-1) - frames[..., -1],
+        "class_logits": frames[..., :-1].logsumexp(1),
+        "frame_log_probs": frames,
+        "frame_mask": torch.tensor([[True, True, True, True, False]]),
+    }
+    (result,) = processor.post_process_event_localization(outputs)
+    names = [processor._label(label) for label in range(3)]
+    # In the second segment something happens with a probability of .6, but background is the most probable class.
+    assert result["segments"] == [names[0], "background", names[2], names[2]]
+    assert result["scores"] == pytest.approx([0.5, 0.3, 0.7, 0.6])
+    assert [(run["label_id"], run["start"], run["end"]) for run in result["intervals"]] == [(0, 0, 1), (2, 2, 4)]
+    assert result["intervals"][1]["score"] == pytest.approx(0.65)
+    # .3 / (.3 + .4) is above .4; .6 / (.6 + .3) is not above .7.
+    (low,) = processor.post_process_event_localization(outputs, threshold=0.4)
+    assert low["segments"][1] == names[0]
+    (high,) = processor.post_process_event_localization(outputs, threshold=0.7)
+    assert high["segments"][2:] == [names[2], "background"]
+    with pytest.raises(CaeAvError, match=r"`frame_log_probs` \(1, 5, 4\), got shape \(1, 5, 3\)"):
+        processor.post_process_event_localization({**outputs, "frame_log_probs": frames[..., 1:]})
+
+
 def test_misaligned_intervals_keep_their_times(processor):
     outputs = {
         "event_logits": torch.ones(1, 5),

@@ -2,7 +2,9 @@
 Accuracy of audio-visual event localization, as defined for AVE: over all segments, background included.
 
 A segment is predicted as background where sigmoid(event logit) <= 0.5, that is, where the logit is not positive, and
-as the class with the clip's highest class logit elsewhere. Background is the label after the last class (28 in AVE).
+as the class with the clip's highest class logit elsewhere. The head `mlp` gives each segment a class of its own: with
+its `frame_log_probs` a segment is predicted as its most probable class, background included, as the authors' programs
+for this head do. Background is the label after the last class (28 in AVE).
 """
 
 from collections.abc import Mapping
@@ -31,6 +33,7 @@ Args:
     event_logits: list of length T (a clip's segments): logit of "this segment is an audio-visual event".
     class_logits: list of length C: the clip's class logits.
     labels: list of length T: class of each segment, C for background, -100 for segments that do not count.
+    frame_log_probs: with head `mlp`, list of T lists of length C + 1: log-probabilities, background last.
 Returns:
     accuracy, foreground_accuracy, background_accuracy: shares in [0, 1], None where there is no such segment.
     per_class: the accuracy over the segments of each class that occurs, by its label, or by its name if
@@ -39,7 +42,9 @@ Returns:
 """
 
 
-def event_localization_accuracy(event_logits: Any, class_logits: Any, labels: Any) -> float:
+def event_localization_accuracy(
+    event_logits: Any, class_logits: Any, labels: Any, frame_log_probs: Any = None
+) -> float:
     """
     Share of segments whose class, or background, is predicted right.
 
@@ -47,6 +52,8 @@ def event_localization_accuracy(event_logits: Any, class_logits: Any, labels: An
         event_logits: (B, T) array or tensor, is-event logits.
         class_logits: (B, C) array or tensor, class logits of the clip.
         labels: (B, T) integers in [0, C], C for background; -100 for segments that do not count.
+        frame_log_probs: (B, T, C + 1) log-probabilities of each segment's class, background last, as head `mlp` gives
+            them. They alone decide where they are given.
 
     Returns:
         Accuracy in [0, 1] over all segments of all clips.
@@ -54,18 +61,22 @@ def event_localization_accuracy(event_logits: Any, class_logits: Any, labels: An
     Raises:
         DataError: Shapes do not fit, a label is out of range, a logit is not a number, or no segment counts.
     """
-    predicted, expected, _ = _predict(event_logits, class_logits, labels)
+    predicted, expected, _ = _predict(event_logits, class_logits, labels, frame_log_probs)
     return float(np.mean(predicted == expected))
 
 
 def event_localization_scores(
-    event_logits: Any, class_logits: Any, labels: Any, id2label: Mapping[int, str] | None = None
+    event_logits: Any,
+    class_logits: Any,
+    labels: Any,
+    id2label: Mapping[int, str] | None = None,
+    frame_log_probs: Any = None,
 ) -> dict[str, Any]:
     """
     The accuracy and what it is made of.
 
     Args:
-        event_logits, class_logits, labels: As for [`event_localization_accuracy`].
+        event_logits, class_logits, labels, frame_log_probs: As for [`event_localization_accuracy`].
         id2label: Names of the classes, for `per_class`; without them it has the labels themselves.
 
     Returns:
@@ -77,7 +88,13 @@ def event_localization_scores(
     Raises:
         DataError: As for [`event_localization_accuracy`].
     """
-    predicted, expected, background = _predict(event_logits, class_logits, labels)
+    return _scores(*_predict(event_logits, class_logits, labels, frame_log_probs), id2label)
+
+
+def _scores(
+    predicted: np.ndarray, expected: np.ndarray, background: int, id2label: Mapping[int, str] | None
+) -> dict[str, Any]:
+    """What [`event_localization_scores`] returns, of labels (n,)."""
     right = predicted == expected
     names: dict[int, Any] = {label: label for label in range(background + 1)}
     if id2label is not None:
@@ -119,46 +136,79 @@ class EventLocalizationAccuracy(evaluate.Metric):
             inputs_description=_INPUTS,
             features=datasets.Features(
                 {
-                    "event_logits": datasets.Sequence(datasets.Value("float32")),
-                    "class_logits": datasets.Sequence(datasets.Value("float32")),
-                    "labels": datasets.Sequence(datasets.Value("int64")),
+                    "predicted": datasets.Sequence(datasets.Value("int64")),
+                    "expected": datasets.Sequence(datasets.Value("int64")),
+                    "num_classes": datasets.Value("int64"),
                 }
             ),
         )
 
-    def add_batch(self, *, event_logits: Any, class_logits: Any, labels: Any, **kwargs: Any) -> None:
-        """Adds a batch of clips: (B, T), (B, C) and (B, T) arrays or tensors of any floating or integer type."""
-        # Checked here, where the batch at fault is known, and as float32, which Arrow can hold (bfloat16 it cannot).
-        batch = _arrays(event_logits, class_logits, labels)
-        super().add_batch(event_logits=batch[0], class_logits=batch[1], labels=batch[2], **kwargs)
-
-    def _compute(
-        self, event_logits: Any, class_logits: Any, labels: Any, id2label: Mapping[int, str] | None = None
-    ) -> dict[str, Any]:
-        if len(sizes := {len(clip) for clip in class_logits}) > 1:
-            raise DataError(f"`class_logits` must have one number of classes in all batches, got {sorted(sizes)}")
-        longest = max(len(clip) for clip in labels)
-        return event_localization_scores(
-            _pad(event_logits, longest, 0.0),
-            np.asarray(class_logits),
-            _pad(labels, longest, IGNORED_LABEL).astype(np.int64),
-            id2label,
+    def add_batch(
+        self, *, event_logits: Any, class_logits: Any, labels: Any, frame_log_probs: Any = None, **kwargs: Any
+    ) -> None:
+        """
+        Adds a batch of clips: (B, T), (B, C), (B, T) and, with head `mlp`, (B, T, C + 1) arrays or tensors of any
+        floating or integer type.
+        """
+        predicted, expected, num_classes = _labels(event_logits, class_logits, labels, frame_log_probs)
+        super().add_batch(
+            predicted=predicted, expected=expected, num_classes=np.full(len(expected), num_classes), **kwargs
         )
 
+    def add(
+        self, *, event_logits: Any, class_logits: Any, labels: Any, frame_log_probs: Any = None, **kwargs: Any
+    ) -> None:
+        """Adds one clip: (T,), (C,), (T,) and, with head `mlp`, (T, C + 1)."""
+        frames = None if frame_log_probs is None else _to_numpy(frame_log_probs)[None]
+        clip = (_to_numpy(values)[None] for values in (event_logits, class_logits, labels))
+        names = ("event_logits", "class_logits", "labels")
+        self.add_batch(**dict(zip(names, clip, strict=True)), frame_log_probs=frames, **kwargs)
 
-def _predict(event_logits: Any, class_logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, int]:
+    def compute(
+        self,
+        *,
+        event_logits: Any = None,
+        class_logits: Any = None,
+        labels: Any = None,
+        frame_log_probs: Any = None,
+        **kwargs: Any,
+    ) -> dict[str, Any] | None:
+        """Scores of all batches so far, and of this one if it is given."""
+        if not (event_logits is None and class_logits is None and labels is None):
+            self.add_batch(
+                event_logits=event_logits, class_logits=class_logits, labels=labels, frame_log_probs=frame_log_probs
+            )
+        return super().compute(**kwargs)
+
+    def _compute(
+        self, predicted: Any, expected: Any, num_classes: Any, id2label: Mapping[int, str] | None = None
+    ) -> dict[str, Any]:
+        if len(sizes := set(num_classes)) > 1:
+            raise DataError(f"`class_logits` must have one number of classes in all batches, got {sorted(sizes)}")
+        answers, truth = (np.concatenate([np.asarray(clip) for clip in clips]) for clips in (predicted, expected))
+        return _scores(*_counted(answers, truth), int(num_classes[0]), id2label)
+
+
+def _predict(
+    event_logits: Any, class_logits: Any, labels: Any, frame_log_probs: Any
+) -> tuple[np.ndarray, np.ndarray, int]:
     """Predicted and expected labels of the segments that count, each (n,), and the background's label."""
-    event_logits, class_logits, labels = _arrays(event_logits, class_logits, labels)
-    background = class_logits.shape[1]
-    # In logits, not probabilities: rounding would make a sigmoid just above one half equal to it.
-    predicted = np.where(event_logits <= 0, background, class_logits.argmax(1)[:, None])
-    counted = labels != IGNORED_LABEL
+    predicted, expected, background = _labels(event_logits, class_logits, labels, frame_log_probs)
+    return *_counted(predicted, expected), background
+
+
+def _counted(predicted: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the labels of all segments, those of the segments that count."""
+    counted = expected != IGNORED_LABEL
     if not counted.any():
-        raise DataError(f"`labels` has no segment that counts: all of its {labels.size} are {IGNORED_LABEL}")
-    return predicted[counted], labels[counted], background
+        raise DataError(f"`labels` has no segment that counts: all of its {expected.size} are {IGNORED_LABEL}")
+    return predicted[counted], expected[counted]
 
 
-def _arrays(event_logits: Any, class_logits: Any, labels: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _labels(
+    event_logits: Any, class_logits: Any, labels: Any, frame_log_probs: Any
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Predicted and expected labels of all segments, each (B, T), and the background's label."""
     event, classes, expected = (_to_numpy(values) for values in (event_logits, class_logits, labels))
     if event.ndim != 2 or classes.ndim != 2 or event.shape != expected.shape or len(event) != len(classes):
         raise DataError(
@@ -167,17 +217,28 @@ def _arrays(event_logits: Any, class_logits: Any, labels: Any) -> tuple[np.ndarr
         )
     if not np.issubdtype(expected.dtype, np.integer):
         raise DataError(f"`labels` must be integers, got {expected.dtype}")
+    background = classes.shape[1]
     event, classes, expected = event.astype(np.float32), classes.astype(np.float32), expected.astype(np.int64)
     counted = expected != IGNORED_LABEL
-    wrong = counted & ((expected < 0) | (expected > classes.shape[1]))
+    wrong = counted & ((expected < 0) | (expected > background))
     if wrong.any():
         raise DataError(
-            f"`labels` must be in [0, {classes.shape[1]}] (the last one is background) or {IGNORED_LABEL}, "
+            f"`labels` must be in [0, {background}] (the last one is background) or {IGNORED_LABEL}, "
             f"got {expected[wrong][0]}"
         )
     if np.isnan(event[counted]).any() or np.isnan(classes[counted.any(1)]).any():
         raise DataError("`event_logits` or `class_logits` has values that are not numbers (NaN)")
-    return event, classes, expected
+    if frame_log_probs is None:
+        # In logits, not probabilities: rounding would make a sigmoid just above one half equal to it.
+        return np.where(event <= 0, background, classes.argmax(1)[:, None]), expected, background
+    frames = _to_numpy(frame_log_probs).astype(np.float32)
+    if frames.shape != (*event.shape, background + 1):
+        raise DataError(f"expected `frame_log_probs` {(*event.shape, background + 1)}, got {frames.shape}")
+    if np.isnan(frames[counted]).any():
+        raise DataError("`frame_log_probs` has values that are not numbers (NaN)")
+    # A class as probable as background is background, as an event logit of 0 is.
+    best = frames[..., :-1]
+    return np.where(best.max(-1) <= frames[..., -1], background, best.argmax(-1)), expected, background
 
 
 def _to_numpy(values: Any) -> np.ndarray:
@@ -185,7 +246,3 @@ def _to_numpy(values: Any) -> np.ndarray:
         values = values.detach().cpu()
         values = values.float() if values.is_floating_point() else values
     return np.asarray(values)
-
-
-def _pad(rows: Any, length: int, value: float) -> np.ndarray:
-    return np.stack([np.pad(np.asarray(row), (0, length - len(row)), constant_values=value) for row in rows])

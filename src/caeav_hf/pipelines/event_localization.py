@@ -22,16 +22,21 @@ class AudioVisualEventLocalizationPipeline(CaeAvPipeline):
     ```
 
     The result's keys are those of [`CaeAvProcessor.post_process_event_localization`]; `threshold` (default 0.5) is the
-    probability above which a segment is an event.
+    probability above which a segment is an event, with head `mlp`, which gives each segment a class of its own, that
+    of its class against background.
 
     A clip that is longer than the model's `num_frames` segments is processed in consecutive windows of that many
-    segments, which know nothing of each other. The class of an event is that of its window. Events of one class that
+    segments, which know nothing of each other. The class of an event is that of its window, with head `mlp` that of
+    its segments. Events of one class that
     meet at the border of two windows are one interval, whose score is the mean of all its segments'. With
     `windows="first"` only the first window is looked at.
     """
 
     _describe_parameters = ("threshold",)
-    _output_names = ("event_logits", "class_logits", "agreement", "agreement_probs", "frame_mask")
+    _output_names = (
+        *("event_logits", "class_logits", "frame_log_probs"),
+        *("agreement", "agreement_probs", "frame_mask"),
+    )
 
     def describe(
         self, model_outputs: Any, sizes: list[tuple[int, int]], threshold: float = 0.5, **parameters: Any

@@ -84,7 +84,7 @@ class LocalizedSegments:
 
     Attributes:
         real: (T,) bool, False for segments that are left out; those after them keep their times.
-        label_ids: (T,) int64, the class of the window in which the segment lies.
+        label_ids: (T,) int64, the class of the window in which the segment lies, or with head `mlp` the segment's own.
         active: (T,) bool, whether the segment has an event of this class; if not, it is background.
         scores: (T,) float32, of the event, also where the segment is background.
         agreement: (T,) float32, or None where the model gave none: the probability that sound and picture belong

@@ -498,9 +498,13 @@ class CaeAvProcessor(ProcessorMixin):
         A segment carries the clip's most likely class where sigmoid(event logit) > `threshold`, else it is background.
         Its score is sigmoid(event logit) * softmax(class logits)[class], whether it is background or not.
 
+        Head `mlp` gives each segment a class of its own, `frame_log_probs`. The segment carries the most probable one,
+        background included: with p the probability of its likeliest class but background, it is background unless
+        p / (p + background's) > `threshold`. Its score is p, whether it is background or not.
+
         Args:
-            outputs: `event_logits` (B, T), `class_logits` (B, C) and, if the model gave them, `agreement` and
-                `agreement_probs` (per stage (B, T)).
+            outputs: `event_logits` (B, T), `class_logits` (B, C) and, if the model gave them, `frame_log_probs`
+                (B, T, C + 1), background last, `agreement` and `agreement_probs` (per stage (B, T)).
             threshold: From 0 to 1.
             segment_seconds: Seconds of a segment; by default the processor's.
             frame_mask: (B, T), True where a segment is real; by default that of `outputs`, or all. Padded segments are
@@ -546,21 +550,32 @@ class CaeAvProcessor(ProcessorMixin):
             )
         real = _real_frames(outputs, frame_mask, event_logits.shape, "event_logits").bool().cpu()
         agreement = _last_agreement(outputs)
-        events = event_logits.detach().float().sigmoid().cpu()
-        chances, labels = class_logits.detach().float().softmax(-1).max(-1)
-        scores = events * chances.cpu()[:, None]
+        frame_log_probs = outputs.get("frame_log_probs")
+        if frame_log_probs is None:
+            events = event_logits.detach().float().sigmoid().cpu()
+            chances, labels = class_logits.detach().float().softmax(-1).max(-1)
+            scores = events * chances.cpu()[:, None]
+            labels = labels.cpu()[:, None].expand_as(events)
+        else:
+            expected = (*event_logits.shape, class_logits.shape[1] + 1)
+            if frame_log_probs.shape != expected:
+                raise CaeAvError(f"expected `frame_log_probs` {expected}, got shape {tuple(frame_log_probs.shape)}")
+            # In double precision, in which a sigmoid just above one half does not become equal to it.
+            best, labels = frame_log_probs[..., :-1].detach().cpu().double().max(-1)
+            events = (best - frame_log_probs[..., -1].detach().cpu().double()).sigmoid()
+            scores = best.exp().float()
         # Padding stands at the end; without it, segments of a clip's next window can follow.
         lengths = [int(mask.nonzero().max()) + 1 if mask.any() else 0 for mask in real]
         return [
             LocalizedSegments(
                 real=real[clip, :length].numpy(),
-                label_ids=np.full(length, label_id),
+                label_ids=labels[clip, :length].numpy(),
                 active=(events[clip, :length] > threshold).numpy(),
                 scores=scores[clip, :length].numpy(),
                 agreement=None if agreement is None else agreement[clip, :length].numpy(),
                 is_calibrated=outputs.get("agreement_probs") is not None,
             )
-            for clip, (length, label_id) in enumerate(zip(lengths, labels.tolist(), strict=True))
+            for clip, length in enumerate(lengths)
         ]
 
     def events_of(self, segments: LocalizedSegments, segment_seconds: float | None = None) -> dict[str, Any]:

@@ -49,8 +49,10 @@ class TaskDefinition:
 
 
 def _score_events(outputs: Any, inputs: dict[str, torch.Tensor]) -> list[ClipScores]:
-    """Event logits (T,), class logits (C,) and labels (T,) of each clip."""
+    """Event logits (T,), class logits (C,), labels (T,), and with head `mlp` frame classes (T, C + 1) of each clip."""
     columns = {"event_logits": outputs.event_logits, "class_logits": outputs.class_logits, "labels": inputs["labels"]}
+    if outputs.frame_log_probs is not None:
+        columns["frame_log_probs"] = outputs.frame_log_probs
     rows = zip(*(column.detach().cpu().unbind(0) for column in columns.values()), strict=True)
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
@@ -59,15 +61,14 @@ def _summarize_events(clips: list[ClipScores]) -> dict[str, float]:
     """Accuracy over all segments of a split; clips may differ in length."""
     from ..metrics import event_localization_accuracy
 
-    longest = max(len(clip["labels"]) for clip in clips)
-
     def padded(name: str, value: int) -> torch.Tensor:
-        return torch.stack(
-            [torch.nn.functional.pad(clip[name], (0, longest - len(clip[name])), value=value) for clip in clips]
-        )
+        return torch.nn.utils.rnn.pad_sequence([clip[name] for clip in clips], batch_first=True, padding_value=value)
 
     accuracy = event_localization_accuracy(
-        padded("event_logits", 0), torch.stack([clip["class_logits"] for clip in clips]), padded("labels", -100)
+        padded("event_logits", 0),
+        torch.stack([clip["class_logits"] for clip in clips]),
+        padded("labels", -100),
+        padded("frame_log_probs", 0) if "frame_log_probs" in clips[0] else None,
     )
     return {"accuracy": float(accuracy)}
 

@@ -163,7 +163,8 @@ class CMBSHead(nn.Module):
 class MLPHead(nn.Module):
     """
     Both streams concatenated, a hidden layer of `head_visual_dim`, and one class a frame, background included
-    (Appendix B). Its frame classes are given in the form of the other head, so that both are read alike.
+    (Appendix B). A frame is of its most probable class. The logits of the other head are given too, as sums of the
+    frames' probabilities: of any class but background, and of each class over time.
 
     The authors' code has no rectifier between its two linear maps; the official formulation follows it.
     """
