@@ -24,13 +24,12 @@ from statistics import mean, stdev
 from typing import Any
 
 import numpy as np
-import torch
 from accelerate import Accelerator
 from tqdm import tqdm
 
 from caeav_hf.data import AveBuilder, AvsBenchBuilder, CaeAvCollator, CaeAvDataset
 from caeav_hf.data.toy import generate
-from caeav_hf.metrics import agreement_auc
+from caeav_hf.demo import stage_aucs
 from caeav_hf.training import find_recipe, load_recipe
 from caeav_hf.training.build import build_processor, load_trained_model
 from caeav_hf.training.evaluation import evaluate
@@ -130,29 +129,6 @@ def with_captions(rows: Any, scenes: dict[str, Any], kind: str) -> Any:
 def classes_of(scene: dict[str, Any]) -> set[str]:
     """Names of all that is seen or heard in a clip."""
     return {name for segment in scene["segments"] for name in (*segment["visible"], *segment["sounding"])}
-
-
-@torch.no_grad()
-def stage_aucs(model: Any, data: CaeAvDataset, scenes: dict[str, Any], batch_size: int) -> list[float] | None:
-    """
-    For each stage: how well its agreement tells segments in which something is both seen and heard from those in
-    which something is seen or heard alone. Segments in which nothing is seen and nothing heard are left out.
-    """
-    agreement, is_matching = [], []
-    for first in range(0, len(data), batch_size):
-        indices = range(first, min(first + batch_size, len(data)))
-        inputs = CaeAvCollator()([data[index] for index in indices])
-        assert inputs is not None
-        stages = model(**{name: value for name, value in inputs.items() if name != "labels"}).agreement
-        if stages is None:
-            return None
-        segments = [segment for index in indices for segment in scenes[data.rows[index]["video_id"]]["segments"]]
-        for values, segment in zip(torch.stack(stages, -1).flatten(0, 1), segments, strict=True):
-            visible, sounding = set(segment["visible"]), set(segment["sounding"])
-            if visible | sounding:
-                agreement.append(values)
-                is_matching.append(bool(visible & sounding))
-    return [agreement_auc(stage, torch.tensor(is_matching)) for stage in torch.stack(agreement, -1)]
 
 
 def result_file(out: Path, task: str, variant: str, seed: int) -> Path:

@@ -15,9 +15,9 @@ pytestmark = pytest.mark.slow  # whole runs
 
 
 ROWS = {
-    "AVMoE": ["interaction=avmoe", "use_case=false"],
+    "AVMoE": ["interaction=avmoe", "use_case=false", "agreement_loss_weight=0"],
     "CASTE": ["use_case=false"],
-    "CASE": ["interaction=avmoe"],
+    "CASE": ["interaction=avmoe", "agreement_loss_weight=0"],
     "no losses": ["caption_loss_weight=0", "alignment_loss_weight=0", "entropy_loss_weight=0"],
     "CASTE between": ["caste_position=between"],
     "CASTE after": ["caste_position=after"],
@@ -46,3 +46,4 @@ def test_a_row_trains_by_a_flag(row: str, cache: Path, tmp_path: Path) -> None:
         name, value = change.split("=")
         assert str(getattr(config, name)).lower() == value
     assert ("train/caption" in record) == config.use_case
+    assert ("train/agreement" in record) == bool(config.agreement_loss_weight)

@@ -23,6 +23,7 @@ COLOURS = {
     "both": "#555555",
     "wave": "#56B4E9",
     "agreement": "#D55E00",
+    "misaligned": "#F0E442",
     "text": "#222222",
     "grid": "#D9D9D9",
     "mask": TINT,

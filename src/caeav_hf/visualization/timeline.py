@@ -51,7 +51,8 @@ def plot_event_timeline(
         clip: A `caeav_hf.processing.media.Clip`: `frames` (n, H, W, 3) uint8, `waveform` (samples of n segments,),
             `duration` in seconds, `has_audio` and `name` are read.
         prediction: What the pipeline returns for the clip: `intervals` with `label`, `start`, `end` (seconds) and
-            `score`, and `agreement`, one cosine a segment - or one list a stage.
+            `score`, `agreement`, one number a segment - or one list a stage - and `misaligned`, intervals with `start`
+            and `end` in which sound and picture do not belong together, or None where the agreement is a cosine.
         truth: The true events, as one label a segment (`"background"` for none) or as intervals like the predicted.
         path: Where to save the picture; the suffix says in which format (png, pdf, svg ...).
         segment_seconds: Seconds of a segment.
@@ -68,7 +69,7 @@ def plot_event_timeline(
     rows = [("prediction", "Predicted", list(prediction["intervals"]))]
     if truth is not None:
         rows.append(("truth", "True", _as_intervals(truth, segment_seconds)))
-    return _plot_timeline(clip, rows, prediction.get("agreement"), path, segment_seconds, title)
+    return _plot_timeline(clip, rows, prediction, path, segment_seconds, title)
 
 
 def plot_parsing_timeline(
@@ -87,7 +88,7 @@ def plot_parsing_timeline(
     Args:
         clip: As for [`plot_event_timeline`].
         prediction: What the pipeline returns for the clip: `audible`, `visible` and `both`, lists of intervals with
-            `label`, `start`, `end` (seconds) and `score`, and `agreement`.
+            `label`, `start`, `end` (seconds) and `score`, and `agreement` and `misaligned` as there.
         truth: The true tracks, likewise, without scores; each is drawn below the predicted one.
         path, segment_seconds, title: As for [`plot_event_timeline`].
 
@@ -105,7 +106,7 @@ def plot_parsing_timeline(
         rows += _lines(track, track.capitalize(), prediction[track])
         if truth is not None:
             rows += _lines("truth", "True", truth[track])
-    return _plot_timeline(clip, rows, prediction.get("agreement"), path, segment_seconds, title)
+    return _plot_timeline(clip, rows, prediction, path, segment_seconds, title)
 
 
 def _lines(kind: str, name: str, intervals: Sequence[dict[str, Any]]) -> list["Row"]:
@@ -118,13 +119,14 @@ def _lines(kind: str, name: str, intervals: Sequence[dict[str, Any]]) -> list["R
 def _plot_timeline(
     clip: Any,
     rows: list["Row"],
-    agreement: Sequence[Any] | None,
+    prediction: dict[str, Any],
     path: str | Path | None,
     segment_seconds: float,
     title: str | None,
 ) -> Figure:
     """The picture, with some rows of intervals."""
     frames = frames_of(clip)
+    agreement, misaligned = prediction.get("agreement"), prediction.get("misaligned")
     seconds = max(len(frames) * segment_seconds, *(item["end"] for _, _, items in rows for item in items), 0.0)
 
     # Frames keep their shape, so the height of their row follows from the width of the picture. Where all of them
@@ -166,7 +168,7 @@ def _plot_timeline(
     _draw_waveform(axes[1], np.asarray(clip.waveform, dtype=np.float32), len(frames) * segment_seconds, has_audio)
     _draw_intervals(axes[2], rows, seconds, inner, by_class)
     if agreement is not None:
-        _draw_agreement(axes[3], agreement, segment_seconds)
+        _draw_agreement(axes[3], agreement, misaligned, segment_seconds)
     for axis in axes:
         axis.set_xlim(0, seconds)
         axis.xaxis.set_major_locator(
@@ -315,11 +317,24 @@ def _write(axis: Axes, x: float, y: float, text: str, fontsize: int = 12, **styl
     axis.text(x, y, text, va="center", fontsize=fontsize, linespacing=1.1, **style)
 
 
-def _draw_agreement(axis: Axes, agreement: Sequence[Any], segment_seconds: float) -> None:
+def _draw_agreement(
+    axis: Axes, agreement: Sequence[Any], misaligned: Sequence[dict[str, float]] | None, segment_seconds: float
+) -> None:
+    """Probabilities from 0 to 1 over the misaligned intervals, or, without these, cosines from -1 to 1."""
     make_bare(axis, keep=("bottom", "right"))
     set_label(axis, "Agreement")
     axis.grid(color=COLOURS["grid"], linewidth=0.8)
-    axis.axhline(0, color="#888888", linewidth=1)
+    low, middle = (-1, 0) if misaligned is None else (0, 0.5)
+    axis.axhline(middle, color="#888888", linewidth=1)
+    for number, interval in enumerate(misaligned or ()):
+        axis.axvspan(
+            interval["start"],
+            interval["end"],
+            color=COLOURS["misaligned"],
+            alpha=0.35,
+            linewidth=0,
+            label=None if number else "misaligned",
+        )
     stages = [list(stage) for stage in agreement] if np.ndim(agreement[0]) else [list(agreement)]
     for number, stage in enumerate(stages, start=1):
         middles = (np.arange(len(stage)) + 0.5) * segment_seconds
@@ -333,11 +348,12 @@ def _draw_agreement(axis: Axes, agreement: Sequence[Any], segment_seconds: float
             markersize=6,
             markevery=math.ceil(len(stage) / _MAX_MARKERS),
             linewidth=2.4 if last else 1.3,
-            label=f"stage {number}",
+            label=f"stage {number}" if len(stages) > 1 else None,
             clip_on=False,
         )
-    if len(stages) > 1:
-        axis.legend(fontsize=10, ncols=len(stages), frameon=False, loc="lower right")
-    axis.set_ylim(-1.05, 1.05)
-    axis.set_yticks([-1, 0, 1])
+    if len(stages) > 1 or misaligned:
+        axis.legend(fontsize=10, ncols=len(stages) + 1, frameon=False, loc="lower right")
+    margin = 0.025 * (1 - low)
+    axis.set_ylim(low - margin, 1 + margin)
+    axis.set_yticks([low, middle, 1])
     axis.yaxis.tick_right()
