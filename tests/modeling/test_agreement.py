@@ -10,25 +10,24 @@ from torch import Tensor
 
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization, CaeAvModel
 from caeav_hf.modeling.losses import AgreementCalibration, agreement_loss
-from tests.modeling.helpers import toy_batch, toy_model, toy_segmentation_model
+from tests.modeling.helpers import toy_batch, toy_model
 
 
-def naive_loss(visual, audio, clip: list[int], moment: list[int], far: int, to_logits, matching: list[bool]) -> Tensor:
+def naive_loss(visual: Tensor, audio: Tensor, clip: list[int], moment: list[int], far: int, to_logits) -> Tensor:
     """Pair by pair."""
     positive, negative = [], []
     for i in range(len(clip)):
         for j in range(len(clip)):
             logit = to_logits(visual[i] @ audio[j])
-            if i == j and matching[i]:
+            if i == j:
                 positive.append(-math.log(1 / (1 + math.exp(-logit))))
-            if clip[i] != clip[j] or abs(moment[i] - moment[j]) >= far:
+            elif clip[i] != clip[j] or abs(moment[i] - moment[j]) >= far:
                 negative.append(-math.log(1 / (1 + math.exp(logit))))
     return torch.tensor((sum(positive) / len(positive) + sum(negative) / max(1, len(negative))) / 2)
 
 
 @pytest.mark.parametrize("far", [1, 2, 9])
-@pytest.mark.parametrize("matching", [[True] * 7, [True, False, True, True, False, True, False]])
-def test_loss_pair_by_pair(far: int, matching: list[bool]) -> None:
+def test_loss_pair_by_pair(far: int) -> None:
     torch.manual_seed(0)
     visual, audio = F.normalize(torch.randn(2, 7, 6), dim=-1)
     clip, moment = [0, 0, 0, 0, 1, 1, 3], [0, 1, 2, 3, 0, 2, 0]
@@ -36,9 +35,8 @@ def test_loss_pair_by_pair(far: int, matching: list[bool]) -> None:
     def to_logits(agreement: Tensor) -> Tensor:
         return 4 * (agreement - 0.1)
 
-    chosen = None if all(matching) else torch.tensor(matching)
-    actual = agreement_loss(visual, audio, torch.tensor(clip), torch.tensor(moment), far, to_logits, chosen)
-    torch.testing.assert_close(actual, naive_loss(visual, audio, clip, moment, far, to_logits, matching))
+    actual = agreement_loss(visual, audio, torch.tensor(clip), torch.tensor(moment), far, to_logits)
+    torch.testing.assert_close(actual, naive_loss(visual, audio, clip, moment, far, to_logits))
 
 
 def test_one_frame_has_nothing_to_differ_from() -> None:
@@ -59,29 +57,6 @@ def test_padded_frames_take_no_part() -> None:
         assert not outputs.agreement_probs[stage][~mask].any()
         expected = model.model.agreement_calibration.logits(outputs.agreement[stage], stage).sigmoid()
         torch.testing.assert_close(outputs.agreement_probs[stage][mask], expected[mask])
-
-
-def test_labels_say_which_frames_match_their_sound() -> None:
-    """Background of event localization, and frames without a sounding object, are not pulled together."""
-    events = toy_model(agreement_loss_weight=0.1)
-    batch = toy_batch(events.config)
-    batch["labels"] = torch.tensor([[0, 1, 28, -100], [28, 2, 2, 28]])
-    expected = events.model(
-        **{name: value for name, value in batch.items() if name != "labels"},
-        matching_frames=torch.tensor([[1, 1, 0, 0], [0, 1, 1, 0]]).bool(),
-        return_loss=True,
-    )
-    torch.testing.assert_close(events(**batch).loss_dict["agreement"], expected.loss_dict["agreement"])
-    masks = toy_segmentation_model(agreement_loss_weight=0.1)
-    batch = toy_batch(masks.config)
-    batch["labels"] = torch.zeros(2, 4, masks.config.mask_size, masks.config.mask_size)
-    batch["labels"][0, 1, 3, 5], batch["labels"][1, 2] = 1, -100
-    expected = masks.model(
-        **{name: value for name, value in batch.items() if name != "labels"},
-        matching_frames=torch.tensor([[0, 1, 0, 0], [0, 0, 1, 0]]).bool(),
-        return_loss=True,
-    )
-    torch.testing.assert_close(masks(**batch).loss_dict["agreement"], expected.loss_dict["agreement"])
 
 
 @pytest.mark.parametrize("formulation", ["paper", "official"])

@@ -110,13 +110,7 @@ class AgreementCalibration(nn.Module):
 
 
 def agreement_loss(
-    visual: Tensor,
-    audio: Tensor,
-    clip: Tensor,
-    moment: Tensor,
-    far: int,
-    to_logits: Callable[[Tensor], Tensor],
-    matching: Tensor | None = None,
+    visual: Tensor, audio: Tensor, clip: Tensor, moment: Tensor, far: int, to_logits: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """
     Contrast between the frames and the sounds of a batch: a frame and its own sound belong together; a frame and the
@@ -132,7 +126,6 @@ def agreement_loss(
         moment: (N,) the segment of each frame in its clip.
         far: Segments between moments that are taken to be different.
         to_logits: Log-odds of agreements.
-        matching: (N,) bool, the frames that are taken to belong together with their own sounds; by default all.
 
     Returns:
         Mean of the losses of both kinds of pairs over the frames of all processes; a kind without pairs counts 0.
@@ -148,11 +141,8 @@ def agreement_loss(
     distance = (moment[:, None] - sound_moment).abs()
     mismatched = ~same_clip | (distance >= far)
     positive = -F.logsigmoid(to_logits((visual * audio).sum(-1)))
-    number = torch.tensor(len(positive), device=clip.device)
-    if matching is not None:
-        positive, number = positive.masked_fill(~matching, 0.0), matching.sum()
     negative = -F.logsigmoid(-to_logits(visual @ sounds.T)).masked_fill(~mismatched, 0.0)
-    return (batch_mean(positive.sum(), number) + batch_mean(negative.sum(), mismatched.sum())) / 2
+    return (batch_mean(positive.sum(), len(positive)) + batch_mean(negative.sum(), mismatched.sum())) / 2
 
 
 def selection_entropy_loss(visual_log_probs: Tensor, audio_log_probs: Tensor, sign: str) -> Tensor:

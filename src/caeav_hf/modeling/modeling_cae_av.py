@@ -556,7 +556,6 @@ class CaeAvModel(CaeAvPreTrainedModel):
         audio_caption_mask: torch.Tensor | None = None,
         visual_caption_embeds: torch.Tensor | None = None,
         audio_caption_embeds: torch.Tensor | None = None,
-        matching_frames: torch.Tensor | None = None,
         return_loss: bool = False,
         output_feature_maps: bool = False,
         output_hidden_states: bool | None = None,
@@ -571,8 +570,6 @@ class CaeAvModel(CaeAvPreTrainedModel):
                 says that the clip has no caption.
             visual_caption_embeds, audio_caption_embeds: `(batch_size, tokens, size)`, features that the text tower
                 gave before, instead of ids.
-            matching_frames: `(batch_size, num_frames)`, true for frames that the agreement loss takes for matching
-                their own sound; all are where it is absent. The `CaeAvFor...` classes derive it from labels that tell.
             return_loss: Whether to compute the auxiliary losses.
             output_feature_maps: Whether to return the visual tokens of every stage.
             output_hidden_states: Whether to return the tokens of both streams after the embedding and every stage; by
@@ -639,7 +636,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
         if return_loss:
             loss_dict = self._losses(new_visual, new_audio, captions, case, frames, explained["router"])
             if self.agreement_calibration is not None:
-                loss_dict["agreement"] = self._agreement_loss(explained["embeddings"], matching_frames, frames)
+                loss_dict["agreement"] = self._agreement_loss(explained["embeddings"], frames)
             weighted = [self.auxiliary_loss_weights[name] * value for name, value in loss_dict.items()]
             loss = torch.stack(weighted).sum() if weighted else new_visual.new_zeros(())
 
@@ -763,19 +760,14 @@ class CaeAvModel(CaeAvPreTrainedModel):
         losses["entropy"] = selection_entropy_loss(visual_log_probs, audio_log_probs, self.config.entropy_sign)
         return losses
 
-    def _agreement_loss(self, embeddings: list[Tensor], matching: Tensor | None, frames: FrameLayout) -> Tensor:
+    def _agreement_loss(self, embeddings: list[Tensor], frames: FrameLayout) -> Tensor:
         """Mean over the stages of how badly their agreements tell matching from mismatched pairs."""
-        if matching is not None:
-            expected = (frames.batch_size, frames.num_frames)
-            if matching.shape != expected:
-                raise CaeAvError(f"`matching_frames` must be {expected}, got {tuple(matching.shape)}")
-            matching = frames.to_list(matching)
         clip, moment = frames.clip_of_frame(embeddings[0].device), frames.moment_of_frame(embeddings[0].device)
         # Events last a while; half a clip away there is probably something else.
         far = max(1, self.config.num_frames // 2)
         calibration = cast(AgreementCalibration, self.agreement_calibration)
         losses = [
-            agreement_loss(visual, audio, clip, moment, far, partial(calibration.logits, stage=stage), matching)
+            agreement_loss(visual, audio, clip, moment, far, partial(calibration.logits, stage=stage))
             for stage, (visual, audio) in enumerate(embeddings)
         ]
         return torch.stack(losses).mean()
@@ -831,8 +823,6 @@ class CaeAvForEventLocalization(CaeAvPreTrainedModel):
             audio_caption_mask=audio_caption_mask,
             visual_caption_embeds=visual_caption_embeds,
             audio_caption_embeds=audio_caption_embeds,
-            # What is seen and heard in one frame matches; background may be one without the other.
-            matching_frames=None if labels is None else (labels >= 0) & (labels < self.config.num_labels),
             return_loss=labels is not None,
             output_feature_maps=output_feature_maps,
             output_hidden_states=output_hidden_states,
@@ -909,8 +899,6 @@ class CaeAvForSegmentation(CaeAvPreTrainedModel):
             audio_caption_mask=audio_caption_mask,
             visual_caption_embeds=visual_caption_embeds,
             audio_caption_embeds=audio_caption_embeds,
-            # Where nothing in view sounds, picture and sound do not match; frames without a mask tell nothing.
-            matching_frames=None if labels is None else (labels != 0).flatten(2).any(-1),
             return_loss=labels is not None,
             output_feature_maps=True,
             output_hidden_states=output_hidden_states,
