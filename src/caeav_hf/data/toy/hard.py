@@ -37,15 +37,15 @@ HARD_MISALIGNMENTS = (*MISALIGNMENTS, "delayed_sound")
 WRONG_CAPTIONS = 0.2
 
 # Factor of an object's radius, what is left of its contrast, and the grain over it (standard deviation in [0, 1]).
-RADIUS = (0.8, 1.1)
-OPACITY = (0.7, 1.0)
+RADIUS = (0.9, 1.2)
+OPACITY = (0.8, 1.0)
 FRAME_NOISE = (0.01, 0.04)
 # Share of the clips with a pole in front of the first object, and its half width in radii of that object.
 POLES = 0.4
 POLE_RADIUS = (0.25, 0.4)
 # By how many decibels a voice is quieter, and the level of the noise.
-DROP = (6.0, 12.0)
-NOISE_DECIBELS = (-40.0, -28.0)
+DROP = (4.0, 10.0)
+NOISE_DECIBELS = (-42.0, -30.0)
 
 # Share of the misaligned event clips with a silent object in view throughout, and of the clips with a sound from
 # off-screen in which it goes on during the event.
