@@ -63,7 +63,9 @@ def prepare(out: Path, task: str) -> None:
         return
     corpus = out / task / "corpus"
     if not (corpus / "toy.json").exists():
-        generate(corpus, layout=task, level="hard", num_clips=CLIPS[task], split=SPLIT, seed=0, num_proc=2, overwrite=True)
+        generate(
+            corpus, layout=task, level="hard", num_clips=CLIPS[task], split=SPLIT, seed=0, num_proc=2, overwrite=True
+        )
     builder, options = (AveBuilder, {}) if task == "ave" else (AvsBenchBuilder, {"setting": "ms3"})
     builder(
         annotations=str(corpus / "annotations"),
