@@ -53,6 +53,7 @@ def test_convert(kind: str, state: dict[str, Tensor], tmp_path: Path, capsys: py
         "--option",
         "num_skip=2",
         "is_gate=1",
+        "backbone_type=audioset",
     ]
     assert main([*arguments, *SMALL]) == 0
     assert f"{out}" in capsys.readouterr().out
@@ -61,6 +62,7 @@ def test_convert(kind: str, state: dict[str, Tensor], tmp_path: Path, capsys: py
     processor = CaeAvProcessor.from_pretrained(out)
     assert processor.feature_extractor.sampling_rate == 32_000
     report = json.loads((out / "conversion.json").read_text())
+    assert list(report["without_effect"]) == ["backbone_type"]
     assert {key.removeprefix("module.") for key in report["mapped"] | report["ignored"]} == set(state)
     card = (out / "README.md").read_text()
     assert "text tower" in card

@@ -1,5 +1,6 @@
 """The authors' checkpoints load, and compute what their modules compute, put together as in their programs."""
 
+import argparse
 from pathlib import Path
 
 import pytest
@@ -237,6 +238,75 @@ def test_other_heads_of_event_localization(head: str) -> None:
     assert_equal(model(**batch).class_logits, own(**batch).class_logits)
 
 
+# What the authors' parsers of each task give beside the flags of `OPTIONS`.
+RUNS = {
+    "ave": {
+        "lr_mlp": 4e-6,
+        "is_audio_adapter_p3": 0,
+        "vis_encoder_type": "swin",
+        "gpu": [0, 1],
+        "wandb": 0,
+        "decay": 0.35,
+    },
+    "avvp": {
+        "unimodal_assign": "soft",
+        "dim": 16,
+        "depth_vis": 3,
+        "depth_av": 6,
+        "log_interval": 50,
+        "is_multimodal": 1,
+    },
+    "avs_s4": {"tpavi_stages": [], "session_name": "S4", "visual_only": 0, "checkpoint_dir": "train_logs/checkpoints"},
+    "avs_ms3": {"masked_av_flag": True, "gamma": 0.1, "load_s4_params": False, "test_batch_size": 1},
+    "avqa": {"video_res14x14_dir": "visual", "coff_av": 0.5, "batch_size": 2, "is_audio_adapter_p1": 1},
+}
+SHARED = {"backbone_type": "audioset", "lr": 5e-4, "accum_itr": None, "num_workers": 16}
+
+
+def test_the_namespace_of_a_run_is_taken_whole(converted) -> None:
+    own, state, _ = converted
+    task = own.config.task
+    given = {**OPTIONS[task], **SHARED, **RUNS[task]}
+    reports = []
+    for options in (given, argparse.Namespace(**given)):
+        model = convert(state, task, options=options)
+        reports.append(model.conversion_report.without_effect)
+        assert model.config.to_dict() == converted[2].config.to_dict()
+    report = reports[0]
+    assert report == reports[1]
+    expected = set(SHARED) | set(RUNS[task]) - {"dim", "depth_vis", "depth_av"}
+    # The authors' segmentation has this flag and does not pass it on, their video parsing has no such flag.
+    expected |= {"avs_s4": {"num_tokens"}, "avvp": {"num_skip"}}.get(task, set())
+    assert set(report) == expected
+    assert all(report.values())
+    assert f"{sum('no size' in reason for reason in report.values())} options without effect: no size" in (
+        model.conversion_report.summary()
+    )
+
+
+def test_flags_of_another_task_have_no_effect(state: dict[str, Tensor]) -> None:
+    options = {**OPTIONS["avqa"], **SHARED, **RUNS["avqa"], "num_skip": 2, "num_singlemodal_experts": 2, "is_gate": 1}
+    report = convert(state, "ave", options=options).conversion_report
+    for name in ("avqa_fc_class", "video_res14x14_dir", "coff_av"):
+        assert "avqa alone" in report.without_effect[name]
+    # What this task's parser has is checked, whatever else is there.
+    with pytest.raises(CaeAvError, match="num_skip"):
+        convert(state, "ave", options={**options, "num_skip": 1})
+
+
+def test_flags_as_text_and_yes_or_no(state: dict[str, Tensor]) -> None:
+    options = {"num-skip": "2", "is_bn": True, "is_gate": "1", "is_cmbs": 1.0, "log-interval": "50"}
+    report = convert(state, "ave", options=options).conversion_report
+    assert list(report.without_effect) == ["log_interval"]
+
+
+def test_groupings_that_do_not_exist_here_are_refused() -> None:
+    from caeav_hf.conversion.flags import shaping_flags
+
+    with pytest.raises(CaeAvError, match="'unimodal_assign' is 'hard'"):
+        shaping_flags({"unimodal_assign": "hard"}, "avvp")
+
+
 @pytest.fixture(scope="module")
 def state() -> dict[str, Tensor]:
     return official_state(small_model(small_config("ave")))
@@ -280,8 +350,10 @@ def test_text_tower_from_a_folder() -> None:
         ({"options": {"is_bn": 0}}, ["is_bn", "bn1.weight"]),
         ({"options": {"num_conv_group": 4}}, ["num_conv_group", "down_sampler.weight"]),
         ({"options": {"is_temporal_att": 0}}, ["is_temporal_att", "temporal_attn.v_fc"]),
-        ({"options": {"avqa_fc_class": 42}}, ["avqa_fc_class", "avqa"]),
         ({"options": {"num_tokns": 3}}, ["num_tokns", "num_tokens"]),
+        ({"options": {"num_skip": "1"}}, ["num_skip", "vis_moe_adapter_blocks_p1.3.fc.weight"]),
+        ({"options": {"is_bn": "yes"}}, ["is_bn", "integer", "'yes'"]),
+        ({"options": {"num_skip": 1.5}}, ["num_skip", "integer", "1.5"]),
         ({"vision": {"embed_dim": 32}}, ["embed_dim", "swin.patch_embed.proj.weight"]),
         ({"vision": {"img_size": 128}}, ["img_size", "vis_moe_adapter_blocks_p1.0.conv_adapter.weight"]),
         ({"audio": {"mel_bins": 32}}, ["mel_bins", "htsat.bn0.weight"]),

@@ -45,7 +45,8 @@ def add_command(commands: Any) -> None:
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="the authors' training flags, to be checked against the tensors: num_skip=2 is_bn=1 ...",
+        help="the authors' training flags: what shapes the model is checked against the tensors, the report lists the "
+        "others: num_skip=2 is_bn=1 ...",
     )
     convert.add_argument(
         "--vision", nargs="+", default=[], metavar="NAME=VALUE", help="of another Swin-V2: window_size=8 ..."
@@ -94,6 +95,7 @@ def _convert(options: argparse.Namespace) -> int:
         CaeAvProcessor.from_config(model.config).save_pretrained(out)
         report = model.conversion_report
         content = {"mapped": report.mapped, "ignored": report.ignored, "missing": report.missing}
+        content["without_effect"] = report.without_effect
         (out / "conversion.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         _card(model, options, report.summary()).save(out / "README.md")
     except OSError as error:

@@ -1,5 +1,6 @@
 """The authors' checkpoints, of CAE-AV and of AVMoE, as models of the official formulation."""
 
+import argparse
 import os
 import re
 from collections.abc import Iterator, Mapping
@@ -41,7 +42,7 @@ _NO_TEXT = "the text tower: the authors read captions' features from files; give
 def from_official(
     state_dict: Mapping[str, Tensor],
     task: str,
-    options: Mapping[str, Any] | None = None,
+    options: Mapping[str, Any] | argparse.Namespace | None = None,
     vision: Mapping[str, Any] | None = None,
     audio: Mapping[str, Any] | None = None,
     text: str | os.PathLike | Mapping[str, Any] | None = None,
@@ -56,8 +57,9 @@ def from_official(
     Args:
         state_dict: Tensors under the authors' names, with or without `DataParallel`'s prefix.
         task: `ave`, `avvp`, `avs_s4`, `avs_ms3` or `avqa`.
-        options: The authors' training flags under their own names, such as `num_skip`. Whatever the tensors' shapes
-            tell is inferred; what is given must agree with it.
+        options: The authors' training flags under their own names, such as `num_skip`, or the whole namespace of a
+            run (`args` or `vars(args)`), of any of their tasks. Sizes are inferred from the tensors; flags that shape
+            the model must agree with them. The report lists all others as without effect.
         vision: Sizes of a Swin-V2 that is not the usual one: `img_size`, `window_size`, `embed_dim`, `depths`,
             `num_heads`. Only `window_size` is in no tensor.
         audio: Sizes of an HTS-AT that is not the usual one: `spec_size`, `window_size`, `embed_dim`, `depths`,
@@ -73,17 +75,20 @@ def from_official(
         The model; what became of each key is its `conversion_report`, a [`ConversionReport`].
 
     Raises:
-        CaeAvError: An argument contradicts a tensor, a key is neither known nor known to be unused, or one is missing.
-            The message names the key.
+        CaeAvError: An argument contradicts a tensor, no program of the authors has such a flag, a key is neither known
+            nor known to be unused, or one is missing. The message names the key.
     """
     state = without_prefix(state_dict)
     text_values, text_state = _text(text)
-    config, pairs = official_config(state, task, options or {}, vision or {}, audio or {}, text_values, {**overrides})
+    config, pairs, without_effect = official_config(
+        state, task, options, vision or {}, audio or {}, text_values, {**overrides}
+    )
     has_old_swin = any(key.startswith("swin.layers.0.downsample.") for key in state)
     model_class = MODELS[task]
     with torch.device("meta"):
         expected = {key: value.shape for key, value in model_class(config).state_dict().items()}
     tensors, report = convert_keys(state, expected, sections(task, pairs, has_old_swin), copy)
+    report.without_effect |= without_effect
     known = relative_position_indices(config.audio_config, "model.audio_tower.audio_encoder.")
     for key, value in text_state.items():
         tensors[f"model.text_tower.{key}"] = value

@@ -1,5 +1,6 @@
 """The configuration of an official checkpoint: from the shapes of its tensors, the authors' flags, and a preset."""
 
+import argparse
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,22 +11,9 @@ from ..configuration_cae_av import CaeAvConfig
 from ..constants import TASKS
 from ..errors import CaeAvError
 from .evidence import Evidence
+from .flags import SHAPING, shaping_flags
 from .towers import audio_values, vision_values
 
-
-OPTIONS = {
-    *("num_skip", "num_multimodal_experts", "num_singlemodal_experts", "Adapter_downsample", "num_conv_group"),
-    *("num_tokens", "is_bn", "is_gate", "is_before_layernorm", "is_post_layernorm", "is_self_attention"),
-    *("self_attention_version", "is_cmbs", "is_temporal_att", "avqa_fc_class"),
-}
-
-# Flags that only some of the authors' programs have.
-_OPTIONS_OF_TASKS = {
-    "is_cmbs": ("ave",),
-    "is_temporal_att": ("ave",),
-    "avqa_fc_class": ("avqa",),
-    "self_attention_version": ("avs_s4", "avs_ms3"),
-}
 
 _ADAPTER = r"^{stream}(?:_moe)?_adapter_blocks_{part}\.(\d+)\."
 
@@ -33,19 +21,20 @@ _ADAPTER = r"^{stream}(?:_moe)?_adapter_blocks_{part}\.(\d+)\."
 def official_config(
     state: Mapping[str, Tensor],
     task: str,
-    options: Mapping[str, Any],
+    options: Mapping[str, Any] | argparse.Namespace | None,
     vision: Mapping[str, Any],
     audio: Mapping[str, Any],
     text_config: dict[str, Any] | None,
     overrides: Mapping[str, Any],
-) -> tuple[CaeAvConfig, list[tuple[int, int]]]:
+) -> tuple[CaeAvConfig, list[tuple[int, int]], dict[str, str]]:
     """
-    The configuration, and stage and number in it (both from 0) of each pair of blocks with adapters.
+    The configuration; stage and number in it (both from 0) of each pair of blocks with adapters; and the flags without
+    effect, to the reason.
 
     Args:
         state: The checkpoint.
         task: A preset, for what neither tensors nor flags say.
-        options: The authors' flags.
+        options: The authors' flags, or the namespace of a run.
         vision, audio: Sizes of the towers under the authors' names.
         text_config: Sizes of the text tower; by default CLIP's of the captions' width.
         overrides: Fields of the configuration, above all.
@@ -55,6 +44,7 @@ def official_config(
     """
     if task not in TASKS:
         raise CaeAvError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}")
+    flags, without_effect = shaping_flags(options, task)
     told = Evidence(state)
     adapters = _adapters(told)
     depths = [
@@ -65,7 +55,7 @@ def official_config(
     stages = sorted({stage + 1 for stage, _ in pairs})
     values: dict[str, Any] = {
         "adapter_stages": stages,
-        **_adapter_values(told, task, adapters, options, stages, len(depths)),
+        **_adapter_values(told, task, adapters, flags, without_effect, stages, len(depths)),
     }
     has_case = told.find(r"^case\.") is not None
     values["use_case"] = has_case
@@ -94,7 +84,7 @@ def official_config(
         del values["num_labels"]
     values = {**towers, **values}
     try:
-        return CaeAvConfig.from_preset(task, formulation="official", **values), pairs
+        return CaeAvConfig.from_preset(task, formulation="official", **values), pairs, without_effect
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise CaeAvError(f"no model is of the sizes of the checkpoint and of what was given: {error}") from error
 
@@ -136,9 +126,15 @@ def _pairs(
 
 
 def _adapter_values(
-    told: Evidence, task: str, adapters: list[str], options: Mapping[str, Any], stages: list[int], num_stages: int
+    told: Evidence,
+    task: str,
+    adapters: list[str],
+    flags: dict[str, Any],
+    without_effect: dict[str, str],
+    stages: list[int],
+    num_stages: int,
 ) -> dict[str, Any]:
-    """What the first adapters say and the flags agree with."""
+    """What the first adapters say and the flags agree with; flags that nothing can contradict have no effect."""
     first, audio = adapters[0], adapters[0].replace("vis", "audio", 1)
     experts = {
         name: told.count(rf"^{first.replace('.', '[.]')}{name}_experts\.(\d+)\.")
@@ -180,24 +176,29 @@ def _adapter_values(
             told.tell("is_temporal_att", int(relation.startswith("temporal_attn.")), relation)
     if task == "avqa":
         told.tell("avqa_fc_class", told.shape("fc_ans.weight")[0], "fc_ans.weight")
+    if task == "avvp":
+        told.tell("dim", told.shape("fc_a.weight")[0], "fc_a.weight")
+        for name, blocks in (("depth_aud", "audio_cug"), ("depth_vis", "visual_cug"), ("depth_av", "av_mcg")):
+            number = told.count(rf"^{blocks}\.blocks\.(\d+)\.")
+            told.tell(name, number, f"{blocks}.blocks.{number - 1}")
 
-    given = dict(options)
-    for name, tasks in _OPTIONS_OF_TASKS.items():
-        if name in given and task not in tasks:
-            raise CaeAvError(f"option {name!r} is one of {', '.join(tasks)}, not of {task}")
-    if task.startswith("avs"):
-        # The authors' segmentation has this flag and does not pass it on: its latents are 87 whatever it says.
-        given.pop("num_tokens", None)
-    if not told.values.get("is_self_attention", 0):
-        given.pop("self_attention_version", None)
-    skip = int(given.get("num_skip", 1)) if task != "avvp" else 1
+    checked = {}
+    for name, value in flags.items():
+        if name == "num_tokens" and task.startswith("avs"):
+            # Its latents are 87 whatever the flag says.
+            without_effect[name] = "the authors' segmentation does not pass it on"
+        elif name in told.values or name == "num_skip":
+            checked[name] = value
+        else:
+            without_effect[name] = "the checkpoint has nothing that it shapes"
+    skip = checked.get("num_skip", 1)
     by_skip = [stage for stage in range(1, num_stages + 1) if skip <= 1 or stage % skip]
-    if "num_skip" in given and by_skip != stages:
+    if "num_skip" in checked and by_skip != stages:
         raise CaeAvError(
-            f"option 'num_skip' is {given['num_skip']!r}, which leaves adapters in the stages {by_skip}, but "
+            f"option 'num_skip' is {skip}, which leaves adapters in the stages {by_skip}, but "
             f"{adapters[-1] + 'fc.weight'!r} and those before it are for the stages {stages}"
         )
-    told.agree("option", given, OPTIONS)
+    told.agree("option", checked, set(SHAPING))
     values = {
         "num_cross_modal_experts": experts["multimodal"],
         "num_unimodal_experts": experts["singlemodal"],

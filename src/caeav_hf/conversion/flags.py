@@ -1,0 +1,133 @@
+"""The flags of the authors' programs, as a run's whole namespace holds them."""
+
+import argparse
+import difflib
+from collections.abc import Mapping
+from typing import Any
+
+from ..errors import CaeAvError
+
+
+# Flags that shape the model, with the types of the parsers.
+SHAPING: Mapping[str, type] = {
+    **dict.fromkeys(("num_skip", "num_multimodal_experts", "num_singlemodal_experts", "num_tokens"), int),
+    **dict.fromkeys(("Adapter_downsample", "num_conv_group", "is_bn", "is_gate", "is_before_layernorm"), int),
+    **dict.fromkeys(("is_post_layernorm", "is_self_attention", "is_cmbs", "is_temporal_att", "avqa_fc_class"), int),
+    **dict.fromkeys(("dim", "depth_aud", "depth_vis", "depth_av"), int),
+    "self_attention_version": str,
+}
+
+_ALL = {
+    *("lr", "gpu", "num_workers", "model_name", "wandb", "audio_length", "root_path", "backbone_type", "accum_itr"),
+    *("Adapter_downsample", "num_conv_group", "num_multimodal_experts", "num_singlemodal_experts", "num_tokens"),
+    *("is_bn", "is_gate", "is_multimodal", "is_before_layernorm", "is_post_layernorm", "is_vit_ln"),
+    "is_fusion_before",
+}
+# Of all programs but segmentation's.
+_CLASSIFYING = _ALL | {
+    *("audio_dir", "video_dir", "st_dir", "label_train", "label_val", "label_test", "batch_size", "epochs", "model"),
+    *("mode", "seed", "log_interval", "model_save_dir", "checkpoint", "adapter_kind", "is_audio_adapter_p1"),
+    *("is_audio_adapter_p2", "is_audio_adapter_p3"),
+}
+_FRAMES = {
+    *("audio_folder", "video_folder", "qkv_fusion", "start_tune_layers", "start_fusion_layers", "vis_encoder_type"),
+}
+_SEGMENTATION = _ALL | {
+    *("session_name", "visual_backbone", "train_batch_size", "val_batch_size", "max_epoches", "wt_dec", "weights"),
+    *("sa_loss_flag", "lambda_1", "sa_loss_stages", "mask_pooling_type", "tpavi_stages", "tpavi_vv_flag"),
+    *("tpavi_va_flag", "log_dir", "early_stop", "is_init_from_checkpoint", "model_load_dir", "is_self_attention"),
+    *("self_attention_version", "num_skip", "use_load_balacing_loss", "load_balancing_loss_weight", "visual_only"),
+    # Of the scripts that train and test.
+    *("test_batch_size", "save_pred_mask", "checkpoint_dir"),
+}
+
+# What a namespace of each task's programs may hold: those of AVMoE, on which CAE-AV's are built, and of DG-SCT, on
+# which AVMoE's are.
+FLAGS: Mapping[str, frozenset[str]] = {
+    "ave": frozenset(
+        _CLASSIFYING
+        | _FRAMES
+        | {
+            *("lr_mlp", "lr_v", "occ_dim", "init_epoch", "is_v_ori", "is_a_ori", "tsne", "early_stop", "threshold"),
+            *("tmp", "smooth", "margin1", "alpha", "beta", "delta", "gamma", "decay", "decay_epoch", "aug_type"),
+            *("pos_pool", "neg_pool", "exp", "ybloss", "num_layer", "num_head", "prob_drop", "prob_drop_occ"),
+            *("forward_dim", "epoch_remove", "audio_enc", "num_remove", "model_size", "is_init_best_checkpoint"),
+            *("is_inter_in_cmbs", "is_cmbs", "is_temporal_att", "num_skip", "is_self_attention"),
+        }
+    ),
+    "avvp": frozenset(
+        _CLASSIFYING
+        | _FRAMES
+        | {
+            *("warmup_epochs", "weight_decay", "unimodal_assign", "crossmodal_assign", "dim", "depth_aud"),
+            *("depth_vis", "depth_av", "is_router", "checkpoint_path", "is_load_checkpoint", "model_load_dir"),
+            "use_load_balacing_loss",
+        }
+    ),
+    "avs_s4": frozenset(_SEGMENTATION),
+    "avs_ms3": frozenset(
+        _SEGMENTATION
+        | {
+            *("gamma", "model_size", "is_init_best_checkpoint", "masked_av_flag", "masked_av_stages"),
+            *("threshold_flag", "norm_fea_flag", "closer_flag", "euclidean_flag", "kl_flag", "load_s4_params"),
+            "trained_s4_model_path",
+        }
+    ),
+    "avqa": frozenset(
+        _CLASSIFYING
+        | {
+            *("video_res14x14_dir", "early_stop", "lr_block", "tmp_av", "tmp_tv", "coff_av", "coff_tv"),
+            *("is_init_from_checkpoint", "model_load_dir", "is_self_attention", "num_skip", "avqa_fc_class"),
+        }
+    ),
+}
+
+
+def shaping_flags(
+    options: Mapping[str, Any] | argparse.Namespace | None, task: str
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """
+    What of the authors' flags shapes a task's model.
+
+    Args:
+        options: Flags under the authors' names, dashes as underscores or not, or the namespace of a run.
+        task: Of the checkpoint.
+
+    Returns:
+        The values of the flags that shape the model, of the types of the authors' parsers; and the others, to the
+        reason why they have no effect.
+
+    Raises:
+        CaeAvError: No program of the authors has such a flag, or its parser would not take the value.
+    """
+    given = vars(options) if isinstance(options, argparse.Namespace) else dict(options or {})
+    shaping: dict[str, Any] = {}
+    without_effect: dict[str, str] = {}
+    for key, value in given.items():
+        name = str(key).replace("-", "_")
+        of = [other for other, names in FLAGS.items() if name in names]
+        if not of:
+            near = difflib.get_close_matches(name, set().union(*FLAGS.values()), n=1, cutoff=0)
+            raise CaeAvError(f"option {key!r} is in none of the authors' parsers; the nearest is {near[0]!r}")
+        if task not in of:
+            without_effect[name] = f"no flag of {task}, of {', '.join(of)} alone"
+        elif name in SHAPING:
+            shaping[name] = _typed(name, value)
+        elif name in ("unimodal_assign", "crossmodal_assign") and value != "soft":
+            raise CaeAvError(f"option {name!r} is {value!r}, but this package's grouping is 'soft' alone")
+        else:
+            without_effect[name] = "no size of the model depends on it"
+    return shaping, without_effect
+
+
+def _typed(name: str, value: Any) -> Any:
+    """A value as the authors' parser reads it, from a namespace, a script's text or YAML."""
+    if SHAPING[name] is str:
+        return str(value)
+    try:
+        number = int(value)
+    except (TypeError, ValueError):
+        number = None
+    if number is None or (isinstance(value, float) and number != value):
+        raise CaeAvError(f"option {name!r} must be an integer, as in the authors' parsers, got {value!r}")
+    return number
