@@ -266,12 +266,13 @@ SHARED = {"backbone_type": "audioset", "lr": 5e-4, "accum_itr": None, "num_worke
 def test_the_namespace_of_a_run_is_taken_whole(converted) -> None:
     own, state, _ = converted
     task = own.config.task
+    plain = convert(state, task, options=None)
     given = {**OPTIONS[task], **SHARED, **RUNS[task]}
     reports = []
     for options in (given, argparse.Namespace(**given)):
         model = convert(state, task, options=options)
         reports.append(model.conversion_report.without_effect)
-        assert model.config.to_dict() == converted[2].config.to_dict()
+        assert model.config.to_dict() == plain.config.to_dict()
     report = reports[0]
     assert report == reports[1]
     expected = set(SHARED) | set(RUNS[task]) - {"dim", "depth_vis", "depth_av"}
