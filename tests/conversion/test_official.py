@@ -286,7 +286,7 @@ def test_the_namespace_of_a_run_is_taken_whole(converted) -> None:
 
 
 def test_flags_of_another_task_have_no_effect(state: dict[str, Tensor]) -> None:
-    options = {**OPTIONS["avqa"], **SHARED, **RUNS["avqa"], "num_skip": 2, "num_singlemodal_experts": 2, "is_gate": 1}
+    options = {**OPTIONS["avqa"], **SHARED, **RUNS["avqa"], "num_skip": 2, "num_singlemodal_experts": 1, "is_gate": 1}
     report = convert(state, "ave", options=options).conversion_report
     for name in ("avqa_fc_class", "video_res14x14_dir", "coff_av"):
         assert "avqa alone" in report.without_effect[name]
