@@ -13,6 +13,7 @@ from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.errors import CaeAvError
 from caeav_hf.processing import CaeAvProcessor, Clip, load_audio, load_clip
 from tests.media_factory import count_image, write_clip
+from tests.same import assert_same_clip
 
 
 RATE = 32_000
@@ -63,12 +64,6 @@ class AudioDecoder:
         return SimpleNamespace(data=self.samples, sample_rate=self.rate)
 
 
-def assert_same(first: Any, second: Any) -> None:
-    assert first.keys() == second.keys()
-    for key in first:
-        assert torch.equal(first[key], second[key]), key
-
-
 @pytest.mark.parametrize("dtype", [np.uint8, np.float32, np.float16, torch.uint8, torch.float32, torch.float64])
 @pytest.mark.parametrize("first", [True, False])
 def test_layouts_and_types_of_frames(processor: CaeAvProcessor, clip: Clip, dtype: Any, first: bool) -> None:
@@ -79,8 +74,8 @@ def test_layouts_and_types_of_frames(processor: CaeAvProcessor, clip: Clip, dtyp
     if "float" in str(dtype):
         frames = frames / 255
     frames = frames.to(dtype) if isinstance(dtype, torch.dtype) else frames.astype(dtype)
-    assert_same(processor(frames, clip.waveform, sampling_rate=RATE), expected)
-    assert_same(processor([frames], [clip.waveform], sampling_rate=RATE), expected)
+    assert_same_clip(processor(frames, clip.waveform, sampling_rate=RATE), expected)
+    assert_same_clip(processor([frames], [clip.waveform], sampling_rate=RATE), expected)
 
 
 def test_lists_of_images(processor: CaeAvProcessor, clip: Clip) -> None:
@@ -88,7 +83,7 @@ def test_lists_of_images(processor: CaeAvProcessor, clip: Clip) -> None:
     images = [Image.fromarray(frame) for frame in clip.frames]
     transparent = [image.convert("RGBA") for image in images]
     for frames in (images, tuple(transparent), list(clip.frames), [torch.tensor(frame) for frame in clip.frames]):
-        assert_same(processor(frames, clip.waveform, sampling_rate=RATE), expected)
+        assert_same_clip(processor(frames, clip.waveform, sampling_rate=RATE), expected)
     two = processor([images, images[:1]], [clip.waveform, clip.waveform[:RATE]], sampling_rate=RATE)
     assert two["frame_mask"].sum(1).tolist() == [3, 1]
 
@@ -170,7 +165,7 @@ def test_decoders_of_rows_are_read_as_stored(processor: CaeAvProcessor, path: Pa
     for stored in ({"path": str(path), "bytes": None}, {"path": "x.mp4", "bytes": path.read_bytes()}):
         video, sound = VideoDecoder(path), AudioDecoder(torch.zeros(1, 100), 8000)
         video._hf_encoded = sound._hf_encoded = stored  # type: ignore[attr-defined]
-        assert_same(processor(video), expected)
+        assert_same_clip(processor(video), expected)
         assert torch.equal(processor(video, sound)["pixel_values_videos"], expected["pixel_values_videos"])
         assert processor.load_sound(sound).shape[0] > 2 * RATE
     with pytest.raises(CaeAvError, match=r"three\.mp4: read with 0 samples"):

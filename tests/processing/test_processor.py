@@ -249,7 +249,7 @@ def test_clips_without_sound_are_silent_where_that_is_wanted(processor, tmp_path
     assert processor.load_clip(silent).has_audio
     assert clip.waveform.shape == (2 * processor.sampling_rate,)
     for inputs in (processor(mute, on_missing_audio="silence"), processor(clip)):
-        assert torch.equal(inputs["input_features"], expected["input_features"])
+        torch.testing.assert_close(inputs["input_features"], expected["input_features"], rtol=0, atol=1e-3)
         assert inputs["frame_mask"].all()
     frames = np.zeros((3, 8, 8, 3), np.uint8)
     assert processor(frames, on_missing_audio="silence")["input_features"].shape[:2] == (1, 3)
