@@ -27,7 +27,8 @@ def at_odd_offsets(module: Module) -> Module:
     """
     turn = next(_turns)
     for number, tensor in enumerate([*module.parameters(), *module.buffers()]):
-        if tensor.device.type == "cpu":
+        # Not those of other classes, as quantized weights are, which hold several.
+        if tensor.device.type == "cpu" and type(tensor.data) is Tensor:
             tensor.data = _moved(tensor.data, 2 * (turn + number) + 1)
     return module
 

@@ -221,7 +221,7 @@ def test_broken_clips_and_missing_questions(answer, tmp_path):
             answer(missing)
     with pytest.raises(CaeAvError, match=r"has no word$"):
         answer(clip, question="???")
-    with pytest.raises(CaeAvError, match="`video`, `question`"):
+    with pytest.raises(CaeAvError, match=r"`video`.*`question`.*got query"):
         answer({"video": clip, "query": "What?"})
     with pytest.raises(CaeAvError, match="top_k"):
         answer(clip, question=QUESTIONS[0], top_k=0)

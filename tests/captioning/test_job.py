@@ -306,7 +306,7 @@ def test_an_interrupted_job_keeps_what_it_has(clips, tmp_path, monkeypatch, caps
     with ChatServer() as server:
         job = ["caption", str(clips), "--out", str(out), "--server", server.url, "--model", "omni"]
         assert main(job) == 130
-        assert "Run the command again" in capsys.readouterr().err
+        assert "stopped; run the same command again" in capsys.readouterr().err
         assert len(read_captions(out)) == 3
         monkeypatch.setattr(CaptionTable, "record", record)
         assert main(job) == 0

@@ -82,6 +82,9 @@ def small_model(config: CaeAvConfig, seed: int = 0) -> CaeAvPreTrainedModel:
         for name, tensor in getattr(model.model, tower).named_parameters():
             if tensor.ndim > 1 and "patch" not in name:
                 nn.init.normal_(tensor, std=0.1)
+            elif "norm" in name and name.endswith("weight"):
+                # Else all tokens behind a norm are equally long, and rounding alone would choose the most salient.
+                nn.init.uniform_(tensor, 0.5, 1.5)
     return model.eval()
 
 

@@ -23,6 +23,8 @@ from ..frames import FrameLayout
 
 # Hidden widths over the channels: of the mix between tokens, and of every other feed-forward; the authors' constants.
 TOKEN_MLP_RATIO, CHANNEL_MLP_RATIO = 0.5, 4
+# By what scores may differ, relative to the best one, and still be equal.
+ROUNDING = 1e-6
 
 
 @dataclass
@@ -170,7 +172,10 @@ class Grouping(nn.Module):
             return scores.softmax(1)
         if self.training:
             return F.gumbel_softmax(scores, hard=True, dim=1)
-        return torch.zeros_like(scores).scatter(1, scores.argmax(1, keepdim=True), 1.0)
+        # Groups beyond `num_groups` repeat the places of the first ones and with them their scores, but for rounding.
+        best = scores.amax(1, keepdim=True)
+        is_best = scores >= best - ROUNDING * best.abs().clamp_min(1)
+        return torch.zeros_like(scores).scatter(1, is_best.int().argmax(1, keepdim=True), 1.0)
 
 
 class ClassGrouping(nn.Module):
