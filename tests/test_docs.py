@@ -83,6 +83,7 @@ def test_readme_inference(models: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert all((models / name).stat().st_size for name in ("clip.json", "clip.png", "answers.png"))
 
 
+@pytest.mark.slow
 def test_inference_guide(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (models / "broken.mp4").write_bytes(b"this is no clip")
     names: dict = {}

@@ -43,19 +43,20 @@ def test_registering_loads_no_towers_and_no_data_sets():
         assert loaded_after(code, ("datasets", "timm", "open_clip", "matplotlib", "pandas", "peft", "evaluate")) == []
 
 
-@pytest.mark.parametrize(
-    "first",
-    [
-        "import caeav_hf",
-        "import transformers; import caeav_hf",
-        # Modules of the package that load Transformers themselves.
-        "from caeav_hf.configuration_cae_av import CaeAvConfig",
-        "from caeav_hf.processing.media import Clip",
-        "from caeav_hf.modeling.modeling_cae_av import CaeAvModel",
-        "from caeav_hf import CaeAvForSegmentation",
-        "from caeav_hf import *",
-    ],
-)
+FIRST = [
+    "import caeav_hf",
+    "import transformers; import caeav_hf",
+    # Modules of the package that load Transformers themselves.
+    "from caeav_hf.configuration_cae_av import CaeAvConfig",
+    "from caeav_hf.processing.media import Clip",
+    "from caeav_hf.modeling.modeling_cae_av import CaeAvModel",
+    "from caeav_hf import CaeAvForSegmentation",
+    "from caeav_hf import *",
+]
+
+
+# Each in a process of its own, of which one is enough in the quick lane.
+@pytest.mark.parametrize("first", [FIRST[0], *(pytest.param(code, marks=pytest.mark.slow) for code in FIRST[1:])])
 def test_transformers_knows_the_classes(first):
     names = run(first + KNOWN).strip()
     assert names == str(["CaeAvConfig", "CaeAvModel", "CaeAvProcessor", "AudioVisualSegmentationPipeline"])

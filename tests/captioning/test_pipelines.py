@@ -87,6 +87,7 @@ def test_all_windows_of_a_clip_share_its_captions():
     assert len(server.asked) == 2
 
 
+@pytest.mark.slow
 def test_predict_with_a_server(tmp_path, capsys, monkeypatch):
     clips, out = toy_clips(2), tmp_path / "out.json"
     predict = ["predict", *clips, "--model", str(toy_model()), "--device", "cpu"]

@@ -76,6 +76,7 @@ def test_avmoe_has_no_agreement() -> None:
         CaeAvConfig.from_preset("ave", size="toy", interaction="avmoe", agreement_loss_weight=0.1)
 
 
+@pytest.mark.slow
 def test_it_tells_matching_from_mismatched_sound() -> None:
     """Frames and sounds of five kinds, and random towers: after some steps, the kinds of a pair decide."""
     torch.manual_seed(0)

@@ -78,5 +78,5 @@ def test_old_checkpoints_of_the_paper_formulation_load(tmp_path, caplog) -> None
     assert not report["unexpected_keys"]
     assert not report["missing_keys"]
     assert "temporal_norm" not in caplog.text
-    for name, tensor in model.state_dict().items():
-        assert torch.equal(again.state_dict()[name], tensor)
+    loaded = again.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())

@@ -63,9 +63,8 @@ def test_a_file_that_does_not_name_its_class_is_known_by_its_task(folders, tmp_p
 def test_encoders_go_between_tasks(folders, tmp_path):
     encoder = CaeAvModel.from_pretrained(folders["ave"])
     encoder.save_pretrained(tmp_path)
-    model = CaeAvForSegmentation.from_pretrained(tmp_path)
-    for name, tensor in encoder.state_dict().items():
-        assert torch.equal(model.cae_av.state_dict()[name], tensor)
+    loaded = CaeAvForSegmentation.from_pretrained(tmp_path).cae_av.state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in encoder.state_dict().items())
     # Both presets of segmentation have one class.
     single_source = CaeAvConfig.from_preset("avs_s4", size="toy", unimodal_attention="latent", adapter_stages=(1, 3))
     CaeAvForSegmentation.from_pretrained(folders["avs_ms3"], config=single_source)

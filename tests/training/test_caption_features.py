@@ -57,6 +57,7 @@ def train(model, dataset, captions, steps=3):
     return losses
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("formulation", ["paper", "official"])
 def test_training_is_the_same_as_with_captions_encoded_on_the_fly(data, processor, formulation, tmp_path):
     model = load_model(formulation=formulation)

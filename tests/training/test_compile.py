@@ -52,6 +52,7 @@ def test_the_encoder_is_one_graph_with_the_same_gradients_and_statistics():
         )
 
 
+@pytest.mark.slow
 def test_the_encoder_with_masks_and_captions_is_one_graph():
     torch.manual_seed(0)
     model = randomise(CaeAvModel(CaeAvConfig.from_preset("ave", size="toy", **{**SMALL, "use_case": True}))).eval()

@@ -78,4 +78,5 @@ def test_checkpoints_of_a_run_in_half_precision_hold_the_towers_as_they_were(tmp
     assert all(torch.equal(stored[name], towers[name]) for name in towers)
     loaded = CaeAvForEventLocalization.from_pretrained(tmp_path / "checkpoints" / "last")
     assert loaded.dtype == torch.float32
-    assert all(torch.equal(loaded.state_dict()[name], towers[name]) for name in towers)
+    after = loaded.state_dict()
+    assert all(torch.equal(after[name], towers[name]) for name in towers)

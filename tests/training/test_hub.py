@@ -75,6 +75,7 @@ def test_the_best_checkpoint_has_a_card(run):
     assert str(toy_data().parent) not in card.content
 
 
+@pytest.mark.slow
 def test_scores_of_another_split_are_added(run, tmp_path):
     best = Path(shutil.copytree(run / "checkpoints" / "best", tmp_path / "best"))
     flags = ["--evaluate", str(best), "--task", "ave", "--size", "toy", "--data", str(toy_data()), "--split", "test"]
@@ -90,6 +91,7 @@ def test_scores_of_another_split_are_added(run, tmp_path):
     assert main([*flags, "--add-to-card"]) == 2
 
 
+@pytest.mark.slow
 def test_push_after_training(hub, tmp_path, capsys):
     flags = ["--epochs", 0, "--push-to-hub", "me/small", "--adapter-only", "--private"]
     assert train(tmp_path / "run", *flags) == 0
@@ -107,6 +109,7 @@ def test_push_after_training(hub, tmp_path, capsys):
     assert not (folder / "training_state").exists()
 
 
+@pytest.mark.slow
 def test_a_space_shows_the_model(hub, run, tmp_path, capsys, monkeypatch):
     assert caeav(["push", str(run), "me/model", "--merge-lora", "--space", "me/page"]) == 0
     assert capsys.readouterr().out.count("uploaded: ") == 2
@@ -139,6 +142,7 @@ def test_a_space_shows_the_model(hub, run, tmp_path, capsys, monkeypatch):
         page.fn(str(broken), "", "", 0.5)
 
 
+@pytest.mark.slow
 def test_push_says_what_is_wrong(hub, run, tmp_path, capsys, monkeypatch):
     moved = tmp_path / "towers"
     towers = {kind: Path(shutil.copytree(folder, moved / kind)) for kind, folder in toy_towers().items()}

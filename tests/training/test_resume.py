@@ -113,6 +113,7 @@ def test_resuming_inside_an_epoch_does_not_read_its_first_clips_again(tmp_path):
     assert sorted(first.read + second.read) == list(range(14))
 
 
+@pytest.mark.slow
 def test_a_longer_recipe_goes_on_where_the_shorter_one_ended(tmp_path):
     tiny_trainer(tmp_path / "short", tiny_recipe(epochs=2)).fit()
     resume(tmp_path / "short", tiny_recipe(epochs=4), train=TinyData()).fit()
@@ -143,6 +144,7 @@ def test_a_finished_run_resumes_to_nothing(tmp_path):
     assert train.read == []
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_numbers(tmp_path):
     for name in ("one", "two"):
         tiny_trainer(tmp_path / name, tiny_recipe()).fit()
