@@ -61,7 +61,7 @@ def toy_task(
     task: str,
     folder: Path,
     processes: int,
-    max_steps: int = 10,
+    max_steps: int = 8,
     sharding: str | None = None,
     dtype: torch.dtype = torch.float64,
     **switches: bool,

@@ -34,7 +34,8 @@ def found(runs, number, task):
 def test_the_number_of_processes_changes_no_loss_and_no_metric(runs, task):
     one, two = (found(runs, number, task) for number in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
-    assert len(one["steps"]) == 10
+    # Two of the second epoch, too. After some more, rounding of the losses, which are float32, has grown.
+    assert len(one["steps"]) == 8
     for first, second in zip(one["steps"], two["steps"], strict=True):
         assert second == {name: pytest.approx(value, abs=1e-5) for name, value in first.items()}
     for first, second in zip(one["history"], two["history"], strict=True):
