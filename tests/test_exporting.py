@@ -117,6 +117,7 @@ def test_unknown_outputs_are_named():
         export_program(toy_model(**SMALL), outputs=("event_logits", "banana"))
 
 
+@pytest.mark.slow
 def test_int8_weights_of_linear_maps(tmp_path):
     model = toy_model(**{**SMALL, "adapter_stages": (1,)})
     inputs = example_inputs(model)

@@ -30,7 +30,9 @@ def state() -> dict[str, Tensor]:
     return official_state(small_model(small_config("ave")))
 
 
-@pytest.mark.parametrize("kind", ["pth", "safetensors", "two files"])
+@pytest.mark.parametrize(
+    "kind", ["pth", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("safetensors", "two files"))]
+)
 def test_convert(kind: str, state: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     files = [tmp_path / "best.pth"]
     if kind == "safetensors":

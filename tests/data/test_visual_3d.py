@@ -76,6 +76,7 @@ def test_a_file_for_each_clip_with_a_feature_for_each_second(media, network, tmp
         np.testing.assert_allclose(features, alone.numpy(), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_an_unfinished_run_is_gone_on_with(media, network, tmp_path):
     out = tmp_path / "out"
     extract_folder(media, out, network, **SMALL)

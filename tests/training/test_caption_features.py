@@ -82,6 +82,7 @@ def test_the_tower_does_not_run_for_stored_captions(data, processor, monkeypatch
         torch.testing.assert_close(features, expected[ids], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_another_text_tower_encodes_its_own(data, processor):
     encode_captions(data, toy_model(), device="cpu")
     model = load_model()

@@ -143,6 +143,7 @@ def test_a_gradient_that_is_not_finite_is_skipped(tmp_path):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.slow
 def test_half_precision_scales_its_loss(tmp_path):
     recipe = tiny_recipe(epochs=4, accumulation_steps=1, mixed_precision="fp16", max_grad_norm=1.0)
     losses = []

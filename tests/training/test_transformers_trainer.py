@@ -71,7 +71,8 @@ def test_trains_evaluates_saves_and_resumes(task, shapes, tmp_path):
     run.save_state()
     scores = run.evaluate()
     assert np.isfinite(scores["eval_loss"])
-    assert all(torch.equal(run.model.state_dict()[name], tensor) for name, tensor in towers.items())
+    after = run.model.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in towers.items())
 
     prediction = run.predict(run.eval_dataset)
     arrays = prediction.predictions if isinstance(prediction.predictions, tuple) else (prediction.predictions,)
