@@ -62,7 +62,8 @@ class CrossModalMap(nn.Module):
         scores = self.tokens.weight @ F.linear(other, queries @ weight)
         probs = (scores + self.tokens.bias[:, None] * (queries @ row_sums)).softmax(1).transpose(1, 2)
         gathered = F.linear((probs @ self.tokens.weight) @ other, weight)
-        return gathered + (probs @ self.tokens.bias)[..., None] * row_sums + self.channels.bias
+        # The bias as a column: onnxruntime 1.31 gives wrong products of a transposed tensor and a vector.
+        return gathered + (probs @ self.tokens.bias[:, None]) * row_sums + self.channels.bias
 
 
 class GroupedLinear(nn.Module):
