@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from accelerate import Accelerator
+from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from caeav_hf.data import AveBuilder, AvsBenchBuilder, CaeAvCollator, CaeAvDataset
@@ -35,7 +36,7 @@ from caeav_hf.training.build import build_processor, load_trained_model
 from caeav_hf.training.evaluation import evaluate
 from caeav_hf.training.run import train
 from caeav_hf.training.tasks import get_task
-from caeav_hf.visualization.drawing import SERIES, make_bare, new_figure, save_figure
+from caeav_hf.visualization.drawing import COLOURS, SERIES, make_bare, new_figure, save_figure
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -145,13 +146,13 @@ def write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def run_all(out: Path, seeds: Sequence[int], tasks: Sequence[str]) -> None:
+def run_all(out: Path, seeds: Sequence[int], tasks: Sequence[str], variants: Sequence[str]) -> None:
     """Every run that has no file yet, two at a time."""
     open_runs = [
         (task, variant, seed)
         for seed in seeds
         for task in tasks
-        for variant in VARIANTS
+        for variant in variants
         if not result_file(out, task, variant, seed).exists()
     ]
     # The text of a failed run must be found, that of the others is of no interest.
@@ -178,18 +179,18 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return mean(values), half
 
 
-def summarize(out: Path, seeds: Sequence[int], tasks: Sequence[str]) -> None:
+def summarize(out: Path, seeds: Sequence[int], tasks: Sequence[str], variants: Sequence[str]) -> None:
     """The table, the numbers and the picture of all runs."""
     found = {
         (task, variant): [
             json.loads(result_file(out, task, variant, seed).read_text(encoding="utf-8")) for seed in seeds
         ]
         for task in tasks
-        for variant in VARIANTS
+        for variant in variants
     }
     lines = []
     for task in tasks:
-        baseline = [run["scores"] for run in found[task, "AVMoE"]]
+        baseline = [run["scores"] for run in found.get((task, "AVMoE"), [])]
         lines += [
             f"{TITLES[task]}; seeds {', '.join(map(str, seeds))}; mean and 95 % interval",
             "",
@@ -197,12 +198,12 @@ def summarize(out: Path, seeds: Sequence[int], tasks: Sequence[str]) -> None:
             "AUC of agreement, stages 1 to 4 | seconds |",
             "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]
-        for variant in VARIANTS:
+        for variant in variants:
             runs = found[task, variant]
             cells = [text([run["scores"][f"own captions, {part}"] for run in runs]) for part in PARTS]
             own = [run["scores"]["own captions, all"] for run in runs]
-            gains = [value - base["own captions, all"] for value, base in zip(own, baseline, strict=True)]
-            cells.append("" if variant == "AVMoE" else text(gains, sign="+"))
+            gains = [value - base["own captions, all"] for value, base in zip(own, baseline, strict=False)]
+            cells.append("" if variant == "AVMoE" or not gains else text(gains, sign="+"))
             for kind in CAPTIONS[1:]:
                 name = f"{kind} captions, all"
                 has_case = name in runs[0]["scores"]
@@ -215,7 +216,7 @@ def summarize(out: Path, seeds: Sequence[int], tasks: Sequence[str]) -> None:
     print("\n".join(lines))
     write(out / "ablation.md", "\n".join(lines))
     write(out / "ablation.json", json.dumps([run for runs in found.values() for run in runs], indent=1))
-    draw(found, tasks, out / "ablation.png")
+    draw(found, tasks, variants, out / "ablation.png")
 
 
 def text(values: Sequence[float], sign: str = "") -> str:
@@ -223,43 +224,39 @@ def text(values: Sequence[float], sign: str = "") -> str:
     return f"{center:{sign}.1f} ± {half:.1f}"
 
 
-def draw(found: dict[tuple[str, str], list[dict[str, Any]]], tasks: Sequence[str], path: Path) -> None:
-    """One row a task: scores of every variant, and what captions do, each with its interval and its seeds."""
+def draw(
+    found: dict[tuple[str, str], list[dict[str, Any]]], tasks: Sequence[str], variants: Sequence[str], path: Path
+) -> None:
+    """One row a task: the scores of every variant, and what captions do."""
     figure = new_figure(15, 4.6 * len(tasks))
     grid = figure.subplots(len(tasks), 2, squeeze=False, width_ratios=(2, 1))
-    case = [name for name, values in VARIANTS.items() if values.get("use_case", True)]
+    with_case = [name for name in variants if VARIANTS[name].get("use_case", True)]
+    parts = {f"{part} clips": f"own captions, {part}" for part in PARTS[1:]}
+    captions = {f"{kind} captions".replace("none", "no"): f"{kind} captions, all" for kind in CAPTIONS}
     for (left, right), task in zip(grid, tasks, strict=True):
-        columns = [[f"own captions, {part}" for part in PARTS[1:]], [f"{kind} captions, all" for kind in CAPTIONS]]
-        labels = [["aligned clips", "misaligned clips"], ["own captions", "no captions", "another clip's"]]
-        for axis, names, series, legend in (
-            (left, list(VARIANTS), *[c[0] for c in (columns, labels)]),
-            (right, case, *[c[1] for c in (columns, labels)]),
-        ):
-            for number, (score, label) in enumerate(zip(series, legend, strict=True)):
-                offset = 0.18 * (number - (len(series) - 1) / 2)
-                for place, name in enumerate(names):
-                    values = [run["scores"][score] for run in found[task, name]]
-                    center, half = interval(values)
-                    place_x = place + offset
-                    axis.errorbar(
-                        place_x,
-                        center,
-                        0 if math.isnan(half) else half,
-                        fmt="o",
-                        color=SERIES[number],
-                        capsize=4,
-                        label=label if place == 0 else None,
-                    )
-                    axis.plot([place_x + 0.05] * len(values), values, ".", color=SERIES[number], alpha=0.5, ms=5)
-            make_bare(axis, keep=("left", "bottom"))
-            axis.set_xticks(range(len(names)), [name.replace(" + ", "\n+ ").replace(", ", ",\n") for name in names])
-            axis.grid(axis="y", color="#E5E5E5")
-            axis.set_axisbelow(True)
-            axis.legend(fontsize=11, frameon=False, loc="best")
+        draw_scores(left, {name: found[task, name] for name in variants}, parts)
         left.set_title(TITLES[task], loc="left", fontsize=13)
+        draw_scores(right, {name: found[task, name] for name in with_case}, captions)
         right.set_title("What captions do", loc="left", fontsize=13)
     figure.tight_layout()
     save_figure(figure, path)
+
+
+def draw_scores(axis: Axes, runs: dict[str, list[dict[str, Any]]], scores: dict[str, str]) -> None:
+    """For each variant and each score, by its label, the mean with its interval, and beside it the runs."""
+    for number, (label, score) in enumerate(scores.items()):
+        offset = 0.18 * (number - (len(scores) - 1) / 2)
+        places = [place + offset for place in range(len(runs))]
+        values = [[run["scores"][score] for run in of_variant] for of_variant in runs.values()]
+        centers, halves = zip(*map(interval, values), strict=True)
+        axis.errorbar(places, centers, halves, fmt="o", color=SERIES[number], capsize=4, label=label)
+        for place, singles in zip(places, values, strict=True):
+            axis.plot([place + 0.05] * len(singles), singles, ".", color=SERIES[number], alpha=0.5, markersize=5)
+    make_bare(axis, keep=("left", "bottom"))
+    axis.set_xticks(range(len(runs)), [name.replace(" + ", "\n+ ").replace(", ", ",\n") for name in runs])
+    axis.grid(axis="y", color=COLOURS["grid"])
+    axis.set_axisbelow(True)
+    axis.legend(fontsize=11, frameon=False)
 
 
 def main() -> None:
@@ -268,6 +265,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("ablation"), help="folder for everything")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", choices=list(CLIPS), default=list(CLIPS))
+    parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
     parser.add_argument("--one", nargs=3, metavar=("TASK", "VARIANT", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one is not None:
@@ -276,8 +274,8 @@ def main() -> None:
         return
     for task in arguments.tasks:
         prepare(arguments.out, task)
-    run_all(arguments.out, arguments.seeds, arguments.tasks)
-    summarize(arguments.out, arguments.seeds, arguments.tasks)
+    run_all(arguments.out, arguments.seeds, arguments.tasks, arguments.variants)
+    summarize(arguments.out, arguments.seeds, arguments.tasks, arguments.variants)
 
 
 if __name__ == "__main__":
