@@ -235,12 +235,20 @@ def export_onnx(
     program = export_program(model, captions, outputs)
     inputs = example_inputs(model, captions=captions)
     names = list(program.call_spec.out_spec.unflatten(range(program.call_spec.out_spec.num_leaves)))
-    # Its optimizer warns of every node that it leaves as it is.
+    from onnxscript.optimizer import fold_constants, inline, remove_unused_nodes
+
+    # Constant folding warns of every node that it leaves as it is.
     optimizer = logging.getLogger("onnxscript.optimizer")
     level = optimizer.level
     optimizer.setLevel(logging.ERROR)
     try:
-        written = torch.onnx.export(program, dynamo=True, output_names=names, verbose=False)
+        # `optimize=True` also matches patterns at a cost that is quadratic in the number of nodes, more than all the
+        # rest; run times have fusions of their own.
+        written = torch.onnx.export(program, dynamo=True, output_names=names, verbose=False, optimize=False)
+        if written is not None:
+            inline(written.model)
+            fold_constants(written.model)
+            remove_unused_nodes(written.model)
     finally:
         optimizer.setLevel(level)
     if written is None:
