@@ -100,7 +100,8 @@ def test_a_sweep_trains_ranks_and_goes_on(tmp_path, capsys, monkeypatch):
     assert [bool(row["error"]) for row in rows] == [False, False, True, True]
     assert all(0 <= float(row["accuracy"]) <= 1 for row in rows[:2])
     recipe = yaml.safe_load((out / "trial-001" / "recipe.yaml").read_text())
-    assert (recipe["learning_rate"], recipe["model_config"], recipe["max_steps"]) == (2e-3, {"topk_ratio": 0.3}, 1)
+    changed = {"agreement_loss_weight": 0.3, "topk_ratio": 0.3}
+    assert (recipe["learning_rate"], recipe["model_config"], recipe["max_steps"]) == (2e-3, changed, 1)
 
     # Only what is not done yet is done the next time.
     asked = []
