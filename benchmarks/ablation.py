@@ -84,7 +84,8 @@ def run_one(out: Path, task: str, variant: str, seed: int) -> None:
     paths = {"data": str(out / task / "dataset"), "output_dir": str(run), "cache_dir": str(out / task / "cache")}
     values = {**paths, "seed": seed, "model_config": VARIANTS[variant]}
     recipe = load_recipe(find_recipe(task, "toy"), values)
-    result = train(recipe, resume=run if (run / "checkpoints" / "last").exists() else None)
+    is_resumed = (run / "checkpoints" / "last").exists()
+    result = train(recipe, resume=run if is_resumed else None)
     trained = time.process_time()
     model = load_trained_model(get_task(task).model_class, result.best_checkpoint)
     processor = build_processor(model, result.best_checkpoint)
@@ -110,7 +111,8 @@ def run_one(out: Path, task: str, variant: str, seed: int) -> None:
         for name, value in model.named_parameters()
         if name.split(".")[-1] in ("gamma", "gate", "gate_av")
     }
-    found["seconds"] = {"training": trained - started, "scoring": time.process_time() - trained}
+    # Those of a run that was interrupted are not known.
+    found["training_seconds"] = None if is_resumed else trained - started
     write(result_file(out, task, variant, seed), json.dumps(found, indent=1))
 
 
@@ -195,7 +197,7 @@ def summarize(out: Path, seeds: Sequence[int], tasks: Sequence[str], variants: S
             f"{TITLES[task]}; seeds {', '.join(map(str, seeds))}; mean and 95 % interval",
             "",
             "| variant | all | aligned | misaligned | all, against AVMoE | without captions | foreign captions | "
-            "AUC of agreement, stages 1 to 4 | seconds |",
+            "AUC of agreement, stages 1 to 4 | processor seconds of training |",
             "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
         ]
         for variant in variants:
@@ -210,7 +212,8 @@ def summarize(out: Path, seeds: Sequence[int], tasks: Sequence[str], variants: S
                 cells.append(text([run["scores"][name] for run in runs]) if has_case else "")
             aucs = [run["agreement_auc"] for run in runs if run["agreement_auc"] is not None]
             cells.append(", ".join(f"{mean(stage):.2f}" for stage in zip(*aucs, strict=True)))
-            cells.append(f"{mean([run['seconds']['training'] for run in runs]):.0f}")
+            seconds = [run["training_seconds"] for run in runs if run["training_seconds"] is not None]
+            cells.append(f"{mean(seconds):.0f}" if seconds else "")
             lines.append(f"| {variant} | {' | '.join(cells)} |")
         lines.append("")
     print("\n".join(lines))
@@ -221,7 +224,7 @@ def summarize(out: Path, seeds: Sequence[int], tasks: Sequence[str], variants: S
 
 def text(values: Sequence[float], sign: str = "") -> str:
     center, half = interval(values)
-    return f"{center:{sign}.1f} ± {half:.1f}"
+    return f"{center:{sign}.1f}" if math.isnan(half) else f"{center:{sign}.1f} ± {half:.1f}"
 
 
 def draw(
@@ -229,7 +232,7 @@ def draw(
 ) -> None:
     """One row a task: the scores of every variant, and what captions do."""
     figure = new_figure(15, 4.6 * len(tasks))
-    grid = figure.subplots(len(tasks), 2, squeeze=False, width_ratios=(2, 1))
+    grid = figure.subplots(len(tasks), 2, squeeze=False, sharey="row", width_ratios=(2, 1))
     with_case = [name for name in variants if VARIANTS[name].get("use_case", True)]
     parts = {f"{part} clips": f"own captions, {part}" for part in PARTS[1:]}
     captions = {f"{kind} captions".replace("none", "no"): f"{kind} captions, all" for kind in CAPTIONS}
