@@ -41,8 +41,12 @@ def test_the_number_of_processes_changes_no_loss_and_no_metric(runs, task):
     for first, second in zip(one["history"], two["history"], strict=True):
         assert {"train/loss", "train/caption", "train/entropy", "train/alignment"} <= first.keys()
         compared = {name: value for name, value in first.items() if name != "seconds"}
+        # Accuracies count the same hits; of many pixels, rounding takes a few over the threshold.
+        of_pixels = {"eval/j", "eval/f", "eval/f_whole_set"}
         expected = {
-            name: value if name.startswith("eval/") else pytest.approx(value, abs=1e-5)
+            name: pytest.approx(value, abs=1e-3 if name in of_pixels else 1e-5)
+            if name in of_pixels or not name.startswith("eval/")
+            else value
             for name, value in compared.items()
         }
         assert {name: value for name, value in second.items() if name != "seconds"} == expected
