@@ -70,6 +70,7 @@ def predictions(document: str) -> list[str]:
     return [line for line in lines if line.startswith("caeav predict")]
 
 
+@pytest.mark.slow
 def test_readme_inference(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     in_python, in_pipelines, from_towers = blocks("README.md", "python")[:3]
     names: dict = {}

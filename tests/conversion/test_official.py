@@ -166,6 +166,7 @@ def test_every_key_is_explained(converted) -> None:
     assert f"{len(report.mapped)} keys mapped" in report.summary()
 
 
+@pytest.mark.slow  # a whole model of each task
 def test_sizes_come_from_the_tensors(converted) -> None:
     own, state, _ = converted
     task = own.config.task
@@ -185,6 +186,7 @@ def test_sizes_come_from_the_tensors(converted) -> None:
             assert found[name] == value, name
 
 
+@pytest.mark.slow  # a whole model of each task
 def test_converting_saving_and_converting_again_is_stable(converted, tmp_path) -> None:
     own, state, model = converted
     before = {key: value.clone() for key, value in state.items()}
@@ -274,6 +276,7 @@ RUNS = {
 SHARED = {"backbone_type": "audioset", "lr": 5e-4, "accum_itr": None, "num_workers": 16}
 
 
+@pytest.mark.slow  # a whole model of each task
 def test_the_namespace_of_a_run_is_taken_whole(converted) -> None:
     own, state, _ = converted
     task = own.config.task

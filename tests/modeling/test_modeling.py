@@ -22,7 +22,6 @@ from tests.modeling.helpers import (
 
 
 FORMULATIONS = ("paper", "official")
-HEADS = ("cmbs", "mlp")
 PER_FRAME = ("event_logits", "visual_hidden_state", "audio_hidden_state", "caption_agreement")
 
 
@@ -93,7 +92,7 @@ def test_hidden_states_of_both_streams(make) -> None:
 
 
 @pytest.mark.parametrize("formulation", FORMULATIONS)
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", ["cmbs", pytest.param("mlp", marks=pytest.mark.slow)])
 @settings(max_examples=6, deadline=None)
 @given(lengths=st.lists(st.integers(1, 5), min_size=1, max_size=3), seed=st.integers(0, 1000))
 def test_padding_changes_nothing(formulation: str, head: str, lengths: list[int], seed: int) -> None:

@@ -355,6 +355,7 @@ def test_nothing_decodable(tmp_path):
     check_error(path, "noise.mp4: no", "could be decoded")
 
 
+@pytest.mark.slow  # a hundred files
 @settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_damage_anywhere_is_a_clip_or_a_media_error(damage_base, data):
