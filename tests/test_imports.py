@@ -59,7 +59,8 @@ FIRST = [
 
 
 # Each in a process of its own, of which one is enough in the quick lane.
-@pytest.mark.parametrize("first", [FIRST[0], *(pytest.param(code, marks=pytest.mark.slow) for code in FIRST[1:])])
+@pytest.mark.slow
+@pytest.mark.parametrize("first", FIRST)
 def test_transformers_knows_the_classes(first):
     names = run(first + KNOWN).strip()
     assert names == str(["CaeAvConfig", "CaeAvModel", "CaeAvProcessor", "AudioVisualSegmentationPipeline"])

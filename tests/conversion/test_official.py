@@ -127,7 +127,11 @@ def authors_output(model: CaeAvPreTrainedModel, batch: dict[str, Tensor]) -> dic
     return {"logits": frames.to_grid(head(tuple(maps), audio.mean(1), frames).logits)}
 
 
-@pytest.fixture(scope="module", params=TASKS)
+# One task in the quick lane, whose modules the reference cases cover for all.
+QUICK = [task if task == "ave" else pytest.param(task, marks=pytest.mark.slow) for task in TASKS]
+
+
+@pytest.fixture(scope="module", params=QUICK)
 def converted(request: pytest.FixtureRequest) -> tuple[CaeAvPreTrainedModel, dict[str, Tensor], CaeAvPreTrainedModel]:
     """A small official model, its checkpoint under the authors' names, and what conversion makes of that."""
     own = small_model(small_config(request.param))
