@@ -58,7 +58,7 @@ FIRST = [
 ]
 
 
-# Each in a process of its own, of which one is enough in the quick lane.
+# Each in a process of its own.
 @pytest.mark.slow
 @pytest.mark.parametrize("first", FIRST)
 def test_transformers_knows_the_classes(first):
