@@ -106,7 +106,8 @@ class AgreementCalibration(nn.Module):
 
     def logits(self, agreement: Tensor, stage: int) -> Tensor:
         """Log-odds of agreements of any shape."""
-        return self.log_scale[stage].float().exp() * (agreement.float() - self.threshold[stage].float())
+        scale, threshold = at_least_float32(self.log_scale[stage]).exp(), at_least_float32(self.threshold[stage])
+        return scale * (at_least_float32(agreement) - threshold)
 
 
 def agreement_loss(
@@ -130,7 +131,7 @@ def agreement_loss(
     Returns:
         Mean of the losses of both kinds of pairs over the frames of all processes; a kind without pairs counts 0.
     """
-    visual, audio = visual.float(), audio.float()
+    visual, audio = at_least_float32(visual), at_least_float32(audio)
     parts, place = gather_rows(audio)
     sounds = torch.cat(parts)
     # Clips are counted on each process, so the same number elsewhere is another clip.
