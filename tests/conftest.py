@@ -1,6 +1,5 @@
 """Shared by all tests."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
@@ -14,9 +13,6 @@ from tests.odd_offsets import at_odd_offsets
 
 # The tests' tensors are too small to share: more threads would only wait for each other.
 torch.set_num_threads(1)
-
-# DeepSpeed, which Accelerate imports where it is installed, otherwise says on standard output that it sees no GPU.
-os.environ["DS_ACCELERATOR"] = "cpu"
 
 
 @pytest.fixture(autouse=True)

@@ -63,7 +63,6 @@ def toy_task(
     processes: int,
     max_steps: int = 8,
     sharding: str | None = None,
-    dtype: torch.dtype = torch.float64,
     **switches: bool,
 ) -> None:
     """A few steps of the toy recipe of a task, four clips a step, in double precision, nothing drawn at random."""
@@ -85,7 +84,7 @@ def toy_task(
         task, size="toy", num_frames=3, head_hidden_size=32, agreement_loss_weight=0.1, **quiet, **shallow
     )
     torch.manual_seed(0)
-    model = randomise(definition.model_class(config)).to(dtype)
+    model = randomise(definition.model_class(config)).double()
     for module in model.modules():
         if isinstance(module, FrameAttention):
             module.dropout = 0.0

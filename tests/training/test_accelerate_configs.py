@@ -1,13 +1,17 @@
 """The configurations of Accelerate that come with the recipes, as Accelerate itself reads them."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
-from accelerate import DeepSpeedPlugin, DistributedType, FullyShardedDataParallelPlugin
+from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_multi_gpu_env
 
+from caeav_hf.errors import CaeAvError
 from caeav_hf.training.recipe import RECIPES, available_recipes
+from caeav_hf.training.sharding import plan_sharding
 
 
 CONFIGS = RECIPES / "accelerate"
@@ -15,7 +19,6 @@ TYPES = {
     "one": DistributedType.NO,
     "ddp": DistributedType.MULTI_GPU,
     "fsdp": DistributedType.FSDP,
-    "deepspeed": DistributedType.DEEPSPEED,
 }
 
 
@@ -57,12 +60,6 @@ def test_fsdp_is_the_second_version(two_devices, monkeypatch):
     assert plugin.cpu_ram_efficient_loading is False
 
 
-def test_deepspeed_divides_what_the_optimizer_keeps(two_devices, monkeypatch):
-    arguments = launch_arguments("deepspeed")
-    arguments.deepspeed_fields_from_accelerate_config = ""
-    _, environment = prepare_deepspeed_cmd_env(arguments)
-    for name, value in environment.items():
-        if name.startswith("ACCELERATE_"):
-            monkeypatch.setenv(name, value)
-    plugin = DeepSpeedPlugin()
-    assert plugin.deepspeed_config["zero_optimization"]["stage"] == 1
+def test_deepspeed_is_refused():
+    with pytest.raises(CaeAvError, match="DeepSpeed is not supported"):
+        plan_sharding(SimpleNamespace(distributed_type=DistributedType.DEEPSPEED), None, shard_towers=False)

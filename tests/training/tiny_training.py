@@ -126,12 +126,12 @@ def tiny_model(seed=0, **config):
     return TinyModel(TinyConfig(**config))
 
 
-def tiny_trainer(folder, recipe, *, train=None, test=None, model=None, resume=None, cpu=True):
-    """A trainer in `folder`, seeded as a run is; `cpu=False` lets Accelerate look for what else there is."""
+def tiny_trainer(folder, recipe, *, train=None, test=None, model=None, resume=None):
+    """A trainer in `folder`, seeded as a run is."""
     AcceleratorState._reset_state()  # it is one for the whole process and remembers the last precision
     is_fp16 = recipe.mixed_precision == "fp16"
     precision = "no" if is_fp16 else recipe.mixed_precision
-    accelerator = Accelerator(cpu=cpu, mixed_precision=precision, dynamo_backend=recipe.torch_compile or "no")
+    accelerator = Accelerator(cpu=True, mixed_precision=precision, dynamo_backend=recipe.torch_compile or "no")
     if is_fp16:
         # Accelerate sets this up on GPUs only.
         accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
@@ -146,11 +146,11 @@ def tiny_trainer(folder, recipe, *, train=None, test=None, model=None, resume=No
     return Trainer(recipe, TINY, model, TinyProcessor(), train, test, collate, accelerator, run)
 
 
-def run_program(name, folder, **environment):
+def run_program(name, folder):
     """Run a program of this folder, which leaves in `folder` what it found."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name(name)), str(folder)],
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )

@@ -32,7 +32,6 @@ from ..modeling.frozen import trained_names
 from .run_folder import without_progress_bars
 from .sharding import bare, load_optimizer_state, whole_optimizer_state, whole_weights
 from .state import LoopState, random_state, set_random_state
-from .zero import load_zero_optimizer_state, uses_deepspeed, zero_optimizer_state
 
 
 TRAINED_FILE = "model-00001-of-00002.safetensors"
@@ -76,8 +75,7 @@ class CheckpointStore:
         bare_model = bare(model, self.accelerator)
         # What is divided among processes takes all of them to come together.
         weights = whole_weights(bare_model)
-        whole_state = zero_optimizer_state if uses_deepspeed(self.accelerator) else whole_optimizer_state
-        optimizer_state = whole_state(bare_model, optimizer.optimizer)
+        optimizer_state = whole_optimizer_state(bare_model, optimizer.optimizer)
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / STATE_FOLDER).mkdir(parents=True)
@@ -242,8 +240,7 @@ def restore_training_state(checkpoint: Path, model: nn.Module, optimizer: Any, a
     folder = checkpoint / STATE_FOLDER
     try:
         saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
-        load_state = load_zero_optimizer_state if uses_deepspeed(accelerator) else load_optimizer_state
-        load_state(bare(model, accelerator), optimizer.optimizer, saved["optimizer"])
+        load_optimizer_state(bare(model, accelerator), optimizer.optimizer, saved["optimizer"])
         scaler = getattr(accelerator, "scaler", None)
         if scaler is not None and saved["scaler"] is not None:
             scaler.load_state_dict(saved["scaler"])

@@ -131,7 +131,7 @@ def _evaluate(options: argparse.Namespace, recipe: Recipe) -> None:
     from .run import score
 
     split = options.split or recipe.eval_split
-    # DeepSpeed, which Accelerate imports where it is installed, greets on standard output: that is for the scores.
+    # Standard output is for the scores; libraries that Accelerate imports where they are installed may print too.
     with contextlib.redirect_stdout(sys.stderr):
         metrics = score(options.evaluate, recipe, split)
     if PartialState().is_main_process:

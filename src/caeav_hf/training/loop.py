@@ -27,7 +27,6 @@ from .schedule import build_optimizer, entropy_weight, learning_rate, set_learni
 from .sharding import bare, plan_sharding, share_gradients, whole
 from .state import LoopState
 from .tasks import TaskDefinition
-from .zero import plan_deepspeed, uses_deepspeed, zero_step
 
 
 class Trainer:
@@ -69,7 +68,6 @@ class Trainer:
             # Older versions of Transformers have the older name only.
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         plan_sharding(accelerator, model, shard_towers=recipe.shard_towers)
-        plan_deepspeed(accelerator, model, batch_size=recipe.batch_size, max_grad_norm=recipe.max_grad_norm)
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
         if recipe.optimizer_in_backward:
             if accelerator.distributed_type != DistributedType.NO:
@@ -214,9 +212,6 @@ class Trainer:
 
         statistics = [buffer.clone() for buffer in self.statistics]
         last = max(number for number, count in enumerate(clips_of_batch) if count)
-        # With DeepSpeed, gradients are sent in the step.
-        zero = uses_deepspeed(accelerator)
-        backward = self.model.backward if zero else accelerator.backward
         losses: list[tuple[int, dict[str, torch.Tensor]]] = []
         for number, batch in enumerate(window):
             if not clips_of_batch[number]:
@@ -224,8 +219,7 @@ class Trainer:
             if not kept_by_process[:, number].all():
                 batch = lend_inputs(batch, int(kept_by_process[:, number].argmax()), accelerator)
             accelerator.sync_gradients = number == last
-            sends = number == last and not zero
-            synchronise = nullcontext() if sends else accelerator.no_sync(self.model)
+            synchronise = nullcontext() if number == last else accelerator.no_sync(self.model)
             with synchronise, standing_in(not batch["indices"]):
                 inputs = batch["inputs"] or {}
                 if self.captions is not None:
@@ -236,7 +230,7 @@ class Trainer:
                 if self.recipe.optimizer_in_backward and not outputs.loss.isfinite():
                     self._skip(statistics)
                     return None
-                backward(outputs.loss * (clips_of_batch[number] / clips))
+                accelerator.backward(outputs.loss * (clips_of_batch[number] / clips))
             parts = {"loss": outputs.loss, **(outputs.loss_dict or {})}
             losses.append((clips_of_batch[number], {name: part.detach() for name, part in parts.items()}))
 
@@ -254,8 +248,6 @@ class Trainer:
     def _update(self) -> bool:
         """Clip the gradient and let the optimizer step; `False` where the gradient was not finite."""
         accelerator = self.accelerator
-        if uses_deepspeed(accelerator):
-            return zero_step(self.model)
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         limit = math.inf if self.recipe.max_grad_norm is None else self.recipe.max_grad_norm
         norm = whole(accelerator.clip_grad_norm_(trained, limit))

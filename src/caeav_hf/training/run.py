@@ -34,7 +34,6 @@ from .run_folder import RunFolder, environment
 from .sharding import is_sharded
 from .state import LoopState
 from .tasks import get_task
-from .zero import uses_deepspeed
 
 
 # What autocast computes in, by the names of recipes.
@@ -113,7 +112,7 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
     with ExitStack() as stack:
         stack.callback(accelerator.end_training)
         dtype = PRECISIONS[accelerator.mixed_precision]
-        if not (is_sharded(accelerator) or uses_deepspeed(accelerator)):
+        if not is_sharded(accelerator):
             frozen_file = trainer.store.keep_frozen(trainer.bare_model)
             stack.enter_context(spared(trainer.bare_model, frozen_file, dtype=dtype, reads_text=not captions.features))
         if recipe.torch_compile is not None:

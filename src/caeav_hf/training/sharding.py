@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -39,8 +39,11 @@ def plan_sharding(accelerator: Accelerator, model: Any, *, shard_towers: bool) -
     does nothing.
 
     Raises:
-        CaeAvError: the first version of FSDP is asked for, which cannot divide trained and frozen weights together.
+        CaeAvError: the first version of FSDP is asked for, which cannot divide trained and frozen weights together, or
+            DeepSpeed.
     """
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        raise CaeAvError("DeepSpeed is not supported; to divide weights and optimizer state, use FSDP")
     if not is_sharded(accelerator):
         return
     plugin = accelerator.state.fsdp_plugin
