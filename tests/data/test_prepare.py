@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from caeav_hf.cli import main
 from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.data import CaeAvDataset, prepare_clips
-from caeav_hf.data.prepared import _decode_sound, _encode_sound
+from caeav_hf.data.images import read_frame
+from caeav_hf.data.prepared import _decode_sound, _encode_images, _encode_sound
 from caeav_hf.errors import DataError
 from caeav_hf.processing import CaeAvProcessor
 from tests.data.conftest import build
@@ -66,6 +67,14 @@ def test_questions_share_the_one_copy_of_their_clip(tmp_path):
     first, second = data[0], data[1]
     assert first["pixel_values_videos"] is second["pixel_values_videos"]
     assert data.rows.features["answer_label"].names
+
+
+@pytest.mark.parametrize("size", [(1, 1), (48, 64), (33, 47)])
+def test_png_keeps_every_bit(size):
+    images = np.random.default_rng(0).integers(0, 256, (3, *size, 3), dtype=np.uint8)
+    files = _encode_images(images, "png")
+    assert files == _encode_images(images, "png")
+    assert np.array_equal(np.stack([read_frame({"bytes": file, "path": None}) for file in files]), images)
 
 
 def test_jpeg_is_close_and_its_sound_exact(parquet, processor, tmp_path):
