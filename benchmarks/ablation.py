@@ -29,8 +29,8 @@ from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from caeav_hf.data import AveBuilder, AvsBenchBuilder, CaeAvCollator, CaeAvDataset
-from caeav_hf.data.toy import generate
 from caeav_hf.demo import stage_aucs
+from caeav_hf.toy import generate
 from caeav_hf.training import find_recipe, load_recipe
 from caeav_hf.training.build import build_processor, load_trained_model
 from caeav_hf.training.evaluation import evaluate

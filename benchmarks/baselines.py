@@ -16,8 +16,9 @@ import numpy as np
 from datasets import load_dataset
 
 from caeav_hf.data.images import read_mask
-from caeav_hf.data.toy import CLASSES
-from caeav_hf.metrics import segmentation_scores, video_parsing_scores
+from caeav_hf.tasks.segmentation.metric import segmentation_scores
+from caeav_hf.tasks.video_parsing.metric import video_parsing_scores
+from caeav_hf.toy import CLASSES
 
 
 def segmentation(data: str) -> None:

@@ -1,6 +1,6 @@
 """Writes AVE as Parquet: `python dataset_scripts/ave.py --annotations DIR --media DIR --out DIR`."""
 
-from caeav_hf.data.ave import AveBuilder, main
+from caeav_hf.tasks.event_localization.builder import AveBuilder, main
 
 
 __all__ = ["AveBuilder"]

@@ -1,6 +1,6 @@
 """Writes AVSBench as Parquet: `python dataset_scripts/avsbench.py --setting s4 --annotations A --media M --out O`."""
 
-from caeav_hf.data.avsbench import AvsBenchBuilder, main
+from caeav_hf.tasks.segmentation.builder import AvsBenchBuilder, main
 
 
 __all__ = ["AvsBenchBuilder"]

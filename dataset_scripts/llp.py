@@ -1,6 +1,6 @@
 """Writes LLP as Parquet: `python dataset_scripts/llp.py --annotations DIR --media DIR --out DIR`."""
 
-from caeav_hf.data.llp import LlpBuilder, main
+from caeav_hf.tasks.video_parsing.builder import LlpBuilder, main
 
 
 __all__ = ["LlpBuilder"]

@@ -3,8 +3,8 @@
 import argparse
 import os
 
-from caeav_hf.data.toy import HARD_MISALIGNMENTS, LAYOUTS, LEVELS, MediaFormat, generate
 from caeav_hf.errors import CaeAvError
+from caeav_hf.toy import HARD_MISALIGNMENTS, LAYOUTS, LEVELS, MediaFormat, generate
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -11,6 +11,8 @@ from caeav_hf.modeling import CaeAvPreTrainedModel
 from tests.odd_offsets import at_odd_offsets
 
 
+pytest_plugins = ["tests.corpora"]
+
 # The tests' tensors are too small to share: more threads would only wait for each other.
 torch.set_num_threads(1)
 

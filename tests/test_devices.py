@@ -5,10 +5,10 @@ import shutil
 import pytest
 import torch
 
+from caeav_hf.captioning import LocalCaptioner
 from caeav_hf.cli import main
-from caeav_hf.data import visual_3d
 from caeav_hf.devices import default_device
-from caeav_hf.processing.captioning import LocalCaptioner
+from caeav_hf.tasks.video_parsing import visual_3d
 from tests.captioning.tiny_omni import tiny_omni
 from tests.training.toy_files import toy_data, toy_model
 

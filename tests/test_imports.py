@@ -51,7 +51,7 @@ FIRST = [
     "import transformers; import caeav_hf",
     # Modules of the package that load Transformers themselves.
     "from caeav_hf.configuration_cae_av import CaeAvConfig",
-    "from caeav_hf.processing.media import Clip",
+    "from caeav_hf.media.clip import Clip",
     "from caeav_hf.modeling.modeling_cae_av import CaeAvModel",
     "from caeav_hf import CaeAvForSegmentation",
     "from caeav_hf import *",
@@ -68,11 +68,11 @@ def test_transformers_knows_the_classes(first):
 
 def test_names_are_found():
     import caeav_hf
+    import caeav_hf.captioning
     import caeav_hf.data
     import caeav_hf.processing
-    import caeav_hf.processing.captioning
 
-    for package in (caeav_hf, caeav_hf.data, caeav_hf.processing, caeav_hf.processing.captioning):
+    for package in (caeav_hf, caeav_hf.data, caeav_hf.processing, caeav_hf.captioning):
         assert set(package.__all__) <= set(dir(package))
         for name in package.__all__:
             assert getattr(getattr(package, name), "__name__", name) == name

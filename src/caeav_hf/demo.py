@@ -11,10 +11,10 @@ import torch
 from accelerate import Accelerator
 
 from .data import AveBuilder, CaeAvCollator, CaeAvDataset
-from .data.toy import generate
 from .errors import CaeAvError
-from .metrics import agreement_auc
 from .pipelines import AudioVisualEventLocalizationPipeline
+from .tasks.agreement import agreement_auc
+from .toy import generate
 from .training import Recipe, find_recipe, load_recipe
 from .training.build import build_processor, load_trained_model
 from .training.evaluation import evaluate

@@ -13,7 +13,7 @@ from typing import Any
 
 from PIL import Image
 
-from caeav_hf.processing.captioning.prompts import SYSTEM_PROMPT, instruction
+from caeav_hf.captioning.prompts import SYSTEM_PROMPT, instruction
 
 
 # What a request may get in place of an answer.

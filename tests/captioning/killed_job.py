@@ -16,8 +16,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from caeav_hf.captioning.table import CaptionTable
 from caeav_hf.cli import main
-from caeav_hf.processing.captioning.table import CaptionTable
 
 
 OPTIONS = ["--model", "omni", "--timeout", "0.3", "--backoff", "0.01", "--attempts", "4", "--concurrency", "8"]

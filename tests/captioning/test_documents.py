@@ -7,9 +7,9 @@ from pathlib import Path
 import pandas
 import pytest
 
+from caeav_hf.captioning.prompts import SYSTEM_PROMPT, instruction
 from caeav_hf.cli import build_parser
 from caeav_hf.data.caption_file import CAPTION_SCHEMA, read_captions, write_caption_rows
-from caeav_hf.processing.captioning.prompts import SYSTEM_PROMPT, instruction
 from tests.training.toy_files import toy_clips, toy_corpus, toy_model
 
 

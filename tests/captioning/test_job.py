@@ -11,18 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from caeav_hf.captioning import CaptionerUnusableError, CaptionSettings, ServerCaptioner, caption_clips, find_clips
+from caeav_hf.captioning.table import CaptionTable
 from caeav_hf.cli import main
 from caeav_hf.data import AveBuilder
 from caeav_hf.data.caption_file import read_captions
 from caeav_hf.errors import CaeAvError, DataError
-from caeav_hf.processing.captioning import (
-    CaptionerUnusableError,
-    CaptionSettings,
-    ServerCaptioner,
-    caption_clips,
-    find_clips,
-)
-from caeav_hf.processing.captioning.table import CaptionTable
 from tests.captioning.chat_server import FAULTS, ChatServer, answer_to
 from tests.captioning.killed_job import OPTIONS
 from tests.media_factory import tone, write_clip

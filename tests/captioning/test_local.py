@@ -3,9 +3,7 @@
 import pytest
 import torch
 
-from caeav_hf.data.caption_file import read_captions
-from caeav_hf.errors import CaeAvError
-from caeav_hf.processing.captioning import (
+from caeav_hf.captioning import (
     CaptionRequest,
     CaptionSettings,
     ClipMaterial,
@@ -13,6 +11,8 @@ from caeav_hf.processing.captioning import (
     caption_clips,
     find_clips,
 )
+from caeav_hf.data.caption_file import read_captions
+from caeav_hf.errors import CaeAvError
 from tests.captioning.tiny_omni import tiny_omni
 from tests.media_factory import write_clip
 

@@ -6,9 +6,9 @@ import pytest
 from transformers import pipeline
 
 import caeav_hf  # noqa: F401  (registers the pipelines)
+from caeav_hf.captioning import ServerCaptioner
 from caeav_hf.cli import main
 from caeav_hf.errors import CaeAvError
-from caeav_hf.processing.captioning import ServerCaptioner
 from tests.captioning.chat_server import ChatServer
 from tests.same import assert_same_result
 from tests.training.toy_files import mask_clips, mask_model, toy_clips, toy_model

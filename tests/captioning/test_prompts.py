@@ -4,10 +4,10 @@ import hashlib
 
 import pytest
 
+from caeav_hf.captioning.cleaning import clean_answer
+from caeav_hf.captioning.errors import CaptioningError
+from caeav_hf.captioning.prompts import MODALITY_WORDS, PROMPT_VERSION, SYSTEM_PROMPT, instruction
 from caeav_hf.errors import CaeAvError
-from caeav_hf.processing.captioning.cleaning import clean_answer
-from caeav_hf.processing.captioning.errors import CaptioningError
-from caeav_hf.processing.captioning.prompts import MODALITY_WORDS, PROMPT_VERSION, SYSTEM_PROMPT, instruction
 
 
 def test_the_prompts_differ_in_the_words_that_name_the_modality_alone():

@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 
-from caeav_hf.errors import CaeAvError, MediaError
-from caeav_hf.processing import load_clip
-from caeav_hf.processing.captioning import (
+from caeav_hf.captioning import (
     CaptionerUnusableError,
     CaptioningError,
     CaptionRequest,
@@ -13,6 +11,8 @@ from caeav_hf.processing.captioning import (
     ClipMaterial,
     ServerCaptioner,
 )
+from caeav_hf.errors import CaeAvError, MediaError
+from caeav_hf.media.clip import load_clip
 from tests.captioning.chat_server import FAULTS, ChatServer, answer_to
 from tests.media_factory import write_clip
 

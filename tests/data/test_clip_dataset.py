@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader
 from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.data import CaeAvCollator, CaeAvDataset
 from caeav_hf.errors import DataError
-from caeav_hf.processing.media import load_clip
+from caeav_hf.media.clip import load_clip
 from caeav_hf.processing.processing_cae_av import CaeAvProcessor
-from tests.data.conftest import build
+from tests.corpora import build
 from tests.same import assert_same_clip
 
 

@@ -11,21 +11,21 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from caeav_hf.captioning import CaptionSettings, find_clips
 from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.data import AveBuilder, CaeAvDataset, LlpBuilder, MusicAvqaBuilder
-from caeav_hf.data.ave import read_clip_times
 from caeav_hf.data.builder import BuildReport
 from caeav_hf.data.cutting import cut
 from caeav_hf.data.images import read_frame
 from caeav_hf.data.media_files import AUDIO_SUFFIXES, MediaFolder, Query
 from caeav_hf.data.prepare import prepare_clips
-from caeav_hf.data.visual_3d import extract_folder
 from caeav_hf.errors import DataError, MediaError
 from caeav_hf.labels import MUSIC_AVQA_ANSWERS
+from caeav_hf.media.clip import load_audio, load_clip
 from caeav_hf.processing import CaeAvProcessor
-from caeav_hf.processing.captioning import CaptionSettings, find_clips
-from caeav_hf.processing.media import load_audio, load_clip
-from tests.data.conftest import build_avs
+from caeav_hf.tasks.event_localization.builder import read_clip_times
+from caeav_hf.tasks.video_parsing.visual_3d import extract_folder
+from tests.corpora import build_avs
 from tests.media_factory import count_image, read_count, write_clip, write_wav
 from tests.same import assert_same_clip
 
@@ -224,7 +224,7 @@ def test_features_of_a_full_length_video_are_not_those_of_the_clip(llp, tmp_path
 def test_features_are_extracted_from_the_part(llp, tmp_path, embed, monkeypatch):
     options = {"annotations": str(llp / "annotations"), "media": str(llp / "media")}
     LlpBuilder(**options, embed_media=embed).build(tmp_path / "rows")
-    monkeypatch.setattr("caeav_hf.data.visual_3d._transform", lambda: lambda frames: frames)
+    monkeypatch.setattr("caeav_hf.tasks.video_parsing.visual_3d._transform", lambda: lambda frames: frames)
     network = FrameCounts()
     report = extract_folder(tmp_path / "rows", tmp_path / "features", network, frames_per_segment=1)
     assert report == {"written": 4, "already_there": 0, "broken": {}}

@@ -17,7 +17,7 @@ from caeav_hf.data.images import read_frame
 from caeav_hf.data.prepared import _decode_sound, _encode_images, _encode_sound
 from caeav_hf.errors import DataError
 from caeav_hf.processing import CaeAvProcessor
-from tests.data.conftest import build
+from tests.corpora import build
 from tests.same import assert_same_clip
 from tests.training import toy_files
 

@@ -11,9 +11,9 @@ from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
 from caeav_hf.data import AveBuilder
-from caeav_hf.data.ave import main
 from caeav_hf.data.builder import push_to_hub
-from tests.data.conftest import build
+from caeav_hf.tasks.event_localization.builder import main
+from tests.corpora import build
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 from caeav_hf.data import AveBuilder, shard_writing
 from caeav_hf.data.shard_writing import read_fingerprint
 from caeav_hf.errors import DataError
-from tests.data.conftest import build
+from tests.corpora import build
 from tests.media_factory import write_clip
 
 

@@ -10,7 +10,7 @@ from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.data import CaeAvCollator, CaeAvDataset, CaeAvStream, prepare_clips
 from caeav_hf.errors import DataError
 from caeav_hf.processing import CaeAvProcessor
-from tests.data.conftest import build
+from tests.corpora import build
 from tests.same import assert_same_clip
 from tests.training import toy_files
 

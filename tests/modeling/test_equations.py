@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from caeav_hf import CaeAvConfig
-from caeav_hf.modeling.backbones import FrozenBlock
 from caeav_hf.modeling.captions import Captions
 from caeav_hf.modeling.case import CASE
 from caeav_hf.modeling.caste import CASTE
 from caeav_hf.modeling.frames import FrameLayout
 from caeav_hf.modeling.interaction import PairPosition, build_interaction
+from caeav_hf.towers.base import FrozenBlock
 from tests.modeling import equations
 from tests.modeling.helpers import as_double, toy_batch, toy_model
 

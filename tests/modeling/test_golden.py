@@ -11,16 +11,16 @@ from caeav_hf import CaeAvConfig
 from caeav_hf.configuration_cae_av import CaeAvAudioConfig, CaeAvVisionConfig
 from caeav_hf.conversion import key_map
 from caeav_hf.modeling.avmoe import AVMoE, load_balancing_loss
-from caeav_hf.modeling.backbones import HtsatTower, SwinV2Tower
 from caeav_hf.modeling.captions import CaptionMapper, Captions
 from caeav_hf.modeling.case import CASE
 from caeav_hf.modeling.caste import CASTE
 from caeav_hf.modeling.frames import FrameLayout
-from caeav_hf.modeling.heads.event_localization import CMBSHead
-from caeav_hf.modeling.heads.question_answering import QuestionAnsweringHead
-from caeav_hf.modeling.heads.segmentation import SegmentationHead
-from caeav_hf.modeling.heads.video_parsing import VideoParsingHead
 from caeav_hf.modeling.losses import AlignmentProjections
+from caeav_hf.tasks.event_localization.head import CMBSHead
+from caeav_hf.tasks.question_answering.head import QuestionAnsweringHead
+from caeav_hf.tasks.segmentation.head import SegmentationHead
+from caeav_hf.tasks.video_parsing.head import VideoParsingHead
+from caeav_hf.towers.base import HtsatTower, SwinV2Tower
 from tests.golden import GoldenCase, assert_equal
 
 

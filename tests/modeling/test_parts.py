@@ -11,14 +11,14 @@ from torch import Tensor, multiprocessing, nn
 
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization, CaeAvForSegmentation
 from caeav_hf.modeling.avmoe import AVMoE, CrossModalMap
-from caeav_hf.modeling.backbones import FrozenBlock
 from caeav_hf.modeling.captions import Captions
 from caeav_hf.modeling.case import CASE
 from caeav_hf.modeling.caste import CASTE, num_kept
 from caeav_hf.modeling.frames import FrameLayout
-from caeav_hf.modeling.heads.segmentation import TPAVI
 from caeav_hf.modeling.interaction import InteractionLayer, PairPosition, build_interaction, register_interaction
 from caeav_hf.modeling.losses import caption_contrastive_loss, modality_alignment_loss, selection_entropy_loss
+from caeav_hf.tasks.segmentation.head import TPAVI
+from caeav_hf.towers.base import FrozenBlock
 from tests.modeling.helpers import randomise, toy_batch, toy_model
 
 

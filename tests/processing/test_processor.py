@@ -8,14 +8,13 @@ from hypothesis import strategies as st
 
 from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.errors import CaeAvError, MediaError
+from caeav_hf.media.clip import load_audio, load_clip
 from caeav_hf.processing import (
     CaeAvFeatureExtractor,
     CaeAvProcessor,
     CaeAvVideoProcessor,
     build_clip_tokenizer,
     clean_caption,
-    load_audio,
-    load_clip,
 )
 from tests.media_factory import count_image, write_clip, write_wav
 from tests.same import assert_same_clip

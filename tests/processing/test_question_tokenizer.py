@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
 from caeav_hf.configuration_cae_av import CaeAvConfig
-from caeav_hf.data.music_avqa import read_questions
 from caeav_hf.errors import CaeAvError
 from caeav_hf.labels import MUSIC_AVQA_ANSWERS, MUSIC_AVQA_QUESTION_WORDS
 from caeav_hf.processing import CaeAvProcessor, build_question_tokenizer, question_tokenizer_from_words
+from caeav_hf.tasks.question_answering.builder import read_questions
 
 
 # As published, one question in twenty ends with a full-width question mark.

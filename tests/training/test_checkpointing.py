@@ -5,7 +5,7 @@ import os
 import torch
 from safetensors.torch import load_file
 
-from caeav_hf.modeling.frozen import trained_names
+from caeav_hf.towers.frozen import trained_names
 from tests.training.tiny_training import TinyModel, tiny_model, tiny_recipe, tiny_trainer
 
 

@@ -8,9 +8,9 @@ import datasets
 import pytest
 
 from caeav_hf.data import AveBuilder
-from caeav_hf.data.toy import MediaFormat, generate
+from caeav_hf.toy import MediaFormat, generate
 from caeav_hf.training.command import main
-from tests.data.conftest import keep_stream
+from tests.corpora import keep_stream
 from tests.media_factory import truncate, write_clip
 from tests.training.toy_files import toy_model
 

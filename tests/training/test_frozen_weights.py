@@ -6,8 +6,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 
 from caeav_hf import CaeAvForEventLocalization
-from caeav_hf.modeling.frozen import trained_names
-from caeav_hf.modeling.lora import tower_lora_config
+from caeav_hf.towers.frozen import trained_names
+from caeav_hf.towers.lora import tower_lora_config
 from caeav_hf.training.checkpointing import CheckpointStore
 from caeav_hf.training.command import main
 from caeav_hf.training.frozen_weights import spared

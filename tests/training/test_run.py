@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from caeav_hf import CaeAvForEventLocalization
 from caeav_hf.data import AveBuilder, CaeAvDataset
-from caeav_hf.modeling.frozen import trained_names
 from caeav_hf.processing import CaeAvProcessor
+from caeav_hf.towers.frozen import trained_names
 from caeav_hf.training import Recipe
 from caeav_hf.training.build import load_trained_model, read_captions
 from caeav_hf.training.command import main

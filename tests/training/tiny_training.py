@@ -14,7 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
-from caeav_hf.modeling.distributed import batch_mean
+from caeav_hf.modeling.collectives import batch_mean
 from caeav_hf.training.loop import Trainer
 from caeav_hf.training.recipe import Recipe
 from caeav_hf.training.run_folder import RunFolder

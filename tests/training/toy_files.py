@@ -11,7 +11,6 @@ import torch
 
 from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.data import AveBuilder, AvsBenchBuilder, LlpBuilder, MusicAvqaBuilder
-from caeav_hf.data.toy import CLASSES, MediaFormat, generate
 from caeav_hf.modeling import (
     CaeAvForEventLocalization,
     CaeAvForQuestionAnswering,
@@ -19,6 +18,7 @@ from caeav_hf.modeling import (
     CaeAvForVideoParsing,
 )
 from caeav_hf.processing import CaeAvProcessor
+from caeav_hf.toy import CLASSES, MediaFormat, generate
 
 
 @cache

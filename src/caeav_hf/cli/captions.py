@@ -10,7 +10,7 @@ from ..errors import CaeAvError
 
 
 if TYPE_CHECKING:
-    from ..processing.captioning import Captioner, CaptionSettings
+    from ..captioning import Captioner, CaptionSettings
 
 
 def add_commands(commands: Any) -> None:
@@ -120,7 +120,7 @@ def server_captioner(
         key = os.environ.get(options.caption_key_variable)
         if not key:
             raise CaeAvError(f"{options.caption_key_variable}: expected an environment variable with the server's key")
-    from ..processing.captioning import ServerCaptioner
+    from ..captioning import ServerCaptioner
 
     return ServerCaptioner(
         options.caption_server,
@@ -134,7 +134,7 @@ def server_captioner(
 
 
 def _add_settings(parser: argparse.ArgumentParser) -> None:
-    from ..processing.captioning.settings import CaptionSettings
+    from ..captioning.settings import CaptionSettings
 
     group = parser.add_argument_group("what the model is shown and how it answers (the same for both modalities)")
     texts = {
@@ -160,8 +160,8 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
 
 
 def _caption(options: argparse.Namespace) -> int:
-    from ..processing.captioning import CaptionSettings, LocalCaptioner, caption_clips, find_clips
-    from ..processing.captioning.job import report_path
+    from ..captioning import CaptionSettings, LocalCaptioner, caption_clips, find_clips
+    from ..captioning.job import report_path
 
     names = {item.name for item in dataclasses.fields(CaptionSettings)}
     settings = CaptionSettings(**{name: value for name, value in vars(options).items() if name in names})

@@ -111,7 +111,7 @@ class Tracks(JsonOutput):
     def clip_inputs(self, clip: str) -> dict[str, Any]:
         if self.options.visual_3d is None:
             return super().clip_inputs(clip)
-        from ..data.visual_3d import find_features, read_features
+        from ..tasks.video_parsing.visual_3d import find_features, read_features
 
         path = find_features(self.options.visual_3d, [Path(clip).stem])
         if path is None:
@@ -199,7 +199,7 @@ class Masks(Output):
 
             plot_masks(model.load_clip(clip), masks, path=self.picture(clip), title=Path(clip).name)
         if self.video is not None:
-            from ..overlay import write_overlay
+            from ..visualization.overlay import write_overlay
 
             write_overlay(clip, masks, self.video(clip), segment_seconds=seconds, show_progress=self.show_frames)
 

@@ -13,19 +13,17 @@ from transformers.utils import logging
 
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
-from ..modeling.modeling_cae_av import (
-    CaeAvForEventLocalization,
-    CaeAvForQuestionAnswering,
-    CaeAvForSegmentation,
-    CaeAvForVideoParsing,
-    CaeAvPreTrainedModel,
-)
-from ..modeling.pretrained import load_text_tower
-from .checkpoint import without_prefix
+from ..modeling.modeling_cae_av import CaeAvPreTrainedModel
+from ..tasks.event_localization.modeling import CaeAvForEventLocalization
+from ..tasks.question_answering.modeling import CaeAvForQuestionAnswering
+from ..tasks.segmentation.modeling import CaeAvForSegmentation
+from ..tasks.video_parsing.modeling import CaeAvForVideoParsing
+from ..towers.checkpoint_files import without_prefix
+from ..towers.loading import load_text_tower
+from ..towers.report import ConversionReport
+from ..towers.sizes import relative_position_indices
 from .key_map import Section, reason_to_ignore, rename, sections, split
-from .report import ConversionReport
 from .sizes import official_config
-from .towers import relative_position_indices
 
 
 MODELS: Mapping[str, type[CaeAvPreTrainedModel]] = {

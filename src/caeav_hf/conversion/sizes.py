@@ -10,9 +10,9 @@ from torch import Tensor
 from ..configuration_cae_av import CaeAvConfig
 from ..constants import TASKS
 from ..errors import CaeAvError
-from .evidence import Evidence
+from ..towers.evidence import Evidence
+from ..towers.sizes import audio_values, vision_values
 from .flags import SHAPING, shaping_flags
-from .towers import audio_values, vision_values
 
 
 _ADAPTER = r"^{stream}(?:_moe)?_adapter_blocks_{part}\.(\d+)\."

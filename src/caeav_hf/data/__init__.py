@@ -6,13 +6,13 @@ from ..lazy import lazy_names
 
 
 if TYPE_CHECKING:
-    from .ave import AveBuilder
-    from .avsbench import AvsBenchBuilder
+    from ..tasks.event_localization.builder import AveBuilder
+    from ..tasks.question_answering.builder import MusicAvqaBuilder
+    from ..tasks.segmentation.builder import AvsBenchBuilder
+    from ..tasks.video_parsing.builder import LlpBuilder
     from .builder import BuildReport, ClipBuilder
     from .collator import CaeAvCollator
     from .datasets import CaeAvDataset
-    from .llp import LlpBuilder
-    from .music_avqa import MusicAvqaBuilder
     from .prepare import prepare_clips
     from .stream import CaeAvStream
 
@@ -33,13 +33,13 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        ".ave": ("AveBuilder",),
-        ".avsbench": ("AvsBenchBuilder",),
+        "..tasks.event_localization.builder": ("AveBuilder",),
+        "..tasks.segmentation.builder": ("AvsBenchBuilder",),
         ".builder": ("BuildReport", "ClipBuilder"),
         ".collator": ("CaeAvCollator",),
         ".datasets": ("CaeAvDataset",),
-        ".llp": ("LlpBuilder",),
-        ".music_avqa": ("MusicAvqaBuilder",),
+        "..tasks.video_parsing.builder": ("LlpBuilder",),
+        "..tasks.question_answering.builder": ("MusicAvqaBuilder",),
         ".prepare": ("prepare_clips",),
         ".stream": ("CaeAvStream",),
     },

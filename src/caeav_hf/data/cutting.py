@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import av
 
 from caeav_hf.errors import MediaError
-from caeav_hf.processing.containers import MediaFile, audio_stream, packets_of, start_time, video_stream
+from caeav_hf.media.containers import MediaFile, audio_stream, packets_of, start_time, video_stream
 
 
 # Seconds that are copied before the clip's beginning, at least, and after its end: sound is exact only some packets

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from caeav_hf.errors import MediaError
-from caeav_hf.processing.containers import source_name
+from caeav_hf.media.containers import source_name
 
 
 ImageSource = str | Path | Mapping[str, Any]

@@ -1,10 +1,14 @@
 """Metrics of the tasks, each as a function and as an `evaluate` metric that accumulates over batches and processes."""
 
-from .agreement import agreement_auc
-from .event_localization import EventLocalizationAccuracy, event_localization_accuracy, event_localization_scores
-from .question_answering import QuestionAnsweringAccuracy, question_answering_accuracy
-from .segmentation import SegmentationScores, SegmentationSums, segmentation_scores, segmentation_sums
-from .video_parsing import VideoParsingScores, VideoParsingSums, video_parsing_scores, video_parsing_sums
+from ..tasks.agreement import agreement_auc
+from ..tasks.event_localization.metric import (
+    EventLocalizationAccuracy,
+    event_localization_accuracy,
+    event_localization_scores,
+)
+from ..tasks.question_answering.metric import QuestionAnsweringAccuracy, question_answering_accuracy
+from ..tasks.segmentation.metric import SegmentationScores, SegmentationSums, segmentation_scores, segmentation_sums
+from ..tasks.video_parsing.metric import VideoParsingScores, VideoParsingSums, video_parsing_scores, video_parsing_sums
 
 
 __all__ = [

@@ -1,18 +1,16 @@
 """The CAE-AV models."""
 
-from .modeling_cae_av import (
-    CaeAvEventLocalizationOutput,
-    CaeAvForEventLocalization,
-    CaeAvForQuestionAnswering,
-    CaeAvForSegmentation,
-    CaeAvForVideoParsing,
-    CaeAvModel,
-    CaeAvModelOutput,
-    CaeAvPreTrainedModel,
-    CaeAvQuestionAnsweringOutput,
-    CaeAvSegmentationOutput,
-    CaeAvVideoParsingOutput,
-)
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
+
+
+if TYPE_CHECKING:
+    from ..tasks.event_localization.modeling import CaeAvEventLocalizationOutput, CaeAvForEventLocalization
+    from ..tasks.question_answering.modeling import CaeAvForQuestionAnswering, CaeAvQuestionAnsweringOutput
+    from ..tasks.segmentation.modeling import CaeAvForSegmentation, CaeAvSegmentationOutput
+    from ..tasks.video_parsing.modeling import CaeAvForVideoParsing, CaeAvVideoParsingOutput
+    from .modeling_cae_av import CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
 
 
 __all__ = [
@@ -28,3 +26,14 @@ __all__ = [
     "CaeAvSegmentationOutput",
     "CaeAvVideoParsingOutput",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "..tasks.event_localization.modeling": ("CaeAvEventLocalizationOutput", "CaeAvForEventLocalization"),
+        "..tasks.question_answering.modeling": ("CaeAvQuestionAnsweringOutput", "CaeAvForQuestionAnswering"),
+        "..tasks.segmentation.modeling": ("CaeAvSegmentationOutput", "CaeAvForSegmentation"),
+        "..tasks.video_parsing.modeling": ("CaeAvVideoParsingOutput", "CaeAvForVideoParsing"),
+        ".modeling_cae_av": ("CaeAvModel", "CaeAvModelOutput", "CaeAvPreTrainedModel"),
+    },
+)

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvConfig
-from .distributed import SharedBatchNorm, batch_mean
+from ..towers.recompute import recomputed
+from .collectives import SharedBatchNorm, batch_mean
 from .frames import FrameLayout
-from .recompute import recomputed
 
 
 class CrossModalMap(nn.Module):

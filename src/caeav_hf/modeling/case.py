@@ -16,7 +16,7 @@ from ..configuration_cae_av import CaeAvConfig
 from .attention import MultiHeadAttention
 from .captions import Captions
 from .caste import TemporalConv, keep_only, num_kept, top_tokens
-from .distributed import at_least_float32
+from .collectives import at_least_float32
 from .frames import FrameLayout
 
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvConfig
+from ..towers.recompute import recomputed
 from .frames import FrameLayout
-from .recompute import recomputed
 
 
 def num_kept(config: CaeAvConfig, num_tokens: int) -> int:

@@ -23,7 +23,7 @@ from .frames import FrameLayout
 
 
 if TYPE_CHECKING:
-    from .backbones import FrozenBlock
+    from ..towers.base import FrozenBlock
 
 
 @dataclass(frozen=True)

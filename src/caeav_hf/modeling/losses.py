@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvConfig
-from .distributed import at_least_float32, batch_mean, counts, gather_rows
+from .collectives import at_least_float32, batch_mean, counts, gather_rows
 
 
 class AlignmentProjections(nn.Module):

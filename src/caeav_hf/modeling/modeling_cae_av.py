@@ -1,5 +1,5 @@
 """
-CAE-AV as Transformers models: the paired encoder over two frozen towers, captions, CASE, and the task heads.
+CAE-AV as Transformers models: the paired encoder over two frozen towers, captions and CASE.
 
 Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Interactive Enrichment".
 """
@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple, logging
@@ -19,18 +18,15 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 from ..architectures import MODEL_PIPELINES, TASK_MODELS
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
-from . import lora
-from .adapter_checkpoint import TOWER_NAMES, adapter_names, attach_towers, find_sources
+from ..towers import lora
+from ..towers.frozen import freeze, is_adapted
+from ..towers.loading import load_tower
 from .avmoe import load_balancing_loss
 from .captions import CaptionMapper, Captions
 from .case import CASE, CASEOutput, masked_mean
-from .distributed import anywhere, gather_rows
+from .checkpoints import TOWER_NAMES, adapter_names, attach_towers, find_sources
+from .collectives import anywhere
 from .frames import FrameLayout
-from .frozen import freeze, is_adapted
-from .heads.event_localization import CMBSHead, MLPHead
-from .heads.question_answering import QuestionAnsweringHead
-from .heads.segmentation import SegmentationHead, ZeroBatchNorm
-from .heads.video_parsing import VideoParsingHead
 from .interaction import PairPosition, Step, build_interaction
 from .losses import (
     AgreementCalibration,
@@ -40,19 +36,15 @@ from .losses import (
     modality_alignment_loss,
     selection_entropy_loss,
 )
-from .pretrained import load_tower
 
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-    from .backbones import Tower
+    from ..towers.base import Tower
 
 
 logger = logging.get_logger(__name__)
-
-# Of which pixels, along each side, one is looked at to tell clips apart.
-PIXEL_STEP = 8
 
 
 @dataclass
@@ -113,85 +105,6 @@ class CaeAvModelOutput(ModelOutput):
     frame_mask: torch.Tensor | None = None
 
 
-@dataclass
-class CaeAvEventLocalizationOutput(CaeAvModelOutput):
-    r"""
-    Output of [`CaeAvForEventLocalization`]: that of [`CaeAvModel`], `loss` being the task's plus the weighted terms.
-
-    Attributes:
-        event_logits (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Whether something happens.
-        class_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): What happens in the clip.
-        av_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`, with head `cmbs`):
-            The part of the class logits that comes from each modality's strongest moments.
-        frame_log_probs (`torch.FloatTensor` of shape `(batch_size, num_frames, num_labels + 1)`, with head `mlp`):
-            Log-probabilities of each frame's class, background last.
-    """
-
-    event_logits: torch.Tensor | None = None
-    class_logits: torch.Tensor | None = None
-    av_logits: torch.Tensor | None = None
-    frame_log_probs: torch.Tensor | None = None
-
-
-@dataclass
-class CaeAvSegmentationOutput(CaeAvModelOutput):
-    r"""
-    Output of [`CaeAvForSegmentation`]: that of [`CaeAvModel`], `loss` being the task's plus the weighted terms.
-
-    Attributes:
-        logits (`torch.FloatTensor` of shape `(batch_size, num_frames, 1, mask_size, mask_size)`):
-            Whether a pixel belongs to an object that sounds; 0 in padded frames.
-    """
-
-    logits: torch.Tensor | None = None
-
-
-@dataclass
-class CaeAvVideoParsingOutput(CaeAvModelOutput):
-    r"""
-    Output of [`CaeAvForVideoParsing`]: that of [`CaeAvModel`], `loss` being the task's plus the weighted terms.
-
-    Attributes:
-        event_probs (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Whether a class is in the clip at all.
-        audio_probs (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Whether it is heard in the clip.
-        visual_probs (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Whether it is seen in the clip.
-        audio_frame_probs (`torch.FloatTensor` of shape `(batch_size, num_frames, num_labels)`): Whether it is heard
-            in a frame; 0 in padded frames. Above 1 at times in the official formulation.
-        visual_frame_probs (`torch.FloatTensor` of shape `(batch_size, num_frames, num_labels)`): Likewise, seen.
-    """
-
-    event_probs: torch.Tensor | None = None
-    audio_probs: torch.Tensor | None = None
-    visual_probs: torch.Tensor | None = None
-    audio_frame_probs: torch.Tensor | None = None
-    visual_frame_probs: torch.Tensor | None = None
-
-
-@dataclass
-class CaeAvQuestionAnsweringOutput(CaeAvModelOutput):
-    r"""
-    Output of [`CaeAvForQuestionAnswering`]: that of [`CaeAvModel`], `loss` being the task's plus the weighted terms.
-
-    Attributes:
-        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): The answers.
-        match_logits (`torch.FloatTensor` of shape `(batch_size, num_frames, 2)`):
-            Whether a frame and its sound are of different clips (first) or of one (second).
-        match_logits_negative (`torch.FloatTensor` of shape `(batch_size, num_frames, 2)`):
-            Likewise of the sound and frames of another clip, where there are any.
-        grounding (`torch.FloatTensor` of shape `(batch_size, num_frames, visual_tokens)`):
-            How much of a frame's weight the audio puts on each token, row by row; 1 in sum.
-        visual_attention (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Which frames the question looks at.
-        audio_attention (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Which it listens to.
-    """
-
-    logits: torch.Tensor | None = None
-    match_logits: torch.Tensor | None = None
-    match_logits_negative: torch.Tensor | None = None
-    grounding: torch.Tensor | None = None
-    visual_attention: torch.Tensor | None = None
-    audio_attention: torch.Tensor | None = None
-
-
 class CaeAvPreTrainedModel(PreTrainedModel):
     """Initialisation, freezing, and construction from separately pretrained towers, for all CAE-AV models."""
 
@@ -221,8 +134,6 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             # Its running statistics are buffers, which only the base class initialises safely.
             super()._init_weights(module)
-            if isinstance(module, ZeroBatchNorm):
-                nn.init.zeros_(module.weight)
         elif hasattr(module, "reset_parameters"):
             cast(Any, module).reset_parameters()
         elif hasattr(module, "init_parameters"):
@@ -448,8 +359,8 @@ class CaeAvModel(CaeAvPreTrainedModel):
     def __init__(self, config: CaeAvConfig):
         super().__init__(config)
         # Only here, since the libraries behind the towers take seconds to load.
-        from .backbones import HtsatTower, SwinV2Tower
-        from .text_tower import ClipTextTower
+        from ..towers.base import HtsatTower, SwinV2Tower
+        from ..towers.clip_text import ClipTextTower
 
         self.vision_tower = SwinV2Tower(config.vision_config)
         self.audio_tower = None if config.shared_tower else HtsatTower(config.audio_config)
@@ -494,7 +405,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
 
     def _readers(self) -> "tuple[Tower, Tower]":
         """What reads the frames, and what reads the sound."""
-        from .backbones import SpectrogramReader
+        from ..towers.base import SpectrogramReader
 
         vision = self.vision_tower
         return vision, SpectrogramReader(vision) if self.audio_tower is None else self.audio_tower
@@ -773,383 +684,8 @@ class CaeAvModel(CaeAvPreTrainedModel):
         return torch.stack(losses).mean()
 
 
-class CaeAvForEventLocalization(CaeAvPreTrainedModel):
-    """
-    [`CaeAvModel`] with a head that says, for each segment of a clip, whether its event is both seen and heard, and for
-    the clip what it is (AVE).
-
-    Args:
-        config: The configuration; `event_head` chooses the head.
-    """
-
-    def __init__(self, config: CaeAvConfig):
-        super().__init__(config)
-        self.model = CaeAvModel(config)
-        self.head = MLPHead(config) if config.event_head == "mlp" else CMBSHead(config)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values_videos: torch.Tensor,
-        input_features: torch.Tensor,
-        frame_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        visual_caption_ids: torch.Tensor | None = None,
-        audio_caption_ids: torch.Tensor | None = None,
-        visual_caption_mask: torch.Tensor | None = None,
-        audio_caption_mask: torch.Tensor | None = None,
-        visual_caption_embeds: torch.Tensor | None = None,
-        audio_caption_embeds: torch.Tensor | None = None,
-        output_feature_maps: bool = False,
-        output_hidden_states: bool | None = None,
-    ) -> CaeAvEventLocalizationOutput:
-        r"""
-        Args:
-            pixel_values_videos, input_features, frame_mask, visual_caption_*, audio_caption_*, output_*: See
-                [`CaeAvModel.forward`].
-            labels: `(batch_size, num_frames)`, class of each frame, `num_labels` for background, -100 for padding.
-
-        Returns:
-            [`CaeAvEventLocalizationOutput`]
-        """
-        outputs = self.model(
-            pixel_values_videos,
-            input_features,
-            frame_mask,
-            visual_caption_ids=visual_caption_ids,
-            audio_caption_ids=audio_caption_ids,
-            visual_caption_mask=visual_caption_mask,
-            audio_caption_mask=audio_caption_mask,
-            visual_caption_embeds=visual_caption_embeds,
-            audio_caption_embeds=audio_caption_embeds,
-            return_loss=labels is not None,
-            output_feature_maps=output_feature_maps,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
-        visual = cast("Tower", self.model.vision_tower).final_norm(outputs.visual_hidden_state).mean(2)
-        logits = self.head(visual, outputs.audio_hidden_state.mean(2), frames)
-        values = dict(outputs)
-        if labels is not None:
-            if labels.shape != logits.event.shape:
-                raise CaeAvError(
-                    f"`labels` must be (batch, frames), {tuple(logits.event.shape)}, got {tuple(labels.shape)}"
-                )
-            if frames.mask is not None:
-                labels = labels.masked_fill(~frames.mask, -100)
-            values |= self._total_loss(outputs, self.head.loss(logits, labels))
-        return CaeAvEventLocalizationOutput(
-            **values,
-            event_logits=logits.event,
-            class_logits=logits.clip_class,
-            av_logits=logits.strongest,
-            frame_log_probs=logits.frame_class,
-        )
-
-
-class CaeAvForSegmentation(CaeAvPreTrainedModel):
-    """
-    [`CaeAvModel`] with a decoder that marks, in every frame, the pixels of the objects that sound (AVSBench).
-
-    Args:
-        config: The configuration.
-    """
-
-    def __init__(self, config: CaeAvConfig):
-        super().__init__(config)
-        self.model = CaeAvModel(config)
-        self.head = SegmentationHead(config)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values_videos: torch.Tensor,
-        input_features: torch.Tensor,
-        frame_mask: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        visual_caption_ids: torch.Tensor | None = None,
-        audio_caption_ids: torch.Tensor | None = None,
-        visual_caption_mask: torch.Tensor | None = None,
-        audio_caption_mask: torch.Tensor | None = None,
-        visual_caption_embeds: torch.Tensor | None = None,
-        audio_caption_embeds: torch.Tensor | None = None,
-        output_feature_maps: bool = True,
-        output_hidden_states: bool | None = None,
-    ) -> CaeAvSegmentationOutput:
-        r"""
-        Args:
-            pixel_values_videos, input_features, frame_mask, visual_caption_*, audio_caption_*, output_*: See
-                [`CaeAvModel.forward`].
-            labels: `(batch_size, num_frames, mask_size, mask_size)`, 1 for sounding objects, 0 for the rest, -100 in
-                frames without a mask. Single-source training labels the first frame of a clip only.
-
-        Returns:
-            [`CaeAvSegmentationOutput`]
-        """
-        outputs = self.model(
-            pixel_values_videos,
-            input_features,
-            frame_mask,
-            visual_caption_ids=visual_caption_ids,
-            audio_caption_ids=audio_caption_ids,
-            visual_caption_mask=visual_caption_mask,
-            audio_caption_mask=audio_caption_mask,
-            visual_caption_embeds=visual_caption_embeds,
-            audio_caption_embeds=audio_caption_embeds,
-            return_loss=labels is not None,
-            output_feature_maps=True,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
-        maps = tuple(frames.to_list(tokens) for tokens in outputs.visual_feature_maps)
-        masks = self.head(maps, frames.to_list(outputs.audio_hidden_state).mean(1), frames)
-        values = dict(outputs)
-        if not output_feature_maps:
-            del values["visual_feature_maps"]
-        if labels is not None:
-            side = self.config.mask_size
-            expected = (frames.batch_size, frames.num_frames, side, side)
-            if labels.shape != expected:
-                raise CaeAvError(f"`labels` must be {expected}, got {tuple(labels.shape)}")
-            auxiliary = {"matching": self.head.matching_loss(masks)} if self.loss_weights["matching"] else {}
-            values |= self._total_loss(outputs, self.head.loss(masks, frames.to_list(labels)), **auxiliary)
-        return CaeAvSegmentationOutput(**values, logits=frames.to_grid(masks.logits))
-
-
-class CaeAvForVideoParsing(CaeAvPreTrainedModel):
-    """
-    [`CaeAvModel`] with a head that says which classes of a clip are heard, which are seen, and when (LLP), trained on
-    labels of whole clips.
-
-    Args:
-        config: The configuration; `visual_3d_size` says whether there are ready 3D features.
-    """
-
-    def __init__(self, config: CaeAvConfig):
-        super().__init__(config)
-        self.model = CaeAvModel(config)
-        self.head = VideoParsingHead(config)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values_videos: torch.Tensor,
-        input_features: torch.Tensor,
-        frame_mask: torch.Tensor | None = None,
-        visual_3d_features: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        visual_caption_ids: torch.Tensor | None = None,
-        audio_caption_ids: torch.Tensor | None = None,
-        visual_caption_mask: torch.Tensor | None = None,
-        audio_caption_mask: torch.Tensor | None = None,
-        visual_caption_embeds: torch.Tensor | None = None,
-        audio_caption_embeds: torch.Tensor | None = None,
-        output_feature_maps: bool = False,
-        output_hidden_states: bool | None = None,
-    ) -> CaeAvVideoParsingOutput:
-        r"""
-        Args:
-            pixel_values_videos, input_features, frame_mask, visual_caption_*, audio_caption_*, output_*: See
-                [`CaeAvModel.forward`].
-            visual_3d_features: `(batch_size, num_frames, visual_3d_size)`, features of a 3D network for each segment;
-                needed where `visual_3d_size` is not 0.
-            labels: `(batch_size, num_labels)`, 1 for the classes that are heard or seen in the clip, 0 for the rest.
-
-        Returns:
-            [`CaeAvVideoParsingOutput`]
-        """
-        outputs = self.model(
-            pixel_values_videos,
-            input_features,
-            frame_mask,
-            visual_caption_ids=visual_caption_ids,
-            audio_caption_ids=audio_caption_ids,
-            visual_caption_mask=visual_caption_mask,
-            audio_caption_mask=audio_caption_mask,
-            visual_caption_embeds=visual_caption_embeds,
-            audio_caption_embeds=audio_caption_embeds,
-            return_loss=labels is not None,
-            output_feature_maps=output_feature_maps,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
-        visual = cast("Tower", self.model.vision_tower).final_norm(outputs.visual_hidden_state).mean(2)
-        if visual_3d_features is not None:
-            visual_3d_features = visual_3d_features.to(visual.dtype)
-        logits = self.head(visual, outputs.audio_hidden_state.mean(2), frames, visual_3d_features)
-        values = dict(outputs)
-        if labels is not None:
-            if labels.shape != logits.event.shape:
-                raise CaeAvError(
-                    f"`labels` must be (batch, classes), {tuple(logits.event.shape)}, got {tuple(labels.shape)}"
-                )
-            values |= self._total_loss(outputs, self.head.loss(logits, labels))
-        return CaeAvVideoParsingOutput(
-            **values,
-            event_probs=logits.event.sigmoid(),
-            audio_probs=logits.audio.sigmoid(),
-            visual_probs=logits.visual.sigmoid(),
-            audio_frame_probs=logits.audio_frames,
-            visual_frame_probs=logits.visual_frames,
-        )
-
-
-class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
-    """
-    [`CaeAvModel`] with a head that answers a question about a clip with one of `num_labels` answers (MUSIC-AVQA).
-
-    Args:
-        config: The configuration.
-    """
-
-    def __init__(self, config: CaeAvConfig):
-        super().__init__(config)
-        self.model = CaeAvModel(config)
-        self.head = QuestionAnsweringHead(config)
-        self.post_init()
-
-    @can_return_tuple
-    def forward(
-        self,
-        pixel_values_videos: torch.Tensor,
-        input_features: torch.Tensor,
-        question_ids: torch.Tensor,
-        frame_mask: torch.Tensor | None = None,
-        question_mask: torch.Tensor | None = None,
-        clip_index: torch.Tensor | None = None,
-        pixel_values_negative: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        visual_caption_ids: torch.Tensor | None = None,
-        audio_caption_ids: torch.Tensor | None = None,
-        visual_caption_mask: torch.Tensor | None = None,
-        audio_caption_mask: torch.Tensor | None = None,
-        visual_caption_embeds: torch.Tensor | None = None,
-        audio_caption_embeds: torch.Tensor | None = None,
-        output_feature_maps: bool = False,
-        output_hidden_states: bool | None = None,
-    ) -> CaeAvQuestionAnsweringOutput:
-        r"""
-        Args:
-            pixel_values_videos, input_features, frame_mask, visual_caption_*, audio_caption_*, output_*: See
-                [`CaeAvModel.forward`].
-            question_ids: `(num_questions, words)`, one question a clip.
-            question_mask: `(num_questions, words)`, true for real words; all are where it is absent.
-            clip_index: `(num_questions,)`, the clip of each question where some have the same, so that a clip passes
-                the encoder once; outputs of the head are then one row a question.
-            pixel_values_negative: Frames of other clips, shaped as `pixel_values_videos`, which the sound is to be
-                told from; only the frozen tower reads them. Without them, and with labels, each clip's frames are told
-                from the sound of the next clip in the batch, unless both are the same clip. A batch of one clip has
-                no matching loss.
-            labels: `(num_questions,)`, number of the answer, -100 where it is not known.
-
-        Returns:
-            [`CaeAvQuestionAnsweringOutput`]
-        """
-        outputs = self.model(
-            pixel_values_videos,
-            input_features,
-            frame_mask,
-            visual_caption_ids=visual_caption_ids,
-            audio_caption_ids=audio_caption_ids,
-            visual_caption_mask=visual_caption_mask,
-            audio_caption_mask=audio_caption_mask,
-            visual_caption_embeds=visual_caption_embeds,
-            audio_caption_embeds=audio_caption_embeds,
-            return_loss=labels is not None,
-            output_feature_maps=output_feature_maps,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
-        frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
-        vision = cast("Tower", self.model.vision_tower)
-        visual = vision.final_norm(outputs.visual_hidden_state)
-        audio = self.head.encode_audio(outputs.audio_hidden_state.mean(2))
-        grounding = self.head.ground(visual, audio)
-        mask = outputs.frame_mask
-        match_negative: Tensor | None = None
-        is_pair = mask
-        if pixel_values_negative is not None:
-            if pixel_values_negative.shape != pixel_values_videos.shape:
-                raise CaeAvError(
-                    f"`pixel_values_negative` must be {tuple(pixel_values_videos.shape)}, as the clips' own frames, "
-                    f"got {tuple(pixel_values_negative.shape)}"
-                )
-            match_negative = self.head.ground(self._frozen_tokens(pixel_values_negative, frames), audio).match
-        elif labels is not None:
-            sound, is_pair = self._next_sound(audio, pixel_values_videos, mask)
-            if anywhere(bool(is_pair.any()), visual.device):
-                match_negative = self.head.ground(visual, sound).match
-        auxiliary = {}
-        if labels is not None and match_negative is not None and self.loss_weights["matching"]:
-            auxiliary["matching"] = self.head.matching_loss(grounding.match[mask], match_negative[is_pair])
-
-        if clip_index is not None:
-            # From here on one row a question.
-            if clip_index.shape != question_ids.shape[:1]:
-                raise CaeAvError(f"`clip_index` must be ({len(question_ids)},), got {tuple(clip_index.shape)}")
-            grounding, audio, mask = grounding.of_questions(clip_index), audio[clip_index], mask[clip_index]
-            match_negative = None if match_negative is None else match_negative[clip_index]
-        rows = FrameLayout(mask.shape[0], frames.num_frames, None if frames.mask is None else mask)
-        logits = self.head(grounding, audio, question_ids, question_mask, rows)
-        values = dict(outputs)
-        if labels is not None:
-            if labels.shape != logits.answer.shape[:1]:
-                raise CaeAvError(f"`labels` must be ({len(logits.answer)},), got {tuple(labels.shape)}")
-            values |= self._total_loss(outputs, self.head.loss(logits, labels), **auxiliary)
-        return CaeAvQuestionAnsweringOutput(
-            **values,
-            logits=logits.answer,
-            match_logits=grounding.match,
-            match_logits_negative=match_negative,
-            grounding=grounding.weights.masked_fill(~mask[..., None], 0),
-            visual_attention=logits.visual_attention,
-            audio_attention=logits.audio_attention,
-        )
-
-    def _next_sound(self, audio: Tensor, pixels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """
-        The encoded sound (B, T, D) of the clip after each one, and where it is real and of another clip, (B, T). The
-        clips of all processes form a ring.
-        """
-        # A few pixels tell clips apart as well as all of them.
-        looks = pixels[..., ::PIXEL_STEP, ::PIXEL_STEP].flatten(2).to(audio.dtype)
-        known = torch.cat([audio, looks, mask[..., None].to(audio.dtype)], dim=-1)
-        firsts, place = gather_rows(known[0])
-        first = next(part for part in (*firsts[place + 1 :], *firsts[: place + 1]) if len(part))
-        # Processes pad their clips to lengths of their own.
-        first = F.pad(first[: known.shape[1]], (0, 0, 0, max(0, known.shape[1] - len(first))))
-        sound, others, is_real = torch.cat([known[1:], first[None]]).split([audio.shape[-1], looks.shape[-1], 1], -1)
-        is_pair = mask & (is_real[..., 0] > 0)
-        is_other = ((looks != others).any(-1) & is_pair).any(1, keepdim=True)
-        return sound, is_pair & is_other
-
-    def _frozen_tokens(self, pixel_values_videos: Tensor, frames: FrameLayout) -> Tensor:
-        """What the frozen visual tower alone says of frames: (B, T, L, D) after the final norm."""
-        vision = cast("Tower", self.model.vision_tower)
-        tokens = vision.embed(frames.to_list(pixel_values_videos).to(self.dtype))
-        for stage in range(len(vision.stage_sizes())):
-            tokens = vision.enter_stage(stage, tokens)
-            for block in vision.blocks(stage):
-                tokens = block(tokens)
-        return frames.to_grid(vision.final_norm(tokens))
-
-
 __all__ = [
-    "CaeAvEventLocalizationOutput",
-    "CaeAvForEventLocalization",
-    "CaeAvForQuestionAnswering",
-    "CaeAvForSegmentation",
-    "CaeAvForVideoParsing",
     "CaeAvModel",
     "CaeAvModelOutput",
     "CaeAvPreTrainedModel",
-    "CaeAvQuestionAnsweringOutput",
-    "CaeAvSegmentationOutput",
-    "CaeAvVideoParsingOutput",
 ]

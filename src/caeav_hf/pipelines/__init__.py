@@ -7,12 +7,10 @@ Pipelines of Transformers for CAE-AV: from media files to what a model finds in 
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from ..architectures import MODEL_PIPELINES, TASK_MODELS
-from ..modeling import (
-    CaeAvForEventLocalization,
-    CaeAvForQuestionAnswering,
-    CaeAvForSegmentation,
-    CaeAvForVideoParsing,
-)
+from ..tasks.event_localization.modeling import CaeAvForEventLocalization
+from ..tasks.question_answering.modeling import CaeAvForQuestionAnswering
+from ..tasks.segmentation.modeling import CaeAvForSegmentation
+from ..tasks.video_parsing.modeling import CaeAvForVideoParsing
 from .base import CaeAvPipeline
 from .event_localization import AudioVisualEventLocalizationPipeline
 from .question_answering import AudioVisualQuestionAnsweringPipeline

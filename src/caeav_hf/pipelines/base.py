@@ -15,10 +15,10 @@ from transformers.utils import logging
 
 from ..data import CaeAvCollator
 from ..errors import CaeAvError, MediaError
+from ..media.clip import Clip, MissingAudio, check_missing_audio, count_segments, probe
+from ..media.containers import reusable, source_name
+from ..media.inputs import is_frames
 from ..processing import CaeAvProcessor
-from ..processing.containers import reusable, source_name
-from ..processing.inputs import is_frames
-from ..processing.media import Clip, MissingAudio, check_missing_audio, count_segments, probe
 from .captions import CAPTIONS, attach_captions, split_captions
 from .clips import GivenClip, assemble, read_given
 

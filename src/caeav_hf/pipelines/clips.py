@@ -9,10 +9,10 @@ import numpy as np
 from ..constants import PREPARED, QUESTIONS
 from ..data.images import read_frame
 from ..errors import CaeAvError, MediaError
+from ..media.clip import Clip, spread_sound
+from ..media.containers import source_name
+from ..media.inputs import as_frames, decoder_name, is_frames, is_video_decoder, sound_name, undecoded
 from ..processing import CaeAvProcessor
-from ..processing.containers import source_name
-from ..processing.inputs import as_frames, decoder_name, is_frames, is_video_decoder, sound_name, undecoded
-from ..processing.media import Clip, spread_sound
 from .captions import CAPTIONS, CLIP_KEYS, is_row
 
 

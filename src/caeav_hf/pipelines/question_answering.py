@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from ..errors import CaeAvError
-from ..processing.media import Clip
+from ..media.clip import Clip
 from .base import CaeAvPipeline
 
 

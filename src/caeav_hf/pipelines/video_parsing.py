@@ -5,8 +5,8 @@ from typing import Any
 import torch
 
 from ..errors import CaeAvError
+from ..media.clip import Clip
 from ..processing.intervals import ParsedSegments
-from ..processing.media import Clip
 from .base import CaeAvPipeline
 
 
@@ -33,7 +33,7 @@ class AudioVisualVideoParsingPipeline(CaeAvPipeline):
     `windows="first"` only the first one is looked at.
 
     A model with `visual_3d_size` needs features of a 3D network for each segment: `visual_3d_features`,
-    (T, visual_3d_size), as an argument or beside `clip` in a dict (see `caeav_hf.data.visual_3d`).
+    (T, visual_3d_size), as an argument or beside `clip` in a dict (see `caeav_hf.tasks.video_parsing.visual_3d`).
     """
 
     _input_parameters = ("visual_3d_features",)

@@ -6,8 +6,8 @@ from ..lazy import lazy_names
 
 
 if TYPE_CHECKING:
+    from ..media.clip import Clip, MediaInfo, count_segments, load_audio, load_clip, probe
     from .feature_extraction_cae_av import CaeAvFeatureExtractor
-    from .media import Clip, MediaInfo, count_segments, load_audio, load_clip, probe
     from .processing_cae_av import CaeAvProcessor
     from .question_tokenization import build_question_tokenizer, question_tokenizer_from_words
     from .tokenization import build_clip_tokenizer, clean_caption
@@ -34,7 +34,7 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         ".feature_extraction_cae_av": ("CaeAvFeatureExtractor",),
-        ".media": ("Clip", "MediaInfo", "count_segments", "load_audio", "load_clip", "probe"),
+        "..media.clip": ("Clip", "MediaInfo", "count_segments", "load_audio", "load_clip", "probe"),
         ".processing_cae_av": ("CaeAvProcessor",),
         ".question_tokenization": ("build_question_tokenizer", "question_tokenizer_from_words"),
         ".tokenization": ("build_clip_tokenizer", "clean_caption"),

@@ -14,10 +14,18 @@ from transformers.utils import cached_file
 
 from ..errors import CaeAvError
 from ..labels import MUSIC_AVQA_QUESTION_WORDS
-from ..remote_code import AUTO_MAP, write_stub
-from .containers import MediaSource, source_name
-from .feature_extraction_cae_av import CaeAvFeatureExtractor
-from .inputs import (
+from ..media.clip import (
+    Clip,
+    FrameSampling,
+    MissingAudio,
+    check_missing_audio,
+    count_segments,
+    load_audio,
+    load_clip,
+    spread_sound,
+)
+from ..media.containers import MediaSource, source_name
+from ..media.inputs import (
     as_frames,
     as_waveform,
     clip_of_decoder,
@@ -28,17 +36,9 @@ from .inputs import (
     sound_name,
     undecoded,
 )
+from ..remote_code import AUTO_MAP, write_stub
+from .feature_extraction_cae_av import CaeAvFeatureExtractor
 from .intervals import LocalizedSegments, ParsedSegments, has_class
-from .media import (
-    Clip,
-    FrameSampling,
-    MissingAudio,
-    check_missing_audio,
-    count_segments,
-    load_audio,
-    load_clip,
-    spread_sound,
-)
 from .question_tokenization import question_tokenizer_from_words
 from .tokenization import build_clip_tokenizer, clean_caption
 from .video_processing_cae_av import CaeAvVideoProcessor

@@ -14,9 +14,9 @@ from ..configuration_cae_av import CaeAvConfig
 from ..data import CaeAvDataset
 from ..errors import CaeAvError
 from ..hub import check_model
-from ..modeling.frozen import is_adapted
-from ..modeling.lora import tower_lora_config
 from ..processing import CaeAvProcessor, build_question_tokenizer, clean_caption
+from ..towers.frozen import is_adapted
+from ..towers.lora import tower_lora_config
 from .augmentation import Augmentation, AugmentedClips
 from .caption_features import open_store
 from .captions import SIDES, CaptionFeatures

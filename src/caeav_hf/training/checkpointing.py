@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import CaeAvError
-from ..modeling.frozen import trained_names
+from ..towers.frozen import trained_names
 from .run_folder import without_progress_bars
 from .sharding import bare, load_optimizer_state, whole_optimizer_state, whole_weights
 from .state import LoopState, random_state, set_random_state

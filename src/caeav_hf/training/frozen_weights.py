@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from ..modeling.frozen import is_adapted
+from ..towers.frozen import is_adapted
 
 
 @contextmanager

@@ -14,8 +14,8 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..errors import CaeAvError
-from ..modeling.distributed import standing_in
-from ..modeling.frozen import trained_names
+from ..modeling.collectives import standing_in
+from ..towers.frozen import trained_names
 from .batches import ClipBatch, Collator, clip_loader, lend_inputs, windows
 from .captions import CaptionFeatures
 from .checkpointing import CheckpointStore, restore_training_state

@@ -59,7 +59,7 @@ def _score_events(outputs: Any, inputs: dict[str, torch.Tensor]) -> list[ClipSco
 
 def _summarize_events(clips: list[ClipScores]) -> dict[str, float]:
     """Accuracy over all segments of a split; clips may differ in length."""
-    from ..metrics import event_localization_accuracy
+    from ..tasks.event_localization.metric import event_localization_accuracy
 
     def padded(name: str, value: int) -> torch.Tensor:
         return torch.nn.utils.rnn.pad_sequence([clip[name] for clip in clips], batch_first=True, padding_value=value)
@@ -75,7 +75,7 @@ def _summarize_events(clips: list[ClipScores]) -> dict[str, float]:
 
 def _score_masks(outputs: Any, inputs: dict[str, torch.Tensor]) -> list[ClipScores]:
     """The sums that J and F are made of, of each clip; never the masks, which for a whole split would fill memory."""
-    from ..metrics import segmentation_sums
+    from ..tasks.segmentation.metric import segmentation_sums
 
     scores = []
     for logits, labels in zip(outputs.logits, inputs["labels"], strict=True):
@@ -95,7 +95,7 @@ def _score_masks(outputs: Any, inputs: dict[str, torch.Tensor]) -> list[ClipScor
 
 def _summarize_masks(clips: list[ClipScores]) -> dict[str, float]:
     """J over the frames of a split that have a mask, F over its clips; without anything to find there is no F."""
-    from ..metrics import SegmentationSums
+    from ..tasks.segmentation.metric import SegmentationSums
 
     total = {name: torch.stack([clip[name] for clip in clips]).sum(0) for name in clips[0]}
     sums = SegmentationSums(
@@ -111,8 +111,8 @@ def _summarize_masks(clips: list[ClipScores]) -> dict[str, float]:
 
 def _score_parsing(outputs: Any, inputs: dict[str, torch.Tensor]) -> list[ClipScores]:
     """The sums that the F-scores are made of, of each clip."""
-    from ..metrics import video_parsing_sums
     from ..processing.intervals import has_class
+    from ..tasks.video_parsing.metric import video_parsing_sums
 
     found, expected = [], []
     for modality in ("audio", "visual"):
@@ -126,7 +126,7 @@ def _score_parsing(outputs: Any, inputs: dict[str, torch.Tensor]) -> list[ClipSc
 
 def _summarize_parsing(clips: list[ClipScores]) -> dict[str, float]:
     """F-scores in percent over the clips of a split whose segments are labelled."""
-    from ..metrics import VideoParsingSums
+    from ..tasks.video_parsing.metric import VideoParsingSums
 
     f, count = (torch.stack([clip[name] for clip in clips]).sum(0) for name in ("f", "clips"))
     scores = VideoParsingSums(f.numpy(), int(count)).scores()
@@ -141,7 +141,7 @@ def _score_answers(outputs: Any, inputs: dict[str, torch.Tensor]) -> list[ClipSc
 
 def _summarize_answers(questions: list[ClipScores]) -> dict[str, float]:
     """Accuracy over all questions, those of each type, and those of each subtype."""
-    from ..metrics import question_answering_accuracy
+    from ..tasks.question_answering.metric import question_answering_accuracy
 
     answers, labels = (torch.stack([question[name] for question in questions]) for name in ("answer", "label"))
     types, subtypes = ([question[f"question_{name}"] for question in questions] for name in ("type", "subtype"))
@@ -158,12 +158,10 @@ def get_task(name: str) -> TaskDefinition:
         CaeAvError: there is no such task; the message lists those there are.
     """
     # The model classes bring the towers' libraries with them, which the readers of a recipe need not load.
-    from ..modeling.modeling_cae_av import (
-        CaeAvForEventLocalization,
-        CaeAvForQuestionAnswering,
-        CaeAvForSegmentation,
-        CaeAvForVideoParsing,
-    )
+    from ..tasks.event_localization.modeling import CaeAvForEventLocalization
+    from ..tasks.question_answering.modeling import CaeAvForQuestionAnswering
+    from ..tasks.segmentation.modeling import CaeAvForSegmentation
+    from ..tasks.video_parsing.modeling import CaeAvForVideoParsing
 
     events = TaskDefinition(
         "ave",

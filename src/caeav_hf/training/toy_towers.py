@@ -26,11 +26,11 @@ from tqdm.auto import tqdm
 from transformers import ClapAudioConfig, ClapAudioModel
 
 from ..configuration_cae_av import CaeAvConfig
-from ..data.toy import CLASSES, MISALIGNMENTS, render_frame, render_sound
-from ..data.toy.scene import plan_event_clips
-from ..modeling.backbones import HtsatTower, SwinV2Tower, Tower
-from ..modeling.text_tower import ClipTextTower
 from ..processing import CaeAvProcessor
+from ..towers.base import HtsatTower, SwinV2Tower, Tower
+from ..towers.clip_text import ClipTextTower
+from ..toy import CLASSES, MISALIGNMENTS, render_frame, render_sound
+from ..toy.scene import plan_event_clips
 
 
 # A frame of the corpus is rendered larger than the tower reads it, as a video would be.

@@ -42,7 +42,7 @@ def plot_answers(
     is printed.
 
     Args:
-        clip: A `caeav_hf.processing.media.Clip`: `frames` (n, H, W, 3) uint8, `frame_times` (n,) in seconds and `name`
+        clip: A `caeav_hf.media.clip.Clip`: `frames` (n, H, W, 3) uint8, `frame_times` (n,) in seconds and `name`
             are read.
         results: What the pipeline returns for each question: `question`, `answers` with `answer` and `score`,
             `visual_attention` and `audio_attention`, one number a frame, and `grounding` (n, rows, columns).

@@ -8,8 +8,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..errors import CaeAvError
-from ..overlay import tint_weights
 from .drawing import COLOURS, every, frames_of, make_bare, new_figure, save_figure, set_label
+from .overlay import tint_weights
 
 
 # Frames that fit beside each other and can still be made out.
@@ -32,7 +32,7 @@ def plot_masks(
     second, every third and so on is shown, and the sheet says so.
 
     Args:
-        clip: A `caeav_hf.processing.media.Clip`: `frames` (n, H, W, 3) uint8, `frame_times` (n,) in seconds and `name`
+        clip: A `caeav_hf.media.clip.Clip`: `frames` (n, H, W, 3) uint8, `frame_times` (n,) in seconds and `name`
             are read.
         masks: (n, H, W) bool: what the pipeline returns for the clip.
         truth: (n, H, W) bool: the true masks.

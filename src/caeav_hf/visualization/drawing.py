@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..errors import CaeAvError
-from ..overlay import TINT
+from .overlay import TINT
 
 
 # Okabe and Ito's palette: told apart with every common form of colour blindness.

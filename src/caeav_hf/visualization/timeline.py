@@ -11,17 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from ..errors import CaeAvError
-from .drawing import (
-    COLOURS,
-    SERIES,
-    draw_frames,
-    frames_of,
-    make_bare,
-    new_figure,
-    save_figure,
-    set_label,
-    strip_step,
-)
+from .drawing import COLOURS, SERIES, draw_frames, frames_of, make_bare, new_figure, save_figure, set_label, strip_step
 
 
 BACKGROUND = "background"
@@ -48,7 +38,7 @@ def plot_event_timeline(
     agree. Every bar is named: in it or beside it, or, where that does not fit, by a line for each class.
 
     Args:
-        clip: A `caeav_hf.processing.media.Clip`: `frames` (n, H, W, 3) uint8, `waveform` (samples of n segments,),
+        clip: A `caeav_hf.media.clip.Clip`: `frames` (n, H, W, 3) uint8, `waveform` (samples of n segments,),
             `duration` in seconds, `has_audio` and `name` are read.
         prediction: What the pipeline returns for the clip: `intervals` with `label`, `start`, `end` (seconds) and
             `score`, `agreement`, one number a segment - or one list a stage - and `misaligned`, intervals with `start`

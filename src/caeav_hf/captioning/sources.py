@@ -1,0 +1,155 @@
+"""The clips of a data set: rows of a builder's folder, a folder of media files, a list of them, or the files."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from ..constants import MEDIA_SUFFIXES
+from ..errors import DataError
+from .material import ClipMaterial
+from .settings import CaptionSettings
+
+
+_ROW_COLUMNS = ("video_id", "media", "media_start", "media_end", "frames", "audio")
+# Groups of rows that stay in memory; clips are read nearly in order, by several threads.
+_GROUPS_KEPT = 4
+
+
+@dataclass(frozen=True, eq=False)
+class CaptionClip:
+    """
+    A clip to caption.
+
+    Args:
+        clip: Its name in the caption file.
+        file: Where it is, for people.
+        load: Decodes what the model is shown.
+    """
+
+    clip: str
+    file: str
+    load: Callable[[CaptionSettings], ClipMaterial]
+
+
+def find_clips(dataset: str | Path | Sequence[str | Path]) -> list[CaptionClip]:
+    """
+    The clips of a data set, each once.
+
+    Args:
+        dataset: A builder's folder (with `data/*.parquet`), a folder with media files at any depth, a text file with
+            the path of one a line (relative to itself), a media file, or a list of media files. The name of a file's
+            clip is the file's, without suffix.
+
+    Raises:
+        DataError: There is nothing of the kind, no clip in it, or two files have one name.
+    """
+    paths = [Path(dataset)] if isinstance(dataset, str | Path) else [Path(path) for path in dataset]
+    if len(paths) == 1 and paths[0].is_dir():
+        shards = sorted((paths[0] / "data").glob("*.parquet"))
+        if shards:
+            return _row_clips(shards)
+        files = sorted(path for path in paths[0].rglob("*") if path.suffix.lower() in MEDIA_SUFFIXES)
+    elif len(paths) == 1 and paths[0].suffix.lower() == ".txt":
+        files = _listed_files(paths[0])
+    else:
+        files = paths
+        if folders := [path for path in paths if path.is_dir()]:
+            raise DataError(f"{folders[0]}: is a folder; expected media files, or one folder alone")
+    if not files:
+        raise DataError(
+            f"{paths[0] if paths else 'the data set'}: no clips; expected a builder's folder, or media files "
+            f"({', '.join(MEDIA_SUFFIXES)})"
+        )
+    clips: dict[str, CaptionClip] = {}
+    for file in files:
+        if file.stem in clips:
+            raise DataError(
+                f"{file}: has the name of {clips[file.stem].file}; expected one name a clip, since captions are kept "
+                "by name"
+            )
+        clips[file.stem] = CaptionClip(file.stem, str(file), _FileLoader(file))
+    return list(clips.values())
+
+
+@dataclass(frozen=True)
+class _FileLoader:
+    file: Path
+
+    def __call__(self, settings: CaptionSettings) -> ClipMaterial:
+        return ClipMaterial.from_file(self.file, settings)
+
+
+def _listed_files(path: Path) -> list[Path]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: expected a UTF-8 text file with the path of a clip a line ({error})") from error
+    return [path.parent / line.strip() for line in lines if line.strip()]
+
+
+class _Rows:
+    """Single rows of Parquet shards, for several threads; a few groups of rows stay in memory."""
+
+    def __init__(self) -> None:
+        self._groups: OrderedDict[tuple[Path, int], pa.Table] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def read(self, shard: Path, group: int, index: int) -> dict[str, Any]:
+        """The columns with media of one row."""
+        with self._lock:
+            table = self._groups.pop((shard, group), None)
+            if table is None:
+                with pq.ParquetFile(shard) as file:
+                    columns = [name for name in _ROW_COLUMNS if name in file.schema_arrow.names]
+                    table = file.read_row_group(group, columns=columns)
+            self._groups[shard, group] = table
+            while len(self._groups) > _GROUPS_KEPT:
+                self._groups.popitem(last=False)
+        return table.slice(index, 1).to_pylist()[0]
+
+
+@dataclass(frozen=True)
+class _RowLoader:
+    rows: _Rows
+    shard: Path
+    group: int
+    index: int
+
+    def __call__(self, settings: CaptionSettings) -> ClipMaterial:
+        return ClipMaterial.from_row(self.rows.read(self.shard, self.group, self.index), settings)
+
+
+def _row_clips(shards: Sequence[Path]) -> list[CaptionClip]:
+    """The clips of a builder's rows; several rows of one clip (its questions, its categories) are one."""
+    rows = _Rows()
+    clips: dict[str, CaptionClip] = {}
+    for shard in shards:
+        try:
+            with pq.ParquetFile(shard) as file:
+                names = file.schema_arrow.names
+                if "video_id" not in names or "media" not in names:
+                    raise DataError(f"{shard}: expected rows with the columns video_id and media, got {names}")
+                for group in range(file.num_row_groups):
+                    # The paths alone: reading the column whole would read the bytes of every clip.
+                    columns = [name for name in ("video_id", "filename", "media_start") if name in names]
+                    table = file.read_row_group(group, columns=[*columns, "media.path"])
+                    for index, row in enumerate(table.to_pylist()):
+                        path = (row["media"] or {}).get("path")
+                        # Not by a file that is a longer video, of which there may be several clips.
+                        if path and row.get("media_start") is None:
+                            clip = Path(path).stem
+                        else:
+                            clip = row.get("filename") or row["video_id"]
+                        loader = _RowLoader(rows, shard, group, index)
+                        clips.setdefault(clip, CaptionClip(clip, path or row["video_id"], loader))
+        except (pa.ArrowException, OSError) as error:
+            raise DataError(f"{shard}: cannot be read as Parquet ({error})") from error
+    if not clips:
+        raise DataError(f"{shards[0].parent}: the shards have no rows")
+    return list(clips.values())

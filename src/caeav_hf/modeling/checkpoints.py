@@ -1,0 +1,149 @@
+"""
+Checkpoints without the towers: what was trained, and where the frozen rest is to be had.
+
+The towers are three quarters of a checkpoint and the same in all of them. An adapter-only checkpoint leaves them out
+and names them in its configuration, `tower_sources`: by name, revision and the hash of their tensors.
+"""
+
+import os
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import CaeAvError
+from ..towers import lora
+from ..towers.loading import FRONT_END, PretrainedTower, hash_tensors, load_tower
+
+
+if TYPE_CHECKING:
+    from .modeling_cae_av import CaeAvPreTrainedModel
+
+
+# Of the names in a state dict that belong to a tower, whatever model the tower is in.
+TOWER_NAMES = r"(^|\.)(vision|audio|text)_tower\."
+
+
+def adapter_names(model: "CaeAvPreTrainedModel") -> set[str]:
+    """Names in the state dict that an adapter-only checkpoint holds: all but the towers, and LoRA inside them."""
+    prefixes = tuple(_prefixes(model).values())
+    return {name for name in model.state_dict() if not name.startswith(prefixes) or lora.base_name(name) is None}
+
+
+def find_sources(
+    model: "CaeAvPreTrainedModel", weights: Mapping[str, Tensor], towers: Mapping[str, str | os.PathLike]
+) -> dict[str, dict[str, str | None]]:
+    """
+    Where the towers of a model can be had.
+
+    Args:
+        weights: State dict of the model.
+        towers: Names that replace, or stand in for, those the model remembers.
+
+    Raises:
+        CaeAvError: A tower's origin is not known, it is not, or no longer, the tower of that name, or `towers` names
+            one that the model does not have.
+    """
+    kinds = _kinds(model, towers)
+    known = {kind: source for kind, source in (model.config.tower_sources or {}).items() if kind not in towers}
+    if missing := [kind for kind in kinds if kind not in known and kind not in towers]:
+        raise CaeAvError(
+            f"an adapter-only checkpoint names the towers it stands on, and this model does not know where its "
+            f"{', '.join(missing)} tower came from: give `towers={{{missing[0]!r}: name, ...}}`, as `from_backbones` "
+            "takes them, or save the whole model"
+        )
+    sources = {}
+    for kind, prefix in _prefixes(model).items():
+        tensors = lora.without_lora(
+            {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
+        )
+        source, found = known.get(kind), hash_tensors(tensors)
+        if source is None or (found != source["sha256"] and _is_rounded(tensors)):
+            # What was rounded to half precision has a hash of its own; the values tell.
+            name, revision = (towers[kind], None) if source is None else (source["name"] or "", source["revision"])
+            tower = _fetch(model, kind, name, revision)
+            is_same, source = _is_from(tensors, tower.state), tower.source
+        else:
+            is_same = found == source["sha256"]
+        if not is_same:
+            raise CaeAvError(
+                f"the {kind} tower of this model is not, or no longer, {source['name']!r}: expected tensors of "
+                f"SHA-256 {source['sha256']}, found {found}; save the whole model"
+            )
+        sources[kind] = source
+    return sources
+
+
+def attach_towers(model: "CaeAvPreTrainedModel", towers: Mapping[str, str | os.PathLike]) -> None:
+    """
+    Give a model that was loaded from an adapter-only checkpoint its towers.
+
+    Args:
+        towers: Where to find them, in place of where the configuration says.
+
+    Raises:
+        CaeAvError: A tower cannot be loaded, or is not the one that the checkpoint was trained on.
+    """
+    sources = dict(model.config.tower_sources or {})
+    _kinds(model, towers)
+    for kind, module in model.cae_av.named_towers().items():
+        expected = sources[kind]
+        name, revision = (towers[kind], None) if kind in towers else (expected["name"] or "", expected["revision"])
+        try:
+            tower = _fetch(model, kind, name, revision)
+        except CaeAvError as error:
+            raise CaeAvError(
+                f"this checkpoint holds no towers, and its {kind} tower {expected['name']!r} is not to be had; say "
+                f"where it is with `towers={{{kind!r}: name}}`: {error}"
+            ) from error
+        if tower.source["sha256"] != expected["sha256"]:
+            raise CaeAvError(
+                f"the {kind} tower {str(name)!r} is not the one that this checkpoint was trained on, "
+                f"{expected['name']!r}: expected tensors of SHA-256 {expected['sha256']}, "
+                f"found {tower.source['sha256']}"
+            )
+        if any(parameter.is_meta for parameter in module.parameters()):
+            raise CaeAvError(
+                f"the device map offloads the {kind} tower, which works for whole checkpoints only: load this one "
+                "without a device map and save it whole"
+            )
+        # With LoRA in a tower its own weights have other names, and LoRA's are loaded already.
+        names = {lora.base_name(name): name for name in module.state_dict()}
+        module.load_state_dict(
+            {names[name]: tensor for name, tensor in tower.state.items()}, strict=not model.config.lora
+        )
+        sources[kind] = tower.source
+    model.config.tower_sources = sources
+
+
+def _fetch(
+    model: "CaeAvPreTrainedModel", kind: str, name: str | os.PathLike, revision: str | None = None
+) -> PretrainedTower:
+    audio_config = model.config.audio_config
+    return load_tower(kind, name, revision, {field: getattr(audio_config, field) for field in FRONT_END})
+
+
+def _is_rounded(tensors: Mapping[str, Tensor]) -> bool:
+    return any(tensor.is_floating_point() and tensor.element_size() < 4 for tensor in tensors.values())
+
+
+def _is_from(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
+    """Whether tensors are those of a tower, in whatever precision."""
+    return tensors.keys() == state.keys() and all(
+        torch.equal(tensor.cpu(), state[name].to(device="cpu", dtype=tensor.dtype)) for name, tensor in tensors.items()
+    )
+
+
+def _prefixes(model: "CaeAvPreTrainedModel") -> dict[str, str]:
+    """What the names of each tower begin with."""
+    names = {module: name for name, module in model.named_modules()}
+    return {kind: f"{names[tower]}." for kind, tower in model.cae_av.named_towers().items()}
+
+
+def _kinds(model: "CaeAvPreTrainedModel", towers: Mapping[str, str | os.PathLike]) -> list[str]:
+    """The towers that a model has, which are those that `towers` may name."""
+    kinds = list(model.cae_av.named_towers())
+    if unknown := sorted(set(towers) - set(kinds)):
+        raise CaeAvError(f"`towers` may name {', '.join(kinds)}, got {', '.join(unknown)}")
+    return kinds

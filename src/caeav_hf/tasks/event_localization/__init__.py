@@ -1,0 +1,1 @@
+"""Event localization: when something is both seen and heard, and what (AVE)."""

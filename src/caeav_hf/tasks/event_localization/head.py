@@ -1,0 +1,213 @@
+"""
+Event localization: when does something happen that is both seen and heard, and what is it?
+
+Two heads on the time means of both streams: `cmbs`, the temporal relation blocks and the background suppression that
+the paper's results use, and `mlp` (Appendix B).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...configuration_cae_av import CaeAvConfig
+from ...modeling.collectives import batch_mean
+from ...modeling.frames import FrameLayout
+from ...modeling.temporal import RelationDecoder, RelationEncoder, run_rnn
+
+
+# How far the other stream's gate scales a stream, and the share and number of top moments in the class scores: the
+# authors' constants.
+GATE_SCALE = 0.1
+TOP_SCORE_WEIGHT = 0.3
+TOP_MOMENTS = 4
+
+# Label of padded frames.
+IGNORED = -100
+
+
+@dataclass
+class EventLogits:
+    """
+    What a head says of a batch of clips.
+
+    Attributes:
+        event: (B, T) logits of "something happens in this frame".
+        clip_class: (B, classes) logits of what it is.
+        strongest: (B, classes) the part of `clip_class` from each modality's strongest moments; head `cmbs`.
+        frame_class: (B, T, classes + 1) log-probabilities of each frame, background last; head `mlp`.
+    """
+
+    event: Tensor
+    clip_class: Tensor
+    strongest: Tensor | None = None
+    frame_class: Tensor | None = None
+
+
+class TemporalRelation(nn.Module):
+    """
+    Cross-modal relations along time: each stream passes a bidirectional LSTM, reads the other's encoded moments, and
+    is scaled by the other's gate.
+
+    Args:
+        config: Sizes of the head.
+        visual_size, audio_size: Channels of the two inputs.
+    """
+
+    def __init__(self, config: CaeAvConfig, visual_size: int, audio_size: int):
+        super().__init__()
+        size = config.head_hidden_size
+        self.visual_projection = nn.Linear(visual_size, config.head_visual_dim)
+        self.audio_projection = nn.Linear(audio_size, config.head_audio_dim)
+        self.dropout = nn.Dropout(config.branch_dropout)
+        # Both directions together are as wide as the relation blocks for audio, twice as wide for video.
+        self.visual_rnn = nn.LSTM(config.head_visual_dim, size, batch_first=True, bidirectional=True)
+        self.audio_rnn = nn.LSTM(config.head_audio_dim, size // 2, batch_first=True, bidirectional=True)
+        self.visual_encoder = RelationEncoder(config, 2 * size)
+        self.audio_encoder = RelationEncoder(config, size)
+        self.visual_decoder = RelationDecoder(config, 2 * size)
+        self.audio_decoder = RelationDecoder(config, size)
+        self.visual_gate = nn.Linear(size, 1)
+        self.audio_gate = nn.Linear(size, 1)
+
+    def forward(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, T, C_v), (B, T, C_a) -> two streams (B, T, D) and the product of their gates (B, T)."""
+        mask = frames.attention_mask()
+        visual = run_rnn(self.visual_rnn, self.dropout(F.relu(self.visual_projection(visual))), frames)
+        audio = run_rnn(self.audio_rnn, self.audio_projection(audio), frames)
+        visual_keys = self.visual_encoder(visual, mask)
+        audio_keys = self.audio_encoder(audio, mask)
+        new_audio = self.audio_decoder(audio, visual_keys, mask)
+        new_visual = self.visual_decoder(visual, audio_keys, mask)
+        visual_gate, audio_gate = self.visual_gate(visual_keys).sigmoid(), self.audio_gate(audio_keys).sigmoid()
+        new_visual = new_visual + GATE_SCALE * audio_gate * new_visual
+        new_audio = new_audio + GATE_SCALE * visual_gate * new_audio
+        return new_visual, new_audio, (visual_gate * audio_gate).squeeze(-1)
+
+
+class LinearRelation(nn.Module):
+    """What stands in for the temporal relations in head `cmbs_linear`: each frame alone, a linear map and a ReLU."""
+
+    def __init__(self, config: CaeAvConfig, visual_size: int, audio_size: int):
+        super().__init__()
+        self.visual_projection = nn.Linear(visual_size, config.head_hidden_size)
+        self.audio_projection = nn.Linear(audio_size, config.head_hidden_size)
+        self.dropout = nn.Dropout(config.head_dropout)
+
+    def forward(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor, None]:
+        """(B, T, C_v), (B, T, C_a) -> two streams (B, T, D); there is no gate."""
+        visual = self.dropout(F.relu(self.visual_projection(visual)))
+        return visual, self.dropout(F.relu(self.audio_projection(audio))), None
+
+
+def _masked_fill(scores: Tensor, frames: FrameLayout) -> Tensor:
+    """Scores (B, T, C) with padded frames at minus infinity."""
+    return scores if frames.mask is None else scores.masked_fill(~frames.mask[..., None], -torch.inf)
+
+
+def _top_mean(scores: Tensor, frames: FrameLayout) -> Tensor:
+    """Mean of the highest scores along time, at most `TOP_MOMENTS` of the real frames: (B, T, C) -> (B, C)."""
+    scores, kept = _masked_fill(scores, frames), TOP_MOMENTS
+    if torch.compiler.is_exporting():
+        # In a graph the number of frames is not known, so that there are enough of them in any case.
+        scores = F.pad(scores, (0, 0, 0, kept - 1), value=-torch.inf)
+    else:
+        kept = min(kept, scores.shape[1])
+    top = scores.topk(kept, dim=1).values
+    real = top.isfinite()
+    return top.where(real, 0).sum(1) / real.sum(1).clamp_min(1)
+
+
+class CMBSHead(nn.Module):
+    """
+    Cross-modal background suppression: is-event logits of each frame, class logits of the clip.
+
+    Args:
+        config: Sizes and number of classes.
+    """
+
+    def __init__(self, config: CaeAvConfig):
+        super().__init__()
+        size = config.head_hidden_size
+        relation = LinearRelation if config.event_head == "cmbs_linear" else TemporalRelation
+        self.relation = relation(config, config.visual_hidden_size, config.audio_hidden_size)
+        self.event_classifier = nn.Linear(size, 1)
+        self.class_classifier = nn.Linear(size, config.num_labels)
+        self.visual_scores = nn.Linear(size, config.num_labels)
+        self.audio_scores = nn.Linear(size, config.num_labels)
+
+    def forward(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> EventLogits:
+        """`visual` (B, T, C_v) and `audio` (B, T, C_a) are means over tokens; `frames` says which frames are real."""
+        visual, audio, _ = self.relation(visual, audio, frames)
+        fused = (visual + audio) / 2
+        event = self.event_classifier(fused).squeeze(-1)
+        pooled = _masked_fill(fused, frames).amax(1)
+        visual_scores, audio_scores = self.visual_scores(visual), self.audio_scores(audio)
+        strongest = (_top_mean(visual_scores, frames) + _top_mean(audio_scores, frames)) / 2
+        return EventLogits(event, self.class_classifier(pooled) + TOP_SCORE_WEIGHT * strongest, strongest=strongest)
+
+    def loss(self, logits: EventLogits, labels: Tensor) -> Tensor:
+        """BCE(is-event) + CE(class) + CE(strongest moments) for labels (B, T); background is `num_labels`."""
+        assert logits.strongest is not None
+        is_event, clip_class = event_targets(labels, logits.clip_class.shape[1])
+        real = labels != IGNORED
+        total = F.binary_cross_entropy_with_logits(logits.event[real].float(), is_event[real], reduction="sum")
+        loss = batch_mean(total, real.sum())
+        for scores in (logits.clip_class, logits.strongest):
+            total = F.cross_entropy(scores.float(), clip_class, ignore_index=IGNORED, reduction="sum")
+            loss = loss + batch_mean(total, (clip_class != IGNORED).sum())
+        return loss
+
+
+class MLPHead(nn.Module):
+    """
+    Both streams concatenated, a hidden layer of `head_visual_dim`, and one class a frame, background included
+    (Appendix B). A frame is of its most probable class. The logits of the other head are given too, as sums of the
+    frames' probabilities: of any class but background, and of each class over time.
+
+    The authors' code has no rectifier between its two linear maps; the official formulation follows it.
+    """
+
+    def __init__(self, config: CaeAvConfig):
+        super().__init__()
+        self.is_official = config.is_official
+        self.hidden = nn.Linear(config.visual_hidden_size + config.audio_hidden_size, config.head_visual_dim)
+        self.classifier = nn.Linear(config.head_visual_dim, config.num_labels + 1)
+
+    def forward(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> EventLogits:
+        """As `CMBSHead.forward`."""
+        hidden = self.hidden(torch.cat([visual, audio], dim=-1))
+        logits = self.classifier(hidden if self.is_official else F.relu(hidden))
+        log_probs = logits.log_softmax(-1)
+        return EventLogits(
+            # Its sigmoid is the softmax's probability of anything but background.
+            event=logits[..., :-1].logsumexp(-1) - logits[..., -1],
+            clip_class=_masked_fill(log_probs[..., :-1], frames).logsumexp(1),
+            frame_class=log_probs,
+        )
+
+    def loss(self, logits: EventLogits, labels: Tensor) -> Tensor:
+        """Cross-entropy over the real frames for labels (B, T); background is `num_labels`."""
+        assert logits.frame_class is not None
+        scores = logits.frame_class.float().flatten(0, 1)
+        total = F.nll_loss(scores, labels.flatten(), ignore_index=IGNORED, reduction="sum")
+        return batch_mean(total, (labels != IGNORED).sum())
+
+
+def event_targets(labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
+    """
+    Targets of the background-suppression head.
+
+    Args:
+        labels: (B, T) class of each frame; `num_labels` is background, -100 a padded frame.
+        num_labels: Number of classes.
+
+    Returns:
+        (B, T) float, 1 where something happens; and (B,) the clip's class, -100 where nothing ever does. A clip has
+        one class; where frames name several, the first counts.
+    """
+    is_event = (labels != num_labels) & (labels != IGNORED)
+    first = is_event.int().argmax(1, keepdim=True)
+    clip_class = labels.gather(1, first).squeeze(1).where(is_event.any(1), IGNORED)
+    return is_event.float(), clip_class

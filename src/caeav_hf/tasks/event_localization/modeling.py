@@ -1,0 +1,116 @@
+"""CAE-AV with a head for event localization (AVE)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+from transformers.utils import can_return_tuple
+
+from ...configuration_cae_av import CaeAvConfig
+from ...errors import CaeAvError
+from ...modeling.frames import FrameLayout
+from ...modeling.modeling_cae_av import CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
+from .head import CMBSHead, MLPHead
+
+
+if TYPE_CHECKING:
+    from ...towers.base import Tower
+
+
+@dataclass
+class CaeAvEventLocalizationOutput(CaeAvModelOutput):
+    r"""
+    Output of [`CaeAvForEventLocalization`]: that of [`CaeAvModel`], `loss` being the task's plus the weighted terms.
+
+    Attributes:
+        event_logits (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Whether something happens.
+        class_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): What happens in the clip.
+        av_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`, with head `cmbs`):
+            The part of the class logits that comes from each modality's strongest moments.
+        frame_log_probs (`torch.FloatTensor` of shape `(batch_size, num_frames, num_labels + 1)`, with head `mlp`):
+            Log-probabilities of each frame's class, background last.
+    """
+
+    event_logits: torch.Tensor | None = None
+    class_logits: torch.Tensor | None = None
+    av_logits: torch.Tensor | None = None
+    frame_log_probs: torch.Tensor | None = None
+
+
+class CaeAvForEventLocalization(CaeAvPreTrainedModel):
+    """
+    [`CaeAvModel`] with a head that says, for each segment of a clip, whether its event is both seen and heard, and for
+    the clip what it is (AVE).
+
+    Args:
+        config: The configuration; `event_head` chooses the head.
+    """
+
+    def __init__(self, config: CaeAvConfig):
+        super().__init__(config)
+        self.model = CaeAvModel(config)
+        self.head = MLPHead(config) if config.event_head == "mlp" else CMBSHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        input_features: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        visual_caption_ids: torch.Tensor | None = None,
+        audio_caption_ids: torch.Tensor | None = None,
+        visual_caption_mask: torch.Tensor | None = None,
+        audio_caption_mask: torch.Tensor | None = None,
+        visual_caption_embeds: torch.Tensor | None = None,
+        audio_caption_embeds: torch.Tensor | None = None,
+        output_feature_maps: bool = False,
+        output_hidden_states: bool | None = None,
+    ) -> CaeAvEventLocalizationOutput:
+        r"""
+        Args:
+            pixel_values_videos, input_features, frame_mask, visual_caption_*, audio_caption_*, output_*: See
+                [`CaeAvModel.forward`].
+            labels: `(batch_size, num_frames)`, class of each frame, `num_labels` for background, -100 for padding.
+
+        Returns:
+            [`CaeAvEventLocalizationOutput`]
+        """
+        outputs = self.model(
+            pixel_values_videos,
+            input_features,
+            frame_mask,
+            visual_caption_ids=visual_caption_ids,
+            audio_caption_ids=audio_caption_ids,
+            visual_caption_mask=visual_caption_mask,
+            audio_caption_mask=audio_caption_mask,
+            visual_caption_embeds=visual_caption_embeds,
+            audio_caption_embeds=audio_caption_embeds,
+            return_loss=labels is not None,
+            output_feature_maps=output_feature_maps,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
+        visual = cast("Tower", self.model.vision_tower).final_norm(outputs.visual_hidden_state).mean(2)
+        logits = self.head(visual, outputs.audio_hidden_state.mean(2), frames)
+        values = dict(outputs)
+        if labels is not None:
+            if labels.shape != logits.event.shape:
+                raise CaeAvError(
+                    f"`labels` must be (batch, frames), {tuple(logits.event.shape)}, got {tuple(labels.shape)}"
+                )
+            if frames.mask is not None:
+                labels = labels.masked_fill(~frames.mask, -100)
+            values |= self._total_loss(outputs, self.head.loss(logits, labels))
+        return CaeAvEventLocalizationOutput(
+            **values,
+            event_logits=logits.event,
+            class_logits=logits.clip_class,
+            av_logits=logits.strongest,
+            frame_log_probs=logits.frame_class,
+        )
+
+
+__all__ = ["CaeAvEventLocalizationOutput", "CaeAvForEventLocalization"]

@@ -1,0 +1,1 @@
+"""Question answering about what is seen and heard (MUSIC-AVQA)."""

@@ -1,0 +1,187 @@
+"""
+Question answering: where in the picture is what is heard, when does the question need it, and what is the answer?
+
+After Li et al., "Learning to Answer Questions in Dynamic Audio-Visual Scenarios" (CVPR 2022): audio-guided spatial
+grounding, question-guided attention along time, and a match of sound and frame as an auxiliary task.
+"""
+
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from ...configuration_cae_av import CaeAvConfig
+from ...errors import CaeAvError
+from ...modeling.attention import MultiHeadAttention
+from ...modeling.case import masked_mean
+from ...modeling.collectives import batch_mean
+from ...modeling.frames import FrameLayout
+from ...modeling.temporal import scan_rnn
+
+
+# Label of a question without a known answer.
+IGNORED = -100
+
+
+@dataclass
+class Grounding:
+    """
+    A clip's frames as its sound sees them.
+
+    Attributes:
+        visual: (B, T, D), each frame, its sounding part stressed.
+        weights: (B, T, L), how much of a frame's stress is on each token; 1 in sum.
+        match: (B, T, 2), logits of "frame and sound are of the same clip", last.
+    """
+
+    visual: Tensor
+    weights: Tensor
+    match: Tensor
+
+    def of_questions(self, clip_index: Tensor) -> "Grounding":
+        """One row a question, of the clip that it is about."""
+        return Grounding(self.visual[clip_index], self.weights[clip_index], self.match[clip_index])
+
+
+@dataclass
+class AnswerLogits:
+    """
+    What the head says of a batch of questions.
+
+    Attributes:
+        answer: (B, answers).
+        visual_attention, audio_attention: (B, T), when the question looks and listens; 1 in sum.
+    """
+
+    answer: Tensor
+    visual_attention: Tensor
+    audio_attention: Tensor
+
+
+class QuestionEncoder(nn.Module):
+    """Words to one vector: embedding, LSTM, and a linear map of its last states."""
+
+    def __init__(self, config: CaeAvConfig, size: int):
+        super().__init__()
+        self.is_official = config.is_official
+        self.embedding = nn.Embedding(config.question_vocab_size, size)
+        self.rnn = nn.LSTM(size, size, batch_first=True)
+        self.projection = nn.Linear(2 * size, size)
+
+    def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
+        """Word ids (B, Q), and which of them are real, always the first ones of a row: (B, D)."""
+        words = torch.tanh(self.embedding(ids))
+        if torch.compiler.is_exporting():
+            is_word = None
+            if mask is not None and not self.is_official:
+                is_word = torch.arange(ids.shape[1], device=ids.device) < mask.sum(1, keepdim=True).clamp_min(1)
+            _, hidden, cell = scan_rnn(self.rnn, words, is_word)
+        elif mask is None or self.is_official:
+            # The authors' code reads the padding too.
+            _, (hidden, cell) = self.rnn(words)
+        else:
+            lengths = mask.sum(1).clamp_min(1).cpu()
+            _, (hidden, cell) = self.rnn(pack_padded_sequence(words, lengths, batch_first=True, enforce_sorted=False))
+        return self.projection(torch.tanh(torch.cat([hidden[-1], cell[-1]], dim=-1)))
+
+
+class QuestionAttention(nn.Module):
+    """A question (B, D) attends to moments (B, T, D): what it gathers (B, D), and its weights (B, T)."""
+
+    def __init__(self, config: CaeAvConfig, size: int):
+        super().__init__()
+        self.attention = MultiHeadAttention(config, size, config.head_num_heads, config.head_dropout)
+        self.hidden = nn.Linear(size, size)
+        self.output = nn.Linear(size, size)
+        self.norm = nn.LayerNorm(size)
+        self.dropout = nn.Dropout(config.head_dropout)
+
+    def forward(self, question: Tensor, moments: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor]:
+        attended, weights = self.attention.with_weights(question[:, None], moments, frames.attention_mask())
+        attended = attended.squeeze(1)
+        hidden = self.output(self.dropout(F.relu(self.hidden(attended))))
+        return self.norm(attended + self.dropout(hidden)), weights.mean(1).squeeze(1)
+
+
+class QuestionAnsweringHead(nn.Module):
+    """
+    Everything is as wide as the visual tower's last stage, whose tokens the audio is compared with.
+
+    Args:
+        config: Sizes, number of words and answers.
+    """
+
+    def __init__(self, config: CaeAvConfig):
+        super().__init__()
+        size = config.visual_hidden_size
+        self.question_encoder = QuestionEncoder(config, size)
+        self.audio_hidden = nn.Linear(config.audio_hidden_size, size)
+        self.audio_output = nn.Linear(size, size)
+        self.grounding_projection = nn.Linear(2 * size, size)
+        widths = [2 * size, *config.matching_hidden_sizes, 2]
+        self.matching = nn.ModuleList(nn.Linear(before, after) for before, after in pairwise(widths))
+        self.visual_attention = QuestionAttention(config, size)
+        self.audio_attention = QuestionAttention(config, size)
+        self.fusion = nn.Linear(2 * size, size)
+        self.classifier = nn.Linear(size, config.num_labels)
+
+    def encode_audio(self, audio: Tensor) -> Tensor:
+        """(B, T, C_a), means over tokens -> (B, T, D)."""
+        return self.audio_output(F.relu(self.audio_hidden(audio)))
+
+    def ground(self, visual: Tensor, audio: Tensor) -> Grounding:
+        """Frames' tokens (B, T, L, D) and encoded audio (B, T, D) of the same or of other clips."""
+        directions = F.normalize(visual, dim=-1)
+        weights = (directions @ F.normalize(audio, dim=-1)[..., None]).squeeze(-1).softmax(-1)
+        stressed = (weights[..., None, :] @ directions).squeeze(-2)
+        grounded = self.grounding_projection(torch.tanh(torch.cat([visual.mean(-2), stressed], dim=-1)))
+        match = torch.cat([audio, grounded], dim=-1)
+        for layer in self.matching[:-1]:
+            match = F.relu(layer(match))
+        return Grounding(grounded, weights, self.matching[-1](match))
+
+    def forward(
+        self,
+        grounding: Grounding,
+        audio: Tensor,
+        question_ids: Tensor,
+        question_mask: Tensor | None,
+        frames: FrameLayout,
+    ) -> AnswerLogits:
+        """
+        Args:
+            grounding: Of the frames, from their tokens after the tower's final norm.
+            audio: (B, T, D), encoded.
+            question_ids, question_mask: (B, Q).
+            frames: Which frames are real.
+
+        Raises:
+            CaeAvError: The questions are not of this shape.
+        """
+        if question_ids.ndim != 2 or question_ids.shape[0] != audio.shape[0]:
+            raise CaeAvError(
+                f"`question_ids` must be ({audio.shape[0]}, words), one row a clip, got {tuple(question_ids.shape)}"
+            )
+        if question_mask is not None and question_mask.shape != question_ids.shape:
+            raise CaeAvError(f"`question_mask` must be {tuple(question_ids.shape)}, got {tuple(question_mask.shape)}")
+        question = self.question_encoder(question_ids, question_mask)
+        seen, visual_weights = self.visual_attention(question, grounding.visual, frames)
+        heard, audio_weights = self.audio_attention(question, audio, frames)
+        heard = heard + masked_mean(audio, frames.mask)
+        seen = seen + masked_mean(grounding.visual, frames.mask)
+        gathered = self.fusion(torch.tanh(torch.cat([heard, seen], dim=-1)))
+        return AnswerLogits(self.classifier(torch.tanh(gathered * question)), visual_weights, audio_weights)
+
+    def loss(self, logits: AnswerLogits, labels: Tensor) -> Tensor:
+        """Cross-entropy of the answers (B,); -100 where none is known."""
+        total = F.cross_entropy(logits.answer.float(), labels, ignore_index=IGNORED, reduction="sum")
+        return batch_mean(total, (labels != IGNORED).sum())
+
+    def matching_loss(self, match: Tensor, negative_match: Tensor) -> Tensor:
+        """Cross-entropy of telling a clip's own frames from another's: logits (N, 2) and (M, 2) of real frames."""
+        scores = torch.cat([match, negative_match]).float()
+        is_own = torch.cat([match.new_ones(len(match)), match.new_zeros(len(negative_match))]).long()
+        return batch_mean(F.cross_entropy(scores, is_own, reduction="sum"), len(is_own))

@@ -1,0 +1,192 @@
+"""CAE-AV with a head for question answering (MUSIC-AVQA)."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers.utils import can_return_tuple
+
+from ...configuration_cae_av import CaeAvConfig
+from ...errors import CaeAvError
+from ...modeling.collectives import anywhere, gather_rows
+from ...modeling.frames import FrameLayout
+from ...modeling.modeling_cae_av import CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
+from .head import QuestionAnsweringHead
+
+
+if TYPE_CHECKING:
+    from ...towers.base import Tower
+
+
+# Of which pixels, along each side, one is looked at to tell clips apart.
+PIXEL_STEP = 8
+
+
+@dataclass
+class CaeAvQuestionAnsweringOutput(CaeAvModelOutput):
+    r"""
+    Output of [`CaeAvForQuestionAnswering`]: that of [`CaeAvModel`], `loss` being the task's plus the weighted terms.
+
+    Attributes:
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): The answers.
+        match_logits (`torch.FloatTensor` of shape `(batch_size, num_frames, 2)`):
+            Whether a frame and its sound are of different clips (first) or of one (second).
+        match_logits_negative (`torch.FloatTensor` of shape `(batch_size, num_frames, 2)`):
+            Likewise of the sound and frames of another clip, where there are any.
+        grounding (`torch.FloatTensor` of shape `(batch_size, num_frames, visual_tokens)`):
+            How much of a frame's weight the audio puts on each token, row by row; 1 in sum.
+        visual_attention (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Which frames the question looks at.
+        audio_attention (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Which it listens to.
+    """
+
+    logits: torch.Tensor | None = None
+    match_logits: torch.Tensor | None = None
+    match_logits_negative: torch.Tensor | None = None
+    grounding: torch.Tensor | None = None
+    visual_attention: torch.Tensor | None = None
+    audio_attention: torch.Tensor | None = None
+
+
+class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
+    """
+    [`CaeAvModel`] with a head that answers a question about a clip with one of `num_labels` answers (MUSIC-AVQA).
+
+    Args:
+        config: The configuration.
+    """
+
+    def __init__(self, config: CaeAvConfig):
+        super().__init__(config)
+        self.model = CaeAvModel(config)
+        self.head = QuestionAnsweringHead(config)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        input_features: torch.Tensor,
+        question_ids: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        question_mask: torch.Tensor | None = None,
+        clip_index: torch.Tensor | None = None,
+        pixel_values_negative: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        visual_caption_ids: torch.Tensor | None = None,
+        audio_caption_ids: torch.Tensor | None = None,
+        visual_caption_mask: torch.Tensor | None = None,
+        audio_caption_mask: torch.Tensor | None = None,
+        visual_caption_embeds: torch.Tensor | None = None,
+        audio_caption_embeds: torch.Tensor | None = None,
+        output_feature_maps: bool = False,
+        output_hidden_states: bool | None = None,
+    ) -> CaeAvQuestionAnsweringOutput:
+        r"""
+        Args:
+            pixel_values_videos, input_features, frame_mask, visual_caption_*, audio_caption_*, output_*: See
+                [`CaeAvModel.forward`].
+            question_ids: `(num_questions, words)`, one question a clip.
+            question_mask: `(num_questions, words)`, true for real words; all are where it is absent.
+            clip_index: `(num_questions,)`, the clip of each question where some have the same, so that a clip passes
+                the encoder once; outputs of the head are then one row a question.
+            pixel_values_negative: Frames of other clips, shaped as `pixel_values_videos`, which the sound is to be
+                told from; only the frozen tower reads them. Without them, and with labels, each clip's frames are told
+                from the sound of the next clip in the batch, unless both are the same clip. A batch of one clip has
+                no matching loss.
+            labels: `(num_questions,)`, number of the answer, -100 where it is not known.
+
+        Returns:
+            [`CaeAvQuestionAnsweringOutput`]
+        """
+        outputs = self.model(
+            pixel_values_videos,
+            input_features,
+            frame_mask,
+            visual_caption_ids=visual_caption_ids,
+            audio_caption_ids=audio_caption_ids,
+            visual_caption_mask=visual_caption_mask,
+            audio_caption_mask=audio_caption_mask,
+            visual_caption_embeds=visual_caption_embeds,
+            audio_caption_embeds=audio_caption_embeds,
+            return_loss=labels is not None,
+            output_feature_maps=output_feature_maps,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
+        vision = cast("Tower", self.model.vision_tower)
+        visual = vision.final_norm(outputs.visual_hidden_state)
+        audio = self.head.encode_audio(outputs.audio_hidden_state.mean(2))
+        grounding = self.head.ground(visual, audio)
+        mask = outputs.frame_mask
+        match_negative: Tensor | None = None
+        is_pair = mask
+        if pixel_values_negative is not None:
+            if pixel_values_negative.shape != pixel_values_videos.shape:
+                raise CaeAvError(
+                    f"`pixel_values_negative` must be {tuple(pixel_values_videos.shape)}, as the clips' own frames, "
+                    f"got {tuple(pixel_values_negative.shape)}"
+                )
+            match_negative = self.head.ground(self._frozen_tokens(pixel_values_negative, frames), audio).match
+        elif labels is not None:
+            sound, is_pair = self._next_sound(audio, pixel_values_videos, mask)
+            if anywhere(bool(is_pair.any()), visual.device):
+                match_negative = self.head.ground(visual, sound).match
+        auxiliary = {}
+        if labels is not None and match_negative is not None and self.loss_weights["matching"]:
+            auxiliary["matching"] = self.head.matching_loss(grounding.match[mask], match_negative[is_pair])
+
+        if clip_index is not None:
+            # From here on one row a question.
+            if clip_index.shape != question_ids.shape[:1]:
+                raise CaeAvError(f"`clip_index` must be ({len(question_ids)},), got {tuple(clip_index.shape)}")
+            grounding, audio, mask = grounding.of_questions(clip_index), audio[clip_index], mask[clip_index]
+            match_negative = None if match_negative is None else match_negative[clip_index]
+        rows = FrameLayout(mask.shape[0], frames.num_frames, None if frames.mask is None else mask)
+        logits = self.head(grounding, audio, question_ids, question_mask, rows)
+        values = dict(outputs)
+        if labels is not None:
+            if labels.shape != logits.answer.shape[:1]:
+                raise CaeAvError(f"`labels` must be ({len(logits.answer)},), got {tuple(labels.shape)}")
+            values |= self._total_loss(outputs, self.head.loss(logits, labels), **auxiliary)
+        return CaeAvQuestionAnsweringOutput(
+            **values,
+            logits=logits.answer,
+            match_logits=grounding.match,
+            match_logits_negative=match_negative,
+            grounding=grounding.weights.masked_fill(~mask[..., None], 0),
+            visual_attention=logits.visual_attention,
+            audio_attention=logits.audio_attention,
+        )
+
+    def _next_sound(self, audio: Tensor, pixels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        The encoded sound (B, T, D) of the clip after each one, and where it is real and of another clip, (B, T). The
+        clips of all processes form a ring.
+        """
+        # A few pixels tell clips apart as well as all of them.
+        looks = pixels[..., ::PIXEL_STEP, ::PIXEL_STEP].flatten(2).to(audio.dtype)
+        known = torch.cat([audio, looks, mask[..., None].to(audio.dtype)], dim=-1)
+        firsts, place = gather_rows(known[0])
+        first = next(part for part in (*firsts[place + 1 :], *firsts[: place + 1]) if len(part))
+        # Processes pad their clips to lengths of their own.
+        first = F.pad(first[: known.shape[1]], (0, 0, 0, max(0, known.shape[1] - len(first))))
+        sound, others, is_real = torch.cat([known[1:], first[None]]).split([audio.shape[-1], looks.shape[-1], 1], -1)
+        is_pair = mask & (is_real[..., 0] > 0)
+        is_other = ((looks != others).any(-1) & is_pair).any(1, keepdim=True)
+        return sound, is_pair & is_other
+
+    def _frozen_tokens(self, pixel_values_videos: Tensor, frames: FrameLayout) -> Tensor:
+        """What the frozen visual tower alone says of frames: (B, T, L, D) after the final norm."""
+        vision = cast("Tower", self.model.vision_tower)
+        tokens = vision.embed(frames.to_list(pixel_values_videos).to(self.dtype))
+        for stage in range(len(vision.stage_sizes())):
+            tokens = vision.enter_stage(stage, tokens)
+            for block in vision.blocks(stage):
+                tokens = block(tokens)
+        return frames.to_grid(vision.final_norm(tokens))
+
+
+__all__ = ["CaeAvForQuestionAnswering", "CaeAvQuestionAnsweringOutput"]

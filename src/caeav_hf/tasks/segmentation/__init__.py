@@ -1,0 +1,1 @@
+"""Segmentation: the pixels of the objects that sound (AVSBench S4 and MS3)."""

@@ -1,0 +1,235 @@
+"""
+Segmentation: which pixels of a frame belong to the objects that sound?
+
+The tower's stages at four scales, gated along time, meet the audio in TPAVI, and are fused from coarse to fine.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ...configuration_cae_av import CaeAvConfig
+from ...modeling.collectives import SharedBatchNorm, batch_mean
+from ...modeling.frames import FrameLayout
+from ...modeling.temporal import RelationEncoder, run_rnn
+
+
+# How far a gate scales the maps and the audio: the authors' constant.
+GATE_SCALE = 0.05
+
+# Where the decoder begins: about a tenth of the pixels belongs to what sounds.
+PRIOR_LOGIT = -2.0
+
+# Label of pixels in frames without a mask.
+IGNORED = -100
+
+
+@dataclass
+class MaskLogits:
+    """
+    What the head says of N frames.
+
+    Attributes:
+        logits: (N, 1, S, S), S the configuration's `mask_size`.
+        maps: One (N, D, H, W) a scale, fine to coarse, after the audio has met them.
+        audio: One (N, D) a scale, the audio as it met them.
+    """
+
+    logits: Tensor
+    maps: list[Tensor]
+    audio: list[Tensor]
+
+
+class TemporalGate(nn.Module):
+    """
+    The gates of one scale: how much each frame's picture says for its sound, and its sound for its picture.
+
+    As in event localization, but only the encoded streams and their gates are used.
+    """
+
+    def __init__(self, config: CaeAvConfig):
+        super().__init__()
+        size = config.head_hidden_size
+        self.visual_projection = nn.Linear(size, size)
+        self.dropout = nn.Dropout(config.branch_dropout)
+        self.visual_rnn = nn.LSTM(size, size, batch_first=True, bidirectional=True)
+        self.audio_rnn = nn.LSTM(config.head_audio_dim, size // 2, batch_first=True, bidirectional=True)
+        self.visual_encoder = RelationEncoder(config, 2 * size)
+        self.audio_encoder = RelationEncoder(config, size)
+        self.visual_gate = nn.Linear(size, 1)
+        self.audio_gate = nn.Linear(size, 1)
+
+    def forward(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor]:
+        """Frame means (N, D) and audio (N, D_a) -> visual and audio gate, (N, 1) each."""
+        mask = frames.attention_mask()
+        visual = self.dropout(F.relu(self.visual_projection(frames.to_grid(visual))))
+        visual = self.visual_encoder(run_rnn(self.visual_rnn, visual, frames), mask)
+        audio = self.audio_encoder(run_rnn(self.audio_rnn, frames.to_grid(audio), frames), mask)
+        return (
+            frames.to_list(self.visual_gate(visual).sigmoid()),
+            frames.to_list(self.audio_gate(audio).sigmoid()),
+        )
+
+
+class ZeroBatchNorm(SharedBatchNorm):
+    """Batch normalisation whose scale begins at zero, so that the branch it ends begins without effect."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.zeros_(self.weight)
+
+
+class TPAVI(nn.Module):
+    """
+    Temporal pixel-wise audio-visual interaction (Zhou et al., Audio-Visual Segmentation, ECCV 2022): every pixel of a
+    clip attends to the audio of all its frames, by plain dot products divided by their number.
+
+    Without a softmax the products associate: keys meet values first, in a matrix as small as the channels, and no map
+    between all pixels of a clip is ever formed.
+    """
+
+    def __init__(self, hidden_size: int, audio_size: int):
+        super().__init__()
+        inner = hidden_size // 2
+        self.audio_projection = nn.Linear(audio_size, hidden_size)
+        self.query = nn.Linear(hidden_size, inner)
+        self.key = nn.Linear(hidden_size, inner)
+        self.value = nn.Linear(hidden_size, inner)
+        self.output = nn.Linear(inner, hidden_size)
+        self.batch_norm = ZeroBatchNorm(hidden_size)
+        self.norm = nn.LayerNorm(hidden_size)
+
+    def forward(self, maps: Tensor, audio: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor]:
+        """Maps (N, D, H, W) and audio (N, D_a) -> maps, and the audio in their width (N, D)."""
+        pixels = maps.permute(0, 2, 3, 1)
+        audio = self.audio_projection(audio)
+        # One key a frame, the audio's, stands for all of the frame's pixels, so their values are summed first.
+        keys = self.key(audio)
+        values = self.value(pixels).sum((1, 2))
+        products = frames.to_grid(keys).transpose(1, 2) @ frames.to_grid(values)
+        count = frames.lengths(maps.device) * pixels.shape[1] * pixels.shape[2]
+        context = (products / count[:, None, None].to(products.dtype))[frames.clip_of_frame(maps.device)]
+        attended = self.output(self.query(pixels).flatten(1, 2) @ context)
+        attended = self.batch_norm(attended).view_as(pixels)
+        return self.norm(attended + pixels).permute(0, 3, 1, 2), audio
+
+
+class ResidualConvUnit(nn.Module):
+    """Two 3x3 convolutions between rectifiers, added to the rectified input, as the authors' in-place layers do."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.first = nn.Conv2d(channels, channels, 3, padding=1)
+        self.second = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        maps = F.relu(maps)
+        return self.second(F.relu(self.first(maps))) + maps
+
+
+class FusionBlock(nn.Module):
+    """Adds a finer map to what comes from the coarser ones and doubles its size."""
+
+    def __init__(self, channels: int, is_coarsest: bool):
+        super().__init__()
+        self.lateral = None if is_coarsest else ResidualConvUnit(channels)
+        self.residual = ResidualConvUnit(channels)
+
+    def forward(self, maps: Tensor, coarser: Tensor | None) -> Tensor:
+        if self.lateral is not None and coarser is not None:
+            maps = coarser + self.lateral(maps)
+        return F.interpolate(self.residual(maps), scale_factor=2, mode="bilinear", align_corners=True)
+
+
+class MaskClassifier(nn.Conv2d):
+    """A convolution whose bias begins at `PRIOR_LOGIT`."""
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        assert self.bias is not None
+        nn.init.constant_(self.bias, PRIOR_LOGIT)
+
+
+class SegmentationHead(nn.Module):
+    """
+    Args:
+        config: Sizes of the head and of the towers.
+    """
+
+    def __init__(self, config: CaeAvConfig):
+        super().__init__()
+        size, vision = config.head_hidden_size, config.vision_config
+        # Fine to coarse: a quarter of the mask's side for the first stage, then halved stage by stage.
+        self.sides = [config.mask_size // 4 // 2**stage for stage in range(len(vision.depths))]
+        self.projections = nn.ModuleList(
+            nn.Linear(vision.embed_dim * 2**stage, size) for stage in range(len(self.sides))
+        )
+        self.audio_projection = nn.Linear(config.audio_hidden_size, config.head_audio_dim)
+        self.gates = nn.ModuleList(TemporalGate(config) for _ in self.sides)
+        self.interactions = nn.ModuleList(TPAVI(size, config.head_audio_dim) for _ in self.sides)
+        coarsest = len(self.sides) - 1
+        self.fusions = nn.ModuleList(
+            FusionBlock(size, is_coarsest=scale == coarsest) for scale in range(len(self.sides))
+        )
+        self.upsample = nn.Conv2d(size, size // 2, 3, padding=1)
+        self.hidden = nn.Conv2d(size // 2, 32, 3, padding=1)
+        self.classifier = MaskClassifier(32, 1, 1)
+
+    def forward(self, feature_maps: tuple[Tensor, ...], audio: Tensor, frames: FrameLayout) -> MaskLogits:
+        """
+        Args:
+            feature_maps: One (N, L, C) a stage, tokens of square grids, before CASE, the last after the final norm.
+            audio: (N, C_a), mean over the audio tokens after CASE.
+            frames: Which clips the N frames belong to.
+        """
+        maps = []
+        for tokens, projection, side in zip(feature_maps, self.projections, self.sides, strict=True):
+            grid = round(tokens.shape[1] ** 0.5)
+            image = projection(tokens).unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+            maps.append(F.interpolate(image, size=(side, side), mode="bicubic", align_corners=False))
+        audio = self.audio_projection(audio)
+        visual_gates = []
+        for scale, gate in enumerate(self.gates):
+            visual_gate, audio_gate = gate(maps[scale].mean((2, 3)), audio, frames)
+            visual_gates.append(visual_gate)
+            maps[scale] = maps[scale] * (1 + GATE_SCALE * audio_gate[..., None, None])
+        audio = audio * (1 + GATE_SCALE * torch.stack(visual_gates).mean(0))
+        audio_by_scale = []
+        for scale, interaction in enumerate(self.interactions):
+            maps[scale], aligned = interaction(maps[scale], audio, frames)
+            audio_by_scale.append(aligned)
+        fused: Tensor | None = None
+        for image, fusion in zip(reversed(maps), reversed(self.fusions), strict=True):
+            fused = fusion(image, fused)
+        assert fused is not None
+        fused = F.interpolate(self.upsample(fused), scale_factor=2, mode="bilinear", align_corners=False)
+        return MaskLogits(self.classifier(F.relu(self.hidden(fused))), maps, audio_by_scale)
+
+    def loss(self, output: MaskLogits, labels: Tensor) -> Tensor:
+        """
+        Mean binary cross-entropy over the pixels of the frames that have a mask.
+
+        Args:
+            output: Of N frames.
+            labels: (N, S, S), 1 for sounding objects, 0 for the rest, -100 in frames without a mask.
+        """
+        has_mask = labels.flatten(1)[:, 0] != IGNORED
+        logits, targets = output.logits[has_mask, 0].float(), labels[has_mask].float()
+        total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
+        return batch_mean(total, targets.numel())
+
+    def matching_loss(self, output: MaskLogits) -> Tensor:
+        """
+        Divergence between the audio and what the predicted masks cover, mean over frames and scales: the audio-mask
+        matching term of Zhou et al. for several sources.
+        """
+        losses = []
+        probs = output.logits.sigmoid()
+        for maps, audio in zip(output.maps, output.audio, strict=True):
+            covered = F.adaptive_avg_pool2d(probs, (maps.shape[-2], maps.shape[-1]))
+            pooled = (maps * covered).sum((2, 3)) / covered.sum((2, 3)).clamp_min(1e-6)
+            log_probs = F.log_softmax(pooled.float(), dim=-1)
+            losses.append(F.kl_div(log_probs, F.softmax(audio.float(), dim=-1), reduction="sum"))
+        return batch_mean(torch.stack(losses).mean(), len(probs))

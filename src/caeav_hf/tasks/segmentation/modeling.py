@@ -1,0 +1,106 @@
+"""CAE-AV with a decoder for segmentation of what sounds (AVSBench)."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.utils import can_return_tuple
+
+from ...configuration_cae_av import CaeAvConfig
+from ...errors import CaeAvError
+from ...modeling.frames import FrameLayout
+from ...modeling.modeling_cae_av import CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
+from .head import SegmentationHead, ZeroBatchNorm
+
+
+@dataclass
+class CaeAvSegmentationOutput(CaeAvModelOutput):
+    r"""
+    Output of [`CaeAvForSegmentation`]: that of [`CaeAvModel`], `loss` being the task's plus the weighted terms.
+
+    Attributes:
+        logits (`torch.FloatTensor` of shape `(batch_size, num_frames, 1, mask_size, mask_size)`):
+            Whether a pixel belongs to an object that sounds; 0 in padded frames.
+    """
+
+    logits: torch.Tensor | None = None
+
+
+class CaeAvForSegmentation(CaeAvPreTrainedModel):
+    """
+    [`CaeAvModel`] with a decoder that marks, in every frame, the pixels of the objects that sound (AVSBench).
+
+    Args:
+        config: The configuration.
+    """
+
+    def __init__(self, config: CaeAvConfig):
+        super().__init__(config)
+        self.model = CaeAvModel(config)
+        self.head = SegmentationHead(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, ZeroBatchNorm):
+            nn.init.zeros_(module.weight)
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values_videos: torch.Tensor,
+        input_features: torch.Tensor,
+        frame_mask: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        visual_caption_ids: torch.Tensor | None = None,
+        audio_caption_ids: torch.Tensor | None = None,
+        visual_caption_mask: torch.Tensor | None = None,
+        audio_caption_mask: torch.Tensor | None = None,
+        visual_caption_embeds: torch.Tensor | None = None,
+        audio_caption_embeds: torch.Tensor | None = None,
+        output_feature_maps: bool = True,
+        output_hidden_states: bool | None = None,
+    ) -> CaeAvSegmentationOutput:
+        r"""
+        Args:
+            pixel_values_videos, input_features, frame_mask, visual_caption_*, audio_caption_*, output_*: See
+                [`CaeAvModel.forward`].
+            labels: `(batch_size, num_frames, mask_size, mask_size)`, 1 for sounding objects, 0 for the rest, -100 in
+                frames without a mask. Single-source training labels the first frame of a clip only.
+
+        Returns:
+            [`CaeAvSegmentationOutput`]
+        """
+        outputs = self.model(
+            pixel_values_videos,
+            input_features,
+            frame_mask,
+            visual_caption_ids=visual_caption_ids,
+            audio_caption_ids=audio_caption_ids,
+            visual_caption_mask=visual_caption_mask,
+            audio_caption_mask=audio_caption_mask,
+            visual_caption_embeds=visual_caption_embeds,
+            audio_caption_embeds=audio_caption_embeds,
+            return_loss=labels is not None,
+            output_feature_maps=True,
+            output_hidden_states=output_hidden_states,
+            return_dict=True,
+        )
+        frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
+        maps = tuple(frames.to_list(tokens) for tokens in outputs.visual_feature_maps)
+        masks = self.head(maps, frames.to_list(outputs.audio_hidden_state).mean(1), frames)
+        values = dict(outputs)
+        if not output_feature_maps:
+            del values["visual_feature_maps"]
+        if labels is not None:
+            side = self.config.mask_size
+            expected = (frames.batch_size, frames.num_frames, side, side)
+            if labels.shape != expected:
+                raise CaeAvError(f"`labels` must be {expected}, got {tuple(labels.shape)}")
+            auxiliary = {"matching": self.head.matching_loss(masks)} if self.loss_weights["matching"] else {}
+            values |= self._total_loss(outputs, self.head.loss(masks, frames.to_list(labels)), **auxiliary)
+        return CaeAvSegmentationOutput(**values, logits=frames.to_grid(masks.logits))
+
+
+__all__ = ["CaeAvForSegmentation", "CaeAvSegmentationOutput"]

@@ -1,0 +1,1 @@
+"""Video parsing: which classes are heard, which are seen, and when (LLP)."""

@@ -1,0 +1,366 @@
+"""
+Features of a 3D network, which video parsing may take beside the frames: R(2+1)D-18 of torchvision, one vector of 512
+for each segment of a second, from several frames of it.
+
+A folder of features has `<clip>.safetensors` for each clip `<clip>.mp4`, or for each row of the LLP builder, with the
+tensor `visual_3d` (T, 512) float32, and beside them
+
+    settings.json    what they were made with; a folder never mixes settings
+    report.json      how many were written, how many were there already, and which clips could not be read, and why
+"""
+
+import argparse
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torchvision.models.video import R2Plus1D_18_Weights, r2plus1d_18
+from tqdm import tqdm
+
+from caeav_hf.devices import default_device
+from caeav_hf.errors import CaeAvError, DataError, MediaError
+from caeav_hf.media.clip import count_segments, load_clip
+from caeav_hf.media.containers import MediaSource
+
+from ...data.files import write_json
+from ...data.schema import LLP_NUM_SEGMENTS, media_part
+
+
+FEATURE_SIZE = 512
+FRAMES_PER_SEGMENT = 8
+
+_KEY = "visual_3d"
+_DTYPES = ("F64", "F32", "F16", "BF16")
+_SEGMENT_SECONDS = 1.0
+_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
+
+_PublishedWeights = R2Plus1D_18_Weights.KINETICS400_V1
+
+
+def load_network(weights: str | os.PathLike | None = None) -> torch.nn.Module:
+    """
+    R(2+1)D-18 without its classifier, in evaluation mode: (n, 3, frames, height, width) to (n, 512).
+
+    Args:
+        weights: A file of its parameters by torchvision's names (with the classifier or without), safetensors or of
+            `torch.save`; None for torchvision's, trained on Kinetics-400, which it downloads once.
+
+    Raises:
+        DataError: The file is missing, holds more than tensors, or does not have this network's parameters.
+    """
+    network = r2plus1d_18()
+    network.fc = torch.nn.Identity()
+    if weights is None:
+        state = _PublishedWeights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    else:
+        state = _read_weights(Path(weights))
+    state = {name: value for name, value in state.items() if not name.startswith("fc.")}
+    try:
+        network.load_state_dict(state)
+    except RuntimeError as error:
+        where = "torchvision's weights" if weights is None else weights
+        raise DataError(f"{where}: expected the parameters of torchvision's r2plus1d_18 ({error})") from error
+    return network.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def extract_folder(
+    media: str | os.PathLike,
+    out: str | os.PathLike,
+    network: torch.nn.Module,
+    *,
+    frames_per_segment: int = FRAMES_PER_SEGMENT,
+    num_segments: int = LLP_NUM_SEGMENTS,
+    clips_per_batch: int = 4,
+    num_workers: int = 0,
+    device: str | torch.device = "cpu",
+) -> dict[str, Any]:
+    """
+    Writes the features of every clip of a folder that are not there yet; a run that was cut off is gone on with.
+
+    Args:
+        media: Folder with the clips, or what the LLP builder wrote; then features go by the `filename` of the rows,
+            and where a row names a part of a longer video they are of this.
+        out: Folder to write; made where it does not exist.
+        network: What [`load_network`] gives.
+        frames_per_segment: Frames of each second, evenly spaced.
+        num_segments: Most seconds of a clip; a shorter clip has as many features as the processor makes segments.
+        clips_per_batch: Clips that the network sees at a time.
+        num_workers: Processes that decode; 0 decodes in this one.
+        device: Where the network runs.
+
+    Returns:
+        What `report.json` holds: `written` and `already_there`, numbers of clips, and `broken`, the reason by file.
+
+    Raises:
+        DataError: `media` is no such folder, two of its files are of one name, `out` has features of other settings,
+            or no clip could be read.
+        CaeAvError: A number is out of range.
+    """
+    for name, value in {"frames_per_segment": frames_per_segment, "num_segments": num_segments}.items():
+        if value < 1:
+            raise CaeAvError(f"`{name}` must be at least 1, got {value}")
+    clips, folder = _clips(Path(media)), Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "network": "r2plus1d_18",
+        "parameters": _parameters_digest(network),
+        "frames_per_segment": frames_per_segment,
+        "num_segments": num_segments,
+    }
+    _claim(folder, settings)
+    wanted = [clip for clip in clips if not feature_file(folder, clip.name).is_file()]
+    broken: dict[str, str] = {}
+    network = network.to(device).eval()
+    loader = torch.utils.data.DataLoader(
+        _Clips(wanted, frames_per_segment, num_segments),
+        batch_size=clips_per_batch,
+        num_workers=num_workers,
+        collate_fn=list,
+    )
+    with tqdm(total=len(clips), initial=len(clips) - len(wanted), desc="3D features", unit="clip") as bar:
+        for batch in loader:
+            broken.update({clip.file: value for clip, value in batch if isinstance(value, str)})
+            kept = [(clip, value) for clip, value in batch if not isinstance(value, str)]
+            if kept:
+                features = network(torch.cat([value for _, value in kept]).to(device)).float().cpu()
+                parts = features.split([len(value) for _, value in kept])
+                for (clip, _), part in zip(kept, parts, strict=True):
+                    _write_features(feature_file(folder, clip.name), part)
+            bar.update(len(batch))
+    report = {
+        "written": len(wanted) - len(broken),
+        "already_there": len(clips) - len(wanted),
+        "broken": dict(sorted(broken.items())),
+    }
+    write_json(folder / "report.json", report)
+    if len(broken) == len(clips):
+        raise DataError(f"{media}: none of its {len(clips)} clips can be read, e.g. {next(iter(broken.values()))}")
+    return report
+
+
+def feature_file(folder: str | os.PathLike, clip: str) -> Path:
+    """Where the features of a clip are, by the name of its file without the suffix."""
+    return Path(folder) / f"{clip}.safetensors"
+
+
+def find_features(folder: str | os.PathLike, names: Iterable[str]) -> Path | None:
+    """
+    The file of features of a clip that goes by one of these names: as [`extract_folder`] writes it, or a `.npy` array,
+    which is what LLP's authors give out; None if there is none.
+    """
+    files = [feature_file(folder, name) for name in names]
+    files += [path.with_suffix(".npy") for path in files]
+    return next((path for path in files if path.is_file()), None)
+
+
+def feature_shape(path: Path) -> tuple[int, int]:
+    """
+    The shape (T, size) of the features in a file, from its header.
+
+    Raises:
+        DataError: The file is missing or has no such features.
+    """
+    try:
+        if path.suffix == ".npy":
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+            shape, is_floating_point = array.shape, np.issubdtype(array.dtype, np.floating)
+        else:
+            with safe_open(path, "pt") as file:
+                header = file.get_slice(_KEY)
+                shape, is_floating_point = tuple(header.get_shape()), header.get_dtype() in _DTYPES
+    except (SafetensorError, OSError, ValueError, EOFError) as error:
+        raise DataError(f"{path}: expected a safetensors file with `{_KEY}`, or a npy file ({error})") from error
+    if len(shape) != 2 or not all(shape) or not is_floating_point:
+        raise DataError(f"{path}: expected floating-point features of the shape (T, size), got the shape {shape}")
+    return shape[0], shape[1]
+
+
+def read_features(path: Path) -> np.ndarray:
+    """The features in a file: (T, size) float32. Raises as [`feature_shape`] does."""
+    feature_shape(path)
+    if path.suffix == ".npy":
+        return np.load(path, allow_pickle=False).astype(np.float32)
+    return load_file(path)[_KEY].float().numpy()
+
+
+def read_segments(
+    source: MediaSource, frames_per_segment: int, num_segments: int, start: float = 0.0, end: float | None = None
+) -> torch.Tensor:
+    """
+    What the network takes for a clip, or for the part of it from `start` to `end` (seconds): (T, 3,
+    frames_per_segment, 112, 112) float32. The frames of a segment are those on show at the middles of its equal parts;
+    where the clip ends within its last segment, the last one stays on.
+
+    Raises:
+        MediaError: The clip cannot be decoded.
+    """
+    clip = load_clip(
+        source,
+        start=start,
+        end=end,
+        num_segments=num_segments * frames_per_segment,
+        segment_seconds=_SEGMENT_SECONDS / frames_per_segment,
+        sampling_rate=16_000,  # of no effect without sound
+        with_audio=False,
+        num_threads=1,
+    )
+    count = count_segments(clip.duration, _SEGMENT_SECONDS, num_segments)
+    # A rest that is no segment of its own may still have frames, and the last segment may lack some.
+    numbers = np.minimum(np.arange(count * frames_per_segment), len(clip.frames) - 1)
+    frames = torch.from_numpy(clip.frames[numbers]).permute(0, 3, 1, 2)
+    return _transform()(frames.unflatten(0, (count, frames_per_segment)))
+
+
+@dataclass(frozen=True)
+class _Clip:
+    """A clip: the name of its features, that of its file for reports, and where it is: a path, or one of some rows."""
+
+    name: str
+    file: str
+    place: Path | tuple[datasets.Dataset, int]
+
+    def segments(self, frames_per_segment: int, num_segments: int) -> torch.Tensor:
+        if isinstance(self.place, Path):
+            return read_segments(self.place, frames_per_segment, num_segments)
+        rows, number = self.place
+        row = rows[number]
+        if row["media"] is None:
+            raise MediaError(f"{self.name}: is a folder of frames; expected a video")
+        return read_segments(row["media"], frames_per_segment, num_segments, *media_part(row))
+
+
+class _Clips(torch.utils.data.Dataset):
+    """Pairs of a clip and its segments, or, where it cannot be decoded, the reason."""
+
+    def __init__(self, clips: Sequence[_Clip], frames_per_segment: int, num_segments: int) -> None:
+        self.clips = clips
+        self.frames_per_segment = frames_per_segment
+        self.num_segments = num_segments
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, index: int) -> tuple[_Clip, torch.Tensor | str]:
+        clip = self.clips[index]
+        try:
+            return clip, clip.segments(self.frames_per_segment, self.num_segments)
+        except MediaError as error:
+            return clip, str(error)
+
+
+def _transform() -> Callable[[torch.Tensor], torch.Tensor]:
+    """Scales, crops and normalises (n, frames, 3, H, W) as torchvision's weights expect it: (n, 3, frames, h, w)."""
+    return _PublishedWeights.transforms()
+
+
+def _clips(media: Path) -> list[_Clip]:
+    if not media.is_dir():
+        raise DataError(f"{media}: no such folder")
+    if shards := sorted(str(path) for path in (media / "data").glob("*.parquet")):
+        return _row_clips(media, shards)
+    clips = sorted(path for path in media.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
+    if not clips:
+        raise DataError(f"{media}: expected clips ({', '.join(_SUFFIXES)}) in this folder")
+    for first, second in pairwise(clips):
+        if first.stem == second.stem:
+            raise DataError(f"{media}: {first.name} and {second.name} are of one name, and so would their features be")
+    return [_Clip(path.stem, path.name, path) for path in clips]
+
+
+def _row_clips(folder: Path, shards: list[str]) -> list[_Clip]:
+    rows = datasets.load_dataset("parquet", data_files=shards, split="train")
+    if missing := [name for name in ("filename", "media") if name not in rows.column_names]:
+        raise DataError(f"{folder}: expected what the LLP builder wrote; its rows lack {', '.join(missing)}")
+    clips: dict[str, _Clip] = {}
+    for number, name in enumerate(rows["filename"]):
+        clips.setdefault(name, _Clip(name, name, (rows, number)))
+    return list(clips.values())
+
+
+def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Notes the settings of a new folder; refuses a folder of other ones."""
+    path = folder / "settings.json"
+    if not path.is_file():
+        if any(folder.glob("*.safetensors")):
+            raise DataError(f"{folder}: has features, but no settings.json that says how they were made")
+        write_json(path, settings)
+        return
+    try:
+        there = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DataError(f"{path}: expected a JSON file ({error})") from error
+    if there != settings:
+        raise DataError(f"{folder}: has features of other settings, {there}; expected {dict(settings)}")
+
+
+def _write_features(path: Path, features: torch.Tensor) -> None:
+    partial_path = path.with_name(f"{path.name}.part")
+    save_file({_KEY: features.contiguous()}, partial_path)
+    partial_path.replace(path)
+
+
+def _read_weights(path: Path) -> dict[str, torch.Tensor]:
+    if not path.is_file():
+        raise DataError(f"{path}: no such file of weights")
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+    # Whatever the reader of a damaged or foreign file comes upon: it says so in a dozen types.
+    except Exception as error:
+        raise DataError(f"{path}: expected tensors by name and nothing else ({error})") from error
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise DataError(f"{path}: expected tensors by name and nothing else, got a {type(state).__name__}")
+    return state
+
+
+def _parameters_digest(network: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for block in _blocks(network):
+        digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _blocks(network: torch.nn.Module) -> Iterator[bytes]:
+    for name, value in sorted(network.state_dict().items()):
+        yield name.encode()
+        yield value.detach().cpu().contiguous().numpy().tobytes()
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description="Writes R(2+1)D-18 features of every clip of a folder.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--media", required=True, metavar="DIR", help="folder with clips, or one that llp.py wrote")
+    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
+    parser.add_argument(
+        "--weights",
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help="parameters, safetensors or of torch.save (default: torchvision's, which are downloaded)",
+    )
+    parser.add_argument("--frames-per-segment", type=int, default=FRAMES_PER_SEGMENT, help="frames of each second")
+    parser.add_argument("--num-segments", type=int, default=LLP_NUM_SEGMENTS, help="most seconds of a clip")
+    parser.add_argument("--clips-per-batch", type=int, default=4, help="clips that the network sees at a time")
+    parser.add_argument("--num-workers", type=int, default=os.cpu_count() or 1, help="processes that decode")
+    parser.add_argument("--device", default=str(default_device()), help="where the network runs")
+    options = vars(parser.parse_args(arguments))
+    try:
+        network = load_network(options.pop("weights", None))
+        report = extract_folder(options.pop("media"), options.pop("out"), network, **options)
+    except CaeAvError as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    for reason in report["broken"].values():
+        print(f"left out: {reason}")
+    print(f"{report['written']} written, {report['already_there']} there already, {len(report['broken'])} broken")

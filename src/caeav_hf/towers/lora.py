@@ -1,0 +1,162 @@
+"""
+LoRA on the frozen towers, by peft: low-rank matrices beside some of their linear maps, trained like the adapters.
+
+`peft.get_peft_model` works on any CAE-AV model, and freezes everything but its LoRA matrices. What is here puts them
+into a model that keeps training its own adapters: they become part of it, of its configuration and its checkpoints.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..errors import CaeAvError
+
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+    from ..modeling.modeling_cae_av import CaeAvModel
+
+
+# What gets LoRA in each tower, by the names of its modules: the attention, but the feed-forward of the text tower. In
+# that attention peft would merge, and take out again, at every step, which leaves the frozen weights rounded.
+_TARGETS = {
+    "vision": r"vision_tower\..*\.attn\.(qkv|proj)",
+    "audio": r"audio_tower\..*\.attention\.(self\.(query|key|value)|output\.dense)",
+    "text": r"text_tower\..*\.mlp\.(c_fc|c_proj)",
+}
+
+_ADAPTER = "default"
+
+
+def tower_lora_config(
+    rank: int = 8, alpha: float = 16, dropout: float = 0.0, towers: Sequence[str] = ("vision", "audio")
+) -> "LoraConfig":
+    """
+    LoRA on the attention of towers, or the feed-forward of the text tower, for [`CaeAvModel.add_lora`] or for
+    `peft.get_peft_model`.
+
+    Args:
+        rank: Rank of the matrices.
+        alpha: They count alpha / rank.
+        dropout: Dropout before them.
+        towers: Of `vision`, `audio` and `text`.
+
+    Raises:
+        CaeAvError: There is no such tower.
+    """
+    from peft import LoraConfig
+
+    if not towers or not set(towers) <= _TARGETS.keys():
+        raise CaeAvError(f"LoRA goes on {', '.join(_TARGETS)} towers, got {', '.join(towers) or 'none'}")
+    target = "|".join(_TARGETS[tower] for tower in towers)
+    return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=rf"(.*\.)?({target})")
+
+
+def to_values(config: "LoraConfig") -> dict[str, Any]:
+    """What of a LoRA configuration differs from peft's defaults, as JSON knows it."""
+    from peft import LoraConfig
+
+    usual, values = LoraConfig(), {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if value != getattr(usual, field.name) and not dataclasses.is_dataclass(value):
+            values[field.name] = sorted(value) if isinstance(value, set) else value
+    return values
+
+
+def inject(model: "CaeAvModel", values: dict[str, Any]) -> None:
+    """
+    Put LoRA into the towers of a model; what it trains besides stays as it is.
+
+    Raises:
+        CaeAvError: It would go elsewhere than into the towers, or nowhere, or into what it cannot stand beside.
+    """
+    from peft import LoraConfig, inject_adapter_in_model
+    from peft.tuners.tuners_utils import check_target_module_exists
+
+    try:
+        config = LoraConfig(**values)
+        prefixes = tuple(f"{kind}_tower." for kind in model.named_towers())
+        targets = [name for name, _ in model.named_modules() if name and check_target_module_exists(config, name)]
+        if outside := [name for name in targets if not name.startswith(prefixes)]:
+            raise CaeAvError(f"LoRA is for the towers, and its `target_modules` also name {outside[0]!r}")
+        trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
+        inject_adapter_in_model(config, model, _ADAPTER)
+    except (TypeError, ValueError) as error:
+        raise CaeAvError(f"LoRA by {values}: {error}") from error
+    for parameter, requires_grad in trained.items():
+        parameter.requires_grad_(requires_grad)
+    for _, layer in _layers(model):
+        for second in layer.lora_B.values():
+            # For whatever initialises the model after this: LoRA begins without effect.
+            second.reset_parameters = partial(nn.init.zeros_, second.weight)
+
+
+def remove(model: "CaeAvModel", *, merge: bool) -> None:
+    """Take LoRA out of the towers, with or without adding its product to their weights."""
+    for name, layer in list(_layers(model)):
+        parent, _, child = name.rpartition(".")
+        unload = getattr(layer, "unload_and_optionally_merge_module", None)
+        if unload is not None:
+            base = unload(merge=merge, safe_merge=True, adapter_names=None)
+        else:
+            if merge:
+                layer.merge(safe_merge=True)
+            base = layer.get_base_layer()
+        setattr(model.get_submodule(parent), child, base)
+    del model.peft_config
+
+
+def save(model: "CaeAvModel", folder: str | os.PathLike, prefix: str) -> None:
+    """Write LoRA alone, as `peft.PeftModel.from_pretrained` reads it for a model whose names begin with `prefix`."""
+    from peft import get_peft_model_state_dict
+
+    path = Path(folder)
+    state = get_peft_model_state_dict(model, adapter_name=_ADAPTER)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tensors = {f"base_model.model.{prefix}{name}": tensor.contiguous() for name, tensor in state.items()}
+        save_file(tensors, path / "adapter_model.safetensors", {"format": "pt"})
+        model.peft_config[_ADAPTER].save_pretrained(path)
+    except OSError as error:
+        raise CaeAvError(f"{path}: cannot be written: {error}") from error
+
+
+def activate(module: nn.Module) -> None:
+    """Let gradients into the LoRA of a frozen tower."""
+    for _, layer in _layers(module):
+        layer.set_adapter(layer.active_adapters)
+
+
+def set_training(module: nn.Module, mode: bool) -> None:
+    """Switch LoRA's dropout, and nothing else of a tower."""
+    for _, layer in _layers(module):
+        for name, child in layer.named_children():
+            if name != "base_layer":
+                child.train(mode)
+
+
+def base_name(name: str) -> str | None:
+    """The name that a tensor of a tower has without LoRA; `None` for LoRA's own."""
+    return None if "lora_" in name else name.replace(".base_layer.", ".")
+
+
+def _layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The layers that peft has put in, none of those within another."""
+    found: list[str] = []
+    for name, child in module.named_modules():
+        if hasattr(child, "base_layer") and not name.startswith(tuple(f"{outer}." for outer in found)):
+            found.append(name)
+            yield name, child
+
+
+def without_lora(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a tower under the names that they have without LoRA."""
+    return {base: tensor for name, tensor in tensors.items() if (base := base_name(name)) is not None}

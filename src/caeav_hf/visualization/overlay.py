@@ -1,0 +1,360 @@
+"""
+Videos with the masks of what sounds laid over them.
+
+Every frame of the source is kept, at its own time and size, with the mask of its segment tinted, and the source's own
+sound goes along. Only tinted pixels change: the tint is mixed into luma and chroma as they are stored, so no other
+pixel goes through a conversion of colours, and the source's colour description stays true.
+"""
+
+import os
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+from tqdm import tqdm
+
+from ..errors import CaeAvError, MediaError
+from ..media.clip import SEGMENT_REST
+from ..media.containers import (
+    AUDIO_JITTER,
+    MediaFile,
+    MediaSource,
+    best_stream,
+    decode_packet,
+    frame_rate_of,
+    packets_of,
+    start_time,
+    upright,
+    video_stream,
+)
+
+
+# Okabe and Ito's orange: bright on most pictures, and told apart with every common form of colour blindness.
+TINT = "#E69F00"
+
+# Codecs of sound that players know in an mp4; packets of others are decoded and encoded as AAC.
+_MP4_SOUND = {"aac", "mp3", "ac3", "eac3", "alac", "opus"}
+_AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000}
+# Frames a second of a stream that does not tell.
+_USUAL_RATE = 25
+# FFmpeg's numbers of colour ranges, and of BT.709 among its matrices.
+_LIMITED_RANGE, _FULL_RANGE, _BT709 = 1, 2, 1
+
+
+def write_overlay(
+    source: MediaSource,
+    masks: np.ndarray,
+    path: str | os.PathLike,
+    *,
+    segment_seconds: float = 1.0,
+    colour: str = TINT,
+    opacity: float = 0.5,
+    show_progress: bool = False,
+) -> None:
+    """
+    Write a clip as an mp4 (H.264) with its masks laid over it.
+
+    Every frame is written upright, at the time at which the source shows it, whatever its frame rate. A side of an odd
+    number of pixels is made even by repeating its last row or column, since H.264's common form stores only even ones.
+    Packets of sound are copied where an mp4 can hold them, else encoded as AAC. Frames after the last mask stay as
+    they are.
+
+    Args:
+        source: The clip: a path, bytes, a binary file object or a mapping, as for [`~processing.media.load_clip`].
+        masks: (T, H, W) bool, one a segment, at the clip's own upright resolution: what the pipeline returns.
+        path: The file to write. It appears when it is complete.
+        segment_seconds: Seconds of a segment.
+        colour: Of the tint, as `#RRGGBB`.
+        opacity: Of the tint, from 0 to 1; the edge of a mask is drawn opaque.
+        show_progress: Whether to show a bar.
+
+    Raises:
+        MediaError: The source cannot be decoded.
+        CaeAvError: The masks are not of the clip's size, `path` is the source itself or cannot be written.
+    """
+    path = Path(path)
+    masks = np.asarray(masks)
+    if masks.ndim != 3 or masks.dtype != bool:
+        raise CaeAvError(f"`masks` must be (T, H, W) bool, got shape {masks.shape} of {masks.dtype}")
+    if path.suffix.lower() != ".mp4":
+        raise CaeAvError(f"{path}: expected a file name that ends in .mp4")
+    if isinstance(source, str | os.PathLike) and path.exists() and Path(source).exists() and path.samefile(source):
+        raise CaeAvError(f"{path}: is the clip itself; give the overlay another name")
+    media = MediaFile.of(source, None)
+    painter = _Painter(masks, segment_seconds, colour, opacity, media.name)
+    partial = path.with_name(f".partial-{path.name}")
+    try:
+        with media.open() as container:
+            overlay = _Overlay(container, painter, media.name)
+            # What goes wrong in reading ends the reading or is a MediaError, so anything else is about writing.
+            try:
+                with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as output:
+                    overlay.write(output, show_progress)
+                os.replace(partial, path)
+            except (av.FFmpegError, OSError) as error:
+                raise CaeAvError(f"{path}: cannot be written: {error}") from error
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def tint_weights(mask: np.ndarray, opacity: float) -> np.ndarray:
+    """How much of a tint each pixel of a mask (H, W) gets, float32: `opacity` inside, all of it along the edge."""
+    padded = np.pad(mask, 1)
+    inside = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    return np.where(mask, np.where(inside, opacity, 1.0), 0.0).astype(np.float32)
+
+
+class _Painter:
+    """Tints the planes of upright frames by the mask that belongs to their time."""
+
+    def __init__(self, masks: np.ndarray, segment_seconds: float, colour: str, opacity: float, name: str) -> None:
+        self.masks, self.segment_seconds, self.opacity, self.name = masks, segment_seconds, opacity, name
+        try:
+            red, green, blue = (int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
+        except ValueError as error:
+            raise CaeAvError(f"`colour` must be #RRGGBB, got {colour!r}") from error
+        # BT.601 in the limited range. A source that follows BT.709 shows it a shade off, which does no harm.
+        luma = 0.299 * red + 0.587 * green + 0.114 * blue
+        self.tint = (16 + 219 * luma, 128 + 224 * (blue - luma) / 1.772, 128 + 224 * (red - luma) / 1.402)
+        self._segment: int | None = None
+        self._weights: list[np.ndarray] = []
+
+    def paint(self, planes: list[np.ndarray], time: float) -> list[np.ndarray]:
+        """Planes (H, W), (H/2, W/2), (H/2, W/2) uint8 of a frame that is shown `time` seconds after the clip began."""
+        segment = self._segment_at(time)
+        if segment is None:
+            return planes
+        height, width = self.masks.shape[1:]
+        if (height + height % 2, width + width % 2) != planes[0].shape:
+            raise CaeAvError(
+                f"`masks` are of {width}x{height} pixels, but the frames of {self.name} of "
+                f"{planes[0].shape[1]}x{planes[0].shape[0]} (even sides); expected the clip's own resolution"
+            )
+        if segment != self._segment:
+            self._segment, self._weights = segment, self._weigh(self.masks[segment])
+        return [
+            np.rint(plane + (tint - plane.astype(np.float32)) * weight).astype(np.uint8) if weight.any() else plane
+            for plane, tint, weight in zip(planes, self.tint, self._weights, strict=True)
+        ]
+
+    def _segment_at(self, time: float) -> int | None:
+        """Number of the mask for a time; the short rest after the last segment belongs to it, as in reading a clip."""
+        place = max(0.0, time / self.segment_seconds + 1e-6)
+        last = len(self.masks) - 1
+        return min(int(place), last) if place < len(self.masks) + SEGMENT_REST else None
+
+    def _weigh(self, mask: np.ndarray) -> list[np.ndarray]:
+        """How much of the tint each pixel of the three planes gets, float32."""
+        weight = tint_weights(mask, self.opacity)
+        weight = np.pad(weight, [(0, side % 2) for side in mask.shape], mode="edge")
+        return [weight, _halved(weight), _halved(weight)]
+
+
+class _Overlay:
+    """One pass over the packets of a source: pictures are decoded, painted and encoded, sound is copied."""
+
+    def __init__(self, container: Any, painter: _Painter, name: str) -> None:
+        self.container, self.painter, self.name = container, painter, name
+        self.video = video_stream(container, name)
+        self.video.thread_type = "AUTO"
+        audio = best_stream(container, "audio")
+        self.audio = None if audio is None or audio.codec_context is None else audio
+        self.origin = start_time(self.video, container)
+        # The stream that begins first begins at zero, so that nothing is written for the time before it.
+        starts = [self.origin] if self.audio is None else [self.origin, start_time(self.audio, container)]
+        self.shift = min(starts)
+        self.time_base = Fraction(self.video.time_base)
+        self.output: Any = None
+        self.picture: Any = None
+        self.sound: _Sound | None = None
+        self._stored_size: tuple[int, int] | None = None
+        self._last_time: int | None = None
+        self._durations: dict[int, int] = {}
+        self._waiting: list[Any] = []
+
+    def write(self, output: Any, show_progress: bool) -> None:
+        """Everything, to an open container."""
+        self.output = output
+        if self.audio is not None:
+            self.sound = _Sound(self.audio, output, self.shift)
+        streams = [stream for stream in (self.video, self.audio) if stream is not None]
+        with tqdm(total=self.video.frames or None, unit="frame", disable=not show_progress) as progress:
+            for _, packet in packets_of(self.container, streams):
+                if packet is None or not packet.size:
+                    continue  # both decoders are emptied below
+                if self.sound is not None and packet.stream.index == self.sound.stream.index:
+                    self._write(self.sound.take(packet))
+                    continue
+                for frame in decode_packet(self.video, packet):
+                    self._add_frame(frame)
+                    progress.update()
+            for frame in decode_packet(self.video, None):
+                self._add_frame(frame)
+                progress.update()
+        if self.picture is None:
+            raise MediaError(f"{self.name}: no frame could be decoded; expected a readable video stream")
+        self._encode(None)
+        if self.sound is not None:
+            self._write(self.sound.finish())
+
+    def _add_frame(self, frame: Any) -> None:
+        time = self._ticks(frame)
+        if self._last_time is not None and time <= self._last_time:
+            return
+        self._last_time = time
+        if self._stored_size is None:
+            self._stored_size = (frame.width, frame.height)
+        seconds = float(time * self.time_base) + self.shift - self.origin
+        planes = self.painter.paint(_upright_planes(frame, *self._stored_size), seconds)
+        height, width = planes[0].shape
+        if self.picture is None:
+            self._open_picture(frame, width, height)
+        painted = av.VideoFrame(width, height, "yuv420p")
+        for plane, values in zip(painted.planes, planes, strict=True):
+            rows = np.zeros((values.shape[0], plane.line_size), np.uint8)
+            rows[:, : values.shape[1]] = values
+            plane.update(rows.tobytes())
+        painted.pts, painted.time_base = time, self.time_base
+        if frame.duration:
+            self._durations[time] = frame.duration
+        self._encode(painted)
+
+    def _ticks(self, frame: Any) -> int:
+        """When the frame is shown, after the beginning of the clip that is written."""
+        if frame.pts is None:  # raw streams carry no timestamps: their frames follow each other at the stream's rate
+            step = 1 / (frame_rate_of(self.video) or _USUAL_RATE)
+            return 0 if self._last_time is None else self._last_time + max(1, round(step / self.time_base))
+        return frame.pts - round(self.shift / self.time_base)
+
+    def _open_picture(self, frame: Any, width: int, height: int) -> None:
+        """The stream of pictures, once the first one tells its size."""
+        rate = self.video.average_rate or self.video.guessed_rate or _USUAL_RATE
+        self.picture = self.output.add_stream("h264", rate=Fraction(rate))
+        self.picture.width, self.picture.height, self.picture.pix_fmt = width, height, "yuv420p"
+        # No macroblock tree: x264's reads memory beyond small frames, and then the same clip gives other bytes.
+        self.picture.options = {"crf": "18", "preset": "veryfast", "mbtree": "0"}
+        context, source = self.picture.codec_context, self.video.codec_context
+        context.time_base = self.time_base
+        context.color_range = _LIMITED_RANGE
+        context.color_primaries, context.color_trc = source.color_primaries, source.color_trc
+        context.colorspace = _BT709 if frame.format.is_rgb else source.colorspace
+        if shape := self.video.sample_aspect_ratio:
+            context.sample_aspect_ratio = 1 / shape if _is_turned(frame) else shape
+
+    def _encode(self, frame: Any) -> None:
+        packets = self.picture.encode(frame)
+        for packet in packets:
+            # An encoder knows only the usual step; the last frame of all is shown for its own duration.
+            packet.duration = self._durations.pop(packet.pts, packet.duration)
+        self._write(packets)
+
+    def _write(self, packets: list[Any]) -> None:
+        """Write packets, which has to wait until all streams are known."""
+        self._waiting += packets
+        if self.picture is not None:
+            self.output.mux(self._waiting)
+            self._waiting = []
+
+
+class _Sound:
+    """The sound of the source in the new container: its packets, or new ones of AAC where an mp4 cannot hold them."""
+
+    def __init__(self, stream: Any, output: Any, shift: float) -> None:
+        self.stream, self.shift = stream, shift
+        context = stream.codec_context
+        self.copies = context.codec.canonical_name in _MP4_SOUND
+        self._last_time: int | None = None
+        self._samples: int | None = None
+        self._format: tuple[str, str, int] | None = None
+        self._resampler: Any = None
+        if self.copies:
+            self.target = output.add_stream_from_template(stream)
+            return
+        rate = context.sample_rate if context.sample_rate in _AAC_RATES else 48_000
+        self.target = output.add_stream("aac", rate=rate)
+        self.target.codec_context.layout = "mono" if context.channels == 1 else "stereo"
+
+    def take(self, packet: Any) -> list[Any]:
+        """The packets to write for one of the source."""
+        if not self.copies:
+            return [new for frame in decode_packet(self.stream, packet) for new in self._convert(frame)]
+        if packet.is_corrupt:  # the file breaks off inside it
+            return []
+        shift = round(self.shift / packet.time_base)
+        time = packet.pts if packet.dts is None else packet.dts
+        if time is None or (self._last_time is not None and time - shift <= self._last_time):
+            return []  # damaged: a container needs ascending times
+        packet.dts = self._last_time = time - shift
+        packet.pts = packet.dts if packet.pts is None else packet.pts - shift
+        packet.stream = self.target
+        return [packet]
+
+    def finish(self) -> list[Any]:
+        """What is left in decoder and encoder."""
+        if self.copies:
+            return []
+        packets = [new for frame in decode_packet(self.stream, None) for new in self._convert(frame)]
+        if self._resampler is not None:
+            packets += self._encode(self._resampler.resample(None))
+        return packets + self.target.encode(None)
+
+    def _convert(self, frame: Any) -> list[Any]:
+        packets = []
+        rate = self.target.codec_context.sample_rate
+        if frame.pts is not None:
+            # Samples are counted, since timestamps may be rounded; only a gap moves the count.
+            sample = round((float(frame.pts * self.stream.time_base) - self.shift) * rate)
+            if self._samples is None or sample > self._samples + AUDIO_JITTER * rate:
+                self._samples = max(0, sample)
+            frame.pts = None
+        described = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if described != self._format:
+            if self._resampler is not None:
+                packets += self._encode(self._resampler.resample(None))
+            context = self.target.codec_context
+            self._resampler = av.AudioResampler(context.format, context.layout, context.sample_rate)
+            self._format = described
+        return packets + self._encode(self._resampler.resample(frame))
+
+    def _encode(self, frames: list[Any]) -> list[Any]:
+        packets = []
+        for frame in frames:
+            frame.pts, frame.time_base = self._samples or 0, Fraction(1, frame.sample_rate)
+            self._samples = frame.pts + frame.samples
+            packets += self.target.encode(frame)
+        return packets
+
+
+def _upright_planes(frame: Any, width: int, height: int) -> list[np.ndarray]:
+    """
+    The planes of a frame as 4:2:0 in the limited range, upright, with even sides: (H, W) and twice (H/2, W/2) uint8.
+    A stream that changes its size keeps the stored one, `width` and `height`.
+    """
+    colours: dict[str, Any] = {"dst_color_range": _LIMITED_RANGE}
+    if frame.color_range in (_LIMITED_RANGE, _FULL_RANGE):
+        colours["src_color_range"] = frame.color_range
+    if frame.format.is_rgb:
+        colours["dst_colorspace"] = _BT709
+    # Half an odd side is no whole number of samples, so these are halved after turning and not before.
+    is_odd = width % 2 or height % 2
+    stored = frame.reformat(width=width, height=height, format="yuv444p" if is_odd else "yuv420p", **colours)
+    planes = []
+    for plane in stored.planes:
+        values = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
+        planes.append(upright(values[..., None], frame)[..., 0])
+    if is_odd:
+        planes = [np.pad(plane, [(0, side % 2) for side in plane.shape], mode="edge") for plane in planes]
+        planes[1:] = [np.rint(_halved(plane.astype(np.float32))).astype(np.uint8) for plane in planes[1:]]
+    return planes
+
+
+def _halved(plane: np.ndarray) -> np.ndarray:
+    """Means of the blocks of two by two pixels."""
+    return (plane[::2, ::2] + plane[1::2, ::2] + plane[::2, 1::2] + plane[1::2, 1::2]) / 4
+
+
+def _is_turned(frame: Any) -> bool:
+    """Whether a frame is upright only after a quarter turn."""
+    return upright(np.zeros((1, 2, 1), np.uint8), frame).shape[0] == 2
