@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from .job import CaptionReport, caption_clips
     from .local import LocalCaptioner
     from .material import ClipMaterial
-    from .prompts import PROMPT_VERSION, CaptionRequest
+    from .prompts import PROMPT_VERSION
+    from .request import CaptionRequest
     from .server import ServerCaptioner
     from .settings import CaptionSettings
     from .sources import CaptionClip, find_clips
@@ -44,7 +45,8 @@ __getattr__, __dir__ = lazy_names(
         ".job": ("CaptionReport", "caption_clips"),
         ".local": ("LocalCaptioner",),
         ".material": ("ClipMaterial",),
-        ".prompts": ("PROMPT_VERSION", "CaptionRequest"),
+        ".prompts": ("PROMPT_VERSION",),
+        ".request": ("CaptionRequest",),
         ".server": ("ServerCaptioner",),
         ".settings": ("CaptionSettings",),
         ".sources": ("CaptionClip", "find_clips"),

@@ -12,7 +12,8 @@ from ..errors import CaeAvError
 from .cleaning import clean_answer
 from .errors import CaptionerUnusableError, CaptioningError
 from .material import material_of
-from .prompts import MODALITIES, CaptionRequest
+from .prompts import MODALITIES
+from .request import CaptionRequest
 from .settings import CaptionSettings
 
 

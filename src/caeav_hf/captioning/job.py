@@ -19,7 +19,7 @@ from ..errors import CaeAvError
 from .captioner import Captioner
 from .errors import CaptionerUnusableError, CaptioningError
 from .material import ClipMaterial
-from .prompts import CaptionRequest
+from .request import CaptionRequest
 from .sources import CaptionClip
 from .table import CaptionTable
 

@@ -12,7 +12,8 @@ from ..devices import default_device
 from ..errors import CaeAvError
 from .captioner import Answer, Captioner
 from .errors import CaptioningError
-from .prompts import MODALITIES, CaptionRequest
+from .prompts import MODALITIES
+from .request import CaptionRequest
 from .settings import CaptionSettings
 
 

@@ -5,18 +5,17 @@ import io
 import wave
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import av
 import numpy as np
 from PIL import Image
 
+from ..data.images import read_frame
 from ..errors import MediaError
 from ..media.clip import Clip, load_audio, load_clip, probe
+from .settings import CaptionSettings
 
-
-if TYPE_CHECKING:
-    from .settings import CaptionSettings
 
 _JPEG_QUALITY = 90
 
@@ -38,7 +37,7 @@ class ClipMaterial:
 
     @classmethod
     def from_file(
-        cls, source: Any, settings: "CaptionSettings", start: float = 0.0, end: float | None = None
+        cls, source: Any, settings: CaptionSettings, start: float = 0.0, end: float | None = None
     ) -> "ClipMaterial":
         """
         The material of a media file, or of its part from `start` to `end` (seconds): `settings.max_frames` frames from
@@ -66,7 +65,7 @@ class ClipMaterial:
         return cls.from_clip(clip, settings)
 
     @classmethod
-    def from_clip(cls, clip: Clip, settings: "CaptionSettings") -> "ClipMaterial":
+    def from_clip(cls, clip: Clip, settings: CaptionSettings) -> "ClipMaterial":
         """
         The material of a decoded clip: of many frames evenly chosen ones.
 
@@ -76,7 +75,7 @@ class ClipMaterial:
         return cls._of(clip.name, list(clip.frames), clip.waveform, clip.sampling_rate, settings)
 
     @classmethod
-    def from_row(cls, row: Mapping[str, Any], settings: "CaptionSettings") -> "ClipMaterial":
+    def from_row(cls, row: Mapping[str, Any], settings: CaptionSettings) -> "ClipMaterial":
         """
         The material of a row that a builder wrote: its `media`, or its `frames` and `audio`.
 
@@ -84,6 +83,7 @@ class ClipMaterial:
             MediaError: Something of it is missing or cannot be decoded.
         """
         if row.get("media") is not None:
+            # `datasets`, behind the schema, takes a second to load, and pipelines caption files without it.
             from ..data.schema import media_part
 
             start, end = media_part(row)
@@ -91,15 +91,13 @@ class ClipMaterial:
         name = row["video_id"]
         if not row.get("frames") or row.get("audio") is None:
             raise MediaError(f"{name}: has no `media`; expected `frames` and `audio` instead")
-        from ..data.images import read_frame
-
         frames = [read_frame(frame) for frame in row["frames"]]
         sound = load_audio(row["audio"], sampling_rate=settings.sampling_rate, end=settings.max_seconds)
         return cls._of(name, frames, sound, settings.sampling_rate, settings)
 
     @classmethod
     def _of(
-        cls, name: str, frames: Sequence[np.ndarray], waveform: np.ndarray, rate: int, settings: "CaptionSettings"
+        cls, name: str, frames: Sequence[np.ndarray], waveform: np.ndarray, rate: int, settings: CaptionSettings
     ) -> "ClipMaterial":
         if not len(frames) or not waveform.size:
             raise MediaError(f"{name}: {len(frames)} frames and {waveform.size} samples; expected some of both")
@@ -111,7 +109,7 @@ class ClipMaterial:
         return cls(name, small, sound, settings.sampling_rate)
 
 
-def material_of(source: Any, settings: "CaptionSettings") -> ClipMaterial:
+def material_of(source: Any, settings: CaptionSettings) -> ClipMaterial:
     """The material of a media file, or of a decoded [`~processing.Clip`]."""
     if isinstance(source, ClipMaterial):
         return source

@@ -5,14 +5,7 @@ A changed text is a new version: add it to `_TEMPLATES` under a new number and l
 caption file keeps telling which text its captions answer.
 """
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
-
 from ..errors import CaeAvError
-
-
-if TYPE_CHECKING:
-    from .material import ClipMaterial
 
 
 MODALITIES = ("visual", "audio")
@@ -49,45 +42,3 @@ def instruction(modality: str, version: str = PROMPT_VERSION) -> str:
     if version not in _TEMPLATES:
         raise CaeAvError(f"prompt version must be one of {', '.join(_TEMPLATES)}, got {version!r}")
     return _TEMPLATES[version].format(**MODALITY_WORDS[modality])
-
-
-@dataclass(frozen=True, eq=False)
-class CaptionRequest:
-    """
-    One question: a modality of a clip, and the version of the prompt.
-
-    Args:
-        material: What is shown or played.
-        modality: `"visual"` or `"audio"`.
-        version: Version of the prompts.
-    """
-
-    material: "ClipMaterial"
-    modality: str
-    version: str = PROMPT_VERSION
-
-    def server_messages(self) -> list[dict[str, Any]]:
-        """The messages of the chat-completions protocol: frames as JPEG, or the sound as one WAV, in base64."""
-        from .material import data_url, jpeg_bytes, to_base64, wav_bytes
-
-        if self.modality == "visual":
-            parts = [
-                {"type": "image_url", "image_url": {"url": data_url(jpeg_bytes(frame), "image/jpeg")}}
-                for frame in self.material.frames
-            ]
-        else:
-            wav = wav_bytes(self.material.waveform, self.material.sampling_rate)
-            parts = [{"type": "input_audio", "input_audio": {"data": to_base64(wav), "format": "wav"}}]
-        return [
-            {"role": "system", "content": SYSTEM_PROMPT},
-            {"role": "user", "content": [*parts, {"type": "text", "text": instruction(self.modality, self.version)}]},
-        ]
-
-    def template_messages(self) -> list[dict[str, Any]]:
-        """The same messages as a processor's chat template takes them: a placeholder for each frame or the sound."""
-        parts = [{"type": "image"}] * len(self.material.frames) if self.modality == "visual" else [{"type": "audio"}]
-        text = {"type": "text", "text": instruction(self.modality, self.version)}
-        return [
-            {"role": "system", "content": [{"type": "text", "text": SYSTEM_PROMPT}]},
-            {"role": "user", "content": [*parts, text]},
-        ]

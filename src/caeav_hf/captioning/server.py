@@ -10,7 +10,7 @@ from huggingface_hub.errors import HfHubHTTPError, InferenceTimeoutError
 from ..errors import CaeAvError
 from .captioner import Answer, Captioner
 from .errors import CaptionerUnusableError, CaptioningError
-from .prompts import CaptionRequest
+from .request import CaptionRequest
 from .settings import CaptionSettings
 
 
