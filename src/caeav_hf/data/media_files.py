@@ -1,9 +1,9 @@
 """
-Finding the files of a data set in a media folder, whatever custom they are named by.
+Find the files of a data set in a media folder, by the names that its public downloads use.
 
 The folder is listed once, with everything below it. A file is then found by its name without the suffix, in any folder
 and with any suffix of its kind; or, where a clip was cut from a video, by the video's name, alone or followed by the
-seconds that were cut. Where several files fit, the choice does not depend on the order of the disk's answers.
+seconds that were cut. Which of several matching files is chosen does not depend on the order of the directory listing.
 """
 
 import os
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 
-# In the order of preference, where a file is there in several forms.
+# In order of preference, for files that exist in several forms.
 VIDEO_SUFFIXES = (".mp4", ".webm", ".mkv", ".mov", ".m4v", ".avi", ".flv")
 AUDIO_SUFFIXES = (".wav", ".flac", ".m4a", ".mp3", ".ogg", ".aac")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp")
@@ -25,20 +25,19 @@ _CUT_NAME = re.compile(r"(?P<video_id>.+)_(?P<start>\d+(?:\.\d+)?)_(?P<end>\d+(?
 @dataclass(frozen=True)
 class Query:
     """
-    Which file is wanted. At least one of `names` and `video_id` is given.
+    Describes the file to look for. At least one of `names` and `video_id` is given.
 
     Args:
-        names: What it may be called, without suffix, best first. A name may begin with folders; then the file must be
-            in these, which in turn may be anywhere.
-        video_id: Name of the video that the clip was cut from. Files of this name, or `<video_id>_<start>_<end>`, are
-            wanted after those of `names`.
-        times: Seconds of that video that the clip was cut from, if known; of the files `<video_id>_<start>_<end>` only
-            those that say the same, in seconds or milliseconds, are wanted then.
-        clip_seconds: How long the clip is; without it, a file is never taken for a longer video.
-        num_frames: How many frames are wanted if there is no such file, but a folder of that name with its frames, and
-            a sound file of that name; without it, none are.
-        folder: Name of the class, for files that are in a folder of their class; others are wanted after those.
-        suffixes: Of its kind of file, best first.
+        names: Possible names without suffix, best first. A name may begin with folders; the file must then be in
+            these, which in turn may be anywhere.
+        video_id: Name of the video that the clip was cut from. Files of this name, or `<video_id>_<start>_<end>`,
+            match after those of `names`.
+        times: Seconds of that video that the clip was cut from, if known. Of the files `<video_id>_<start>_<end>`,
+            only those with the same seconds then match.
+        clip_seconds: Length of the clip. Without it, a file is never taken for a longer video.
+        num_frames: Number of frames to take from a folder of that name, with a sound file of that name, if there is
+            no video. Without it, such folders do not match.
+        suffixes: Suffixes of this kind of file, best first.
     """
 
     names: tuple[str, ...] = ()
@@ -46,12 +45,11 @@ class Query:
     times: tuple[float, float] | None = None
     clip_seconds: float | None = None
     num_frames: int | None = None
-    folder: str | None = None
     suffixes: tuple[str, ...] = VIDEO_SUFFIXES
 
     @property
     def expected(self) -> str:
-        """The file's name in the first of all customs: what reports call a file that is missing."""
+        """Name by which reports call the file if it is missing: the best one."""
         return f"{(*self.names, self.video_id)[0]}{self.suffixes[0]}"
 
 
@@ -62,13 +60,12 @@ class Match:
 
     Args:
         file: Its path in the media folder.
-        rank: The custom by which it was found, and whether it is in the folder of its class; less is better. Files of
-            one rank are equally good answers.
-        may_be_longer: Whether it has the name of the video alone, so that it may be all of it.
+        rank: Place of the name that it was found by; lower is better. Files of one rank match equally well.
+        may_be_longer: Whether it has the name of the video alone, so that it may be the whole video.
     """
 
     file: str
-    rank: tuple[int, bool]
+    rank: int
     may_be_longer: bool = False
 
 
@@ -80,7 +77,7 @@ class FrameFolder:
     Args:
         name: Name of the folder.
         frames: The images in it, in order, by their paths in the media folder.
-        sound: The sound file of the same name, if there is one, likewise.
+        sound: The sound file of the same name by its path in the media folder, or None.
     """
 
     name: str
@@ -90,7 +87,7 @@ class FrameFolder:
 
 class MediaFolder:
     """
-    The files in and below a folder, as they were when this was made. Hidden files and folders are passed over.
+    The files in and below a folder at the time of construction, without hidden files and folders.
 
     Args:
         root: The folder.
@@ -111,26 +108,25 @@ class MediaFolder:
                 self._by_video.setdefault(match["video_id"], []).append((start, end, file))
 
     def path(self, file: str) -> Path:
-        """Where a file of this folder is."""
+        """Return the full path of a file of this folder."""
         return self.root / file
 
     def find(self, query: Query) -> list[Match]:
-        """The files that fit, best first."""
+        """Return the matching files, best first."""
         found: dict[PurePosixPath, Match] = {}
-        for custom, (files, may_be_longer) in enumerate(self._customs(query)):
+        for rank, (files, may_be_longer) in enumerate(self._candidates(query)):
             for file in files:
                 if file.suffix.lower() in query.suffixes and file not in found:
-                    elsewhere = query.folder is not None and not _is_class_folder(file.parent.name, query.folder)
-                    found[file] = Match(str(file), (custom, elsewhere), may_be_longer)
+                    found[file] = Match(str(file), rank, may_be_longer)
 
         def order(file: PurePosixPath) -> tuple:
-            # Then the one that lies higher, the better kind, and, for want of anything else, the first by name.
+            # Then the file in the higher folder, the better suffix, and last the alphabet.
             return found[file].rank, len(file.parts), query.suffixes.index(file.suffix.lower()), str(file)
 
         return [found[file] for file in sorted(found, key=order)]
 
     def find_frames(self, query: Query) -> FrameFolder | None:
-        """The clip as a folder of frames, with its sound if that is there too; None if there is none."""
+        """Return the clip as a folder of frames, with its sound file if there is one; None if there is no folder."""
         if query.num_frames is None:
             return None
         for name in (*query.names, *([] if query.video_id is None else [query.video_id])):
@@ -141,7 +137,7 @@ class MediaFolder:
                 return FrameFolder(name, frames, sounds[0].file if sounds else None)
         return None
 
-    def _customs(self, query: Query) -> Iterator[tuple[list[PurePosixPath], bool]]:
+    def _candidates(self, query: Query) -> Iterator[tuple[list[PurePosixPath], bool]]:
         for name in query.names:
             *folders, stem = name.split("/")
             yield [file for file in self._by_name.get(stem, ()) if _ends_with(file.parent.parts, folders)], False
@@ -152,21 +148,21 @@ class MediaFolder:
                 yield bare
                 yield [file for *_, file in cut], False
             else:
-                # A name that says the seconds is the clip; one that does not may be.
-                yield [file for start, end, file in cut if _same_times((start, end), query.times)], False
+                # A file named by the seconds is the clip; one without them may be the whole video.
+                yield [file for *cut_times, file in cut if cut_times == list(query.times)], False
                 yield bare
 
 
 def _files(root: Path) -> Iterator[PurePosixPath]:
-    """The media files below a folder, each by its path in it."""
+    """Yield the media files below a folder, each by its path in it."""
     seen: set[tuple[int, int]] = set()
     for folder, subfolders, names in os.walk(root, followlinks=True):
         status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # links may lead in circles
+        if (status.st_dev, status.st_ino) in seen:  # links may form a circle
             subfolders.clear()
             continue
         seen.add((status.st_dev, status.st_ino))
-        # In one order on every machine, so that of two links to one folder the same is followed.
+        # The same order on every machine, so that of two links to one folder the same one is followed.
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         below = Path(folder).relative_to(root)
         for name in names:
@@ -175,20 +171,10 @@ def _files(root: Path) -> Iterator[PurePosixPath]:
 
 
 def _frame_number(file: PurePosixPath) -> tuple[int, str]:
-    """The order of frames: by the last number in their names, with leading zeros or without."""
+    """Sort key of frames: the last number in their names, with or without leading zeros."""
     numbers = re.findall(r"\d+", file.stem)
     return (int(numbers[-1]) if numbers else -1, file.name)
 
 
 def _ends_with(parts: tuple[str, ...], wanted: list[str]) -> bool:
     return not wanted or list(parts[-len(wanted) :]) == wanted
-
-
-def _is_class_folder(folder: str, name: str) -> bool:
-    """Whether a folder is that of a class: "Church bell", "church_bell", "Church-bell" ..."""
-    plain = (re.sub(r"[\W_]+", "", text.casefold()) for text in (folder, name))
-    return next(plain) == next(plain)
-
-
-def _same_times(given: tuple[float, float], wanted: tuple[float, float]) -> bool:
-    return any(all(abs(g / scale - w) < 1e-3 for g, w in zip(given, wanted, strict=True)) for scale in (1, 1_000))

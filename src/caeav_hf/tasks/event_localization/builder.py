@@ -175,7 +175,6 @@ def _entry(line: AveAnnotation, categories: tuple[str, ...], times: Mapping[str,
         times=times.get(line.video_id),
         clip_seconds=AVE_NUM_SEGMENTS,
         num_frames=AVE_NUM_SEGMENTS,
-        folder=line.category,
     )
     return Entry(
         media={"media": query},

@@ -161,7 +161,7 @@ class AvsBenchBuilder(ClipBuilder):
         masks = tuple(image("gt_masks", frame + 1, f"{place}/{name}/{name}") for frame in mask_frames)
         row = {"video_id": name, "category": line.category, "mask_frames": mask_frames}
         if self.config.from_videos:
-            video = Query(names=(f"videos/{name}", name), folder=line.category)
+            video = Query(names=(f"videos/{name}", name))
             return Entry({"media": video, "masks": masks}, name, row)
         prefix = f"{name}/{name}.mp4" if line.category is None else f"{place}/{name}/{name}"
         frames = tuple(image("visual_frames", number + 1, prefix) for number in range(AVSBENCH_NUM_SEGMENTS))
