@@ -16,7 +16,7 @@ from torch import Tensor
 
 import caeav_hf
 from caeav_hf import CaeAvConfig
-from caeav_hf.modeling.lora import tower_lora_config
+from caeav_hf.towers.lora import tower_lora_config
 
 
 LISTINGS = Path(__file__).parent / "fixtures" / "compatibility" / "state_names"
