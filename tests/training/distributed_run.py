@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 import torch
 from accelerate import DistributedType, FullyShardedDataParallelPlugin
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
 from caeav_hf import CaeAvConfig
@@ -29,7 +30,6 @@ from caeav_hf.training.build import build_accelerator
 from caeav_hf.training.loop import Trainer
 from caeav_hf.training.recipe import find_recipe, load_recipe
 from caeav_hf.training.run_folder import RunFolder
-from caeav_hf.training.sharding import whole_weights
 from caeav_hf.training.tasks import get_task
 from tests.modeling.helpers import randomise
 from tests.training.random_clips import RandomClips
@@ -121,7 +121,7 @@ def toy_task(
 
 
 def leave(trainer: Trainer, folder: Path, **found) -> None:
-    weights = whole_weights(trainer.bare_model)
+    weights = get_model_state_dict(trainer.bare_model, options=StateDictOptions(full_state_dict=True))
     shares = [parameter for parameter in trainer.bare_model.parameters() if isinstance(parameter, DTensor)]
     if trainer.accelerator.is_main_process:
         torch.save(weights, folder / "weights.pt")

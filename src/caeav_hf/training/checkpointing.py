@@ -30,7 +30,7 @@ from torch import nn
 from ..errors import CaeAvError
 from ..towers.frozen import trained_names
 from .run_folder import without_progress_bars
-from .sharding import bare, load_optimizer_state, whole_optimizer_state, whole_weights
+from .sharding import bare, load_optimizer_state, whole_state
 from .state import LoopState, random_state, set_random_state
 
 
@@ -74,8 +74,7 @@ class CheckpointStore:
         partial = self.folder / ".partial-checkpoint"
         bare_model = bare(model, self.accelerator)
         # What is divided among processes takes all of them to come together.
-        weights = whole_weights(bare_model)
-        optimizer_state = whole_optimizer_state(bare_model, optimizer.optimizer)
+        weights, optimizer_state = whole_state(bare_model, optimizer.optimizer)
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / STATE_FOLDER).mkdir(parents=True)

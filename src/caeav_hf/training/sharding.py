@@ -5,14 +5,15 @@ Accelerate divides; here it is told what, since a model whose frozen blocks are 
 few modules that are called as a whole.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_optimizer_state_dict
+from torch.distributed.tensor import DTensor
 
 from ..errors import CaeAvError
 
@@ -101,64 +102,37 @@ def whole(tensor: Any) -> Any:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_weights(model: nn.Module) -> dict[str, Tensor]:
-    """The state dict of a model, all tensors whole. All processes call it, and get it."""
-    return {name: whole(tensor) for name, tensor in model.state_dict().items()}
-
-
-def whole_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """
-    The state of an optimizer by names of parameters, all tensors whole, so that it suits any number of processes. All
-    processes call it, and get it.
+    Return the state dict of a model and that of its optimizer, the latter by names of parameters, so that it suits any
+    number of processes. All tensors are whole and on the CPU of the main process; other processes get empty dicts. All
+    processes call it.
     """
-    names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-    return {
-        "state": {
-            names[parameter]: {key: whole(value) for key, value in values.items()}
-            for parameter, values in optimizer.state.items()
-        },
-        "param_groups": [
-            {**group, "params": [names[parameter] for parameter in group["params"]]}
-            for group in optimizer.param_groups
-        ],
-    }
-
-
-def check_names(names: Iterable[str], saved: Iterable[str]) -> None:
-    """
-    Raises:
-        ValueError: an optimizer state that was saved is not that of the parameters of these names.
-    """
-    if other := sorted(set(names) ^ set(saved)):
-        raise ValueError(f"optimizer state of other parameters, {len(other)} of them: {', '.join(other[:3])} ...")
+    is_new = not optimizer.state
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    weights, state = get_state_dict(model, optimizer, options=options)
+    if is_new:
+        # PyTorch has taken a step of zero gradients, to have a state to return.
+        optimizer.state.clear()
+        state["state"] = {}
+    return weights, state
 
 
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """
-    Load what `whole_optimizer_state` gave.
+    Load the optimizer's part of what `whole_state` returned.
 
     Raises:
         ValueError: it is that of other parameters.
     """
-    parameters = dict(model.named_parameters())
-    names = {parameter: name for name, parameter in parameters.items()}
-    order = [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
-    check_names(order, [name for group in saved["param_groups"] for name in group["params"]])
-
-    def divided(name: str, value: Any) -> Any:
-        parameter = parameters[name]
-        if isinstance(parameter, DTensor) and isinstance(value, Tensor) and value.shape == parameter.shape:
-            value = value.to(parameter.device)
-            return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)
-        return value
-
-    number = {name: index for index, name in enumerate(order)}
-    groups = [
-        {**old, **{key: value for key, value in new.items() if key != "params"}}
-        for old, new in zip(optimizer.state_dict()["param_groups"], saved["param_groups"], strict=True)
-    ]
-    state = {
-        number[name]: {key: divided(name, value) for key, value in values.items()}
-        for name, values in saved["state"].items()
-    }
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if other := sorted(trained.keys() ^ {name for group in saved["param_groups"] for name in group["params"]}):
+        raise ValueError(f"optimizer state of other parameters, {len(other)} of them: {', '.join(other[:3])} ...")
+    # A parameter that has had no gradient yet has no state. PyTorch wants one of each, and would leave the moments of
+    # the step that it takes to initialize them.
+    state = {name: saved["state"].get(name, {}) for name in trained}
+    set_optimizer_state_dict(
+        model, optimizer, {**saved, "state": state}, options=StateDictOptions(full_state_dict=True)
+    )
+    for name in trained.keys() - saved["state"].keys():
+        del optimizer.state[trained[name]]
