@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from caeav_hf.cli import main as caeav
+from caeav_hf.training import load_recipe
 from tests.media_factory import write_clip
-from tests.training.toy_files import mask_model, parsing_model, question_model, toy_model
+from tests.training.toy_files import mask_model, parsing_model, question_model, toy_data, toy_model
 
 
 ROOT = Path(__file__).parent.parent
@@ -141,6 +142,22 @@ def test_toy_runs_of_the_training_guide(workplace: Path, monkeypatch: pytest.Mon
     epochs = {path.parent.name: len(path.read_text().splitlines()) for path in workplace.glob("runs/*/history.jsonl")}
     assert (workplace / "small/model.safetensors").is_file()
     assert epochs == {"toy": 2, "ms3": 1, "llp": 1, "questions": 1}
+
+
+@pytest.mark.slow
+def test_search_of_the_training_guide(workplace: Path) -> None:
+    (workplace / "data").mkdir()
+    (workplace / "data/toy").symlink_to(toy_data())
+    (search,) = (block for block in blocks("docs/training.md", "python") if "optuna" in block)
+    for trials in (4, 8):
+        names: dict = {}
+        exec(search, names)
+        study = names["study"]
+        assert len(study.trials) == trials
+        assert study.best_value == max(trial.value for trial in study.trials)
+    for trial in study.trials:
+        recipe = load_recipe(workplace / f"runs/trial-{trial.number}/recipe.yaml")
+        assert (recipe.learning_rate, recipe.model_config["topk_ratio"]) == tuple(trial.params.values())
 
 
 # Where the documents' commands, configurations and snippets write.

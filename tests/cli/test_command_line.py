@@ -23,7 +23,6 @@ from caeav_hf.training.command import main as train
         (caeav, "export run --ouy=small", "unknown flag --ouy; did you mean --out?"),
         (caeav, "predcit clip.mp4", "unknown command predcit; did you mean predict?"),
         (caeav, "--versoin", "unknown flag --versoin; did you mean --version?"),
-        (caeav, "sweep sweep.yaml --out runs --lerning-rate 1", "did you mean --learning-rate?"),
         # What argparse would take for --resume and for --task.
         (train, "--resum runs/toy", "unknown flag --resum; did you mean --resume?"),
         (train, "--tas ave", "did you mean --task?"),
@@ -56,9 +55,9 @@ def failing(error):
 
 def test_ctrl_c_ends_in_one_line(monkeypatch, capsys, tmp_path):
     monkeypatch.delenv("CAEAV_DEBUG", raising=False)
-    monkeypatch.setattr("caeav_hf.training.sweep.load_sweep", failing(KeyboardInterrupt()))
-    assert caeav(["sweep", "sweep.yaml", "--out", str(tmp_path)]) == 130
-    assert capsys.readouterr().err == "caeav: stopped; run the same command again, which continues\n"
+    monkeypatch.setattr("caeav_hf.demo.run_demo", failing(KeyboardInterrupt()))
+    assert caeav(["demo", "--out", str(tmp_path)]) == 130
+    assert capsys.readouterr().err == "caeav: stopped; remove its folder and run the same command again\n"
 
     monkeypatch.setattr(run, "train", failing(KeyboardInterrupt()))
     training = ["--task", "ave", "--size", "toy", "--output-dir", str(tmp_path)]

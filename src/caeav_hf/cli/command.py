@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..command_line import ArgumentParser, run_command
-from . import captions, convert, export, predict, prepare, sweep
+from . import captions, convert, export, predict, prepare
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -18,7 +18,6 @@ def build_parser() -> argparse.ArgumentParser:
     convert.add_command(commands)
     prepare.add_command(commands)
     export.add_commands(commands)
-    sweep.add_command(commands)
 
     demo = commands.add_parser(
         "demo",
