@@ -2,10 +2,12 @@
 
 import os
 
+import pytest
 import torch
 from safetensors.torch import load_file
 
 from caeav_hf.towers.frozen import trained_names
+from caeav_hf.training.sharding import load_optimizer_state, whole_state
 from tests.training.tiny_training import TinyModel, tiny_model, tiny_recipe, tiny_trainer
 
 
@@ -73,3 +75,25 @@ def test_a_file_system_without_hard_links_gets_copies(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "link", no_links)
     tiny_trainer(tmp_path, tiny_recipe(epochs=1)).fit()
     TinyModel.from_pretrained(tmp_path / "checkpoints" / "last")
+
+
+@pytest.mark.parametrize("has_stepped", [False, True])
+def test_what_had_no_gradient_yet_has_no_optimizer_state(has_stepped):
+    model = tiny_model()
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), weight_decay=0.1)
+    if has_stepped:
+        model.head(torch.randn(3, 8)).sum().backward()
+        optimizer.step()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    weights, saved = whole_state(model, optimizer)
+    assert saved["state"].keys() == ({"head.weight", "head.bias"} if has_stepped else set())
+    assert len(optimizer.state) == len(saved["state"])
+    other = tiny_model(seed=1)
+    resumed = torch.optim.Adam((p for p in other.parameters() if p.requires_grad), weight_decay=0.1)
+    other.load_state_dict(weights)
+    load_optimizer_state(other, resumed, saved)
+    assert len(resumed.state) == len(saved["state"])
+    for parameter, values in zip(optimizer.state, resumed.state.values(), strict=True):
+        assert all(torch.equal(values[name], value) for name, value in optimizer.state[parameter].items())
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, before[name])
