@@ -20,7 +20,8 @@ from caeav_hf.tasks.event_localization.head import CMBSHead
 from caeav_hf.tasks.question_answering.head import QuestionAnsweringHead
 from caeav_hf.tasks.segmentation.head import SegmentationHead
 from caeav_hf.tasks.video_parsing.head import VideoParsingHead
-from caeav_hf.towers.base import HtsatTower, SwinV2Tower
+from caeav_hf.towers.htsat import HtsatTower
+from caeav_hf.towers.swin_v2 import SwinV2Tower
 from tests.golden import GoldenCase, assert_equal
 
 

@@ -27,9 +27,11 @@ from transformers import (
 from caeav_hf import CaeAvError, CaeAvForEventLocalization, CaeAvModel
 from caeav_hf.configuration_cae_av import CaeAvAudioConfig, CaeAvConfig, CaeAvTextConfig, CaeAvVisionConfig
 from caeav_hf.processing import CaeAvProcessor
-from caeav_hf.towers.base import HtsatTower, SwinV2Tower, Tower
+from caeav_hf.towers.base import Tower
 from caeav_hf.towers.clip_text import ClipTextTower
+from caeav_hf.towers.htsat import HtsatTower
 from caeav_hf.towers.loading import FRONT_END, load_tower
+from caeav_hf.towers.swin_v2 import SwinV2Tower
 from tests.modeling.helpers import toy_batch
 
 

@@ -10,7 +10,7 @@ from transformers.audio_utils import mel_filter_bank
 
 from caeav_hf import CaeAvError, CaeAvForEventLocalization
 from caeav_hf.conversion import htsat_from_public
-from caeav_hf.towers.base import HtsatTower
+from caeav_hf.towers.htsat import HtsatTower
 from tests.golden import GoldenCase, assert_equal
 
 

@@ -359,8 +359,9 @@ class CaeAvModel(CaeAvPreTrainedModel):
     def __init__(self, config: CaeAvConfig):
         super().__init__(config)
         # Only here, since the libraries behind the towers take seconds to load.
-        from ..towers.base import HtsatTower, SwinV2Tower
         from ..towers.clip_text import ClipTextTower
+        from ..towers.htsat import HtsatTower
+        from ..towers.swin_v2 import SwinV2Tower
 
         self.vision_tower = SwinV2Tower(config.vision_config)
         self.audio_tower = None if config.shared_tower else HtsatTower(config.audio_config)
@@ -405,7 +406,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
 
     def _readers(self) -> "tuple[Tower, Tower]":
         """What reads the frames, and what reads the sound."""
-        from ..towers.base import SpectrogramReader
+        from ..towers.swin_v2 import SpectrogramReader
 
         vision = self.vision_tower
         return vision, SpectrogramReader(vision) if self.audio_tower is None else self.audio_tower

@@ -11,8 +11,8 @@ from ..configuration_cae_av import CaeAvAudioConfig
 from ..conversion.key_map import HTSAT, HTSAT_IGNORED, section
 from ..conversion.official import convert_keys
 from ..errors import CaeAvError
-from .base import HtsatTower
 from .checkpoint_files import without_prefix
+from .htsat import HtsatTower
 from .report import ConversionReport
 from .sizes import audio_values, relative_position_indices
 

@@ -27,8 +27,10 @@ from transformers import ClapAudioConfig, ClapAudioModel
 
 from ..configuration_cae_av import CaeAvConfig
 from ..processing import CaeAvProcessor
-from ..towers.base import HtsatTower, SwinV2Tower, Tower
+from ..towers.base import Tower
 from ..towers.clip_text import ClipTextTower
+from ..towers.htsat import HtsatTower
+from ..towers.swin_v2 import SwinV2Tower
 from ..toy import CLASSES, MISALIGNMENTS, render_frame, render_sound
 from ..toy.scene import plan_event_clips
 

@@ -1,0 +1,103 @@
+"""Attention within (shifted) windows, which Swin-V2 and HTS-AT share."""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from timm.models.swin_transformer_v2 import window_partition
+from torch import Tensor
+
+from .recompute import recomputed
+
+
+def _shift_mask(height: int, width: int, window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
+    """
+    Additive mask (windows, tokens, tokens) that keeps what a cyclic shift brought together from attending: -100
+    between tokens of different regions, as both towers were trained with.
+    """
+
+    def regions(length: int, size: int, offset: int) -> Tensor:
+        position = torch.arange(length, device=like.device)
+        return (position >= length - size).int() + (position >= length - offset).int()
+
+    region = 3 * regions(height, window[0], shift[0])[:, None] + regions(width, window[1], shift[1])
+    windows = window_partition(region[None, :, :, None], window).flatten(1)
+    return like.new_zeros(()).masked_fill(windows[:, :, None] != windows[:, None, :], -100.0)
+
+
+def window_bias(
+    table: Tensor, index: Tensor, grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
+) -> Tensor:
+    """
+    What is added to the attention scores of each window and head, (windows * heads, M, M), from a table (entries,
+    heads) of relative positions and the entry (M, M) of each pair of tokens.
+    """
+    bias = table[index.view(-1)].view(*index.shape, -1).permute(2, 0, 1)[None]
+    height, width = (length + -length % size for length, size in zip(grid, window, strict=True))
+    if any(shift):
+        bias = bias + _shift_mask(height, width, window, shift, like=bias)[:, None]
+    else:
+        bias = bias.expand((height // window[0]) * (width // window[1]), -1, -1, -1)
+    return bias.flatten(0, 1)
+
+
+def windowed_attention(
+    tokens: Tensor,
+    grid: tuple[int, int],
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    project: Callable[[Tensor], Tensor],
+    num_heads: int,
+    bias: Callable[[torch.dtype], Tensor],
+    prepare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    scale: float,
+    roll_first: bool,
+) -> Tensor:
+    """
+    Attention within (shifted) windows, before the output projection.
+
+    Windows and heads share one axis, so that a bias a window and head needs no copy a frame.
+
+    Args:
+        tokens: (N, L, C).
+        grid: Height and width of the tokens; multiples of the window once padded.
+        window, shift: Size of a window and of the cyclic shift.
+        project: (N, H, W, C) -> (N, H, W, 3 C), queries, keys and values.
+        num_heads: Heads.
+        bias: For a dtype, what is added to the scores: (windows * heads, M, M).
+        prepare: Changes queries and keys before their product.
+        scale: Factor on the product.
+        roll_first: Whether the cyclic shift comes before the padding; the towers differ.
+    """
+    height, width = grid
+    num_frames, _, channels = tokens.shape
+    image = tokens.view(num_frames, height, width, channels)
+    pad_bottom, pad_right = -height % window[0], -width % window[1]
+    if any(shift) and roll_first:
+        image = image.roll((-shift[0], -shift[1]), dims=(1, 2))
+    if pad_bottom or pad_right:
+        image = F.pad(image, (0, 0, 0, pad_right, 0, pad_bottom))
+    if any(shift) and not roll_first:
+        image = image.roll((-shift[0], -shift[1]), dims=(1, 2))
+    rows, columns = image.shape[1] // window[0], image.shape[2] // window[1]
+    # (N, rows, M_h, columns, M_w, 3, heads, d) -> three of (N, rows * columns * heads, M_h * M_w, d)
+    qkv = project(image).view(num_frames, rows, window[0], columns, window[1], 3, num_heads, -1)
+    qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, num_frames, rows * columns * num_heads, -1, qkv.shape[-1])
+
+    def attend(qkv: Tensor) -> Tensor:
+        query, key, value = qkv.unbind(0)
+        query, key = prepare(query, key)
+        mask = bias(query.dtype)[None]
+        return F.scaled_dot_product_attention(query, key, value.to(query.dtype), mask, scale=scale)
+
+    # Of what gradients need to pass a frozen attention, its input alone is half.
+    attended = recomputed(attend, qkv)
+    attended = attended.view(num_frames, rows, columns, num_heads, window[0], window[1], -1)
+    image = attended.permute(0, 1, 4, 2, 5, 3, 6).reshape(num_frames, rows * window[0], columns * window[1], channels)
+    if any(shift) and not roll_first:
+        image = image.roll(shift, dims=(1, 2))
+    if pad_bottom or pad_right:
+        image = image[:, :height, :width]
+    if any(shift) and roll_first:
+        image = image.roll(shift, dims=(1, 2))
+    return image.reshape(num_frames, -1, channels)
