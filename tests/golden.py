@@ -5,7 +5,7 @@ from pathlib import Path
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from caeav_hf.conversion.key_map import Rules, reason_to_ignore, rename, split
+from caeav_hf.towers.renaming import Rules, reason_to_ignore, rename, split
 
 
 GOLDEN = Path(__file__).parent / "fixtures" / "golden"

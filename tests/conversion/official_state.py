@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from caeav_hf import CaeAvConfig
 from caeav_hf.conversion import key_map
-from caeav_hf.conversion.key_map import Rules, rename, split
 from caeav_hf.conversion.official import MODELS
 from caeav_hf.modeling import CaeAvPreTrainedModel
+from caeav_hf.towers.renaming import Rules, rename, split
 from tests.golden import GoldenCase
 
 

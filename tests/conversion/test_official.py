@@ -11,10 +11,10 @@ from torch import Tensor
 
 from caeav_hf import CaeAvConfig, CaeAvError
 from caeav_hf.conversion import from_official
-from caeav_hf.conversion.key_map import rename
 from caeav_hf.modeling import CaeAvPreTrainedModel
 from caeav_hf.modeling.captions import Captions
 from caeav_hf.modeling.frames import FrameLayout
+from caeav_hf.towers.renaming import rename
 from tests.conversion.official_state import TASKS, TEXT, UNTOLD, official_state, small_config, small_model
 from tests.golden import assert_equal
 

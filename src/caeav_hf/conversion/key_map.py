@@ -6,16 +6,20 @@ module's prefix. `SPLIT` in a new key stands for `query`, `key` and `value`, whi
 load the reference cases of `tests/fixtures/golden`, which check them number by number.
 """
 
-import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 
-from torch import Tensor
+from ..towers.renaming import (
+    HTSAT,
+    HTSAT_IGNORED,
+    SPLIT,
+    SWIN_V2,
+    SWIN_V2_IGNORED,
+    SWIN_V2_OLD,
+    Rules,
+    Section,
+    section,
+)
 
-
-Rules = Mapping[str, str]
-
-SPLIT = "{qkv}"
 
 _STACKED = {r"in_proj_(weight|bias)": SPLIT + r".\1"}
 
@@ -98,24 +102,6 @@ PROJECTIONS: Rules = {
     r"^proj_vcap\.": "projections.visual_caption.",
     r"^proj_acap\.": "projections.audio_caption.",
     r"^tau$": "projections.temperature",
-}
-
-# Downsampling closed a stage in the timm that the authors used; now it opens the next one. Backwards, so that no stage
-# is moved twice.
-SWIN_V2_OLD: Rules = {rf"^layers\.{stage}\.downsample": f"layers.{stage + 1}.downsample" for stage in range(8, -1, -1)}
-
-SWIN_V2: Rules = {}
-
-HTSAT: Rules = {
-    r"^bn0": "batch_norm",
-    r"norm1": "layernorm_before",
-    r"norm2": "layernorm_after",
-    r"attn\.qkv": f"attention.self.{SPLIT}",
-    r"attn\.proj": "attention.output.dense",
-    r"attn\.relative_position_bias_table": "attention.self.relative_position_bias_table",
-    r"mlp\.fc1": "intermediate.dense",
-    r"mlp\.fc2": "output.dense",
-    r"^": "audio_encoder.",
 }
 
 _RELATION = {
@@ -254,43 +240,6 @@ QUESTION_ANSWERING_IGNORED: Rules = {
     r"^norm3\.": "a layer norm that never runs",
 }
 
-SWIN_V2_IGNORED: Rules = {
-    r"^head\.": "the tower's own classifier",
-    r"\.(?:attn_mask|relative_coords_table|relative_position_index)$": "a constant of the geometry, computed here",
-    r"\.k_bias$": "always zero: keys have no bias",
-}
-
-HTSAT_IGNORED: Rules = {
-    r"^spectrogram_extractor\.": "constants of the front end, which the feature extractor computes",
-    r"^logmel_extractor\.": "constants of the front end, which the feature extractor computes",
-    r"^(?:tscam_conv|head)\.": "the tower's own classifier",
-    r"\.(?:attn_mask|relative_position_index)$": "a constant of the geometry, computed here",
-}
-
-
-@dataclass(frozen=True)
-class Section:
-    """
-    A module of the authors' model.
-
-    Attributes:
-        pattern: Regular expression of the prefix of its keys.
-        target: Its prefix here.
-        rules: What happens to the rest of its keys.
-        ignored: Regular expression of a rest to the reason why it has no place here.
-    """
-
-    pattern: str
-    target: str
-    rules: Rules
-    ignored: Rules
-
-
-def section(pattern: str, target: str, rules: Rules, ignored: Rules | None = None) -> Section:
-    """A [`Section`]."""
-    return Section(pattern, target, rules, ignored or {})
-
-
 HEADS: Mapping[str, tuple[Rules, Rules]] = {
     "ave": (EVENT_LOCALIZATION, {}),
     "avvp": (VIDEO_PARSING, {}),
@@ -336,24 +285,3 @@ def sections(task: str, pairs: list[tuple[int, int]], has_old_swin: bool) -> lis
             for part, branch in (("p1", "attention"), ("p2", "feed_forward"))
         ]
     return [*found, section("", "head.", *HEADS[task])]
-
-
-def rename(key: str, rules: Rules) -> str:
-    """The new name of a key, which may contain `SPLIT`."""
-    for pattern, replacement in rules.items():
-        key = re.sub(pattern, replacement, key)
-    return key
-
-
-def reason_to_ignore(key: str, ignored: Rules) -> str | None:
-    """Why a key has no place here, or `None` when it may have one."""
-    return next((reason for pattern, reason in ignored.items() if re.search(pattern, key)), None)
-
-
-def split(key: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """What becomes of a tensor under its new name: itself, or queries, keys and values where they are stacked."""
-    if SPLIT not in key:
-        yield key, value
-        return
-    for name, part in zip(("query", "key", "value"), value.chunk(3), strict=True):
-        yield key.replace(SPLIT, name), part

@@ -2,7 +2,6 @@
 
 import argparse
 import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, cast
@@ -20,9 +19,10 @@ from ..tasks.segmentation.modeling import CaeAvForSegmentation
 from ..tasks.video_parsing.modeling import CaeAvForVideoParsing
 from ..towers.checkpoint_files import without_prefix
 from ..towers.loading import load_text_tower
+from ..towers.renaming import convert_keys
 from ..towers.report import ConversionReport
 from ..towers.sizes import relative_position_indices
-from .key_map import Section, reason_to_ignore, rename, sections, split
+from .key_map import sections
 from .sizes import official_config
 
 
@@ -104,59 +104,6 @@ def from_official(
             f"{lacking[0]!r} here"
         )
     return _build(model_class, config, tensors, report)
-
-
-def convert_keys(
-    state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], found: list[Section], copy: bool = True
-) -> tuple[dict[str, Tensor], ConversionReport]:
-    """
-    Tensors under our names.
-
-    Args:
-        state: Under the authors' names.
-        expected: Shapes of ours.
-        found: The sections of the authors' model, in order.
-        copy: Whether they are copies, or share what memory they can.
-
-    Raises:
-        CaeAvError: A key is not explained, two keys become one, or a tensor has another shape than it should.
-    """
-    report = ConversionReport()
-    tensors: dict[str, Tensor] = {}
-    unexplained = []
-    for key, stacked in state.items():
-        prefix, part = next(
-            (match.group(), part) for part in found if (match := re.match(part.pattern, key)) is not None
-        )
-        rest = key[len(prefix) :]
-        reason = reason_to_ignore(rest, part.ignored)
-        if reason is not None:
-            report.ignored[key] = reason
-            continue
-        for new_key, value in split(part.target + rename(rest, part.rules), stacked):
-            if new_key not in expected:
-                unexplained.append(key)
-                break
-            if value.numel() != expected[new_key].numel():
-                raise CaeAvError(
-                    f"{key!r} has the shape {tuple(stacked.shape)}, but the rest of the checkpoint and what was given "
-                    f"make it {tuple(expected[new_key])}"
-                )
-            if new_key in tensors:
-                raise CaeAvError(f"{key!r} and another key of the checkpoint both hold what is {new_key!r} here")
-            # The authors write linear maps as 1x1 convolutions, and scalars now with, now without a dimension.
-            value = value.detach().reshape(expected[new_key])
-            value = value.float() if value.is_floating_point() else value
-            # A part of a tensor would keep the whole of it, and could not be saved beside the other parts.
-            is_part = value.untyped_storage().nbytes() > value.nbytes
-            tensors[new_key] = value.clone() if copy or is_part else value
-            report.mapped.setdefault(key, []).append(new_key)
-    if unexplained:
-        raise CaeAvError(
-            f"{len(unexplained)} keys of the checkpoint have no place in such a model, among them "
-            f"{', '.join(repr(key) for key in unexplained[:5])}"
-        )
-    return tensors, report
 
 
 def _text(text: str | os.PathLike | Mapping[str, Any] | None) -> tuple[dict[str, Any] | None, dict[str, Tensor]]:

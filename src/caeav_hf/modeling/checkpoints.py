@@ -6,33 +6,46 @@ and names them in its configuration, `tower_sources`: by name, revision and the 
 """
 
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from ..towers import lora
 from ..towers.loading import FRONT_END, PretrainedTower, hash_tensors, load_tower
-
-
-if TYPE_CHECKING:
-    from .modeling_cae_av import CaeAvPreTrainedModel
 
 
 # Of the names in a state dict that belong to a tower, whatever model the tower is in.
 TOWER_NAMES = r"(^|\.)(vision|audio|text)_tower\."
 
 
-def adapter_names(model: "CaeAvPreTrainedModel") -> set[str]:
+class TowerModel(Protocol):
+    """What is asked of a model here: any of the package's models is one."""
+
+    config: CaeAvConfig
+
+    @property
+    def cae_av(self) -> Any:
+        """The model without head, whose `named_towers()` are its towers."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its tensors by name."""
+
+    def named_modules(self) -> Iterable[tuple[str, nn.Module]]:
+        """Its modules by name."""
+
+
+def adapter_names(model: TowerModel) -> set[str]:
     """Names in the state dict that an adapter-only checkpoint holds: all but the towers, and LoRA inside them."""
     prefixes = tuple(_prefixes(model).values())
     return {name for name in model.state_dict() if not name.startswith(prefixes) or lora.base_name(name) is None}
 
 
 def find_sources(
-    model: "CaeAvPreTrainedModel", weights: Mapping[str, Tensor], towers: Mapping[str, str | os.PathLike]
+    model: TowerModel, weights: Mapping[str, Tensor], towers: Mapping[str, str | os.PathLike]
 ) -> dict[str, dict[str, str | None]]:
     """
     Where the towers of a model can be had.
@@ -75,7 +88,7 @@ def find_sources(
     return sources
 
 
-def attach_towers(model: "CaeAvPreTrainedModel", towers: Mapping[str, str | os.PathLike]) -> None:
+def attach_towers(model: TowerModel, towers: Mapping[str, str | os.PathLike]) -> None:
     """
     Give a model that was loaded from an adapter-only checkpoint its towers.
 
@@ -117,9 +130,7 @@ def attach_towers(model: "CaeAvPreTrainedModel", towers: Mapping[str, str | os.P
     model.config.tower_sources = sources
 
 
-def _fetch(
-    model: "CaeAvPreTrainedModel", kind: str, name: str | os.PathLike, revision: str | None = None
-) -> PretrainedTower:
+def _fetch(model: TowerModel, kind: str, name: str | os.PathLike, revision: str | None = None) -> PretrainedTower:
     audio_config = model.config.audio_config
     return load_tower(kind, name, revision, {field: getattr(audio_config, field) for field in FRONT_END})
 
@@ -135,13 +146,13 @@ def _is_from(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool
     )
 
 
-def _prefixes(model: "CaeAvPreTrainedModel") -> dict[str, str]:
+def _prefixes(model: TowerModel) -> dict[str, str]:
     """What the names of each tower begin with."""
     names = {module: name for name, module in model.named_modules()}
     return {kind: f"{names[tower]}." for kind, tower in model.cae_av.named_towers().items()}
 
 
-def _kinds(model: "CaeAvPreTrainedModel", towers: Mapping[str, str | os.PathLike]) -> list[str]:
+def _kinds(model: TowerModel, towers: Mapping[str, str | os.PathLike]) -> list[str]:
     """The towers that a model has, which are those that `towers` may name."""
     kinds = list(model.cae_av.named_towers())
     if unknown := sorted(set(towers) - set(kinds)):

@@ -177,7 +177,7 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         if self.config.lora is not None:
             raise CaeAvError("the model has LoRA already; merge it first, `merge_lora()`")
         values = lora.to_values(config)
-        lora.inject(self.cae_av, values)
+        lora.inject(self.cae_av, self.cae_av.named_towers(), values)
         self.config.lora = values
 
     def merge_lora(self) -> None:
@@ -368,7 +368,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
         self.text_tower = ClipTextTower(config.text_config)
         self.freeze_towers()
         if config.lora is not None:
-            lora.inject(self, config.lora)
+            lora.inject(self, self.named_towers(), config.lora)
         self.step = Step()
         self.interactions = nn.ModuleList()
         sizes = zip(*(tower.stage_sizes() for tower in self._readers()), strict=True)

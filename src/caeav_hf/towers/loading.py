@@ -185,8 +185,8 @@ def _load_audio(
     if unknown := sorted(set(front_end) - FRONT_END):
         raise CaeAvError(f"`audio_config`: beside `audio`, only {sorted(FRONT_END)} may be given, got {unknown}")
     if Path(name).is_file():
-        # Only here, since conversion itself builds on the models.
-        from ..conversion import htsat_from_public, load_checkpoint
+        from .checkpoint_files import load_checkpoint
+        from .public_htsat import htsat_from_public
         from .sizes import FRONT_END_NAMES
 
         checkpoint = load_checkpoint(name)

@@ -7,10 +7,10 @@ into a model that keeps training its own adapters: they become part of it, of it
 
 import dataclasses
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -20,8 +20,6 @@ from ..errors import CaeAvError
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-    from ..modeling.modeling_cae_av import CaeAvModel
 
 
 # What gets LoRA in each tower, by the names of its modules: the attention, but the feed-forward of the text tower. In
@@ -71,9 +69,14 @@ def to_values(config: "LoraConfig") -> dict[str, Any]:
     return values
 
 
-def inject(model: "CaeAvModel", values: dict[str, Any]) -> None:
+def inject(model: nn.Module, towers: Iterable[str], values: dict[str, Any]) -> None:
     """
     Put LoRA into the towers of a model; what it trains besides stays as it is.
+
+    Args:
+        model: Holds each tower under the name `KIND_tower`.
+        towers: The kinds of its towers.
+        values: Arguments of `peft.LoraConfig`.
 
     Raises:
         CaeAvError: It would go elsewhere than into the towers, or nowhere, or into what it cannot stand beside.
@@ -83,7 +86,7 @@ def inject(model: "CaeAvModel", values: dict[str, Any]) -> None:
 
     try:
         config = LoraConfig(**values)
-        prefixes = tuple(f"{kind}_tower." for kind in model.named_towers())
+        prefixes = tuple(f"{kind}_tower." for kind in towers)
         targets = [name for name, _ in model.named_modules() if name and check_target_module_exists(config, name)]
         if outside := [name for name in targets if not name.startswith(prefixes)]:
             raise CaeAvError(f"LoRA is for the towers, and its `target_modules` also name {outside[0]!r}")
@@ -99,7 +102,7 @@ def inject(model: "CaeAvModel", values: dict[str, Any]) -> None:
             second.reset_parameters = partial(nn.init.zeros_, second.weight)
 
 
-def remove(model: "CaeAvModel", *, merge: bool) -> None:
+def remove(model: nn.Module, *, merge: bool) -> None:
     """Take LoRA out of the towers, with or without adding its product to their weights."""
     for name, layer in list(_layers(model)):
         parent, _, child = name.rpartition(".")
@@ -114,7 +117,7 @@ def remove(model: "CaeAvModel", *, merge: bool) -> None:
     del model.peft_config
 
 
-def save(model: "CaeAvModel", folder: str | os.PathLike, prefix: str) -> None:
+def save(model: nn.Module, folder: str | os.PathLike, prefix: str) -> None:
     """Write LoRA alone, as `peft.PeftModel.from_pretrained` reads it for a model whose names begin with `prefix`."""
     from peft import get_peft_model_state_dict
 
@@ -124,7 +127,7 @@ def save(model: "CaeAvModel", folder: str | os.PathLike, prefix: str) -> None:
         path.mkdir(parents=True, exist_ok=True)
         tensors = {f"base_model.model.{prefix}{name}": tensor.contiguous() for name, tensor in state.items()}
         save_file(tensors, path / "adapter_model.safetensors", {"format": "pt"})
-        model.peft_config[_ADAPTER].save_pretrained(path)
+        cast(Any, model).peft_config[_ADAPTER].save_pretrained(path)
     except OSError as error:
         raise CaeAvError(f"{path}: cannot be written: {error}") from error
 

@@ -8,11 +8,10 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ..configuration_cae_av import CaeAvAudioConfig
-from ..conversion.key_map import HTSAT, HTSAT_IGNORED, section
-from ..conversion.official import convert_keys
 from ..errors import CaeAvError
 from .checkpoint_files import without_prefix
 from .htsat import HtsatTower
+from .renaming import HTSAT, HTSAT_IGNORED, convert_keys, section
 from .report import ConversionReport
 from .sizes import audio_values, relative_position_indices
 
