@@ -78,7 +78,7 @@ def test_readme_inference(models: Path, monkeypatch: pytest.MonkeyPatch) -> None
     exec(in_python, names)
     assert names["events"][0]["segments"]
     exec(in_pipelines, names)
-    # Its towers have to be downloaded; test_backbones.py loads such towers from folders.
+    # Its towers have to be downloaded; tests/towers/test_base.py loads such towers from folders.
     compile(from_towers, "README.md", "exec")
     for line in predictions("README.md"):
         run(line, monkeypatch)

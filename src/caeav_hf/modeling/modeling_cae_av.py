@@ -168,7 +168,7 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         names.
 
         Args:
-            config: Such as [`~modeling.lora.tower_lora_config`] makes; `target_modules` are names within
+            config: Such as [`~towers.lora.tower_lora_config`] makes; `target_modules` are names within
                 [`CaeAvModel`].
 
         Raises:
