@@ -31,7 +31,7 @@ class GoldenCase:
 
         Args:
             module: Takes the state.
-            rules: What becomes of the authors' names; see `caeav_hf.conversion.key_map` and `caeav_hf.towers.renaming`.
+            rules: What becomes of the authors' names; see `conversion.key_map` and `towers.renaming`.
             ignored: Which of them the module has no use for, and why.
         """
         renamed = {}
