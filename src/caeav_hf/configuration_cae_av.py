@@ -297,6 +297,8 @@ class CaeAvConfig(PreTrainedConfig):
         use_case (`bool`, defaults to `True`): Whether captions enrich the last stage.
         caption_mapper_heads, caption_bottleneck_dim (`int`): Sizes of the caption mapper (Eq. 15, 16).
         case_num_heads (`int`, defaults to 8): Attention heads of CASE.
+        case_scale_init (`float`, defaults to 0.0): Start value of CASE's scales gamma_v and gamma_a (Eq. 20, 21). The
+            official formulation has no such scales.
         attention_dropout, branch_dropout (`float`): On CASE's attention maps, and on its and the mapper's branches.
         projection_dim (`int`, defaults to 512): Width of the space in which the losses compare modalities.
         contrastive_temperature (`float`, defaults to 0.2): Start value of InfoNCE's learnable temperature (Eq. 22).
@@ -392,6 +394,7 @@ class CaeAvConfig(PreTrainedConfig):
     caption_mapper_heads: int = 8
     caption_bottleneck_dim: int = 48
     case_num_heads: int = 8
+    case_scale_init: float | int = 0.0
     attention_dropout: float | int = 0.1
     branch_dropout: float | int = 0.2
 

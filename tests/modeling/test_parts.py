@@ -179,6 +179,14 @@ def test_new_enrichment_adds_nothing() -> None:
     assert torch.equal(output.audio, audio)
 
 
+def test_start_of_the_scales_of_case() -> None:
+    """`case_scale_init` opens CASE from the first step on; the official formulation has no scales to set."""
+    case = CASE(config_of("paper", case_scale_init=0.5))
+    assert case.visual_stream.gamma.item() == case.audio_stream.gamma.item() == 0.5
+    official = CASE(config_of("official", case_scale_init=0.5))
+    assert official.visual_stream.gamma is official.audio_stream.gamma is None
+
+
 def test_gradient_through_the_caption_agreement_only_in_the_paper() -> None:
     for formulation, flows in (("paper", True), ("official", False)):
         config = config_of(formulation)

@@ -41,10 +41,10 @@ def test_a_segment_has_a_kind_of_misalignment_exactly_where_sight_and_sound_diff
 def test_kinds_of_event_clips_say_what_they_mean():
     for scene in plan("ave", num_clips=120):
         start, end = scene.event
+        own = {0, *scene.untold}
         for second, segment in enumerate(scene.segments):
             seen, heard = set(segment.visible), set(segment.sounding)
-            assert (start <= second < end) == bool(seen & heard)
-            assert seen & heard <= {0}
+            assert (seen & heard) == (own if start <= second < end else set())
             assert 2 not in heard
             assert (segment.misalignment == "camera_cut") == (segment.backdrop == 1)
             if segment.misalignment == "off_screen_sound":
@@ -56,11 +56,20 @@ def test_kinds_of_event_clips_say_what_they_mean():
                 assert len(heard) == len(seen - {2}) == 1
                 assert not seen & heard
             elif segment.misalignment == "camera_cut":
-                assert (heard, seen - {2}) == ({0}, set())
+                assert (heard, seen - {2}) == (own, set())
             elif segment.misalignment == "delayed_sound":
                 # In view before it is heard, heard after it is gone.
-                assert seen - {2} == ({0} if second < start else set())
-                assert heard == (set() if second < start else {0})
+                assert seen - {2} == (own if second < start else set())
+                assert heard == (set() if second < start else own)
+
+
+def test_in_half_of_the_event_clips_only_captions_tell_which_of_two_objects_is_meant():
+    scenes = plan("ave", num_clips=240)
+    together = [scene for scene in scenes if any({0, 1} <= {*s.visible} & {*s.sounding} for s in scene.segments)]
+    assert 0.4 < len(together) / len(scenes) < 0.6
+    for scene in scenes:
+        assert scene.untold == ((1,) if scene in together else ())
+    assert {scene.is_aligned for scene in together} == {True, False}
 
 
 def test_neither_sight_nor_sound_alone_tells_when_an_event_happens():
@@ -71,11 +80,11 @@ def test_neither_sight_nor_sound_alone_tells_when_an_event_happens():
     assert 0.5 < event.mean() < 0.6
     background = ~event
     # Background with something in view, with something to hear, and with both, of different classes.
-    assert seen[background].mean() > 0.35
+    assert seen[background].mean() > 0.3
     assert heard[background].mean() > 0.3
-    assert (seen & heard)[background].mean() > 0.15
+    assert (seen & heard)[background].mean() > 0.12
     # Events in which more is seen or heard than what happens.
-    assert np.mean([s.misalignment is not None for inside, s in segments if inside]) > 0.25
+    assert np.mean([s.misalignment is not None for inside, s in segments if inside]) > 0.2
 
 
 @pytest.mark.parametrize("layout", ["ave", "avs_ms3"])
@@ -85,7 +94,7 @@ def test_every_kind_is_dealt_in_its_share(layout):
     assert kinds == {None, *HARD_MISALIGNMENTS}
     for split in SPLITS:
         in_split = [scene for scene in scenes if scene.split == split]
-        assert sum(not scene.is_aligned for scene in in_split) == pytest.approx(0.85 * len(in_split), abs=2)
+        assert sum(not scene.is_aligned for scene in in_split) == pytest.approx(0.6 * len(in_split), abs=2)
     delayed = {"delayed_sound": 1.0}
     only = plan(layout, misalignment=1.0, weights=delayed)
     assert all(any(s.misalignment == "delayed_sound" for s in scene.segments) for scene in only)
@@ -111,7 +120,8 @@ def test_one_caption_in_five_names_other_classes(layout):
     for scene in scenes:
         occurring = classes(scene, range(len(scene.sources)))
         for which, caption in (("visible", scene.visual_caption), ("sounding", scene.audio_caption)):
-            present = classes(scene, {source for s in scene.segments for source in getattr(s, which)})
+            told = {source for s in scene.segments for source in getattr(s, which)} - {*scene.untold}
+            present = classes(scene, told)
             words = [(c.look,) if which == "visible" else c.heard for c in TOY_CLASSES]
             named = {number for number, group in enumerate(words) if any(word in caption.lower() for word in group)}
             assert len(named) == len(present)
@@ -123,7 +133,7 @@ def test_weak_scenes_keep_their_truth_and_lose_their_strength():
     for scene in strong:
         weak = weaken(np.random.default_rng(scene.index), scene)
         assert weak.segments == scene.segments
-        assert 0.01 <= weak.frame_noise <= 0.04
+        assert 0 <= weak.frame_noise <= 0.02
         assert -42 <= 20 * np.log10(weak.noise.level) <= -30
         for before, after in zip(scene.sources, weak.sources, strict=True):
             assert after.class_id == before.class_id
@@ -132,8 +142,8 @@ def test_weak_scenes_keep_their_truth_and_lose_their_strength():
                 before.look.y,
                 before.look.colour,
             )
-            assert 0.9 <= after.look.radius / before.look.radius <= 1.2
-            assert 0.8 <= after.look.opacity <= 1.0
+            assert 1.1 <= after.look.radius / before.look.radius <= 1.4
+            assert 0.85 <= after.look.opacity <= 1.0
             assert -10 <= 20 * np.log10(after.voice.gain / before.voice.gain) <= -4
 
 
@@ -153,7 +163,7 @@ def test_grain_changes_from_frame_to_frame_and_hides_nothing_of_the_truth():
 
 def test_a_pole_hides_a_part_of_the_first_object():
     scenes = [scene for scene in plan("avs_s4") if scene.pole is not None]
-    assert 0.2 < len(scenes) / 60 < 0.6
+    assert 0.1 < len(scenes) / 60 < 0.4
     left = []
     for scene in scenes:
         whole = render_scene_frame(type(scene)(**{**vars(scene), "pole": None}), 1.5, 96)[1]
@@ -208,9 +218,9 @@ def test_command_line(tmp_path, capsys):
     main = runpy.run_path(str(ROOT / "dataset_scripts" / "toy.py"))["main"]
     options = ["--num-clips", "4", "--num-proc", "1", "--frame-size", "32", "--frame-rate", "2"]
     main(["--out", str(tmp_path / "hard"), "--level", "hard", *options, "--delayed-sound", "2"])
-    assert "4 clips, 0 of them aligned" in capsys.readouterr().out
+    assert "4 clips, 1 of them aligned" in capsys.readouterr().out
     truth = json.loads((tmp_path / "hard" / "toy.json").read_text())
-    assert (truth["misalignment"], truth["misalignment_weights"]["delayed_sound"]) == (0.85, 2.0)
+    assert (truth["misalignment"], truth["misalignment_weights"]["delayed_sound"]) == (0.6, 2.0)
     with pytest.raises(SystemExit):
         main(["--out", str(tmp_path / "normal"), *options, "--delayed-sound", "2"])
     assert "delayed_sound" in capsys.readouterr().err

@@ -110,7 +110,7 @@ class CASEStream(nn.Module):
 
     def reset_parameters(self) -> None:
         if self.gamma is not None:
-            nn.init.zeros_(self.gamma)
+            nn.init.constant_(self.gamma, self.config.case_scale_init)
 
     def read_caption(self, states: Tensor, caption: Tensor, mask: Tensor | None, layout: FrameLayout) -> Tensor:
         """Frame tokens (N, L, C) attend to their clip's caption (B, M, C), whose keys are computed once a clip."""

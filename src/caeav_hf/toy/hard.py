@@ -37,19 +37,21 @@ HARD_MISALIGNMENTS = (*MISALIGNMENTS, "delayed_sound")
 WRONG_CAPTIONS = 0.2
 
 # Factor of an object's radius, what is left of its contrast, and the grain over it (standard deviation in [0, 1]).
-RADIUS = (0.9, 1.2)
-OPACITY = (0.8, 1.0)
-FRAME_NOISE = (0.01, 0.04)
+RADIUS = (1.1, 1.4)
+OPACITY = (0.85, 1.0)
+FRAME_NOISE = (0.0, 0.02)
 # Share of the clips with a pole in front of the first object, and its half width in radii of that object.
-POLES = 0.4
+POLES = 0.25
 POLE_RADIUS = (0.25, 0.4)
 # By how many decibels a voice is quieter, and the level of the noise.
 DROP = (4.0, 10.0)
 NOISE_DECIBELS = (-42.0, -30.0)
 
+# Share of the event clips in which two objects are seen and heard together, and captions alone tell which is meant.
+_COMPANY = 0.5
 # Share of the misaligned event clips with a silent object in view throughout, and of the clips with a sound from
 # off-screen in which it goes on during the event.
-_DISTRACTORS = 0.5
+_DISTRACTORS = 0.25
 _MIXED_SOUND = 0.5
 # Shortest and longest delay of a sound in a clip with an event, in seconds.
 _DELAY = (1, 3)
@@ -94,12 +96,20 @@ def weaken(rng: np.random.Generator, scene: Scene, caption_is_right: bool = True
             replace(source, class_id=int(class_id))
             for source, class_id in zip(sources, rng.permutation(absent), strict=False)
         ]
+    told = [
+        replace(
+            segment,
+            visible=tuple(i for i in segment.visible if i not in scene.untold),
+            sounding=tuple(i for i in segment.sounding if i not in scene.untold),
+        )
+        for segment in scene.segments
+    ]
     return replace(
         scene,
         sources=tuple(sources),
         noise=noise,
-        visual_caption=visual_caption(rng, named, scene.backdrops, scene.segments),
-        audio_caption=audio_caption(rng, named, noise, scene.segments),
+        visual_caption=visual_caption(rng, named, scene.backdrops, told),
+        audio_caption=audio_caption(rng, named, noise, told),
         caption_is_right=caption_is_right,
         pole=_draw_pole(rng, sources[0].look) if rng.uniform() < POLES else None,
         frame_noise=float(rng.uniform(*FRAME_NOISE)),
@@ -132,11 +142,13 @@ def plan_hard_event_clips(
     """
     Plans clips with one audio-visual event each, as [`~scene.plan_event_clips`] does, with more that misleads.
 
-    In misaligned clips a silent object may be in view throughout, the event included. Outside of the event, on each
-    side in half of the time or more, the clip's own or another object is seen in silence (`silent_object`) or heard
-    only (`off_screen_sound`), or one is seen and the other heard (`wrong_soundtrack`), or the camera cuts away while
-    the sound goes on (`camera_cut`). Off-screen sound may go on during the event. In clips of `delayed_sound` the
-    object comes into view one to three seconds before it is heard, and is heard as long after it is gone.
+    In half of the clips another object is seen and heard with that of the event all along. Captions do not mention it:
+    they alone tell which of the two is meant, as a viewer's account of a clip tells what it is about. In misaligned
+    clips a silent object may be in view throughout, the event included. Outside of the event, on each side in half of
+    the time or more, the clip's own or another object is seen in silence (`silent_object`) or heard only
+    (`off_screen_sound`), or one is seen and the other heard (`wrong_soundtrack`), or the camera cuts away while the
+    sound goes on (`camera_cut`). Off-screen sound may go on during the event. In clips of `delayed_sound` the object
+    comes into view one to three seconds before it is heard, and is heard as long after it is gone.
 
     Args:
         misalignment_weights: Weight of each kind of `HARD_MISALIGNMENTS`.
@@ -189,16 +201,17 @@ def _event_scene(rng: np.random.Generator, card: Card) -> Scene:
     end = start + card.number
     visible: list[tuple[int, ...]] = [()] * NUM_SEGMENTS
     sounding: list[tuple[int, ...]] = [()] * NUM_SEGMENTS
-    visible[start:end] = sounding[start:end] = [(0,)] * card.number
+    own = (0, 1) if rng.uniform() < _COMPANY else (0,)
+    visible[start:end] = sounding[start:end] = [own] * card.number
     kinds: list[str | None] = [None] * NUM_SEGMENTS
     if card.kind == "delayed_sound":
         delay = int(rng.integers(_DELAY[0], _DELAY[1] + 1))
         for second in range(max(0, start - delay), start):
-            visible[second], kinds[second] = (0,), "delayed_sound"
+            visible[second], kinds[second] = own, "delayed_sound"
         for second in range(end, min(NUM_SEGMENTS, end + delay)):
-            sounding[second], kinds[second] = (0,), "delayed_sound"
+            sounding[second], kinds[second] = own, "delayed_sound"
     elif card.kind is not None:
-        if card.kind == "off_screen_sound" and rng.uniform() < _MIXED_SOUND:
+        if card.kind == "off_screen_sound" and own == (0,) and rng.uniform() < _MIXED_SOUND:
             sounding[start:end], kinds[start:end] = [(0, 1)] * card.number, [card.kind] * card.number
         stretch_kind = card.kind
         for first, last in rng.permutation([run for run in ((0, start), (end, NUM_SEGMENTS)) if run[0] < run[1]]):
@@ -210,7 +223,7 @@ def _event_scene(rng: np.random.Generator, card: Card) -> Scene:
             stretch = slice(first + offset, first + offset + length)
             kinds[stretch] = [stretch_kind] * length
             visible[stretch] = [(stray,) if stretch_kind in ("silent_object", "wrong_soundtrack") else ()] * length
-            heard = {"silent_object": (), "camera_cut": (0,), "off_screen_sound": (stray,)}
+            heard = {"silent_object": (), "camera_cut": own, "off_screen_sound": (stray,)}
             sounding[stretch] = [heard.get(stretch_kind, (1 - stray,))] * length
             weights = np.array(card.weights[: len(MISALIGNMENTS)])
             if weights.sum():
@@ -222,7 +235,8 @@ def _event_scene(rng: np.random.Generator, card: Card) -> Scene:
         Segment(seen, heard, backdrop=int(kind == "camera_cut"), misalignment=kind)
         for seen, heard, kind in zip(visible, sounding, kinds, strict=True)
     ]
-    return finish_scene(rng, card, sources, backdrops, draw_noise_bed(rng), segments)
+    scene = finish_scene(rng, card, sources, backdrops, draw_noise_bed(rng), segments)
+    return replace(scene, untold=own[1:])
 
 
 def _multi_source_scene(rng: np.random.Generator, card: Card) -> Scene:

@@ -340,33 +340,33 @@ LAYOUTS = {
     "ave": Layout(
         {
             "normal": Level(plan_event_clips, 0.0),
-            "hard": Level(hard_plan(plan_hard_event_clips), 0.85, HARD_MISALIGNMENTS),
+            "hard": Level(hard_plan(plan_hard_event_clips), 0.6, HARD_MISALIGNMENTS),
         },
         _write_clip,
         _write_ave_annotations,
     ),
     "avvp": Layout(
-        {"normal": Level(plan_parsing_clips, 0.5), "hard": Level(hard_plan(plan_parsing_clips), 0.85)},
+        {"normal": Level(plan_parsing_clips, 0.5), "hard": Level(hard_plan(plan_parsing_clips), 0.6)},
         _write_clip,
         _write_avvp_annotations,
         one_event=False,
     ),
     "avs_s4": Layout(
-        {"normal": Level(plan_single_source_clips, 0.5), "hard": Level(hard_plan(plan_single_source_clips), 0.85)},
+        {"normal": Level(plan_single_source_clips, 0.5), "hard": Level(hard_plan(plan_single_source_clips), 0.6)},
         _write_s4_media,
         _write_s4_annotations,
     ),
     "avs_ms3": Layout(
         {
             "normal": Level(plan_multi_source_clips, 0.75),
-            "hard": Level(hard_plan(plan_hard_multi_source_clips), 0.85, HARD_MISALIGNMENTS),
+            "hard": Level(hard_plan(plan_hard_multi_source_clips), 0.6, HARD_MISALIGNMENTS),
         },
         _write_ms3_media,
         _write_ms3_annotations,
         one_event=False,
     ),
     "avqa": Layout(
-        {"normal": Level(plan_question_clips, 0.6), "hard": Level(hard_plan(plan_question_clips), 0.85)},
+        {"normal": Level(plan_question_clips, 0.6), "hard": Level(hard_plan(plan_question_clips), 0.6)},
         _write_clip,
         _write_avqa_annotations,
         one_event=False,

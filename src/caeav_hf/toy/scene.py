@@ -53,7 +53,7 @@ class Segment:
 class Scene:
     """
     One clip. `index` is its number in the corpus, its first source what it is about. `frame_noise` is the standard
-    deviation of the grain that changes with each frame.
+    deviation of the grain that changes with each frame. Captions pass over the `untold` sources.
     """
 
     clip_id: str
@@ -68,6 +68,7 @@ class Scene:
     caption_is_right: bool = True
     pole: Pole | None = None
     frame_noise: float = 0.0
+    untold: tuple[int, ...] = ()
 
     @property
     def class_id(self) -> int:
