@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
 from caeav_hf.cli import main as caeav
 from caeav_hf.training import load_recipe
@@ -127,6 +128,13 @@ def test_export_guide(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["events"][0]["segments"]
     assert names["description"]["task"] == "ave"
     assert names["logits"].shape == (3, 5)
+
+
+def test_performance_guide(models: Path) -> None:
+    (compiled,) = blocks("docs/performance.md", "python")
+    names: dict = {}
+    exec(compiled, names)
+    assert isinstance(names["encoder"], torch._dynamo.eval_frame.OptimizedModule)
 
 
 @pytest.mark.slow
