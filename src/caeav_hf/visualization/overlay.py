@@ -1,9 +1,9 @@
 """
-Videos with the masks of what sounds laid over them.
+Write videos with the masks of what sounds laid over them.
 
-Every frame of the source is kept, at its own time and size, with the mask of its segment tinted, and the source's own
-sound goes along. Only tinted pixels change: the tint is mixed into luma and chroma as they are stored, so no other
-pixel goes through a conversion of colours, and the source's colour description stays true.
+Every frame of the source keeps its time and size, with the mask of its segment tinted, and the source's own sound is
+copied. Frames are painted as RGB and stored with the colour matrix that they came with, so the source's colour
+description stays true.
 """
 
 import os
@@ -13,6 +13,8 @@ from typing import Any
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
+from PIL import Image
 from tqdm import tqdm
 
 from ..errors import CaeAvError, MediaError
@@ -31,13 +33,13 @@ from ..media.containers import (
 )
 
 
-# Okabe and Ito's orange: bright on most pictures, and told apart with every common form of colour blindness.
+# Okabe and Ito's orange: bright on most pictures and distinguishable with all common forms of colour blindness.
 TINT = "#E69F00"
 
-# Codecs of sound that players know in an mp4; packets of others are decoded and encoded as AAC.
+# Audio codecs that players support in an mp4; others are decoded and encoded as AAC.
 _MP4_SOUND = {"aac", "mp3", "ac3", "eac3", "alac", "opus"}
 _AAC_RATES = {8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000, 64000, 88200, 96000}
-# Frames a second of a stream that does not tell.
+# Frames per second of a stream that does not state its rate.
 _USUAL_RATE = 25
 # FFmpeg's numbers of colour ranges, and of BT.709 among its matrices.
 _LIMITED_RANGE, _FULL_RANGE, _BT709 = 1, 2, 1
@@ -107,53 +109,44 @@ def tint_weights(mask: np.ndarray, opacity: float) -> np.ndarray:
 
 
 class _Painter:
-    """Tints the planes of upright frames by the mask that belongs to their time."""
+    """Tints upright RGB frames by the mask of the segment that their time falls into."""
 
     def __init__(self, masks: np.ndarray, segment_seconds: float, colour: str, opacity: float, name: str) -> None:
         self.masks, self.segment_seconds, self.opacity, self.name = masks, segment_seconds, opacity, name
         try:
-            red, green, blue = (int(colour[start : start + 2], 16) / 255 for start in (1, 3, 5))
+            self.tint = tuple(int(colour[start : start + 2], 16) for start in (1, 3, 5))
         except ValueError as error:
             raise CaeAvError(f"`colour` must be #RRGGBB, got {colour!r}") from error
-        # BT.601 in the limited range. A source that follows BT.709 shows it a shade off, which does no harm.
-        luma = 0.299 * red + 0.587 * green + 0.114 * blue
-        self.tint = (16 + 219 * luma, 128 + 224 * (blue - luma) / 1.772, 128 + 224 * (red - luma) / 1.402)
         self._segment: int | None = None
-        self._weights: list[np.ndarray] = []
+        self._weights: Image.Image | None = None
 
-    def paint(self, planes: list[np.ndarray], time: float) -> list[np.ndarray]:
-        """Planes (H, W), (H/2, W/2), (H/2, W/2) uint8 of a frame that is shown `time` seconds after the clip began."""
+    def paint(self, image: np.ndarray, time: float) -> np.ndarray:
+        """Tint a frame (H, W, 3) uint8 that is shown `time` seconds after the clip begins."""
         segment = self._segment_at(time)
         if segment is None:
-            return planes
-        height, width = self.masks.shape[1:]
-        if (height + height % 2, width + width % 2) != planes[0].shape:
+            return image
+        mask = self.masks[segment]
+        if mask.shape != image.shape[:2]:
             raise CaeAvError(
-                f"`masks` are of {width}x{height} pixels, but the frames of {self.name} of "
-                f"{planes[0].shape[1]}x{planes[0].shape[0]} (even sides); expected the clip's own resolution"
+                f"`masks` are of {mask.shape[1]}x{mask.shape[0]} pixels, but the frames of {self.name} of "
+                f"{image.shape[1]}x{image.shape[0]}; expected the clip's own resolution"
             )
         if segment != self._segment:
-            self._segment, self._weights = segment, self._weigh(self.masks[segment])
-        return [
-            np.rint(plane + (tint - plane.astype(np.float32)) * weight).astype(np.uint8) if weight.any() else plane
-            for plane, tint, weight in zip(planes, self.tint, self._weights, strict=True)
-        ]
+            weights = np.rint(255 * tint_weights(mask, self.opacity)).astype(np.uint8)
+            self._segment, self._weights = segment, Image.fromarray(weights)
+        picture = Image.fromarray(image)
+        picture.paste(self.tint, mask=self._weights)
+        return np.asarray(picture)
 
     def _segment_at(self, time: float) -> int | None:
-        """Number of the mask for a time; the short rest after the last segment belongs to it, as in reading a clip."""
+        """Return the mask's index for a time; as in reading a clip, a short rest belongs to the last segment."""
         place = max(0.0, time / self.segment_seconds + 1e-6)
         last = len(self.masks) - 1
         return min(int(place), last) if place < len(self.masks) + SEGMENT_REST else None
 
-    def _weigh(self, mask: np.ndarray) -> list[np.ndarray]:
-        """How much of the tint each pixel of the three planes gets, float32."""
-        weight = tint_weights(mask, self.opacity)
-        weight = np.pad(weight, [(0, side % 2) for side in mask.shape], mode="edge")
-        return [weight, _halved(weight), _halved(weight)]
-
 
 class _Overlay:
-    """One pass over the packets of a source: pictures are decoded, painted and encoded, sound is copied."""
+    """One pass over the packets of a source: frames are decoded, painted and encoded, sound is copied."""
 
     def __init__(self, container: Any, painter: _Painter, name: str) -> None:
         self.container, self.painter, self.name = container, painter, name
@@ -170,6 +163,8 @@ class _Overlay:
         self.picture: Any = None
         self.sound: _Sound | None = None
         self._stored_size: tuple[int, int] | None = None
+        # One scaler for each direction: setting one up takes longer than converting a small frame.
+        self._to_rgb, self._from_rgb = VideoReformatter(), VideoReformatter()
         self._last_time: int | None = None
         self._durations: dict[int, int] = {}
         self._waiting: list[Any] = []
@@ -207,22 +202,30 @@ class _Overlay:
         if self._stored_size is None:
             self._stored_size = (frame.width, frame.height)
         seconds = float(time * self.time_base) + self.shift - self.origin
-        planes = self.painter.paint(_upright_planes(frame, *self._stored_size), seconds)
-        height, width = planes[0].shape
+        image = self.painter.paint(self._upright_rgb(frame, *self._stored_size), seconds)
+        image = np.pad(image, [(0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)], mode="edge")
         if self.picture is None:
-            self._open_picture(frame, width, height)
-        painted = av.VideoFrame(width, height, "yuv420p")
-        for plane, values in zip(painted.planes, planes, strict=True):
-            rows = np.zeros((values.shape[0], plane.line_size), np.uint8)
-            rows[:, : values.shape[1]] = values
-            plane.update(rows.tobytes())
+            self._open_picture(frame, image.shape[1], image.shape[0])
+        painted = self._from_rgb.reformat(
+            av.VideoFrame.from_ndarray(image, format="rgb24"),
+            format="yuv420p",
+            dst_colorspace=self.picture.codec_context.colorspace,
+            dst_color_range=_LIMITED_RANGE,
+        )
         painted.pts, painted.time_base = time, self.time_base
         if frame.duration:
             self._durations[time] = frame.duration
         self._encode(painted)
 
+    def _upright_rgb(self, frame: Any, width: int, height: int) -> np.ndarray:
+        """Return a frame stored as `width` x `height` pixels upright, (H, W, 3) uint8."""
+        known = frame.color_range in (_LIMITED_RANGE, _FULL_RANGE)
+        colours = {"src_color_range": frame.color_range} if known else {}
+        stored = self._to_rgb.reformat(frame, width, height, "rgb24", **colours)
+        return upright(stored.to_ndarray(), frame)
+
     def _ticks(self, frame: Any) -> int:
-        """When the frame is shown, after the beginning of the clip that is written."""
+        """Return when the frame is shown, in ticks from the beginning of the written clip."""
         if frame.pts is None:  # raw streams carry no timestamps: their frames follow each other at the stream's rate
             step = 1 / (frame_rate_of(self.video) or _USUAL_RATE)
             return 0 if self._last_time is None else self._last_time + max(1, round(step / self.time_base))
@@ -325,34 +328,6 @@ class _Sound:
             self._samples = frame.pts + frame.samples
             packets += self.target.encode(frame)
         return packets
-
-
-def _upright_planes(frame: Any, width: int, height: int) -> list[np.ndarray]:
-    """
-    The planes of a frame as 4:2:0 in the limited range, upright, with even sides: (H, W) and twice (H/2, W/2) uint8.
-    A stream that changes its size keeps the stored one, `width` and `height`.
-    """
-    colours: dict[str, Any] = {"dst_color_range": _LIMITED_RANGE}
-    if frame.color_range in (_LIMITED_RANGE, _FULL_RANGE):
-        colours["src_color_range"] = frame.color_range
-    if frame.format.is_rgb:
-        colours["dst_colorspace"] = _BT709
-    # Half an odd side is no whole number of samples, so these are halved after turning and not before.
-    is_odd = width % 2 or height % 2
-    stored = frame.reformat(width=width, height=height, format="yuv444p" if is_odd else "yuv420p", **colours)
-    planes = []
-    for plane in stored.planes:
-        values = np.frombuffer(plane, np.uint8).reshape(plane.height, plane.line_size)[:, : plane.width]
-        planes.append(upright(values[..., None], frame)[..., 0])
-    if is_odd:
-        planes = [np.pad(plane, [(0, side % 2) for side in plane.shape], mode="edge") for plane in planes]
-        planes[1:] = [np.rint(_halved(plane.astype(np.float32))).astype(np.uint8) for plane in planes[1:]]
-    return planes
-
-
-def _halved(plane: np.ndarray) -> np.ndarray:
-    """Means of the blocks of two by two pixels."""
-    return (plane[::2, ::2] + plane[1::2, ::2] + plane[::2, 1::2] + plane[1::2, 1::2]) / 4
 
 
 def _is_turned(frame: Any) -> bool:
