@@ -1,4 +1,4 @@
-"""Writes AVE as Parquet: `python dataset_scripts/ave.py --annotations DIR --media DIR --out DIR`."""
+"""Write AVE as Parquet: `python dataset_scripts/ave.py --annotations DIR --media DIR --out DIR`."""
 
 from caeav_hf.tasks.event_localization.builder import AveBuilder, main
 

@@ -1,4 +1,4 @@
-"""Writes LLP as Parquet: `python dataset_scripts/llp.py --annotations DIR --media DIR --out DIR`."""
+"""Write LLP as Parquet: `python dataset_scripts/llp.py --annotations DIR --media DIR --out DIR`."""
 
 from caeav_hf.tasks.video_parsing.builder import LlpBuilder, main
 

@@ -1,4 +1,4 @@
-"""Makes the toy corpus: `python dataset_scripts/toy.py --layout avs_ms3 --out DIR --misalignment-rate 0.5`."""
+"""Generate the toy corpus: `python dataset_scripts/toy.py --layout avs_ms3 --out DIR --misalignment-rate 0.5`."""
 
 import argparse
 import os
@@ -14,7 +14,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument(
         "--level", choices=LEVELS, default="normal", help="hard: weak signal, more misalignment, some wrong captions"
     )
-    parser.add_argument("--num-clips", type=int, default=240, help="clips in all")
+    parser.add_argument("--num-clips", type=int, default=240, help="total number of clips")
     parser.add_argument("--split", type=float, nargs=3, default=(4, 1, 1), metavar=("TRAIN", "VALIDATION", "TEST"))
     rates = ", ".join(
         f"{'/'.join(str(layout.levels[level].misalignment) for level in LEVELS)} in {name}"
@@ -37,10 +37,12 @@ def main(arguments: list[str] | None = None) -> None:
         )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--frame-size", type=int, default=MediaFormat.frame_size, help="side of a frame in pixels")
-    parser.add_argument("--frame-rate", type=int, default=MediaFormat.frame_rate, help="frames a second")
-    parser.add_argument("--sampling-rate", type=int, default=MediaFormat.sampling_rate, help="audio samples a second")
-    parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, help="processes that render")
-    parser.add_argument("--overwrite", action="store_true", help="replace a toy corpus that is already there")
+    parser.add_argument("--frame-rate", type=int, default=MediaFormat.frame_rate, help="frames per second")
+    parser.add_argument(
+        "--sampling-rate", type=int, default=MediaFormat.sampling_rate, help="audio samples per second"
+    )
+    parser.add_argument("--num-proc", type=int, default=os.cpu_count() or 1, help="rendering processes")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing toy corpus")
     options = parser.parse_args(arguments)
     given = {kind: getattr(options, kind) for kind in HARD_MISALIGNMENTS if hasattr(options, kind)}
     weights = {**dict.fromkeys(LAYOUTS[options.layout].levels[options.level].kinds, 1.0), **given}

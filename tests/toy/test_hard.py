@@ -41,7 +41,7 @@ def test_a_segment_has_a_kind_of_misalignment_exactly_where_sight_and_sound_diff
 def test_kinds_of_event_clips_say_what_they_mean():
     for scene in plan("ave", num_clips=120):
         start, end = scene.event
-        own = {0, *scene.untold}
+        own = {0, *scene.uncaptioned}
         for second, segment in enumerate(scene.segments):
             seen, heard = set(segment.visible), set(segment.sounding)
             assert (seen & heard) == (own if start <= second < end else set())
@@ -68,7 +68,7 @@ def test_in_half_of_the_event_clips_only_captions_tell_which_of_two_objects_is_m
     together = [scene for scene in scenes if any({0, 1} <= {*s.visible} & {*s.sounding} for s in scene.segments)]
     assert 0.4 < len(together) / len(scenes) < 0.6
     for scene in scenes:
-        assert scene.untold == ((1,) if scene in together else ())
+        assert scene.uncaptioned == ((1,) if scene in together else ())
     assert {scene.is_aligned for scene in together} == {True, False}
 
 
@@ -120,8 +120,8 @@ def test_one_caption_in_five_names_other_classes(layout):
     for scene in scenes:
         occurring = classes(scene, range(len(scene.sources)))
         for which, caption in (("visible", scene.visual_caption), ("sounding", scene.audio_caption)):
-            told = {source for s in scene.segments for source in getattr(s, which)} - {*scene.untold}
-            present = classes(scene, told)
+            captioned = {source for s in scene.segments for source in getattr(s, which)} - {*scene.uncaptioned}
+            present = classes(scene, captioned)
             words = [(c.look,) if which == "visible" else c.heard for c in TOY_CLASSES]
             named = {number for number, group in enumerate(words) if any(word in caption.lower() for word in group)}
             assert len(named) == len(present)

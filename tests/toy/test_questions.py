@@ -143,7 +143,7 @@ def test_weights_choose_the_kinds():
     only = plan(24, 1.0, {"off_screen_sound": 1.0})
     assert {segment.misalignment for scene in only for segment in scene.segments} <= {None, "off_screen_sound"}
     assert all(scene.is_aligned for scene in plan(24, 0.0, {"camera_cut": 1.0}))
-    with pytest.raises(DataError, match="know only the misalignments silent_object"):
+    with pytest.raises(DataError, match="support only the misalignments silent_object"):
         plan(24, 0.5, {"camera_cut": 1.0})
 
 

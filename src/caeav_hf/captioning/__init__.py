@@ -1,8 +1,8 @@
 """
-The two captions of a clip that CASE reads, written by an omni-modal language model from two symmetric prompts.
+Visual and audio captions for CASE, written by an omni-modal language model from two symmetric prompts.
 
-`prompts` has what is asked, `material` what is shown and played, `captioner` the interface of the back ends `server`
-(any OpenAI-compatible one) and `local` (Transformers), `job` the captioning of a whole data set into a file.
+`prompts` holds the prompts, `material` prepares frames and sound, `captioner` defines the interface of the back ends
+`server` (any OpenAI-compatible server) and `local` (Transformers), and `job` captions a whole data set into a file.
 """
 
 from typing import TYPE_CHECKING

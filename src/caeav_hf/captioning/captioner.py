@@ -1,4 +1,4 @@
-"""The interface of the captioning back ends, and what they share: settings, cleaning, asking again."""
+"""Base class of the captioning back ends, with what they share: settings, cleaning of answers, retries."""
 
 import random
 import threading
@@ -19,7 +19,7 @@ from .settings import CaptionSettings
 
 @dataclass(frozen=True)
 class Answer:
-    """What a model wrote, and whether it broke off at the limit of tokens."""
+    """Text written by a model, and whether it was cut at the token limit."""
 
     text: str
     was_cut: bool = False
@@ -27,16 +27,16 @@ class Answer:
 
 class Captioner(ABC):
     """
-    Writes captions. A back end gives `answer`; it may be called from several threads.
+    Base class of captioners. Back ends implement `answer`, which may be called from several threads.
 
     Args:
-        model: Name of the model, as it is noted beside the captions.
-        settings: What decides a caption besides.
-        attempts: How often a request is made at most, where asking again may help.
+        model: Name of the model, stored with the captions.
+        settings: Frames, sound and sampling; by default [`CaptionSettings`]'s defaults.
+        attempts: Maximum number of attempts per request; only errors that may pass are retried.
         backoff: Seconds to wait after the first failed attempt; doubled after each further one, up to `max_backoff`.
     """
 
-    # Clips that `caption` takes best at a time, and calls of it that may run side by side.
+    # Best number of clips per call of `caption`, and number of calls that may run in parallel.
     batch_size = 1
     concurrency = 1
 
@@ -55,14 +55,14 @@ class Captioner(ABC):
             raise CaeAvError(f"waiting times must not be negative, got {backoff} and {max_backoff} s")
         self.model, self.settings = model, settings or CaptionSettings()
         self.attempts, self.backoff, self.max_backoff = attempts, backoff, max_backoff
-        # How often something was asked again, by reason.
+        # Number of retries, by reason.
         self.retries: Counter[str] = Counter()
         self._lock = threading.Lock()
 
     @abstractmethod
     def answer(self, requests: Sequence[CaptionRequest], attempt: int) -> list[Answer | CaptioningError]:
         """
-        Asks once: an answer or what went wrong for each request, in their order.
+        Send each request once and return, in the same order, its answer or its error.
 
         Raises:
             CaptionerUnusableError: No request can be answered.
@@ -72,41 +72,41 @@ class Captioner(ABC):
         self, requests: Sequence[CaptionRequest], stop: threading.Event | None = None
     ) -> list[str | CaptioningError]:
         """
-        The captions of several requests, in their order; an error in the place of one that could not be made.
+        Return the captions of several requests, in the same order, with an error in place of each that failed.
 
         Args:
             requests: What to caption.
-            stop: Set by another thread to end the waiting for a further attempt.
+            stop: When set by another thread, no further attempt is made or waited for.
 
         Raises:
             CaptionerUnusableError: No request can be answered.
         """
         stop = threading.Event() if stop is None else stop
         results: dict[int, str | CaptioningError] = {}
-        open_requests = list(range(len(requests)))
+        pending = list(range(len(requests)))
         for attempt in range(self.attempts):
             if stop.is_set():
                 break
-            answers = self.answer([requests[number] for number in open_requests], attempt)
-            results.update(zip(open_requests, map(self._clean, answers), strict=True))
-            failed = {n: r for n in open_requests if isinstance(r := results[n], CaptioningError) and r.is_passing}
-            open_requests = list(failed)
+            answers = self.answer([requests[number] for number in pending], attempt)
+            results.update(zip(pending, map(self._clean, answers), strict=True))
+            failed = {n: r for n in pending if isinstance(r := results[n], CaptioningError) and r.is_passing}
+            pending = list(failed)
             if not failed or attempt + 1 == self.attempts:
                 break
             with self._lock:
                 self.retries.update(error.reason for error in failed.values())
-            wanted = max(error.retry_after or 0.0 for error in failed.values())
-            stop.wait(min(max(wanted, self._pause(attempt)), self.max_backoff))
-        stopped = CaptioningError("stopped", "the job was stopped before it was asked")
+            retry_after = max(error.retry_after or 0.0 for error in failed.values())
+            stop.wait(min(max(retry_after, self._pause(attempt)), self.max_backoff))
+        stopped = CaptioningError("stopped", "the job was stopped before this request was sent")
         return [results.get(number, stopped) for number in range(len(requests))]
 
     def caption_clip(self, source: Any) -> dict[str, str]:
         """
-        Both captions of one clip, a media file or a decoded [`~processing.Clip`]: `{"visual": ..., "audio": ...}`.
+        Return both captions of a media file or decoded [`~processing.Clip`]: `{"visual": ..., "audio": ...}`.
 
         Raises:
-            MediaError: It cannot be decoded.
-            CaptioningError: One of them could not be made.
+            MediaError: The clip cannot be decoded.
+            CaptioningError: A caption could not be written.
         """
         material = material_of(source, self.settings)
         requests = [CaptionRequest(material, modality, self.settings.prompt_version) for modality in MODALITIES]
@@ -126,7 +126,7 @@ class Captioner(ABC):
             return error
 
     def _pause(self, attempt: int) -> float:
-        # Spread out, so that requests which failed together do not come back together.
+        # Random jitter, so that requests that failed together are not retried together.
         return self.backoff * 2**attempt * random.uniform(0.5, 1.0)
 
 

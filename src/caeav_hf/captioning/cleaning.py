@@ -1,4 +1,4 @@
-"""From a model's answer to a caption: the same for both modalities."""
+"""Clean a model's answer into a caption, in the same way for both modalities."""
 
 import re
 import unicodedata
@@ -11,7 +11,7 @@ _LABEL = re.compile(r"^(?:(?:visual|audio|video|sound)\s+)?(?:caption|descriptio
 _MARKUP = re.compile(r"[*_#`]{2,}|^#+\s*|^[-*]\s+")
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 
-# How models decline. Looked for at the beginning only: a caption may well say that somebody is sorry.
+# Refusals, matched at the beginning only: a caption may well say that somebody is sorry.
 _REFUSAL = re.compile(
     r"^(?:i['\u2019]?m |i am )?(?:very |really )?sorry\b|^i apologi[sz]e\b|^unfortunately,? i\b"
     r"|^(?:as|being) an? (?:ai|language model|assistant)\b"
@@ -26,22 +26,22 @@ _REFUSAL = re.compile(
 
 def clean_answer(answer: str, max_characters: int, *, was_cut: bool = False) -> str:
     """
-    A caption in one line: markup, labels, quotation marks around it and control characters removed, white space
-    united, and cut after the last whole sentence, or if there is none the last whole word, that fits.
+    Return a one-line caption: remove markup, labels, enclosing quotation marks and control characters, collapse white
+    space, and cut a long text after the last whole sentence that fits, or else after the last whole word.
 
     Args:
-        answer: What the model wrote.
-        max_characters: Most characters of a caption.
-        was_cut: Whether the answer broke off at the model's limit of tokens.
+        answer: The model's text.
+        max_characters: Maximum length of a caption.
+        was_cut: Whether the answer was cut at the token limit.
 
     Raises:
-        CaptioningError: Nothing is left, or the model declined.
+        CaptioningError: Nothing is left, or the model refused.
     """
     text = unicodedata.normalize("NFC", answer)
     text = "".join(" " if unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp") else char for char in text)
     text = _MARKUP.sub("", " ".join(text.split())).strip()
     before = None
-    while text != before:  # a label may stand inside of quotation marks, and the other way round
+    while text != before:  # a label may be inside quotation marks, or the other way round
         before = text
         text = _LABEL.sub("", text).strip()
         if len(text) > 1 and _QUOTES.get(text[0]) == text[-1]:
@@ -49,7 +49,7 @@ def clean_answer(answer: str, max_characters: int, *, was_cut: bool = False) -> 
     if not any(char.isalnum() for char in text):
         raise CaptioningError("empty", "the answer has no words")
     if _REFUSAL.search(text):
-        raise CaptioningError("refusal", f"the model declined: {text[:200]!r}")
+        raise CaptioningError("refusal", f"the model refused: {text[:200]!r}")
     return _shorten(text, max_characters, was_cut)
 
 

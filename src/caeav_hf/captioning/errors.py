@@ -1,21 +1,21 @@
-"""How captioning fails: for one caption, or altogether."""
+"""Errors of captioning: one caption failed, or none can be written."""
 
 from ..errors import CaeAvError
 
 
-# Reasons that may be gone when asked again.
+# Reasons for which a retry may help.
 _PASSING = ("rate_limited", "server_error", "timeout", "connection", "malformed", "empty", "refusal")
 
 
 class CaptioningError(CaeAvError):
     """
-    There is no caption for one modality of one clip.
+    One modality of one clip could not be captioned.
 
     Args:
-        reason: In a word, for the report: rate_limited, server_error, timeout, connection, malformed, empty, refusal,
+        reason: Keyword for the report: rate_limited, server_error, timeout, connection, malformed, empty, refusal,
             rejected, media or stopped.
         message: What happened.
-        retry_after: Seconds after which the server wants to be asked again, if it said so.
+        retry_after: Seconds to wait before a retry, if the server sent them.
     """
 
     def __init__(self, reason: str, message: str, retry_after: float | None = None) -> None:
@@ -24,9 +24,9 @@ class CaptioningError(CaeAvError):
 
     @property
     def is_passing(self) -> bool:
-        """Whether asking again may help."""
+        """Whether a retry may help."""
         return self.reason in _PASSING
 
 
 class CaptionerUnusableError(CaeAvError):
-    """No clip can be captioned: a wrong model name, a missing key, a server that answers nothing."""
+    """No clip can be captioned, for instance because of a wrong model name or a missing key."""

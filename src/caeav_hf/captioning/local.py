@@ -1,4 +1,4 @@
-"""Captions from a Qwen2.5-Omni model that Transformers runs in this process."""
+"""Captions from a Qwen2.5-Omni model, run by Transformers in this process."""
 
 import threading
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from .settings import CaptionSettings
 
 class LocalCaptioner(Captioner):
     """
-    Runs the thinker of Qwen2.5-Omni, the part that writes text, on batches of clips.
+    Caption batches of clips with the thinker of Qwen2.5-Omni, the part that writes text.
 
     ```python
     >>> captioner = LocalCaptioner.from_pretrained("Qwen/Qwen2.5-Omni-3B", dtype="bfloat16", device="cuda")
@@ -28,13 +28,13 @@ class LocalCaptioner(Captioner):
     Args:
         model: A `Qwen2_5OmniThinkerForConditionalGeneration`.
         processor: Its `Qwen2_5OmniProcessor`.
-        settings: What decides a caption besides.
-        name: Name of the model, as it is noted beside the captions.
-        batch_size: Clips that go through the model together.
-        attempts: How often a clip is asked about; more than once is of use only with a temperature.
+        settings: Frames, sound and sampling; by default [`CaptionSettings`]'s defaults.
+        name: Name of the model, stored with the captions.
+        batch_size: Clips per call of the model.
+        attempts: Maximum number of attempts per request; more than one helps only with a temperature.
     """
 
-    # One call waits at the model while another one decodes the next clips.
+    # One call runs the model while the other decodes the next clips.
     concurrency = 2
 
     def __init__(
@@ -52,9 +52,9 @@ class LocalCaptioner(Captioner):
         super().__init__(name or model.config.name_or_path or model.config.model_type, settings, attempts=attempts)
         rate = processor.feature_extractor.sampling_rate
         if self.settings.sampling_rate != rate:
-            raise CaeAvError(f"`sampling_rate` must be that of the model, {rate}, got {self.settings.sampling_rate}")
+            raise CaeAvError(f"`sampling_rate` must be the model's, {rate}, got {self.settings.sampling_rate}")
         self._model, self._processor, self.batch_size = model.eval(), processor, batch_size
-        self._busy = threading.Lock()
+        self._model_lock = threading.Lock()
 
     @classmethod
     def from_pretrained(
@@ -68,16 +68,16 @@ class LocalCaptioner(Captioner):
         attempts: int = 1,
     ) -> "LocalCaptioner":
         """
-        A captioner of a model folder or Hub id.
+        Load a captioner from a model folder or Hub id.
 
         Args:
-            name: The folder or id, of the whole Qwen2.5-Omni or of its thinker.
+            name: Folder or id of a whole Qwen2.5-Omni or of its thinker.
             settings, batch_size, attempts: As for the class.
-            dtype: Of the weights; `"auto"` is that of the file.
-            device: By default the first accelerator, else the CPU.
+            dtype: Data type of the weights; `"auto"` keeps that of the file.
+            device: Where to run; by default the first accelerator, else the CPU.
 
         Raises:
-            CaeAvError: It cannot be loaded.
+            CaeAvError: The model cannot be loaded.
         """
         from transformers import Qwen2_5OmniProcessor, Qwen2_5OmniThinkerForConditionalGeneration
 
@@ -92,7 +92,7 @@ class LocalCaptioner(Captioner):
 
     def answer(self, requests: Sequence[CaptionRequest], attempt: int) -> list[Answer | CaptioningError]:
         answers: dict[int, Answer | CaptioningError] = {}
-        # One modality at a time: its requests are of about one length, so little is padded.
+        # One modality at a time: its prompts are of similar length, so there is little padding.
         for modality in MODALITIES:
             chosen = [number for number, request in enumerate(requests) if request.modality == modality]
             for start in range(0, len(chosen), self.batch_size):
@@ -103,7 +103,7 @@ class LocalCaptioner(Captioner):
         return [answers[number] for number in range(len(requests))]
 
     def _generate(self, requests: list[CaptionRequest], attempt: int) -> list[Answer | CaptioningError]:
-        """The answers to requests of one modality."""
+        """Generate answers to requests of one modality."""
         settings = self.settings
         texts = [
             self._processor.apply_chat_template(
@@ -117,13 +117,13 @@ class LocalCaptioner(Captioner):
         else:
             media["audio"] = [request.material.waveform for request in requests]
             media["sampling_rate"] = settings.sampling_rate
-        # Padded on the left, so that every answer follows its prompt at once.
+        # Padded on the left, so that every answer directly follows its prompt.
         inputs = self._processor(text=texts, **media, return_tensors="pt", padding=True, padding_side="left")
         inputs = inputs.to(self._model.device, self._model.dtype)
         sampling: dict[str, Any] = {"do_sample": False}
         if settings.temperature > 0:
             sampling = {"do_sample": True, "temperature": settings.temperature, "top_p": settings.top_p}
-        with self._busy, torch.random.fork_rng(_devices(self._model.device)), torch.inference_mode():
+        with self._model_lock, torch.random.fork_rng(_devices(self._model.device)), torch.inference_mode():
             torch.manual_seed(settings.seed + attempt)
             output = self._model.generate(**inputs, max_new_tokens=settings.max_tokens, **sampling)
         written = output[:, inputs["input_ids"].shape[1] :]
@@ -140,5 +140,5 @@ class LocalCaptioner(Captioner):
 
 
 def _devices(device: torch.device) -> list[torch.device]:
-    """The devices whose random numbers are put back after sampling, besides the CPU."""
+    """Return the devices, besides the CPU, whose random state is restored after sampling."""
     return [device] if device.type == "cuda" else []

@@ -1,4 +1,4 @@
-"""What a captioning model is shown and played of a clip: some frames in temporal order, and the sound as one piece."""
+"""Input of a captioning model: a few frames of a clip in temporal order, and its whole sound."""
 
 import base64
 import io
@@ -23,11 +23,13 @@ _JPEG_QUALITY = 90
 @dataclass(frozen=True, eq=False)
 class ClipMaterial:
     """
+    Frames and sound of a clip to caption.
+
     Args:
-        name: What messages call the clip.
+        name: Name of the clip in messages.
         frames: Each (H, W, 3) uint8 RGB, in temporal order.
         waveform: (samples,) float32 in [-1, 1], mono.
-        sampling_rate: Samples a second of the waveform.
+        sampling_rate: Samples per second of the waveform.
     """
 
     name: str
@@ -40,12 +42,12 @@ class ClipMaterial:
         cls, source: Any, settings: CaptionSettings, start: float = 0.0, end: float | None = None
     ) -> "ClipMaterial":
         """
-        The material of a media file, or of its part from `start` to `end` (seconds): `settings.max_frames` frames from
-        the middles of as many equal parts, at most one a second, and all of its sound; of what is long the first
-        `settings.max_seconds`.
+        Decode a media file, or the part from `start` to `end` (seconds) of it, but at most `settings.max_seconds`: up
+        to `settings.max_frames` frames, from the middles of equal parts and at most one per second, and all of its
+        sound.
 
         Raises:
-            MediaError: It cannot be decoded.
+            MediaError: The file cannot be decoded.
         """
         duration, seconds = probe(source).duration, settings.max_seconds
         if end is not None:
@@ -67,23 +69,23 @@ class ClipMaterial:
     @classmethod
     def from_clip(cls, clip: Clip, settings: CaptionSettings) -> "ClipMaterial":
         """
-        The material of a decoded clip: of many frames evenly chosen ones.
+        Take evenly spaced frames and the sound of a decoded clip.
 
         Raises:
-            MediaError: It has no frames or no sound.
+            MediaError: The clip has no frames or no sound.
         """
         return cls._of(clip.name, list(clip.frames), clip.waveform, clip.sampling_rate, settings)
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any], settings: CaptionSettings) -> "ClipMaterial":
         """
-        The material of a row that a builder wrote: its `media`, or its `frames` and `audio`.
+        Decode a row of a prepared data set: its `media`, or its `frames` and `audio`.
 
         Raises:
-            MediaError: Something of it is missing or cannot be decoded.
+            MediaError: A column is missing or cannot be decoded.
         """
         if row.get("media") is not None:
-            # `datasets`, behind the schema, takes a second to load, and pipelines caption files without it.
+            # The schema imports `datasets`, which takes a second; pipelines, which caption files, do not need it.
             from ..data.schema import media_part
 
             start, end = media_part(row)
@@ -102,7 +104,7 @@ class ClipMaterial:
         if not len(frames) or not waveform.size:
             raise MediaError(f"{name}: {len(frames)} frames and {waveform.size} samples; expected some of both")
         count = min(len(frames), settings.max_frames)
-        # The middles of equal parts, as everywhere.
+        # The middles of equal parts, as in `load_clip`.
         chosen = [frames[(2 * part + 1) * len(frames) // (2 * count)] for part in range(count)]
         sound = resample(waveform[: round(settings.max_seconds * rate)], rate, settings.sampling_rate)
         small = tuple(shrink(frame, settings.frame_size) for frame in chosen)
@@ -110,7 +112,7 @@ class ClipMaterial:
 
 
 def material_of(source: Any, settings: CaptionSettings) -> ClipMaterial:
-    """The material of a media file, or of a decoded [`~processing.Clip`]."""
+    """Return the material of a media file or of a decoded [`~processing.Clip`]."""
     if isinstance(source, ClipMaterial):
         return source
     if isinstance(source, Clip):
@@ -119,7 +121,7 @@ def material_of(source: Any, settings: CaptionSettings) -> ClipMaterial:
 
 
 def shrink(frame: np.ndarray, side: int) -> np.ndarray:
-    """A frame whose longer side is at most `side` pixels; a smaller one stays as it is."""
+    """Shrink a frame until its longer side has at most `side` pixels; smaller frames are kept."""
     height, width = frame.shape[:2]
     longer = max(height, width)
     if longer <= side:
@@ -129,7 +131,7 @@ def shrink(frame: np.ndarray, side: int) -> np.ndarray:
 
 
 def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
-    """A mono waveform (samples,) float32 at another rate."""
+    """Resample a mono waveform (samples,) to another rate, as float32."""
     if rate == target:
         return np.ascontiguousarray(waveform, dtype=np.float32)
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(waveform[None], dtype=np.float32), "flt", "mono")
@@ -140,14 +142,14 @@ def resample(waveform: np.ndarray, rate: int, target: int) -> np.ndarray:
 
 
 def jpeg_bytes(frame: np.ndarray) -> bytes:
-    """A frame (H, W, 3) uint8 as a JPEG file."""
+    """Encode a frame (H, W, 3) uint8 as JPEG."""
     file = io.BytesIO()
     Image.fromarray(frame).save(file, format="JPEG", quality=_JPEG_QUALITY)
     return file.getvalue()
 
 
 def wav_bytes(waveform: np.ndarray, sampling_rate: int) -> bytes:
-    """A mono waveform as a WAV file of 16-bit samples."""
+    """Encode a mono waveform as WAV with 16-bit samples."""
     file = io.BytesIO()
     with wave.open(file, "wb") as out:
         out.setnchannels(1)
@@ -158,10 +160,10 @@ def wav_bytes(waveform: np.ndarray, sampling_rate: int) -> bytes:
 
 
 def to_base64(content: bytes) -> str:
-    """Bytes as base64 text."""
+    """Encode bytes as base64 text."""
     return base64.b64encode(content).decode("ascii")
 
 
 def data_url(content: bytes, kind: str) -> str:
-    """Bytes as a `data:` address of a media type."""
+    """Encode bytes as a `data:` URL of a media type."""
     return f"data:{kind};base64,{to_base64(content)}"

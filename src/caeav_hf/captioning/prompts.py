@@ -1,8 +1,8 @@
 """
-What the model is asked: one template for both modalities, filled with the words that name them.
+Prompts of captioning: one template for both modalities, filled with the words that name them.
 
-A changed text is a new version: add it to `_TEMPLATES` under a new number and let `PROMPT_VERSION` name it, so that a
-caption file keeps telling which text its captions answer.
+To change the text, add it to `_TEMPLATES` under a new number and point `PROMPT_VERSION` to it: caption files record
+the version of the prompt that their captions answer.
 """
 
 from ..errors import CaeAvError
@@ -34,10 +34,10 @@ MODALITY_WORDS = {
 
 def instruction(modality: str, version: str = PROMPT_VERSION) -> str:
     """
-    The instruction for one modality.
+    Return the instruction for one modality.
 
     Raises:
-        CaeAvError: There is no such version of the prompts.
+        CaeAvError: The version is unknown.
     """
     if version not in _TEMPLATES:
         raise CaeAvError(f"prompt version must be one of {', '.join(_TEMPLATES)}, got {version!r}")

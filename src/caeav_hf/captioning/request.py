@@ -1,4 +1,4 @@
-"""A question about one modality of a clip, as messages for a server or for a chat template."""
+"""A request to caption one modality of a clip, as messages for a server or for a chat template."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +10,10 @@ from .prompts import PROMPT_VERSION, SYSTEM_PROMPT, instruction
 @dataclass(frozen=True, eq=False)
 class CaptionRequest:
     """
-    One question: a modality of a clip, and the version of the prompt.
+    A request to caption one modality of a clip.
 
     Args:
-        material: What is shown or played.
+        material: Frames and sound of the clip.
         modality: `"visual"` or `"audio"`.
         version: Version of the prompts.
     """
@@ -23,7 +23,7 @@ class CaptionRequest:
     version: str = PROMPT_VERSION
 
     def server_messages(self) -> list[dict[str, Any]]:
-        """The messages of the chat-completions protocol: frames as JPEG, or the sound as one WAV, in base64."""
+        """Return messages of the chat-completions protocol, with frames as JPEG or the sound as WAV, in base64."""
         if self.modality == "visual":
             parts = [
                 {"type": "image_url", "image_url": {"url": data_url(jpeg_bytes(frame), "image/jpeg")}}
@@ -38,7 +38,7 @@ class CaptionRequest:
         ]
 
     def template_messages(self) -> list[dict[str, Any]]:
-        """The same messages as a processor's chat template takes them: a placeholder for each frame or the sound."""
+        """Return the same messages for a processor's chat template, with a placeholder per frame or for the sound."""
         parts = [{"type": "image"}] * len(self.material.frames) if self.modality == "visual" else [{"type": "audio"}]
         text = {"type": "text", "text": instruction(self.modality, self.version)}
         return [

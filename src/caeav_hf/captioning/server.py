@@ -1,4 +1,4 @@
-"""Captions from any server that speaks the chat-completions protocol: vLLM, or a hosted endpoint."""
+"""Captions from a server with the chat-completions protocol, such as vLLM or a hosted endpoint."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,16 +14,16 @@ from .request import CaptionRequest
 from .settings import CaptionSettings
 
 
-# Of httpx or httpx2, whichever this version of huggingface_hub uses.
+# The error class of httpx or httpx2, whichever the installed huggingface_hub uses.
 _TransportError: type[Exception] = HfHubHTTPError.__bases__[0]
-# A wrong key, model name or address: the same for every clip.
+# A wrong key, model name or address fails for every clip.
 _UNUSABLE = (401, 403, 404)
 _PASSING = (408, 425)
 
 
 class ServerCaptioner(Captioner):
     """
-    Asks a server over HTTP, from several threads at a time.
+    Caption clips through a server, with several requests in parallel.
 
     ```python
     >>> captioner = ServerCaptioner("http://localhost:8000/v1", "Qwen/Qwen2.5-Omni-7B")
@@ -32,14 +32,13 @@ class ServerCaptioner(Captioner):
     ```
 
     Args:
-        url: Address of the server; `/v1/chat/completions` is added where it is missing.
-        model: Name under which it serves the model.
-        settings: What decides a caption besides.
-        api_key: Sent as bearer token. Without one nothing that means anything is sent: the user's Hugging Face token
-            stays at home.
-        concurrency: Requests that are under way together.
-        timeout: Seconds to wait for a server that sends nothing.
-        attempts, backoff, max_backoff: As for every [`Captioner`].
+        url: Address of the server; `/v1/chat/completions` is appended if missing.
+        model: Name under which the server serves the model.
+        settings: Frames, sound and sampling; by default [`CaptionSettings`]'s defaults.
+        api_key: Sent as bearer token. Without a key a placeholder is sent, never the user's Hugging Face token.
+        concurrency: Maximum number of parallel requests.
+        timeout: Seconds to wait for a response.
+        attempts, backoff, max_backoff: As for [`Captioner`].
 
     Raises:
         CaeAvError: An argument is out of range.
@@ -64,7 +63,7 @@ class ServerCaptioner(Captioner):
         if concurrency < 1 or timeout <= 0:
             raise CaeAvError(f"`concurrency` and `timeout` must be positive, got {concurrency} and {timeout}")
         self.url, self.concurrency = url, concurrency
-        # The client sends the user's own token where it is given none, wherever the address leads.
+        # Given no key, the client would send the user's own token, to any address.
         self._client = InferenceClient(base_url=url, api_key=api_key or "none", timeout=timeout)
 
     def answer(self, requests: Sequence[CaptionRequest], attempt: int) -> list[Answer | CaptioningError]:
@@ -86,19 +85,19 @@ class ServerCaptioner(Captioner):
         except InferenceTimeoutError:
             return CaptioningError("timeout", f"{self.url} sent nothing for {self._client.timeout} s")
         except HfHubHTTPError as error:
-            return self._refused(error)
+            return self._http_error(error)
         except (_TransportError, OSError) as error:
             return CaptioningError("connection", f"{self.url}: {str(error) or type(error).__name__}")
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            # No JSON, or not that of an answer.
+            # Not JSON, or not a chat completion.
             return CaptioningError("malformed", f"{self.url}: no chat completion ({type(error).__name__}: {error})")
 
-    def _refused(self, error: HfHubHTTPError) -> CaptioningError:
+    def _http_error(self, error: HfHubHTTPError) -> CaptioningError:
         status, detail = error.response.status_code, " ".join(str(error).split())[:500]
         if status in _UNUSABLE:
             raise CaptionerUnusableError(
-                f"{self.url} answered {status} for model {self.model!r}; expected a server that serves it under this "
-                f"name and accepts the key: {detail}"
+                f"{self.url} answered {status} for model {self.model!r}; expected a server that serves this model and "
+                f"accepts the key: {detail}"
             ) from error
         if status == 429:
             return CaptioningError("rate_limited", detail, _seconds(error.response.headers.get("retry-after")))
@@ -108,7 +107,7 @@ class ServerCaptioner(Captioner):
 
 
 def _seconds(header: str | None) -> float | None:
-    """What a `Retry-After` header says in seconds; a date, the header's other form, is left to the usual waiting."""
+    """Parse a `Retry-After` header in seconds; `None` for its other form, a date."""
     try:
         return None if header is None else max(0.0, float(header))
     except ValueError:

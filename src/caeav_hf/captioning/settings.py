@@ -1,4 +1,4 @@
-"""What decides a caption besides the model."""
+"""Settings of captioning."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -10,18 +10,18 @@ from .prompts import PROMPT_VERSION, instruction
 @dataclass(frozen=True)
 class CaptionSettings:
     """
-    What decides a caption besides the model, the same for both modalities.
+    Everything besides the model that decides a caption, the same for both modalities.
 
     Args:
         prompt_version: Version of the prompts.
-        max_frames: Most frames that are shown, evenly chosen.
-        frame_size: Most pixels of a frame's longer side.
-        sampling_rate: Samples a second of the sound.
-        max_seconds: Seconds of a clip, from its beginning, that are looked at and listened to.
-        max_tokens: Most tokens of an answer.
-        temperature, top_p: Of sampling; 0 takes the most likely token.
-        seed: Of sampling, where the back end takes one. Each further attempt takes the next number.
-        max_characters: Most characters of a caption.
+        max_frames: Maximum number of frames, evenly spaced.
+        frame_size: Maximum length of a frame's longer side in pixels.
+        sampling_rate: Audio samples per second.
+        max_seconds: Caption only this many seconds, from the beginning of a clip.
+        max_tokens: Maximum number of tokens of an answer.
+        temperature, top_p: Sampling parameters; temperature 0 is greedy decoding.
+        seed: Seed of sampling, if the back end takes one. Each further attempt adds 1.
+        max_characters: Maximum length of a caption.
     """
 
     prompt_version: str = PROMPT_VERSION
@@ -36,16 +36,16 @@ class CaptionSettings:
     max_characters: int = 400
 
     def __post_init__(self) -> None:
-        instruction("visual", self.prompt_version)  # there must be one
+        instruction("visual", self.prompt_version)  # raises if the version is unknown
         for name in ("max_frames", "frame_size", "sampling_rate", "max_seconds", "max_tokens", "max_characters"):
             if getattr(self, name) <= 0:
                 raise CaeAvError(f"`{name}` must be positive, got {getattr(self, name)}")
         if self.temperature < 0 or not 0 < self.top_p <= 1:
             raise CaeAvError(
-                f"`temperature` must not be negative and `top_p` lie in (0, 1], got {self.temperature}, {self.top_p}"
+                f"`temperature` must be at least 0 and `top_p` in (0, 1], got {self.temperature} and {self.top_p}"
             )
 
     def to_json(self) -> str:
-        """The settings as they are noted beside a caption; the version of the prompts has a column of its own."""
+        """Return the settings as stored with a caption, without the prompt version, which has its own column."""
         values = {name: value for name, value in asdict(self).items() if name != "prompt_version"}
         return json.dumps(values, sort_keys=True)

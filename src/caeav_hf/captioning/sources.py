@@ -1,4 +1,4 @@
-"""The clips of a data set: rows of a builder's folder, a folder of media files, a list of them, or the files."""
+"""Find the clips to caption: rows of a builder's folder, or media files in a folder, in a list or given directly."""
 
 import threading
 from collections import OrderedDict
@@ -17,7 +17,7 @@ from .settings import CaptionSettings
 
 
 _ROW_COLUMNS = ("video_id", "media", "media_start", "media_end", "frames", "audio")
-# Groups of rows that stay in memory; clips are read nearly in order, by several threads.
+# Row groups cached in memory; several threads read clips, nearly in order.
 _GROUPS_KEPT = 4
 
 
@@ -28,8 +28,8 @@ class CaptionClip:
 
     Args:
         clip: Its name in the caption file.
-        file: Where it is, for people.
-        load: Decodes what the model is shown.
+        file: Its file, or its row's name, for messages.
+        load: Decodes the model's input.
     """
 
     clip: str
@@ -39,15 +39,15 @@ class CaptionClip:
 
 def find_clips(dataset: str | Path | Sequence[str | Path]) -> list[CaptionClip]:
     """
-    The clips of a data set, each once.
+    List the clips of a data set, each once.
 
     Args:
         dataset: A builder's folder (with `data/*.parquet`), a folder with media files at any depth, a text file with
-            the path of one a line (relative to itself), a media file, or a list of media files. The name of a file's
-            clip is the file's, without suffix.
+            one path per line (relative to the text file), a media file, or a list of media files. A file's clip is
+            named after the file, without suffix.
 
     Raises:
-        DataError: There is nothing of the kind, no clip in it, or two files have one name.
+        DataError: The data set cannot be read, has no clips, or has two files of the same name.
     """
     paths = [Path(dataset)] if isinstance(dataset, str | Path) else [Path(path) for path in dataset]
     if len(paths) == 1 and paths[0].is_dir():
@@ -60,7 +60,7 @@ def find_clips(dataset: str | Path | Sequence[str | Path]) -> list[CaptionClip]:
     else:
         files = paths
         if folders := [path for path in paths if path.is_dir()]:
-            raise DataError(f"{folders[0]}: is a folder; expected media files, or one folder alone")
+            raise DataError(f"{folders[0]}: is a folder; expected media files, or a single folder")
     if not files:
         raise DataError(
             f"{paths[0] if paths else 'the data set'}: no clips; expected a builder's folder, or media files "
@@ -70,8 +70,8 @@ def find_clips(dataset: str | Path | Sequence[str | Path]) -> list[CaptionClip]:
     for file in files:
         if file.stem in clips:
             raise DataError(
-                f"{file}: has the name of {clips[file.stem].file}; expected one name a clip, since captions are kept "
-                "by name"
+                f"{file}: has the same name as {clips[file.stem].file}; expected a name per clip, since captions are "
+                "stored by name"
             )
         clips[file.stem] = CaptionClip(file.stem, str(file), _FileLoader(file))
     return list(clips.values())
@@ -89,19 +89,19 @@ def _listed_files(path: Path) -> list[Path]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{path}: expected a UTF-8 text file with the path of a clip a line ({error})") from error
+        raise DataError(f"{path}: expected a UTF-8 text file with one clip path per line ({error})") from error
     return [path.parent / line.strip() for line in lines if line.strip()]
 
 
 class _Rows:
-    """Single rows of Parquet shards, for several threads; a few groups of rows stay in memory."""
+    """Reads single rows of Parquet shards, from several threads, with a small cache of row groups."""
 
     def __init__(self) -> None:
         self._groups: OrderedDict[tuple[Path, int], pa.Table] = OrderedDict()
         self._lock = threading.Lock()
 
     def read(self, shard: Path, group: int, index: int) -> dict[str, Any]:
-        """The columns with media of one row."""
+        """Read the media columns of one row."""
         with self._lock:
             table = self._groups.pop((shard, group), None)
             if table is None:
@@ -126,7 +126,7 @@ class _RowLoader:
 
 
 def _row_clips(shards: Sequence[Path]) -> list[CaptionClip]:
-    """The clips of a builder's rows; several rows of one clip (its questions, its categories) are one."""
+    """List the clips of a builder's rows; rows of the same clip (with different questions, say) give one."""
     rows = _Rows()
     clips: dict[str, CaptionClip] = {}
     for shard in shards:
@@ -136,12 +136,12 @@ def _row_clips(shards: Sequence[Path]) -> list[CaptionClip]:
                 if "video_id" not in names or "media" not in names:
                     raise DataError(f"{shard}: expected rows with the columns video_id and media, got {names}")
                 for group in range(file.num_row_groups):
-                    # The paths alone: reading the column whole would read the bytes of every clip.
+                    # Only the paths: the whole column holds the bytes of every clip.
                     columns = [name for name in ("video_id", "filename", "media_start") if name in names]
                     table = file.read_row_group(group, columns=[*columns, "media.path"])
                     for index, row in enumerate(table.to_pylist()):
                         path = (row["media"] or {}).get("path")
-                        # Not by a file that is a longer video, of which there may be several clips.
+                        # A file with a start is a longer video, which may hold several clips.
                         if path and row.get("media_start") is None:
                             clip = Path(path).stem
                         else:

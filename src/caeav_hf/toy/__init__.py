@@ -1,10 +1,10 @@
 """
-The toy corpus: real little mp4 clips of things that move and sound, in the layout of a public data set.
+The toy corpus: small real mp4 clips of moving, sounding objects, in the layout of a public data set.
 
-It is deterministic in its seed and controls what CAE-AV is about: how often, and how, sight and sound are misaligned.
-`scene`, `segmentation`, `parsing` and `questions` plan what happens each second, `hard` makes it harder to see and
-hear, `look` and `voice` draw it, `render` makes files of it, `layout` puts them on the disk. `render_frame` and
-`render_sound` give single frames and sounds, without files, to train a toy tower on.
+It is deterministic given its seed and controls what CAE-AV is about: how often, and how, sight and sound are
+misaligned. `scene`, `segmentation`, `parsing` and `questions` plan what happens in each second, `hard` makes it harder
+to see and hear, `look` and `voice` draw it, `render` encodes it and `layout` writes the files. `render_frame` and
+`render_sound` return single frames and sounds, without files, to train a toy tower on.
 """
 
 from .classes import CLASSES

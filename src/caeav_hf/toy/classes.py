@@ -1,4 +1,4 @@
-"""The eight classes of the toy corpus, and the words that its captions use for them."""
+"""The eight classes of the toy corpus and the words its captions use for them."""
 
 from dataclasses import dataclass
 
@@ -6,13 +6,13 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class ToyClass:
     """
-    One class: what it is called, how it looks and how its captions put it into words.
+    One class: its name, its colour and its wording in captions.
 
     Args:
         name: Class name, as written to the annotation files.
         hue: Centre of the hue range of its body, in [0, 1).
-        look: What a viewer would call it.
-        seen: What a viewer would say that it does.
+        look: Noun phrase for the object.
+        seen: Verb phrases for its motion.
         heard: Clauses for its sound.
     """
 

@@ -1,10 +1,10 @@
 """
-The toy corpus at its hard level: what is seen and heard is weak, more is misaligned, and one caption in five is wrong.
+The hard level of the toy corpus: weak signals, more misalignment, and one caption in five is wrong.
 
-Plans of other levels are weakened: objects are paler, behind a pole and under grain, voices quieter under louder
-noise. Event localization and multi-source segmentation have plans of their own besides, in which neither modality
-alone tells when an event happens: something is seen and something heard in most seconds, and only whether they are of
-one class decides.
+Scenes of the normal plans are weakened: objects are paler, grainy and partly behind a pole, voices are quieter and the
+noise is louder. Event localization and multi-source segmentation also have plans of their own, in which neither
+modality alone shows when an event happens: in most seconds something is seen and something is heard, and what decides
+is whether both are of one class.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +19,7 @@ from .scene import (
     MISALIGNMENTS,
     NUM_SEGMENTS,
     SPLITS,
-    Card,
+    ClipSpec,
     Scene,
     Segment,
     audio_caption,
@@ -33,34 +33,35 @@ from .voice import Voice, draw_noise_bed
 
 HARD_MISALIGNMENTS = (*MISALIGNMENTS, "delayed_sound")
 
-# Share of the clips of a split whose captions are of other classes.
+# Share of the clips of a split whose captions name other classes.
 WRONG_CAPTIONS = 0.2
 
-# Factor of an object's radius, what is left of its contrast, and the grain over it (standard deviation in [0, 1]).
+# Ranges of the factor on an object's radius, of its opacity, and of the grain over the frame (standard deviation of
+# values in [0, 1]).
 RADIUS = (1.1, 1.4)
 OPACITY = (0.85, 1.0)
 FRAME_NOISE = (0.0, 0.02)
-# Share of the clips with a pole in front of the first object, and its half width in radii of that object.
+# Share of clips with a pole in front of the first object, and the pole's half width in radii of that object.
 POLES = 0.25
 POLE_RADIUS = (0.25, 0.4)
-# By how many decibels a voice is quieter, and the level of the noise.
+# Ranges of the attenuation of voices and of the level of the noise, in decibels.
 DROP = (4.0, 10.0)
 NOISE_DECIBELS = (-42.0, -30.0)
 
-# Share of the event clips in which two objects are seen and heard together, and captions alone tell which is meant.
-_COMPANY = 0.5
-# Share of the misaligned event clips with a silent object in view throughout, and of the clips with a sound from
-# off-screen in which it goes on during the event.
+# Share of event clips in which two objects are seen and heard together, and only captions tell which one is meant.
+_COMPANIONS = 0.5
+# Share of misaligned event clips in which a silent object is always in view, and share of clips with off-screen sound
+# in which that sound continues during the event.
 _DISTRACTORS = 0.25
 _MIXED_SOUND = 0.5
-# Shortest and longest delay of a sound in a clip with an event, in seconds.
+# Shortest and longest delay of the sound in an event clip, in seconds.
 _DELAY = (1, 3)
 
 _Plan = Callable[[int, Sequence[float], float, Mapping[str, float], int], list[Scene]]
 
 
 def hard_plan(plan: _Plan) -> _Plan:
-    """The plan with weakened scenes, of which the share `WRONG_CAPTIONS` of each split has wrong captions."""
+    """Wrap a plan: weaken its scenes and give a share `WRONG_CAPTIONS` of each split wrong captions."""
 
     def planned(
         num_clips: int,
@@ -83,7 +84,7 @@ def hard_plan(plan: _Plan) -> _Plan:
 
 
 def weaken(rng: np.random.Generator, scene: Scene, caption_is_right: bool = True) -> Scene:
-    """The scene with a weak signal, and with captions of classes that do not occur in it where they are not right."""
+    """Return the scene with a weak signal and, unless `caption_is_right`, captions of classes that are absent."""
     sources = [
         replace(source, look=_weak_look(rng, source.look), voice=_weak_voice(rng, source.voice))
         for source in scene.sources
@@ -96,11 +97,11 @@ def weaken(rng: np.random.Generator, scene: Scene, caption_is_right: bool = True
             replace(source, class_id=int(class_id))
             for source, class_id in zip(sources, rng.permutation(absent), strict=False)
         ]
-    told = [
+    captioned = [
         replace(
             segment,
-            visible=tuple(i for i in segment.visible if i not in scene.untold),
-            sounding=tuple(i for i in segment.sounding if i not in scene.untold),
+            visible=tuple(i for i in segment.visible if i not in scene.uncaptioned),
+            sounding=tuple(i for i in segment.sounding if i not in scene.uncaptioned),
         )
         for segment in scene.segments
     ]
@@ -108,8 +109,8 @@ def weaken(rng: np.random.Generator, scene: Scene, caption_is_right: bool = True
         scene,
         sources=tuple(sources),
         noise=noise,
-        visual_caption=visual_caption(rng, named, scene.backdrops, told),
-        audio_caption=audio_caption(rng, named, noise, told),
+        visual_caption=visual_caption(rng, named, scene.backdrops, captioned),
+        audio_caption=audio_caption(rng, named, noise, captioned),
         caption_is_right=caption_is_right,
         pole=_draw_pole(rng, sources[0].look) if rng.uniform() < POLES else None,
         frame_noise=float(rng.uniform(*FRAME_NOISE)),
@@ -140,15 +141,15 @@ def plan_hard_event_clips(
     seed: int,
 ) -> list[Scene]:
     """
-    Plans clips with one audio-visual event each, as [`~scene.plan_event_clips`] does, with more that misleads.
+    Plan clips with one audio-visual event each, like [`~scene.plan_event_clips`] but with more distractors.
 
-    In half of the clips another object is seen and heard with that of the event all along. Captions do not mention it:
-    they alone tell which of the two is meant, as a viewer's account of a clip tells what it is about. In misaligned
-    clips a silent object may be in view throughout, the event included. Outside of the event, on each side in half of
-    the time or more, the clip's own or another object is seen in silence (`silent_object`) or heard only
-    (`off_screen_sound`), or one is seen and the other heard (`wrong_soundtrack`), or the camera cuts away while the
-    sound goes on (`camera_cut`). Off-screen sound may go on during the event. In clips of `delayed_sound` the object
-    comes into view one to three seconds before it is heard, and is heard as long after it is gone.
+    In half of the clips another object is seen and heard during the whole event. Captions do not mention it: only they
+    tell which of the two objects is meant, as a viewer's description tells what a clip is about. In misaligned clips a
+    silent object may be in view all the time, including the event. For at least half of the time before and after the
+    event, the clip's own or another object is seen in silence (`silent_object`) or only heard (`off_screen_sound`),
+    one is seen and the other is heard (`wrong_soundtrack`), or the camera cuts away while the sound continues
+    (`camera_cut`). Off-screen sound may continue during the event. With `delayed_sound` the object appears one to
+    three seconds before it is heard and is heard for as long after it has disappeared.
 
     Args:
         misalignment_weights: Weight of each kind of `HARD_MISALIGNMENTS`.
@@ -174,8 +175,8 @@ def plan_hard_multi_source_clips(
     seed: int,
 ) -> list[Scene]:
     """
-    Plans clips as [`~segmentation.plan_multi_source_clips`] does, with one more kind of misalignment: objects come
-    into view one second before they are heard, and are heard for a second after they are gone (`delayed_sound`).
+    Plan clips like [`~segmentation.plan_multi_source_clips`], with one more kind of misalignment: objects appear one
+    second before they are heard and are heard for one second after they have disappeared (`delayed_sound`).
 
     Args:
         misalignment_weights: Weight of each kind of `HARD_MISALIGNMENTS`.
@@ -193,27 +194,27 @@ def plan_hard_multi_source_clips(
     )
 
 
-def _event_scene(rng: np.random.Generator, card: Card) -> Scene:
-    """A clip with an event of `card.number` seconds: its own object, another one, and one that is always silent."""
-    sources = draw_in_view(rng, draw_classes(rng, card.class_id, 2))
+def _event_scene(rng: np.random.Generator, spec: ClipSpec) -> Scene:
+    """Draw a clip with an event of `spec.number` seconds: its own object, another one, and an always silent one."""
+    sources = draw_in_view(rng, draw_classes(rng, spec.class_id, 2))
     backdrops = (draw_backdrop(rng), draw_backdrop(rng))
-    start = int(rng.integers(0, NUM_SEGMENTS - card.number + 1))
-    end = start + card.number
+    start = int(rng.integers(0, NUM_SEGMENTS - spec.number + 1))
+    end = start + spec.number
     visible: list[tuple[int, ...]] = [()] * NUM_SEGMENTS
     sounding: list[tuple[int, ...]] = [()] * NUM_SEGMENTS
-    own = (0, 1) if rng.uniform() < _COMPANY else (0,)
-    visible[start:end] = sounding[start:end] = [own] * card.number
+    own = (0, 1) if rng.uniform() < _COMPANIONS else (0,)
+    visible[start:end] = sounding[start:end] = [own] * spec.number
     kinds: list[str | None] = [None] * NUM_SEGMENTS
-    if card.kind == "delayed_sound":
+    if spec.kind == "delayed_sound":
         delay = int(rng.integers(_DELAY[0], _DELAY[1] + 1))
         for second in range(max(0, start - delay), start):
             visible[second], kinds[second] = own, "delayed_sound"
         for second in range(end, min(NUM_SEGMENTS, end + delay)):
             sounding[second], kinds[second] = own, "delayed_sound"
-    elif card.kind is not None:
-        if card.kind == "off_screen_sound" and own == (0,) and rng.uniform() < _MIXED_SOUND:
-            sounding[start:end], kinds[start:end] = [(0, 1)] * card.number, [card.kind] * card.number
-        stretch_kind = card.kind
+    elif spec.kind is not None:
+        if spec.kind == "off_screen_sound" and own == (0,) and rng.uniform() < _MIXED_SOUND:
+            sounding[start:end], kinds[start:end] = [(0, 1)] * spec.number, [spec.kind] * spec.number
+        stretch_kind = spec.kind
         for first, last in rng.permutation([run for run in ((0, start), (end, NUM_SEGMENTS)) if run[0] < run[1]]):
             length = int(rng.integers((last - first + 1) // 2, last - first + 1))
             offset = int(rng.integers(0, last - first - length + 1))
@@ -225,30 +226,30 @@ def _event_scene(rng: np.random.Generator, card: Card) -> Scene:
             visible[stretch] = [(stray,) if stretch_kind in ("silent_object", "wrong_soundtrack") else ()] * length
             heard = {"silent_object": (), "camera_cut": own, "off_screen_sound": (stray,)}
             sounding[stretch] = [heard.get(stretch_kind, (1 - stray,))] * length
-            weights = np.array(card.weights[: len(MISALIGNMENTS)])
+            weights = np.array(spec.weights[: len(MISALIGNMENTS)])
             if weights.sum():
                 stretch_kind = MISALIGNMENTS[rng.choice(len(MISALIGNMENTS), p=weights / weights.sum())]
-    if card.kind is not None and (card.kind == "silent_object" or rng.uniform() < _DISTRACTORS):
+    if spec.kind is not None and (spec.kind == "silent_object" or rng.uniform() < _DISTRACTORS):
         visible = [(2, *seen) for seen in visible]
         kinds = ["silent_object" if kind is None else kind for kind in kinds]
     segments = [
         Segment(seen, heard, backdrop=int(kind == "camera_cut"), misalignment=kind)
         for seen, heard, kind in zip(visible, sounding, kinds, strict=True)
     ]
-    scene = finish_scene(rng, card, sources, backdrops, draw_noise_bed(rng), segments)
-    return replace(scene, untold=own[1:])
+    scene = finish_scene(rng, spec, sources, backdrops, draw_noise_bed(rng), segments)
+    return replace(scene, uncaptioned=own[1:])
 
 
-def _multi_source_scene(rng: np.random.Generator, card: Card) -> Scene:
-    if card.kind != "delayed_sound":
-        return multi_source_scene(rng, card)
-    sources = draw_in_view(rng, draw_classes(rng, card.class_id, card.number - 1))
-    order = draw_order(rng, card.number)
+def _multi_source_scene(rng: np.random.Generator, spec: ClipSpec) -> Scene:
+    if spec.kind != "delayed_sound":
+        return multi_source_scene(rng, spec)
+    sources = draw_in_view(rng, draw_classes(rng, spec.class_id, spec.number - 1))
+    order = draw_order(rng, spec.number)
     heard: list[tuple[int, ...]] = []
     while not any(0 in seen and 0 in before for seen, before in zip(heard[1:], heard, strict=False)):
-        heard = draw_sounding(rng, card.number)
+        heard = draw_sounding(rng, spec.number)
     segments = []
     for seen, sounding in zip(heard, [(), *heard], strict=False):
-        kind = None if seen == sounding else card.kind
+        kind = None if seen == sounding else spec.kind
         segments.append(Segment(tuple(i for i in order if i in seen), sounding, misalignment=kind))
-    return finish_scene(rng, card, sources, [draw_backdrop(rng)], draw_noise_bed(rng), segments)
+    return finish_scene(rng, spec, sources, [draw_backdrop(rng)], draw_noise_bed(rng), segments)

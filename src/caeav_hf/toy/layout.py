@@ -1,4 +1,4 @@
-"""Scenes onto the disk in the layout of a public data set."""
+"""Write scenes to disk in the layout of a public data set."""
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,7 +30,7 @@ from .scene import MISALIGNMENTS, SPLITS, Scene, Segment, plan_event_clips
 from .segmentation import plan_multi_source_clips, plan_single_source_clips
 
 
-# What AVSBench calls the splits.
+# AVSBench's names of the splits.
 _AVS_SPLITS = {"train": "train", "validation": "val", "test": "test"}
 
 _Plan = Callable[[int, Sequence[float], float, Mapping[str, float], int], list[Scene]]
@@ -39,12 +39,12 @@ _Plan = Callable[[int, Sequence[float], float, Mapping[str, float], int], list[S
 @dataclass(frozen=True)
 class Level:
     """
-    How hard a corpus is.
+    Difficulty of a corpus.
 
     Args:
         plan: Makes the scenes from (num_clips, split, misalignment, misalignment_weights, seed).
-        misalignment: Share of misaligned clips unless another one is asked for.
-        kinds: Kinds of misalignment that have a weight.
+        misalignment: Default share of misaligned clips.
+        kinds: Kinds of misalignment that can be weighted.
     """
 
     plan: _Plan
@@ -55,14 +55,15 @@ class Level:
 @dataclass(frozen=True)
 class Layout:
     """
-    How one data set lies on the disk.
+    Files of one data set.
 
     Args:
-        levels: Plans of the scenes, by how hard they are.
+        levels: Plans of the scenes, by level.
         write_media: Renders one scene into the folder; called in parallel.
         write_annotations: Writes everything that is not media, in the calling process.
-        one_event: Whether a clip is about its first source alone, so that `toy.json` tells its category and event.
-        entries: Names of what it writes in the folder, besides `toy.json`.
+        one_event: Whether clips have one event, that of their first source, so that `toy.json` records its category
+            and time.
+        entries: Files and folders written, besides `toy.json`.
     """
 
     levels: Mapping[str, Level]
@@ -88,27 +89,27 @@ def generate(
     progress: bool = True,
 ) -> list[Scene]:
     """
-    Makes a toy corpus. The same arguments (and library versions) give the same bytes, whatever `num_proc` is.
+    Generate a toy corpus. The same arguments (and library versions) give the same bytes, for any `num_proc`.
 
     Args:
-        out_dir: Folder to write; made where it does not exist.
+        out_dir: Folder to write; created if needed.
         layout: Data set whose layout to follow, one of `LAYOUTS`.
-        num_clips: Clips in all.
-        level: How hard it is, one of `LEVELS`.
+        num_clips: Total number of clips.
+        level: Difficulty, one of `LEVELS`.
         split: Weights of training, validation and test.
         misalignment: Share of misaligned clips in every split, in [0, 1]; by default the level's.
-        misalignment_weights: Weight of each kind of misalignment; default: all kinds of the level alike.
-        seed: Seed of everything.
+        misalignment_weights: Weight of each kind of misalignment; by default all kinds of the level weigh the same.
+        seed: Random seed.
         media_format: Frame size, frame rate and sampling rate.
-        num_proc: Processes that render.
-        overwrite: Whether to replace a toy corpus that is already there.
+        num_proc: Number of rendering processes.
+        overwrite: Whether to replace an existing toy corpus.
         progress: Whether to show a progress bar.
 
     Returns:
         The scenes, in the order of the annotations.
 
     Raises:
-        DataError: An argument is out of range, or `out_dir` already holds something and `overwrite` is not set.
+        DataError: An argument is out of range, or `out_dir` is not empty and `overwrite` is not set.
     """
     if layout not in LAYOUTS:
         raise DataError(f"`layout` must be one of {', '.join(LAYOUTS)}, got {layout!r}")
@@ -122,7 +123,7 @@ def generate(
     misalignment = chosen.misalignment if misalignment is None else misalignment
     scenes = chosen.plan(num_clips, split, misalignment, weights, seed)
     out = Path(out_dir)
-    _make_room(out, form.entries, overwrite)
+    _prepare_folder(out, form.entries, overwrite)
 
     render = partial(_write_media, form.write_media, out, media_format)
     bar = partial(tqdm, total=len(scenes), desc=f"Rendering {out.name}", unit="clip", disable=not progress)
@@ -139,19 +140,19 @@ def generate(
         "classes": CLASSES,
         "misalignment": misalignment,
         "misalignment_weights": weights,
-        "clips": {scene.clip_id: _truth(scene, form.one_event, level) for scene in scenes},
+        "clips": {scene.clip_id: _ground_truth(scene, form.one_event, level) for scene in scenes},
     }
-    # Last of all: a folder with this file is complete.
+    # Written last: a folder with this file is complete.
     write_json(out / "toy.json", truth)
     return scenes
 
 
-def _make_room(out: Path, entries: Iterable[str], overwrite: bool) -> None:
+def _prepare_folder(out: Path, entries: Iterable[str], overwrite: bool) -> None:
     if out.is_dir() and any(out.iterdir()):
         if not overwrite:
-            raise DataError(f"{out}: not empty; give another folder, or ask to overwrite the corpus in it")
+            raise DataError(f"{out}: not empty; choose another folder, or set `overwrite` to replace the corpus in it")
         if not (out / "toy.json").is_file():
-            raise DataError(f"{out}: not empty, and no toy corpus (there is no toy.json), so it is not overwritten")
+            raise DataError(f"{out}: not empty and not a toy corpus (no toy.json), so it is not overwritten")
         (out / "toy.json").unlink()
         for entry in entries:
             path = out / entry
@@ -177,7 +178,7 @@ def _drain(results: Iterable[None]) -> None:
         pass
 
 
-def _truth(scene: Scene, one_event: bool, level: str) -> dict[str, object]:
+def _ground_truth(scene: Scene, one_event: bool, level: str) -> dict[str, object]:
     names = [CLASSES[source.class_id] for source in scene.sources]
     return {
         "split": scene.split,
@@ -232,7 +233,7 @@ def _ave_line(scene: Scene) -> str:
 def _write_s4_media(scene: Scene, out_dir: Path, media_format: MediaFormat) -> None:
     place = Path(_AVS_SPLITS[scene.split]) / CLASSES[scene.class_id]
     name = scene.clip_id
-    # As published: for training only the first mask is there.
+    # As published: training clips have only the first mask.
     num_masks = 1 if scene.split == "train" else len(scene.segments)
     _write_avs_media(scene, out_dir, media_format, place / name, f"{name}_", place / name, num_masks, place)
 
@@ -253,7 +254,7 @@ def _write_avs_media(
     num_masks: int,
     audio_at: Path,
 ) -> None:
-    """The frame at the middle of each second, the first `num_masks` masks, the sound, and all of it as a video."""
+    """Write the middle frame of each second, the first `num_masks` masks, the sound, and the whole clip as a video."""
     media = out_dir / "media"
     frames, masks, audio = media / "visual_frames" / frames_at, media / "gt_masks" / masks_at, media / "audio_wav"
     for folder in (frames, masks, audio / audio_at, media / "videos"):
@@ -291,7 +292,7 @@ def _write_avvp_annotations(scenes: Sequence[Scene], out_dir: Path) -> None:
     for split, name in zip(SPLITS, ("AVVP_train.csv", "AVVP_val_pd.csv", "AVVP_test_pd.csv"), strict=True):
         lines = (clips[scene.clip_id] for scene in scenes if scene.split == split)
         write_text(annotations / name, _lines([header, *lines]))
-    # As published: for training only the classes of a clip are there.
+    # As published: training clips have only class names, without times.
     evaluated = [scene for scene in scenes if scene.split != "train"]
     for modality in ("audio", "visual"):
         lines = (line for scene in evaluated for line in _event_lines(scene, modality))
@@ -302,13 +303,13 @@ def _write_avvp_annotations(scenes: Sequence[Scene], out_dir: Path) -> None:
 
 
 def _names(scene: Scene) -> list[str]:
-    """Classes of all sources that are seen or heard in a clip."""
+    """Return the classes of all sources that are seen or heard in a clip."""
     occurring = {source for segment in scene.segments for source in (*segment.visible, *segment.sounding)}
     return [CLASSES[scene.sources[source].class_id] for source in sorted(occurring)]
 
 
 def _event_lines(scene: Scene, modality: str) -> Iterable[str]:
-    """A line for each stretch of seconds in which a source is heard, or seen."""
+    """Yield one line per stretch of seconds in which a source is heard (or seen)."""
     for index, source in enumerate(scene.sources):
         onset = None
         for second, segment in enumerate((*scene.segments, Segment())):

@@ -1,8 +1,8 @@
 """
-How the toy corpus looks: a shape, a colour and a motion for each class, in front of a textured backdrop.
+Visuals of the toy corpus: a shape, a colour and a motion per class, in front of a textured backdrop.
 
-Everything is drawn from distance functions on a pixel grid, so any size works and the edges are smooth; the coverage
-that paints an object is also its mask.
+Everything is drawn from distance functions on a pixel grid, so any size works and edges are smooth. The coverage that
+paints an object is also its mask.
 """
 
 from collections.abc import Callable
@@ -25,8 +25,8 @@ BACKDROPS = {
 @dataclass(frozen=True)
 class Look:
     """
-    One object's appearance: position and radius as parts of the frame, colour in [0, 1], motion parameters, and
-    `opacity`, the share of its own colour that it shows (the rest is the backdrop's).
+    Appearance of one object: position and radius as fractions of the frame, colour in [0, 1], motion parameters, and
+    `opacity`, which blends its colour with the backdrop.
     """
 
     class_id: int
@@ -41,7 +41,7 @@ class Look:
 
 @dataclass(frozen=True)
 class Pole:
-    """A bar across the frame, in front of everything: a point of its middle line, its direction, its half width."""
+    """A bar across the whole frame, in front of everything: a point on its axis, its angle, its half width."""
 
     x: float
     y: float
@@ -52,7 +52,7 @@ class Pole:
 
 @dataclass(frozen=True)
 class Backdrop:
-    """One background: a texture between two colours in [0, 1], with static grain."""
+    """A background: a texture between two colours in [0, 1], with static grain."""
 
     kind: str
     colours: tuple[tuple[float, float, float], tuple[float, float, float]]
@@ -62,7 +62,7 @@ class Backdrop:
 
 
 def draw_look(rng: np.random.Generator, class_id: int) -> Look:
-    """The appearance of a new object of a class; its colour may be a neighbour's on the hue circle."""
+    """Draw the appearance of an object of a class; hues of neighbouring classes overlap."""
     hue = TOY_CLASSES[class_id].hue + rng.uniform(-0.08, 0.08)
     return Look(
         class_id=class_id,
@@ -76,7 +76,7 @@ def draw_look(rng: np.random.Generator, class_id: int) -> Look:
 
 
 def draw_backdrop(rng: np.random.Generator) -> Backdrop:
-    """A new background, paler and darker than the objects."""
+    """Draw a background, paler and darker than the objects."""
     first, second = (
         _rgb(rng.uniform(), rng.uniform(0.0, 0.5), value) for value in (rng.uniform(0.15, 0.7), rng.uniform(0.15, 0.7))
     )
@@ -90,7 +90,7 @@ def draw_backdrop(rng: np.random.Generator) -> Backdrop:
 
 
 def paint_backdrop(backdrop: Backdrop, size: int) -> np.ndarray:
-    """The background as a float32 image of shape (size, size, 3) in [0, 1]."""
+    """Return the background as a float32 image of shape (size, size, 3) in [0, 1]."""
     rng = np.random.default_rng(backdrop.seed)
     x, y = _grid(size)
     along = x * np.cos(backdrop.angle) + y * np.sin(backdrop.angle)
@@ -114,7 +114,7 @@ def paint_backdrop(backdrop: Backdrop, size: int) -> np.ndarray:
 
 def paint_object(image: np.ndarray, look: Look, time: float) -> np.ndarray:
     """
-    Paints an object into a float image of shape (size, size, 3), in place.
+    Paint an object into a float image of shape (size, size, 3), in place.
 
     Returns:
         Its coverage, (size, size) float32 in [0, 1].
@@ -153,7 +153,7 @@ def paint_pole(image: np.ndarray, pole: Pole) -> np.ndarray:
 
 def render_frame(rng: np.random.Generator, class_id: int | None, size: int) -> np.ndarray:
     """
-    One random frame of a class, as the clips show it, to train a visual tower on alone.
+    Render one random frame of a class, as in the clips, to train a visual tower on.
 
     Args:
         rng: Source of the backdrop and of the object's appearance.
@@ -170,7 +170,7 @@ def render_frame(rng: np.random.Generator, class_id: int | None, size: int) -> n
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """An image in [0, 1] as uint8."""
+    """Convert an image in [0, 1] to uint8."""
     return np.clip(np.rint(image * 255.0), 0, 255).astype(np.uint8)
 
 
@@ -186,7 +186,7 @@ def _rgb(hue: float, saturation: float, value: float) -> tuple[float, float, flo
     return float(rgb[0]), float(rgb[1]), float(rgb[2])
 
 
-# Shapes: signed distances in units of the radius, y downwards. `turn` is the angle of the motion, for moving parts.
+# Shapes: signed distances in units of the radius, y pointing down. `turn` is the motion's angle, for moving parts.
 
 
 def _triangle(x: np.ndarray, y: np.ndarray, turn: float) -> np.ndarray:
@@ -226,7 +226,7 @@ def _dial(x: np.ndarray, y: np.ndarray, turn: float) -> np.ndarray:
     return np.minimum(ring, hand)
 
 
-# Motions: (dx, dy) in radii, a scale, and a rotation.
+# Motions: (dx, dy) in radii, a scale and a rotation.
 
 _Shape = Callable[[np.ndarray, np.ndarray, float], np.ndarray]
 _Motion = Callable[[float], tuple[float, float, float, float]]

@@ -1,7 +1,6 @@
 """
-What happens in the clips of audio-visual video parsing: ten seconds with one or two objects, each of which is seen in
-some stretch of seconds and heard in some stretch, as a rule the same one. What is to be told for each second is which
-classes are seen and which are heard.
+Plans of clips for audio-visual video parsing: ten seconds with one or two objects, each seen during one stretch of
+seconds and heard during one, usually the same. The labels of each second are the classes seen and the classes heard.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 
 from .look import draw_backdrop
-from .scene import NUM_SEGMENTS, Card, Scene, Segment, finish_scene, plan_clips
+from .scene import NUM_SEGMENTS, ClipSpec, Scene, Segment, finish_scene, plan_clips
 from .segmentation import draw_classes, draw_in_view, draw_order
 from .voice import draw_noise_bed
 
 
-# Shortest and longest stretch of an object, and the shortest that is left of one, in seconds.
+# Shortest and longest stretch of an object, and the shortest rest after a part is cut off, in seconds.
 _SPAN = (3, 6)
 _REST = 2
 
@@ -28,28 +27,27 @@ def plan_parsing_clips(
     seed: int,
 ) -> list[Scene]:
     """
-    Plans clips as in LLP: one third with one object, two thirds with two of different classes, whose stretches of
-    three to six seconds may overlap.
+    Plan clips as in LLP: one third with one object, two thirds with two of different classes, whose stretches of three
+    to six seconds may overlap.
 
-    In aligned clips an object is seen while it is heard. In misaligned ones the last object is never seen, or only in
-    a part of its stretch (`off_screen_sound`); or it is never heard, or only in a part (`silent_object`); or from some
-    second on another object's sound is heard in place of the first one's, which stays in view (`wrong_soundtrack`); or
-    the camera cuts to an empty place in a part of the first one's stretch, while everything goes on sounding
-    (`camera_cut`).
+    In aligned clips an object is seen while it is heard. In misaligned clips the last object is not seen during all or
+    part of its stretch (`off_screen_sound`); or it is not heard during all or part of it (`silent_object`); or at some
+    second another object's sound replaces that of the first, which stays in view (`wrong_soundtrack`); or the camera
+    cuts to an empty place during part of the first one's stretch while the sound continues (`camera_cut`).
 
     Args:
         num_clips, split, misalignment, misalignment_weights, seed: As for [`~scene.plan_event_clips`].
 
     Returns:
-        The scenes, by split; a clip's name tells, as in LLP, of which ten seconds of a video it is.
+        The scenes, by split. As in LLP, a clip's name includes its start and end in a video.
     """
     return plan_clips(num_clips, split, misalignment, misalignment_weights, seed, (2, 1, 2), _parsing_scene)
 
 
-def _parsing_scene(rng: np.random.Generator, card: Card) -> Scene:
-    kind = card.kind
-    count = 2 if kind == "wrong_soundtrack" else card.number
-    sources = draw_in_view(rng, draw_classes(rng, card.class_id, count - 1))
+def _parsing_scene(rng: np.random.Generator, spec: ClipSpec) -> Scene:
+    kind = spec.kind
+    count = 2 if kind == "wrong_soundtrack" else spec.number
+    sources = draw_in_view(rng, draw_classes(rng, spec.class_id, count - 1))
     seen = [_span(rng) for _ in range(count)]
     heard = list(seen)
     away = range(0)
@@ -77,9 +75,9 @@ def _parsing_scene(rng: np.random.Generator, card: Card) -> Scene:
             )
         )
     backdrops = [draw_backdrop(rng), draw_backdrop(rng)]
-    scene = finish_scene(rng, card, sources, backdrops, draw_noise_bed(rng), segments)
-    start = 10 * (card.index % 30)
-    return replace(scene, clip_id=f"{card.clip_id}_{start}_{start + NUM_SEGMENTS}")
+    scene = finish_scene(rng, spec, sources, backdrops, draw_noise_bed(rng), segments)
+    start = 10 * (spec.index % 30)
+    return replace(scene, clip_id=f"{spec.clip_id}_{start}_{start + NUM_SEGMENTS}")
 
 
 def _span(rng: np.random.Generator) -> range:
@@ -89,7 +87,7 @@ def _span(rng: np.random.Generator) -> range:
 
 
 def _divide(rng: np.random.Generator, span: range) -> tuple[range, range]:
-    """A stretch into what is left of it, two seconds or more, and what is cut off at its beginning or its end."""
+    """Split a stretch into the rest, at least `_REST` seconds, and a part cut off at its beginning or end."""
     length = int(rng.integers(_REST, len(span)))
     if rng.uniform() < 0.5:
         return span[:length], span[length:]

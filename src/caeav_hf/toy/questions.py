@@ -1,9 +1,9 @@
 """
-What happens in the clips of audio-visual question answering, and what is asked about them: twenty seconds with one or
-two objects in view and one or two to be heard, not always the same ones.
+Plans of clips for audio-visual question answering, and questions about them: twenty seconds with one or two objects in
+view and one or two heard, not always the same ones.
 
-A clip's questions follow from its scene. Those that have two possible answers are drawn so that in each split both
-are right equally often, whichever the question: neither its text nor the modality that it is not about tells which.
+A clip's questions follow from its scene. Questions with two possible answers are sampled so that in each split both
+answers are right equally often: the text of a question does not give its answer away.
 """
 
 import json
@@ -17,20 +17,21 @@ from caeav_hf.errors import DataError
 
 from .classes import CLASSES
 from .look import draw_backdrop
-from .scene import SPLITS, Card, Scene, Segment, Source, finish_scene, plan_clips
+from .scene import SPLITS, ClipSpec, Scene, Segment, Source, finish_scene, plan_clips
 from .segmentation import draw_classes, draw_in_view, draw_order
 from .voice import draw_noise_bed
 
 
 SECONDS = 20
 QUESTION_MISALIGNMENTS = ("silent_object", "off_screen_sound", "wrong_soundtrack")
-# Few, so that a small corpus asks about each of them often.
+# Few, so that a small corpus has enough questions about each.
 OBJECTS = CLASSES[:5]
 ANSWERS = (*OBJECTS, "yes", "no", "one", "two")
 
-# Something changes only at whole multiples of this, so each of five or of ten evenly spread segments has one state.
+# Sounds start and stop only at multiples of this many seconds, so that nothing changes within any of five or ten
+# evenly spread segments.
 _STEP = 4
-# Shortest and longest silence of something that does not always sound, in seconds.
+# Shortest and longest pause of a sound, in seconds.
 _PAUSE = (8, 12)
 _NUMBERS = ("zero", "one", "two")
 
@@ -54,19 +55,19 @@ def plan_question_clips(
     seed: int,
 ) -> list[Scene]:
     """
-    Plans clips to ask about. In aligned ones one or two objects are seen and heard all the time. In misaligned ones
-    there are two in view of which only the first is heard (`silent_object`); or one is in view and heard, and so is
-    another one that is not in view (`off_screen_sound`); or one is in view and only another one is heard
-    (`wrong_soundtrack`). What is heard in misaligned clips may pause for eight to twelve seconds.
+    Plan clips to ask about. In aligned clips one or two objects are seen and heard all the time. In misaligned clips
+    two are in view and only the first is heard (`silent_object`); or one is in view and heard, and another is heard
+    off-screen (`off_screen_sound`); or one is in view and only another is heard (`wrong_soundtrack`). Sounds of
+    misaligned clips may pause for eight to twelve seconds.
 
     Args:
-        misalignment_weights: A camera cut is none of the kinds here; its weight is not looked at.
+        misalignment_weights: Weight of each kind of `QUESTION_MISALIGNMENTS`; that of `camera_cut` is ignored.
         num_clips, split, misalignment, seed: As for [`~scene.plan_event_clips`].
     """
     weights = {kind: misalignment_weights.get(kind, 0.0) for kind in QUESTION_MISALIGNMENTS}
     if misalignment and not sum(weights.values()) > 0:
         raise DataError(
-            "clips with questions know only the misalignments "
+            "question-answering clips support only the misalignments "
             f"{', '.join(QUESTION_MISALIGNMENTS)}; expected a weight for one of them"
         )
     rest = {kind: weight for kind, weight in misalignment_weights.items() if kind != "camera_cut"}
@@ -74,39 +75,38 @@ def plan_question_clips(
     return plan_clips(num_clips, split, misalignment, weights, seed, (0, 1), _question_scene, num_classes=len(OBJECTS))
 
 
-def _question_scene(rng: np.random.Generator, card: Card) -> Scene:
+def _question_scene(rng: np.random.Generator, spec: ClipSpec) -> Scene:
     in_view, heard = {
-        None: (1 + card.number, tuple(range(1 + card.number))),
+        None: (1 + spec.number, tuple(range(1 + spec.number))),
         "silent_object": (2, (0,)),
         "off_screen_sound": (1, (0, 1)),
         "wrong_soundtrack": (1, (1,)),
-    }[card.kind]
-    classes = draw_classes(rng, card.class_id, 0 if card.kind is None and in_view == 1 else 1, len(OBJECTS))
+    }[spec.kind]
+    classes = draw_classes(rng, spec.class_id, 0 if spec.kind is None and in_view == 1 else 1, len(OBJECTS))
     sources: list[Source] = draw_in_view(rng, classes[:in_view])
-    # What is not in view has a look nevertheless, which is never drawn.
+    # Objects out of view have a look too; it is never painted.
     sources += [source for class_id in classes[in_view:] for source in draw_in_view(rng, [class_id])]
     order = draw_order(rng, in_view)
     pause = range(0)
-    if card.kind is not None:
+    if spec.kind is not None:
         length = _STEP * int(rng.integers(_PAUSE[0] // _STEP, _PAUSE[1] // _STEP + 1))
         start = _STEP * int(rng.integers(0, (SECONDS - length) // _STEP + 1))
         pause = range(start, start + length)
-    # Of two that are heard one pauses, whichever it is; one alone pauses or does not.
-    pausing = {1: heard[0] if card.number else None, 2: card.number}[len(heard)]
+    # Of two heard objects one pauses, either of them; a single one pauses or not.
+    pausing = {1: heard[0] if spec.number else None, 2: spec.number}[len(heard)]
     segments = []
     for second in range(SECONDS):
         sounding = tuple(source for source in heard if not (source == pausing and second in pause))
         aligned = set(order) == set(sounding)
-        segments.append(Segment(order, sounding, misalignment=None if aligned else card.kind))
-    return finish_scene(rng, card, sources, [draw_backdrop(rng)], draw_noise_bed(rng), segments)
+        segments.append(Segment(order, sounding, misalignment=None if aligned else spec.kind))
+    return finish_scene(rng, spec, sources, [draw_backdrop(rng)], draw_noise_bed(rng), segments)
 
 
 def draw_questions(scenes: Sequence[Scene]) -> list[tuple[Scene, AskedQuestion]]:
     """
-    The questions about the clips, in the order of the clips.
+    Return the questions about the clips, in the order of the clips.
 
-    Of each question with two possible answers, as many are left out in each split as it takes for both to be right
-    equally often.
+    In each split, questions with two possible answers are subsampled until both answers are equally frequent.
     """
     drawn: list[tuple[Scene, AskedQuestion]] = []
     for number, split in enumerate(SPLITS):
@@ -129,7 +129,7 @@ def draw_questions(scenes: Sequence[Scene]) -> list[tuple[Scene, AskedQuestion]]
 
 
 def _questions(scene: Scene) -> Iterator[AskedQuestion]:
-    """Everything that can be asked about a clip."""
+    """Yield every question that can be asked about a clip."""
     names = [CLASSES[source.class_id] for source in scene.sources]
     seen = set(scene.segments[0].visible)
     heard = {source for segment in scene.segments for source in segment.sounding}
@@ -162,7 +162,7 @@ def _questions(scene: Scene) -> Iterator[AskedQuestion]:
 
 
 def annotation(question_id: int, scene: Scene, question: AskedQuestion) -> dict[str, Any]:
-    """The question as MUSIC-AVQA writes it."""
+    """Return the question as a record of MUSIC-AVQA (which spells the last key `anser`)."""
     return {
         "video_id": scene.clip_id,
         "question_id": question_id,

@@ -1,10 +1,10 @@
 """
-What happens in a clip of the toy corpus, second by second, before anything is drawn.
+Plans of toy clips: what happens in each second, before anything is drawn.
 
 A scene lists its sources (objects with a look and a voice) and, for every one-second segment, which of them are
 visible, which are sounding, which backdrop is in view and whether (and how) sight and sound are misaligned. Renderers
-and layout writers know nothing else, so another data set's form needs only another plan and another writer. The plan
-of clips with one event each is here, those of segmentation and of video parsing in modules of their own.
+and layout writers need nothing else, so supporting another data set takes a plan and a writer. The plan of clips with
+one event each is here; the other tasks have modules of their own.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -25,8 +25,8 @@ MISALIGNMENTS = ("off_screen_sound", "silent_object", "wrong_soundtrack", "camer
 
 NUM_SEGMENTS = 10  # seconds of a clip with one event
 
-# Seconds of an event, in an order in which every beginning averages 5 or more: however few clips a split has, most of
-# its segments are events, and answering "background" everywhere is right for at most half of them.
+# Durations of events in seconds, ordered so that every prefix averages at least 5: even in a tiny split, predicting
+# "background" everywhere is right for at most half of the segments.
 EVENT_SECONDS = (8, 3, 7, 4, 6, 5, 9, 2)
 
 
@@ -52,8 +52,8 @@ class Segment:
 @dataclass(frozen=True)
 class Scene:
     """
-    One clip. `index` is its number in the corpus, its first source what it is about. `frame_noise` is the standard
-    deviation of the grain that changes with each frame. Captions pass over the `untold` sources.
+    One clip. `index` is its number in the corpus; its first source is its main object. `frame_noise` is the standard
+    deviation of grain that changes with every frame. Captions do not mention the `uncaptioned` sources.
     """
 
     clip_id: str
@@ -68,7 +68,7 @@ class Scene:
     caption_is_right: bool = True
     pole: Pole | None = None
     frame_noise: float = 0.0
-    untold: tuple[int, ...] = ()
+    uncaptioned: tuple[int, ...] = ()
 
     @property
     def class_id(self) -> int:
@@ -77,28 +77,28 @@ class Scene:
 
     @property
     def event(self) -> tuple[int, int]:
-        """The [start, end) seconds of its event: from the first to the last that shows and sounds the first source."""
+        """[start, end) of the event in seconds, from the first to the last in which source 0 is seen and heard."""
         together = [t for t, segment in enumerate(self.segments) if 0 in segment.visible and 0 in segment.sounding]
         return (together[0], together[-1] + 1) if together else (0, 0)
 
     @property
     def is_aligned(self) -> bool:
-        """Whether no segment shows a source that is not heard, or lets one be heard that is not seen."""
+        """Whether in every segment exactly the visible sources are heard."""
         return all(segment.misalignment is None for segment in self.segments)
 
 
 @dataclass(frozen=True)
-class Card:
+class ClipSpec:
     """
-    What a clip was dealt before it is drafted.
+    What the balanced plan assigns to a clip, before its scene is drawn.
 
     Args:
         index: Its number in the corpus.
         split: Its split.
         class_id: Class of its first source.
-        number: One of the numbers dealt evenly, whatever they count.
-        kind: Kind of its misalignment, None in an aligned clip.
-        weights: Weight of each kind that can be dealt.
+        number: One of the balanced numbers; the plan decides what it counts.
+        kind: Kind of its misalignment, `None` in an aligned clip.
+        weights: Weight of each kind of misalignment.
     """
 
     index: int
@@ -110,7 +110,7 @@ class Card:
 
     @property
     def clip_id(self) -> str:
-        """Name of the clip: 11 characters, as YouTube's."""
+        """Name of the clip: 11 characters, like YouTube's."""
         return f"toy{self.index:08d}"
 
 
@@ -122,19 +122,19 @@ def plan_event_clips(
     seed: int,
 ) -> list[Scene]:
     """
-    Plans clips with one audio-visual event each, as in AVE: its object is seen and heard in an interval, elsewhere
-    there is background, which in misaligned clips holds sight without its sound or sound without its sight.
+    Plan clips with one audio-visual event each, as in AVE: an object is seen and heard during an interval; the rest is
+    background, which in misaligned clips has objects without their sound or sounds without their object.
 
     Args:
-        num_clips: Clips in all.
+        num_clips: Total number of clips.
         split: Weights of training, validation and test.
-        misalignment: Share of the clips of each split that are misaligned, in [0, 1].
-        misalignment_weights: Weight of each kind of `MISALIGNMENTS`; kinds not named get none.
-        seed: Makes the whole plan.
+        misalignment: Share of misaligned clips in each split, in [0, 1].
+        misalignment_weights: Weight of each kind of `MISALIGNMENTS`; kinds not named get 0.
+        seed: Random seed.
 
     Returns:
-        The scenes, by split. In every split, and among its aligned and its misaligned clips alike, classes are
-        balanced and events last 5.5 s on average.
+        The scenes, by split. Among the aligned and among the misaligned clips of every split, classes are balanced and
+        events last 5.5 s on average.
     """
     return plan_clips(num_clips, split, misalignment, misalignment_weights, seed, EVENT_SECONDS, _event_scene)
 
@@ -146,19 +146,19 @@ def plan_clips(
     misalignment_weights: Mapping[str, float],
     seed: int,
     numbers: Sequence[int],
-    draft: Callable[[np.random.Generator, Card], Scene],
+    make_scene: Callable[[np.random.Generator, ClipSpec], Scene],
     num_classes: int = len(CLASSES),
     kinds_known: Sequence[str] = MISALIGNMENTS,
 ) -> list[Scene]:
     """
-    Deals classes, numbers and kinds of misalignment evenly and has a scene drafted from each hand.
+    Assign classes, numbers and kinds of misalignment evenly to clips and make a scene for each.
 
     Args:
         num_clips, split, misalignment, misalignment_weights, seed: As for [`plan_event_clips`].
-        numbers: Dealt in turn among the aligned and among the misaligned clips of each split.
-        num_classes: How many of the classes there are, from the first on.
-        draft: Makes one scene with a generator of its own.
-        kinds_known: Kinds of misalignment that can be dealt.
+        numbers: Balanced among the aligned and among the misaligned clips of each split.
+        make_scene: Makes one scene, with a generator of its own.
+        num_classes: Use only the first so many classes.
+        kinds_known: Kinds of misalignment that can be assigned.
 
     Raises:
         DataError: An argument is out of range.
@@ -174,61 +174,61 @@ def plan_clips(
     for split_name, size in zip(SPLITS, _apportion(num_clips, split), strict=True):
         rng = np.random.default_rng([seed, len(scenes), SPLITS.index(split_name)])
         num_misaligned = round(misalignment * size)
-        hands = [
+        specs = [
             (class_id, number, kind)
             for kinds in (
                 [None] * (size - num_misaligned),
-                _deal(rng, np.repeat(np.arange(len(kinds_known)), _apportion(num_misaligned, weights))),
+                _shuffled(rng, np.repeat(np.arange(len(kinds_known)), _apportion(num_misaligned, weights))),
             )
             for class_id, number, kind in zip(
-                _deal(rng, np.resize(rng.permutation(num_classes), len(kinds))),
-                _deal(rng, np.resize(numbers, len(kinds))),
+                _shuffled(rng, np.resize(rng.permutation(num_classes), len(kinds))),
+                _shuffled(rng, np.resize(numbers, len(kinds))),
                 kinds,
                 strict=True,
             )
         ]
         for position in rng.permutation(size):
-            class_id, number, kind = hands[position]
+            class_id, number, kind = specs[position]
             name = None if kind is None else kinds_known[kind]
-            card = Card(len(scenes), split_name, class_id, number, name, tuple(weights))
-            scenes.append(draft(np.random.default_rng([seed, card.index]), card))
+            spec = ClipSpec(len(scenes), split_name, class_id, number, name, tuple(weights))
+            scenes.append(make_scene(np.random.default_rng([seed, spec.index]), spec))
     return scenes
 
 
-def _event_scene(rng: np.random.Generator, card: Card) -> Scene:
-    """A clip with an event of `card.number` seconds."""
-    other_class = int(rng.choice([other for other in range(len(CLASSES)) if other != card.class_id]))
-    sources = tuple(Source(c, draw_look(rng, c), draw_voice(rng, c)) for c in (card.class_id, other_class))
-    start = int(rng.integers(0, NUM_SEGMENTS - card.number + 1))
-    end = start + card.number
+def _event_scene(rng: np.random.Generator, spec: ClipSpec) -> Scene:
+    """Draw a clip with an event of `spec.number` seconds."""
+    other_class = int(rng.choice([other for other in range(len(CLASSES)) if other != spec.class_id]))
+    sources = tuple(Source(c, draw_look(rng, c), draw_voice(rng, c)) for c in (spec.class_id, other_class))
+    start = int(rng.integers(0, NUM_SEGMENTS - spec.number + 1))
+    end = start + spec.number
     segments = [Segment()] * NUM_SEGMENTS
-    segments[start:end] = [Segment(visible=(0,), sounding=(0,))] * card.number
-    if (kind := card.kind) is not None:
-        # Each stretch of background, before and after the event, gets one kind; the first one the kind dealt.
+    segments[start:end] = [Segment(visible=(0,), sounding=(0,))] * spec.number
+    if (kind := spec.kind) is not None:
+        # The background before and after the event gets one kind each, the first of them (at random) `spec.kind`.
         for first, last in rng.permutation([run for run in ((0, start), (end, NUM_SEGMENTS)) if run[0] < run[1]]):
             length = int(rng.integers((last - first + 1) // 2, last - first + 1))
             offset = int(rng.integers(0, last - first - length + 1))
-            if kind == "camera_cut":  # cuts away from the source while it goes on sounding
+            if kind == "camera_cut":  # next to the event: cuts away from its source, which keeps sounding
                 offset = 0 if first == end else last - first - length
             segments[first + offset : first + offset + length] = [_misaligned(rng, kind)] * length
-            kind = MISALIGNMENTS[rng.choice(len(MISALIGNMENTS), p=np.array(card.weights) / sum(card.weights))]
+            kind = MISALIGNMENTS[rng.choice(len(MISALIGNMENTS), p=np.array(spec.weights) / sum(spec.weights))]
     backdrops, noise = (draw_backdrop(rng), draw_backdrop(rng)), draw_noise_bed(rng)
-    return finish_scene(rng, card, sources, backdrops, noise, segments)
+    return finish_scene(rng, spec, sources, backdrops, noise, segments)
 
 
 def finish_scene(
     rng: np.random.Generator,
-    card: Card,
+    spec: ClipSpec,
     sources: Sequence[Source],
     backdrops: Sequence[Backdrop],
     noise: NoiseBed,
     segments: Sequence[Segment],
 ) -> Scene:
-    """The scene of a card, with captions that say what is seen and heard in it."""
+    """Build the scene of a clip, with captions of what is seen and heard in it."""
     return Scene(
-        clip_id=card.clip_id,
-        index=card.index,
-        split=card.split,
+        clip_id=spec.clip_id,
+        index=spec.index,
+        split=spec.split,
         sources=tuple(sources),
         backdrops=tuple(backdrops),
         noise=noise,
@@ -239,7 +239,7 @@ def finish_scene(
 
 
 def _misaligned(rng: np.random.Generator, kind: str) -> Segment:
-    """A background segment of a kind. Source 0 is the clip's own, source 1 another one; either may stray."""
+    """Draw a background segment of a kind. Source 0 is the clip's own, source 1 another one; either may appear."""
     stray = int(rng.integers(2))
     if kind == "off_screen_sound":
         return Segment(sounding=(stray,), misalignment=kind)
@@ -253,7 +253,7 @@ def _misaligned(rng: np.random.Generator, kind: str) -> Segment:
 def visual_caption(
     rng: np.random.Generator, sources: Sequence[Source], backdrops: Sequence[Backdrop], segments: Sequence[Segment]
 ) -> str:
-    """A sentence about what is seen in a clip."""
+    """Write a sentence about what is seen in a clip."""
     own, *others = (TOY_CLASSES[source.class_id] for source in sources)
     place = BACKDROPS[backdrops[0].kind]
     if not any(segment.visible for segment in segments):
@@ -280,7 +280,7 @@ def visual_caption(
 def audio_caption(
     rng: np.random.Generator, sources: Sequence[Source], noise: NoiseBed, segments: Sequence[Segment]
 ) -> str:
-    """A sentence about what is heard in a clip."""
+    """Write a sentence about what is heard in a clip."""
     bed = NOISE_BEDS[noise.kind]
     sounds = [
         str(rng.choice(TOY_CLASSES[source.class_id].heard))
@@ -296,15 +296,15 @@ def audio_caption(
 
 def _checked_weights(weights: Mapping[str, float], kinds: Sequence[str]) -> list[float]:
     if unknown := sorted(set(weights) - set(kinds)):
-        raise DataError(f"`misalignment_weights` names {unknown}, expected kinds of {', '.join(kinds)}")
+        raise DataError(f"`misalignment_weights` has unknown kinds {unknown}, expected some of {', '.join(kinds)}")
     values = [float(weights.get(kind, 0.0)) for kind in kinds]
     if min(values) < 0 or sum(values) <= 0:
-        raise DataError(f"`misalignment_weights` must not be negative nor all 0, got {dict(weights)}")
+        raise DataError(f"`misalignment_weights` must be non-negative and not all 0, got {dict(weights)}")
     return values
 
 
 def _apportion(total: int, weights: Sequence[float]) -> list[int]:
-    """Whole numbers that sum to `total`, as near to the weights as can be (largest remainders)."""
+    """Divide `total` into whole numbers in proportion to the weights (largest remainder method)."""
     quotas = np.array(weights, dtype=float) * total / sum(weights)
     counts = np.floor(quotas).astype(int)
     for position in np.argsort(counts - quotas, kind="stable")[: total - int(counts.sum())]:
@@ -312,5 +312,5 @@ def _apportion(total: int, weights: Sequence[float]) -> list[int]:
     return counts.tolist()
 
 
-def _deal(rng: np.random.Generator, cards: Sequence[int] | np.ndarray) -> list[int]:
-    return rng.permutation(np.asarray(cards, dtype=int)).tolist()
+def _shuffled(rng: np.random.Generator, values: Sequence[int] | np.ndarray) -> list[int]:
+    return rng.permutation(np.asarray(values, dtype=int)).tolist()

@@ -1,7 +1,7 @@
 """
-How the toy corpus sounds: a timbre for each class (harmonics, noise and modulation), over a bed of quiet noise.
+Sounds of the toy corpus: a timbre per class (harmonics, noise and modulation) over quiet background noise.
 
-Every second of a voice holds enough of it to be recognised; pitch, pace and loudness differ from one voice to another.
+Any second of a voice is enough to recognise its class; pitch, pace and loudness vary between voices.
 """
 
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ NOISE_BEDS = {
 
 @dataclass(frozen=True)
 class Voice:
-    """One sounding thing: `pitch` and `pace` in [0, 1] place it inside its class's range, `gain` is its peak."""
+    """Sound of one object: `pitch` and `pace` in [0, 1] place it in the range of its class, `gain` is its peak."""
 
     class_id: int
     pitch: float
@@ -34,7 +34,7 @@ class Voice:
 
 @dataclass(frozen=True)
 class NoiseBed:
-    """The quiet background of a recording: a kind of noise and its level (root mean square)."""
+    """Background noise of a recording: its kind and its level (root mean square)."""
 
     kind: str
     level: float
@@ -42,7 +42,7 @@ class NoiseBed:
 
 
 def draw_voice(rng: np.random.Generator, class_id: int, decibels: tuple[float, float] = (-18.0, -4.0)) -> Voice:
-    """A new voice of a class, with its peak between these levels."""
+    """Draw a voice of a class, with its peak between these levels."""
     return Voice(
         class_id=class_id,
         pitch=float(rng.uniform()),
@@ -54,7 +54,7 @@ def draw_voice(rng: np.random.Generator, class_id: int, decibels: tuple[float, f
 
 
 def draw_noise_bed(rng: np.random.Generator, decibels: tuple[float, float] = (-48.0, -30.0)) -> NoiseBed:
-    """A new background noise with its level in this range; by default 12 to 44 dB below a voice's peak."""
+    """Draw background noise with its level in this range; by default 12 to 44 dB below a voice's peak."""
     return NoiseBed(
         kind=str(rng.choice(list(NOISE_BEDS))),
         level=float(10 ** (rng.uniform(*decibels) / 20)),
@@ -63,7 +63,7 @@ def draw_noise_bed(rng: np.random.Generator, decibels: tuple[float, float] = (-4
 
 
 def synthesize_voice(voice: Voice, num_samples: int, sampling_rate: int) -> np.ndarray:
-    """The voice on its own, without a pause: (num_samples,) float32 with peak `voice.gain`."""
+    """Synthesize the voice alone, without pauses: (num_samples,) float32 with peak `voice.gain`."""
     rng = np.random.default_rng(voice.seed)
     time = np.arange(num_samples) / sampling_rate + 10.0 * voice.phase
     wave = _TIMBRES[CLASSES[voice.class_id]](voice, time, sampling_rate, rng)
@@ -71,7 +71,7 @@ def synthesize_voice(voice: Voice, num_samples: int, sampling_rate: int) -> np.n
 
 
 def synthesize_noise(bed: NoiseBed, num_samples: int, sampling_rate: int) -> np.ndarray:
-    """The background noise: (num_samples,) float32."""
+    """Synthesize the background noise: (num_samples,) float32."""
     rng = np.random.default_rng(bed.seed)
     time = np.arange(num_samples) / sampling_rate
     if bed.kind == "hiss":
@@ -91,13 +91,13 @@ def render_sound(
     rng: np.random.Generator, class_id: int | None, sampling_rate: int, seconds: float = 1.0
 ) -> np.ndarray:
     """
-    A random stretch of sound of a class, as the clips have it, to train an audio tower on alone.
+    Render random sound of a class, as in the clips, to train an audio tower on.
 
     Args:
         rng: Source of the voice and of the noise.
         class_id: Index into `CLASSES`, or None for background noise alone.
-        sampling_rate: Samples a second.
-        seconds: Length.
+        sampling_rate: Samples per second.
+        seconds: Duration.
 
     Returns:
         (round(seconds * sampling_rate),) float32 in [-1, 1].
@@ -110,7 +110,7 @@ def render_sound(
 
 
 def limit(sound: np.ndarray) -> np.ndarray:
-    """The sound scaled down where its peak would exceed 1."""
+    """Scale the sound down if its peak exceeds 1."""
     return sound / max(1.0, float(np.abs(sound).max()))
 
 
@@ -121,7 +121,7 @@ def _between(value: float, low: float, high: float) -> float:
 def _shaped_noise(
     rng: np.random.Generator, num_samples: int, sampling_rate: int, gain: Callable[[np.ndarray], np.ndarray]
 ) -> np.ndarray:
-    """Gaussian noise filtered by a gain over frequency, with unit root mean square."""
+    """Draw Gaussian noise, filtered by a gain over frequency, with unit root mean square."""
     spectrum = np.fft.rfft(rng.standard_normal(num_samples))
     noise = np.fft.irfft(spectrum * gain(np.fft.rfftfreq(num_samples, 1 / sampling_rate)), num_samples)
     return noise / np.sqrt(np.mean(noise**2))
@@ -132,7 +132,7 @@ def _sum(waves: Iterable[np.ndarray]) -> np.ndarray:
 
 
 def _since(time: np.ndarray, period: float) -> np.ndarray:
-    """Seconds since the last of regular beats."""
+    """Return the seconds since the last beat."""
     return time % period
 
 
@@ -142,7 +142,7 @@ def _since(time: np.ndarray, period: float) -> np.ndarray:
 def _bell(voice: Voice, time: np.ndarray, sampling_rate: int, rng: np.random.Generator) -> np.ndarray:
     pitch = _between(voice.pitch, 480, 880)
     since = _since(time, _between(voice.pace, 0.45, 0.7))
-    # Partials of a church bell (hum, prime, tierce, quint, nominal and above): inharmonic, higher ones die faster.
+    # Partials of a church bell (hum, prime, tierce, quint, nominal and above): inharmonic; higher ones decay faster.
     partials = ((0.5, 0.5), (1.0, 1.0), (1.19, 0.7), (1.5, 0.5), (2.0, 0.8), (2.74, 0.4), (4.07, 0.25))
     return _sum(
         weight * np.sin(2 * np.pi * ratio * pitch * time) * np.exp(-since * (2.5 + 1.5 * ratio))
