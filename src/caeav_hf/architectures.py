@@ -1,4 +1,4 @@
-"""Which model class serves a task of the configuration, and which pipeline serves a model class: by name only."""
+"""Names of the model class of each task and of the pipeline of each model class."""
 
 TASK_MODELS = {
     "ave": "CaeAvForEventLocalization",

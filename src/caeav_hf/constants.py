@@ -1,8 +1,8 @@
-"""Values that several modules share, without anything to import."""
+"""Constants shared by several modules; imports nothing."""
 
-# Columns of prepared data sets: the settings of a clip, and its questions.
+# Columns of prepared data sets: the settings with which a clip was prepared, and its questions.
 PREPARED = "prepared"
 QUESTIONS = "questions"
-# Of files that are taken for clips in a folder.
+# Suffixes of files taken for clips in a folder.
 MEDIA_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".ts")
 TASKS = ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")

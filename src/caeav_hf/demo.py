@@ -1,4 +1,4 @@
-"""The whole package in one go: a toy corpus, training, evaluation, saving, reloading, prediction, pictures."""
+"""Demo of the whole package: a toy corpus, training, evaluation, saving, reloading, prediction, plots."""
 
 import json
 import math
@@ -32,36 +32,36 @@ class _Size:
 
 _FULL = _Size(clips=288, recipe={})
 _QUICK = _Size(clips=24, recipe={"epochs": 1, "batch_size": 4})
-# Loaded weights lie at other addresses, where some processors multiply in another order and round differently.
+# Loaded weights have other addresses, for which some processors multiply in another order and round differently.
 _TOLERANCE = 1e-4
 
 
 def run_demo(out: str | Path, *, seed: int = 0, quick: bool = False) -> dict[str, Any]:
     """
-    Make a corpus in which a third of the clips are misaligned, train the toy preset on it, and show what it learned.
+    Generate a corpus in which a third of the clips are misaligned, train the toy preset on it and evaluate it.
 
     Args:
-        out: Folder for everything; a demo that is already there is an error.
+        out: Folder for everything; must be empty or not exist.
         seed: Seed of the corpus and of training.
-        quick: A few clips and one epoch.
+        quick: Use a few clips and one epoch.
 
     Returns:
-        What `report.json` in `out` holds: accuracies on held-out clips, aligned and misaligned, the baseline, and how
-        well the agreement of each stage tells matching from mismatched segments.
+        The contents of `report.json` in `out`: accuracy on held-out clips, aligned and misaligned, the baseline's, and
+        how well the agreement of each stage separates matching from mismatched segments (AUC).
 
     Raises:
-        CaeAvError: `out` is not empty, or the reloaded model has other weights or predicts something else than the
-            model in memory: other labels or intervals, or scores that differ by more than rounding.
+        CaeAvError: `out` is not empty, or the reloaded model differs from the model in memory: in a weight, a label or
+            an interval, or in a score by more than rounding.
     """
     out, started, size = Path(out), time.perf_counter(), _QUICK if quick else _FULL
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise CaeAvError(f"{out}: is not an empty folder; give another one with --out")
+        raise CaeAvError(f"{out}: is not an empty folder; choose another one with --out")
 
-    _say(f"1/5 Making {size.clips} clips of things that move and sound, a third of them misaligned")
+    _announce(f"1/5 Generating {size.clips} clips of moving, sounding objects, a third of them misaligned")
     corpus = out / "corpus"
     generate(corpus, layout="ave", num_clips=size.clips, misalignment=1 / 3, seed=seed, num_proc=2)
 
-    _say("2/5 Building the data set as Parquet, with the builder of AVE")
+    _announce("2/5 Building the data set as Parquet, with the builder of AVE")
     with without_progress_bars():
         AveBuilder(
             annotations=str(corpus / "annotations"),
@@ -70,12 +70,12 @@ def run_demo(out: str | Path, *, seed: int = 0, quick: bool = False) -> dict[str
             cache_dir=str(out / "cache"),
         ).build(out / "dataset")
 
-    _say("3/5 Training the toy preset: adapters and head on frozen towers")
+    _announce("3/5 Training the toy preset: adapters and head on frozen towers")
     paths = {"data": str(out / "dataset"), "output_dir": str(out / "run"), "cache_dir": str(out / "cache")}
     recipe = load_recipe(find_recipe("ave", "toy"), {**size.recipe, **paths, "seed": seed})
     result = train(recipe)
 
-    _say("4/5 Evaluating on held-out clips")
+    _announce("4/5 Evaluating on held-out clips")
     with without_progress_bars():
         model = load_trained_model(get_task("ave").model_class, result.best_checkpoint)
     processor = build_processor(model, result.best_checkpoint)
@@ -84,18 +84,18 @@ def run_demo(out: str | Path, *, seed: int = 0, quick: bool = False) -> dict[str
     report = _evaluate_by_alignment(model, data, processor, truth, recipe)
     report["agreement_auc"] = stage_aucs(model, data, truth, recipe.eval_batch_size)
     print(
-        "Agreement, segments with something seen and heard against those with something seen or heard alone: "
+        "Agreement, segments with an object both seen and heard against segments with objects seen or heard alone: "
         f"AUC {', '.join(f'{auc:.2f}' for auc in report['agreement_auc'])} at stages 1 to 4 (0.50 is chance)"
     )
 
-    _say("5/5 Saving, reloading, predicting and drawing")
+    _announce("5/5 Saving, reloading, predicting and plotting")
     with without_progress_bars():
         model.save_pretrained(out / "model")
         processor.save_pretrained(out / "model")
         reloaded = load_trained_model(type(model), out / "model")
     weights, saved = model.state_dict(), reloaded.state_dict()
     if weights.keys() != saved.keys() or not all(torch.equal(saved[name], weights[name]) for name in weights):
-        raise CaeAvError(f"{out / 'model'}: the reloaded model does not have the weights of the model in memory")
+        raise CaeAvError(f"{out / 'model'}: the weights of the reloaded model differ from those in memory")
     in_memory = AudioVisualEventLocalizationPipeline(model, processor=processor, device="cpu")
     from_disk = AudioVisualEventLocalizationPipeline(
         reloaded, processor=build_processor(reloaded, out / "model"), device="cpu"
@@ -103,9 +103,9 @@ def run_demo(out: str | Path, *, seed: int = 0, quick: bool = False) -> dict[str
     chosen = {}
     for name, aligned in (("aligned", True), ("misaligned", False)):
         rows = [row for row in data.rows if truth[row["video_id"]]["aligned"] == aligned]
-        row, prediction = _most_telling(rows, in_memory)
+        row, prediction = _best_example(rows, in_memory)
         if not _is_same(from_disk(_clip(row)), prediction):
-            raise CaeAvError(f"{out / 'model'}: the reloaded model does not predict what the model in memory does")
+            raise CaeAvError(f"{out / 'model'}: the predictions of the reloaded model differ from those in memory")
         picture = out / f"{name}.png"
         names = [*model.config.id2label.values(), "background"]
         plot_event_timeline(
@@ -131,7 +131,7 @@ def run_demo(out: str | Path, *, seed: int = 0, quick: bool = False) -> dict[str
 def _evaluate_by_alignment(
     model: Any, data: CaeAvDataset, processor: Any, truth: dict[str, Any], recipe: Recipe
 ) -> dict[str, Any]:
-    """Accuracy over the segments of all, of aligned and of misaligned clips, and of calling everything background."""
+    """Measure the accuracy on all, aligned and misaligned clips, and that of predicting background everywhere."""
     background = model.config.num_labels
     aligned = [truth[row["video_id"]]["aligned"] for row in data.rows]
     parts = {
@@ -168,15 +168,15 @@ def _evaluate_by_alignment(
 @torch.no_grad()
 def stage_aucs(model: Any, data: CaeAvDataset, scenes: dict[str, Any], batch_size: int) -> list[float] | None:
     """
-    For each stage: how well its agreement (Eq. 1) tells segments of toy clips in which something is both seen and
-    heard from those in which something is seen or heard alone, as an area under the ROC curve. Segments in which
-    nothing is seen and nothing heard are left out.
+    Return, per stage, how well the agreement (Eq. 1) separates segments of toy clips with an object both seen and
+    heard from segments with objects seen or heard alone, as the area under the ROC curve. Segments without any object
+    seen or heard are left out.
 
     Args:
-        model: Any model with CASTE; of others the result is None.
+        model: Any model; the result is `None` without CASTE.
         data: Toy clips.
         scenes: `clips` of the corpus's `toy.json`.
-        batch_size: Clips that go through the model together.
+        batch_size: Clips per forward pass.
     """
     agreement, is_matching = [], []
     for first in range(0, len(data), batch_size):
@@ -204,10 +204,10 @@ def _clip(row: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _most_telling(
+def _best_example(
     rows: list[dict[str, Any]], localize: AudioVisualEventLocalizationPipeline
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The row predicted best, among equals the first, with its prediction; of at most eight rows, to be quick."""
+    """Return the row with the most correct segments, and its prediction, among the first eight."""
     names = [*localize.model.config.id2label.values(), "background"]
 
     def hits(item: tuple[dict[str, Any], dict[str, Any]]) -> int:
@@ -219,7 +219,7 @@ def _most_telling(
 
 
 def _is_same(result: Any, expected: Any) -> bool:
-    """Whether results are equal, and their numbers to `_TOLERANCE`; times lie further apart than that or agree."""
+    """Compare results, with floats to `_TOLERANCE`, which is far less than the distance between two segment times."""
     if isinstance(expected, dict):
         return result.keys() == expected.keys() and all(_is_same(result[key], expected[key]) for key in expected)
     if isinstance(expected, list):
@@ -230,10 +230,10 @@ def _is_same(result: Any, expected: Any) -> bool:
 
 
 def _kinds(clip: dict[str, Any]) -> str:
-    """The kinds of misalignment in a clip, for its title."""
+    """List the kinds of misalignment in a clip, for its title."""
     kinds = [segment["misalignment"] for segment in clip["segments"] if segment["misalignment"]]
     return "".join(f", {kind.replace('_', ' ')}" for kind in dict.fromkeys(kinds))
 
 
-def _say(text: str) -> None:
+def _announce(text: str) -> None:
     print(f"\n{text}", flush=True)

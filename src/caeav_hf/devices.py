@@ -1,4 +1,4 @@
-"""Where a model runs if nobody says."""
+"""The default device."""
 
 import torch
 

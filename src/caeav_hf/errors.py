@@ -1,13 +1,13 @@
-"""The errors of the package: one base class, so that a caller can catch everything that is caeav_hf's own."""
+"""Errors of the package, with one base class to catch them all."""
 
 
 class CaeAvError(ValueError):
-    """Base class. The message names the argument or file at fault and says what was expected."""
+    """Base class of all errors. The message names the argument or file at fault and says what was expected."""
 
 
 class MediaError(CaeAvError):
-    """A clip that cannot be decoded into frames and sound; the message begins with the name of the file."""
+    """A clip cannot be decoded into frames and sound. The message begins with the name of the file."""
 
 
 class DataError(CaeAvError):
-    """An annotation file, data set or row that does not have the documented form."""
+    """An annotation file, data set or row does not have the documented form."""

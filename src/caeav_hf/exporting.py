@@ -1,8 +1,8 @@
 """
-Models as graphs for other run times: `torch.export` and ONNX, for any number of clips, frames and words.
+Export of models as graphs, with `torch.export` and ONNX, for any number of clips, frames and words.
 
-A graph computes what the model does in evaluation mode, without losses. Padded frames go through the towers too, where
-the model itself leaves them out; results are the same.
+A graph computes the model's outputs in evaluation mode, without losses. Unlike the model itself it also sends padded
+frames through the towers; results are the same.
 """
 
 import json
@@ -21,7 +21,7 @@ from .errors import CaeAvError
 from .modeling import CaeAvPreTrainedModel
 
 
-# What the processor reads of the outputs of each model, as far as the model has it.
+# Outputs that the processor reads, by model; a model may lack some.
 _AGREEMENT = ("agreement", "agreement_probs")
 TASK_OUTPUTS: dict[str, tuple[str, ...]] = {
     "CaeAvModel": ("visual_hidden_state", "audio_hidden_state", *_AGREEMENT),
@@ -34,7 +34,7 @@ TASK_OUTPUTS: dict[str, tuple[str, ...]] = {
     "CaeAvForQuestionAnswering": ("logits", "visual_attention", "audio_attention", "grounding", *_AGREEMENT),
 }
 
-# Most that a difference may be, relative to values above 1 and absolute below.
+# Largest accepted difference, as `onnx_difference` measures it.
 TOLERANCE = 1e-4
 
 CaptionKind = Literal["ids", "embeds"]
@@ -42,8 +42,10 @@ CaptionKind = Literal["ids", "embeds"]
 
 def check_packages() -> None:
     """
+    Check that the packages for ONNX are installed.
+
     Raises:
-        CaeAvError: A package that ONNX needs is missing.
+        CaeAvError: A package is missing.
     """
     if missing := [name for name in ("onnx", "onnxscript") if find_spec(name) is None]:
         raise CaeAvError(f'ONNX needs {" and ".join(missing)}: pip install "caeav-hf[export]"')
@@ -57,14 +59,14 @@ def example_inputs(
     seed: int = 0,
 ) -> dict[str, Tensor]:
     """
-    Random inputs of a model, under the names and with the types that the processor gives them. From two clips and two
-    frames on, the first clip is padded; the last clip has no caption.
+    Draw random inputs of a model, with the names and types of the processor's output. With at least two clips and two
+    frames, the first clip has a padded frame and the last clip has no caption.
 
     Args:
-        model: Its configuration says what there is, and how large.
-        batch_size, num_frames: Clips and frames.
-        captions: As token ids, as features of the text tower, or none.
-        seed: Of the random values.
+        model: The model; its configuration decides which inputs there are, and their sizes.
+        batch_size, num_frames: Number of clips and of frames per clip.
+        captions: Captions as token ids, as features of the text tower, or none.
+        seed: Random seed.
     """
     config: CaeAvConfig = model.config
     generator = torch.Generator().manual_seed(seed)
@@ -78,7 +80,7 @@ def example_inputs(
         return torch.randn(*grid, *shape, generator=generator)
 
     def words(length: int, size: int) -> tuple[Tensor, Tensor]:
-        """Ids and mask of texts of different lengths."""
+        """Draw ids and mask of texts of different lengths."""
         mask = torch.arange(length) < torch.randint(1, length + 1, (batch_size, 1), generator=generator)
         return torch.randint(1, size, (batch_size, length), generator=generator) * mask, mask.long()
 
@@ -107,7 +109,7 @@ def example_inputs(
 
 
 def axis_names(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
-    """The axes of inputs whose lengths are free."""
+    """Name the dynamic axes of each input."""
     per_frame = ("pixel_values_videos", "input_features", "frame_mask", "visual_3d_features")
     second = dict.fromkeys(per_frame, "frames")
     second |= {name: "question_words" for name in inputs if name.startswith("question")}
@@ -117,11 +119,12 @@ def axis_names(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
 
 class NamedOutputs(nn.Module):
     """
-    A model from named tensors to named tensors. What the model has one of a stage is stacked, stages first.
+    A model that takes tensors by name and returns a dict of tensors. Outputs with one tensor per stage are stacked
+    along a new first dimension.
 
     Args:
         model: The model.
-        names: The outputs to return, fields of the model's output.
+        names: Outputs to return, fields of the model's output.
     """
 
     def __init__(self, model: CaeAvPreTrainedModel, names: Sequence[str]):
@@ -169,34 +172,36 @@ def export_program(
     """
     Trace a model with `torch.export`; the program takes the tensors of [`example_inputs`] by name and returns a dict.
 
-    The numbers of clips, frames, caption tokens and question words are free, from 1 on. Every input is needed: a clip
-    without captions has ids and masks of zeros.
+    The numbers of clips, frames, caption tokens and question words are dynamic, from 1 up. Every input is required: a
+    clip without captions has ids and masks of zeros.
 
     Args:
-        model: A model of a task, or [`CaeAvModel`]; it is traced in evaluation mode and stays as it is.
-        captions: Whether the program reads caption ids, features of the text tower, which it then leaves out, or none.
+        model: A model of a task, or [`CaeAvModel`]; it is traced in evaluation mode and not changed.
+        captions: Whether the program reads caption ids, features of the text tower (which it then omits), or none.
         outputs: Names of the outputs, fields of the model's output; by default those of `TASK_OUTPUTS` that the model
             has.
 
     Raises:
-        CaeAvError: The model has no output of such a name.
+        CaeAvError: The model lacks an output.
     """
     inputs = example_inputs(model, captions=captions)
-    # The model may be under a class of the user's.
+    # The model's class may be a subclass written by the user.
     known = next((TASK_OUTPUTS[base.__name__] for base in type(model).__mro__ if base.__name__ in TASK_OUTPUTS), ())
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            found = model(**inputs)
-            there = [name for name, value in found.items() if isinstance(value, Tensor | tuple)]
-            names = [name for name in known if name in there] if outputs is None else list(outputs)
-            if unknown := [name for name in names if name not in there] or not names:
-                raise CaeAvError(f"`outputs` names {unknown}; the model has {', '.join(there)}")
+            returned = model(**inputs)
+            available = [name for name, value in returned.items() if isinstance(value, Tensor | tuple)]
+            names = [name for name in known if name in available] if outputs is None else list(outputs)
+            if unknown := [name for name in names if name not in available]:
+                raise CaeAvError(f"`outputs` has unknown names {unknown}; the model has {', '.join(available)}")
+            if not names:
+                raise CaeAvError(f"`outputs` must name some of the model's outputs: {', '.join(available)}")
             model.cae_av.keep_constants(model.dtype)
-            most = {name: model.config.text_config.context_length for name in inputs if name.endswith("caption_ids")}
+            limit = {name: model.config.text_config.context_length for name in inputs if name.endswith("caption_ids")}
             sizes = {
-                name: torch.export.Dim(name, min=1, max=most.get(name.replace("_tokens", "_ids")))
+                name: torch.export.Dim(name, min=1, max=limit.get(name.replace("_tokens", "_ids")))
                 for axes in axis_names(inputs).values()
                 for name in axes.values()
             }
@@ -217,19 +222,19 @@ def export_onnx(
     outputs: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """
-    Write a model as ONNX, of the opset that the installed exporter writes by default. Weights of more than two
-    gigabytes lie beside the file, in `FILE.data`.
+    Write a model as ONNX, with the default opset of the installed exporter. Weights of more than two gigabytes are
+    stored beside the file, in `FILE.data`.
 
     Args:
-        model: See [`export_program`], as for `captions` and `outputs`.
-        file: Where to write it; its folder is made.
+        model, captions, outputs: As for [`export_program`].
+        file: File to write; its folder is created if needed.
 
     Returns:
-        What inputs the file takes and what it gives, as its metadata hold it under `caeav_hf`, in JSON: `model`,
-        `task`, `version`, `opset`, `inputs` with `dtype` and `shape` each (free lengths by name), `outputs`.
+        Description of the file, also stored as JSON in its metadata under `caeav_hf`: `model`, `task`, `version`,
+        `opset`, `inputs` with `dtype` and `shape` (dynamic lengths by name), `outputs`.
 
     Raises:
-        CaeAvError: A package is missing, the file cannot be written, or as [`export_program`].
+        CaeAvError: A package is missing, the file cannot be written, or an error of [`export_program`].
     """
     check_packages()
     program = export_program(model, captions, outputs)
@@ -237,13 +242,13 @@ def export_onnx(
     names = list(program.call_spec.out_spec.unflatten(range(program.call_spec.out_spec.num_leaves)))
     from onnxscript.optimizer import fold_constants, inline, remove_unused_nodes
 
-    # Constant folding warns of every node that it leaves as it is.
+    # Constant folding warns about every node that it cannot fold.
     optimizer = logging.getLogger("onnxscript.optimizer")
     level = optimizer.level
     optimizer.setLevel(logging.ERROR)
     try:
-        # `optimize=True` also matches patterns at a cost that is quadratic in the number of nodes, more than all the
-        # rest; run times have fusions of their own.
+        # `optimize=True` also matches patterns, which is quadratic in the number of nodes and slower than everything
+        # else; runtimes fuse operators themselves.
         written = torch.onnx.export(program, dynamo=True, output_names=names, verbose=False, optimize=False)
         if written is not None:
             inline(written.model)
@@ -252,7 +257,7 @@ def export_onnx(
     finally:
         optimizer.setLevel(level)
     if written is None:
-        raise CaeAvError(f"{file}: the exporter gave no model")
+        raise CaeAvError(f"{file}: the exporter returned no model")
     axes = axis_names(inputs)
     description = {
         "model": type(model).__name__,
@@ -282,19 +287,19 @@ def onnx_difference(
 ) -> float:
     """
     Return the largest difference, |a - b| / (1 + |b|), between the outputs a of an ONNX file in onnxruntime and b of
-    its model, on random clips: three with padded frames and one without a caption, and one alone.
+    its model, on random inputs: a batch of three clips with padding and a missing caption, and a single frame.
 
     Args:
-        model: The model that was exported.
-        file: What [`export_onnx`] wrote of it.
-        captions: As there.
-        seed: Of the random clips.
+        model: The exported model.
+        file: The file that [`export_onnx`] wrote.
+        captions: As for the export.
+        seed: Random seed of the inputs.
 
     Raises:
         CaeAvError: onnxruntime is missing.
     """
     if find_spec("onnxruntime") is None:
-        raise CaeAvError('to run ONNX files needs onnxruntime: pip install "caeav-hf[export]"')
+        raise CaeAvError('running ONNX files needs onnxruntime: pip install "caeav-hf[export]"')
     import onnxruntime
 
     session = onnxruntime.InferenceSession(str(file), providers=["CPUExecutionProvider"])
@@ -307,11 +312,11 @@ def onnx_difference(
             inputs = example_inputs(model, batch_size, num_frames, captions, seed)
             with torch.no_grad():
                 expected = reference(**inputs)
-            found = session.run(names, {name: value.cpu().numpy() for name, value in inputs.items()})
-            for name, values in zip(names, found, strict=True):
+            results = session.run(names, {name: value.cpu().numpy() for name, value in inputs.items()})
+            for name, values in zip(names, results, strict=True):
                 b = expected[name].cpu().double()
                 difference = (torch.from_numpy(values).double() - b).abs() / (1 + b.abs())
-                # A value that is none is larger than all.
+                # NaN counts as an infinite difference.
                 largest = max(largest, float(difference.nan_to_num(torch.inf).max()))
     finally:
         model.train(was_training)

@@ -1,4 +1,4 @@
-"""Uploading to the Hugging Face Hub: a folder, in one commit."""
+"""Upload folders to the Hugging Face Hub and check names of repositories and models."""
 
 import os
 from pathlib import Path
@@ -13,29 +13,29 @@ from .errors import CaeAvError
 
 def check_name(repo_id: str) -> None:
     """
-    What can be said before anything is done.
+    Check a repository name, before any work is done.
 
     Raises:
-        CaeAvError: It is no name of a repository.
+        CaeAvError: The name is not valid.
     """
     try:
         validate_repo_id(repo_id)
     except HFValidationError as error:
-        raise CaeAvError(f"{repo_id!r} is no name of a repository: {error}") from error
+        raise CaeAvError(f"{repo_id!r} is not a valid repository name: {error}") from error
 
 
 def check_model(name: str | os.PathLike) -> None:
     """
-    Say at once that a model folder is missing, before the Hub is asked for it.
+    Check that a name is a model folder or could be one on the Hub, before the Hub is queried.
 
     Raises:
-        CaeAvError: There is no such folder, and it is no name of a repository, `NAME/MODEL`, either.
+        CaeAvError: The folder has no model, or there is no such folder and the name is not of the form `NAME/MODEL`.
     """
     path = Path(name)
     if path.is_dir():
         if not (path / "config.json").is_file():
             best = path / "checkpoints" / "best"
-            advice = f"; for the run in it, name {best}" if best.is_dir() else ""
+            advice = f"; this is a run, whose best model is {best}" if best.is_dir() else ""
             raise CaeAvError(f"{name}: has no config.json; expected the folder of a model{advice}")
         return
     if str(name).count("/") != 1 or path.is_absolute() or str(name).startswith((".", "~")):
@@ -54,19 +54,22 @@ def upload(
     **create: Any,
 ) -> str:
     """
-    Upload a folder to a repository, which is made where it does not exist.
+    Upload a folder to a repository in one commit. The repository is created if needed.
 
     Args:
-        private: Whether a repository that is made is private.
+        folder: Folder to upload.
+        repo_id, repo_type: Name and type of the repository.
+        message: Commit message.
+        private: Whether a newly created repository is private.
         only: Patterns of the files to upload; by default all.
-        replacing: Patterns of the files in the repository that the same commit deletes, if they are not uploaded.
+        replacing: Patterns of the files that the commit deletes from the repository unless it uploads them.
         create: Further arguments of `HfApi.create_repo`.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        CaeAvError: The Hub refuses, for instance since nobody is logged in.
+        CaeAvError: The upload fails, for instance because nobody is logged in.
     """
     check_name(repo_id)
     api = HfApi(library_name="caeav-hf")
@@ -80,7 +83,7 @@ def upload(
             allow_patterns=only,
             delete_patterns=replacing,
         )
-    # A lost connection is an HTTPError of the client's, no login an OSError; what the Hub answers is both.
+    # A lost connection is an HTTPError, a missing login an OSError, and an error response of the Hub is both.
     except (HTTPError, OSError) as error:
-        raise CaeAvError(f"{repo_id}: upload failed ({error}); expected a login that may write to it") from error
+        raise CaeAvError(f"{repo_id}: upload failed ({error}); expected a login with write access") from error
     return str(commit.commit_url)

@@ -68,7 +68,7 @@ MUSIC_AVQA_ANSWERS = (
     "electric_bass", "ten", "eight", "flute", "simultaneously", "trumpet", "erhu", "xylophone", "tuba", "suona",
 )
 # fmt: on
-"""The answers of MUSIC-AVQA, in the order of its authors' labels."""
+"""Answers of MUSIC-AVQA, in the order of its authors' labels."""
 
 
 # fmt: off
@@ -84,4 +84,4 @@ MUSIC_AVQA_QUESTION_WORDS = (
     "throughout",
 )
 # fmt: on
-"""The words of its questions, padding first, in the order of its authors' embeddings; case matters."""
+"""Words of the questions of MUSIC-AVQA, padding first, in the order of its authors' embeddings; case matters."""

@@ -1,4 +1,4 @@
-"""Packages whose names are imported when they are first used (PEP 562), so that importing a package costs little."""
+"""Lazy imports of a package's public names (PEP 562), so that importing the package is cheap."""
 
 import importlib
 import importlib.util
@@ -14,9 +14,9 @@ def lazy_names(
     Return `__getattr__` and `__dir__` of a package.
 
     Args:
-        package: Its name.
-        modules: The names that each module, given relative to the package (`".media"`), brings. The package's modules
-            themselves are found as well.
+        package: Name of the package.
+        modules: Public names by the module that defines them, relative to the package (`".media"`). Submodules
+            themselves can be accessed too.
     """
     module_of = {name: module for module, names in modules.items() for name in names}
 

@@ -1,10 +1,10 @@
 """
-The Auto classes and pipelines of Transformers learn about this package when both have been imported, in either order.
+Registration with the Auto classes and pipelines of Transformers once both packages are imported, in either order.
 
-Registering needs Transformers, which takes seconds to load. Who imports this package without it (the command line that
-prints its help, a process that reads a table) should not wait for it, so an import hook registers once Transformers is
-there. A module of this package may be what imports Transformers: its own classes are only complete when it has been
-executed, so the hook waits for the outermost of them to end.
+Registering imports Transformers, which takes seconds. Code that uses this package without it (printing the help of the
+command line, reading a table) should not wait, so an import hook registers as soon as Transformers is imported. If a
+module of this package imports Transformers, its own classes are incomplete until it has been executed, so the hook
+waits for the outermost such module to finish.
 """
 
 import sys
@@ -48,9 +48,9 @@ def register_with_transformers() -> None:
 
 
 class _Hook(threading.local, MetaPathFinder):
-    """Finds what the finders behind it find, and sees when it has been executed. Registers once, then it is gone."""
+    """Delegates to the other finders, registers after the module they found has been executed, and removes itself."""
 
-    # Modules of this package, and Transformers, that are being executed in this thread.
+    # Nesting of modules of this package, and Transformers, being executed in this thread.
     depth = 0
 
     def find_spec(
@@ -68,7 +68,7 @@ class _Hook(threading.local, MetaPathFinder):
         execute = loader.exec_module
 
         def exec_module(module: ModuleType) -> None:
-            vars(loader).pop("exec_module", None)  # which uncovers the loader's own
+            vars(loader).pop("exec_module", None)  # restores the loader's own method
             self.depth += 1
             try:
                 execute(module)

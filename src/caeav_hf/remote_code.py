@@ -1,8 +1,8 @@
 """
-Checkpoints that Transformers loads without `import caeav_hf`, with `trust_remote_code=True`.
+Checkpoints that load without `import caeav_hf`, with `trust_remote_code=True`.
 
-Transformers would copy the modules of a class beside its weights, and run the copies. Here a stub lies beside them
-instead, which imports the installed package: the code is that of one version, and its classes are the package's own.
+Transformers would copy the modules of a class next to its weights and run the copies. Here a stub that imports the
+installed package takes their place, so all code is of one version and the classes are the package's own.
 """
 
 import os
@@ -31,9 +31,9 @@ class RegisteredPipelines(dict[str, Any]):
     """
     `custom_pipelines` of a configuration: task to pipeline.
 
-    `transformers.pipeline` takes the task of a checkpoint from here. A task that it finds in here again it would load
-    from the stub, which needs `trust_remote_code`; with the package imported, as it is where this class is, it is to
-    find the registered one.
+    `transformers.pipeline` infers a checkpoint's task from this dict, then checks whether the task is in it, and if so
+    loads the pipeline from the stub, which needs `trust_remote_code`. Where this class exists the package is imported
+    and the pipeline registered, so `in` is always false.
     """
 
     def __contains__(self, task: object) -> bool:
@@ -41,7 +41,7 @@ class RegisteredPipelines(dict[str, Any]):
 
 
 def custom_pipelines(model_class: str) -> RegisteredPipelines:
-    """The pipeline of a model class; none for the model without head."""
+    """Return the pipeline of a model class, by task; empty for the model without a head."""
     task = MODEL_PIPELINES.get(model_class)
     if task is None:
         return RegisteredPipelines()
@@ -52,6 +52,6 @@ def custom_pipelines(model_class: str) -> RegisteredPipelines:
 
 
 def write_stub(folder: str | os.PathLike) -> None:
-    """Put the stub into a folder, made if it is not there."""
+    """Copy the stub into a folder, which is created if needed."""
     os.makedirs(folder, exist_ok=True)
     shutil.copyfile(_STUB, os.path.join(folder, _STUB.name))

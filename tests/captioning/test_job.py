@@ -246,7 +246,7 @@ def test_lists_of_clips(clips, tmp_path):
     assert [clip.clip for clip in find_clips(tmp_path / "list.txt")] == ["clip004", "clip001"]
     assert [clip.clip for clip in find_clips([clips / "clip002.mp4"])] == ["clip002"]
     (tmp_path / "clip002.mp4").write_bytes(b"")
-    with pytest.raises(DataError, match="has the name of"):
+    with pytest.raises(DataError, match="has the same name as"):
         find_clips([clips / "clip002.mp4", tmp_path / "clip002.mp4"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match="no clips"):

@@ -27,7 +27,7 @@ from caeav_hf.training.command import main as train
         (train, "--resum runs/toy", "unknown flag --resum; did you mean --resume?"),
         (train, "--tas ave", "did you mean --task?"),
         (train, "--no-use-caption", "did you mean --no-use-captions?"),
-        (train, "--zzzzzz", "`train.py --help` lists those there are"),
+        (train, "--zzzzzz", "run `train.py --help` for a list"),
     ],
 )
 def test_misspelled_words_are_answered_with_the_nearest(main, arguments, answer, capsys):
@@ -98,11 +98,11 @@ def test_a_full_disk_ends_in_one_line(error, monkeypatch, capsys, tmp_path):
     assert train(["--task", "ave", "--size", "toy", "--output-dir", str(tmp_path)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        f"train.py: error: the disk that holds {tmp_path} is full; free some of it, then run the same command again"
+        f"train.py: error: the disk with {tmp_path} is full; free some space, then run the same command again"
     )
     monkeypatch.setattr("caeav_hf.training.export.export", failing(error))
     assert caeav(["export", "run", "--out", str(tmp_path)]) == 1
-    assert f"the disk that holds {tmp_path} is full" in capsys.readouterr().err
+    assert f"the disk with {tmp_path} is full" in capsys.readouterr().err
     monkeypatch.setenv("CAEAV_DEBUG", "1")
     with pytest.raises(type(error)):
         caeav(["export", "run", "--out", str(tmp_path)])

@@ -85,7 +85,7 @@ def test_an_upload_replaces_the_shards_of_an_earlier_one(corpus, hub, tmp_path):
     ("more", "message"),
     [
         ([], "`push_to_hub` needs `embed_media`"),
-        (["--embed-media", "--push-to-hub", "some/body/toy"], "is no name of a repository"),
+        (["--embed-media", "--push-to-hub", "some/body/toy"], "is not a valid repository name"),
     ],
 )
 def test_what_cannot_be_uploaded_is_said_before_anything_is_built(corpus, hub, tmp_path, capsys, more, message):

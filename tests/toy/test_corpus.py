@@ -249,7 +249,7 @@ def test_a_folder_is_only_overwritten_on_request_and_if_it_is_a_toy_corpus(tmp_p
     assert len(list((tmp_path / "toy" / "media").iterdir())) == 1
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "media").write_text("precious")
-    with pytest.raises(DataError, match="no toy corpus"):
+    with pytest.raises(DataError, match="not a toy corpus"):
         generate(tmp_path / "mine", **small, overwrite=True)
     assert (tmp_path / "mine" / "media").read_text() == "precious"
     with pytest.raises(DataError, match="expected a folder"):

@@ -1,8 +1,8 @@
 """
-Tells Transformers that the classes of this model are those of the package `caeav-hf`.
+Make the classes of the package `caeav-hf` available to Transformers.
 
-Transformers reads this file for `AutoModel.from_pretrained(..., trust_remote_code=True)` and its like. Where
-`import caeav_hf` came first, it is not needed.
+Transformers reads this file for `AutoModel.from_pretrained(..., trust_remote_code=True)` and similar calls. After
+`import caeav_hf` it is not needed.
 """
 
 try:

@@ -1,4 +1,4 @@
-"""Multi-head attention on the attention back ends of Transformers."""
+"""Multi-head attention with the attention back ends of Transformers."""
 
 from collections.abc import Callable
 
@@ -19,7 +19,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """The attention that spells everything out, for back end `"eager"`; tensors are (batch, heads, tokens, width)."""
+    """Explicit attention, for the back end `"eager"`; tensors are (batch, heads, tokens, width)."""
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
@@ -33,10 +33,10 @@ class MultiHeadAttention(nn.Module):
     Queries (B, Q, C) attend to keys (B, K, C) in `num_heads` heads.
 
     Args:
-        config: Chooses the attention back end.
+        config: Selects the attention back end.
         hidden_size: C.
-        num_heads: Heads; they divide C.
-        dropout: Probability of dropping an attention weight while training.
+        num_heads: Number of heads; must divide C.
+        dropout: Dropout probability of attention weights in training.
     """
 
     is_causal = False
@@ -59,7 +59,7 @@ class MultiHeadAttention(nn.Module):
         return self._attend(attend, queries, keys, mask)[0]
 
     def with_weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """As `forward`, with the weights (B, heads, Q, K), which only the eager back end has."""
+        """Like `forward`, but also return the weights (B, heads, Q, K), which only the eager back end computes."""
         return self._attend(eager_attention_forward, queries, keys, mask)
 
     def _attend(self, attend: Callable, queries: Tensor, keys: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

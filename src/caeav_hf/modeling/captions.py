@@ -1,4 +1,4 @@
-"""Captions on their way into the model: the features of both, and the mapper (Eq. 15, 16)."""
+"""Caption features and the mapper that brings them to the widths of the modalities (Eq. 15, 16)."""
 
 from dataclasses import dataclass
 
@@ -11,12 +11,12 @@ from .attention import MultiHeadAttention
 @dataclass
 class Captions:
     """
-    The two captions of each clip, ready for CASE.
+    Features of the two captions of each clip.
 
     Attributes:
         visual: (B, N, C_v) features of the visual caption.
         audio: (B, N', C_a) features of the audio caption.
-        visual_mask, audio_mask: (B, N) and (B, N') bool, true for real tokens; `None` when every position counts.
+        visual_mask, audio_mask: (B, N) and (B, N') bool, true for real tokens; `None` when all are.
         present: (B,) bool, false for clips without captions; `None` when all have them.
     """
 
@@ -28,7 +28,7 @@ class Captions:
 
 
 class UpProjection(nn.Linear):
-    """A linear map whose weights begin at N(0, `std`), its bias at zero."""
+    """A linear map initialized with weights from N(0, `std`^2) and zero bias."""
 
     def __init__(self, in_features: int, out_features: int, std: float):
         self.std = std
@@ -42,7 +42,7 @@ class UpProjection(nn.Linear):
 class Bottleneck(nn.Sequential):
     """
     Linear down, GELU, linear up. In the official formulation the up projection starts at zero. In the paper's it
-    cannot: a caption of zeros has no direction that frames could be compared with (Eq. 19).
+    cannot: a caption of zeros has no direction to compare frames with (Eq. 19).
     """
 
     def __init__(self, config: CaeAvConfig, out_features: int):
@@ -70,7 +70,7 @@ class CaptionMapper(nn.Module):
         return self.norm(features + self.dropout(self.attention(features, features, key_mask)))
 
     def forward(self, captions: Captions) -> Captions:
-        """Text features (B, N, D) in, features of each modality's width out; masks are passed on."""
+        """Map text features (B, N, D) to the widths of the modalities; masks are kept."""
         return Captions(
             visual=self.visual_bottleneck(self.shared(captions.visual, captions.visual_mask)),
             audio=self.audio_bottleneck(self.shared(captions.audio, captions.audio_mask)),

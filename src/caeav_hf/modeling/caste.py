@@ -1,8 +1,8 @@
 """
 CASTE: cross-modal agreement steers spatial against temporal enrichment (Section III-B, Eq. 1 to 9).
 
-Where sound and picture agree in a frame, the frame's own tokens are a good context; where they disagree, its
-neighbours in time are the better one. A gate weighs the two, and only the most salient tokens are enriched.
+Where sound and picture of a frame agree, its own tokens are a good context; where they disagree, its neighbours in
+time are a better one. A gate weighs the two, and only the most salient tokens are enriched.
 """
 
 import math
@@ -17,19 +17,19 @@ from .frames import FrameLayout
 
 
 def num_kept(config: CaeAvConfig, num_tokens: int) -> int:
-    """K, the number of tokens of a frame that are enriched (Eq. 9)."""
+    """Return K, the number of tokens per frame that are enriched (Eq. 9)."""
     if config.is_official:
         return max(1, math.floor(config.topk_ratio * num_tokens))
     return math.ceil(config.topk_ratio * num_tokens)
 
 
 def top_tokens(states: Tensor, kept: int) -> Tensor:
-    """Indices (N, K) of the K tokens of (N, L, C) with the largest squared L2 norm."""
+    """Return the indices (N, K) of the K tokens of (N, L, C) with the largest squared L2 norm."""
     return states.detach().square().sum(-1).topk(kept, dim=-1).indices
 
 
 def keep_only(states: Tensor, selected: Tensor) -> Tensor:
-    """(N, L, C) with every token but those at `selected` (N, K) set to 0."""
+    """Set every token of (N, L, C) to 0 except those at `selected` (N, K)."""
     mask = states.new_zeros(states.shape[:2]).scatter(1, selected, 1.0)
     return states * mask[..., None]
 
@@ -50,7 +50,7 @@ class TemporalConv(nn.Module):
         assert self.depthwise.bias is not None
         mixed = torch.addcmul(self.depthwise.bias, grid, present)
         if torch.compiler.is_exporting():
-            # For any number of frames: `grid[:, :-1]` is another case for two frames, where its length is 1.
+            # Slices of a padded grid export for any number of frames; `grid[:, :-1]` would specialize on length 1.
             padded = F.pad(grid, (0, 0, 0, 0, 1, 1))
             mixed = mixed + padded[:, :-2] * past + padded[:, 2:] * future
         elif frames.num_frames > 1:
@@ -65,7 +65,7 @@ class TemporalConv(nn.Module):
 
 class AgreementGate(nn.Module):
     """
-    Weighs spatial against temporal enrichment by how far the modalities agree (Eq. 1 to 4).
+    Weighs spatial against temporal enrichment by how much the modalities agree (Eq. 1 to 4).
 
     Means over tokens are projected to `gate_dim`; their cosine g pushes the logits of an MLP apart: + g for spatial,
     - g for temporal.
@@ -93,7 +93,7 @@ class AgreementGate(nn.Module):
 
 
 class Enrichment(nn.Module):
-    """What both kinds of enrichment share: how it is added to the tokens (Eq. 6, 8)."""
+    """Base class of both enrichments: adds an enrichment to the tokens (Eq. 6, 8)."""
 
     def __init__(self, config: CaeAvConfig, hidden_size: int):
         super().__init__()
@@ -113,9 +113,9 @@ class Enrichment(nn.Module):
 
 class SpatialEnrichment(Enrichment):
     """
-    Separable attention within a frame (Eq. 5, 6): gated keys summed to one context, which scales every value.
+    Separable attention within a frame (Eq. 5, 6): gated keys are summed to one context, which scales every value.
 
-    The key projection is linear, so the sum is taken first and projected once a frame instead of once a token.
+    The key projection is linear, so the tokens are summed first and projected once per frame, not once per token.
     """
 
     def __init__(self, config: CaeAvConfig, hidden_size: int):
@@ -131,21 +131,21 @@ class SpatialEnrichment(Enrichment):
         nn.init.normal_(self.gate_projection.weight, std=0.001)
         nn.init.zeros_(self.gate_projection.bias)
         if not self.is_official:
-            # Nothing rescales what they give in LN(x + gamma f(x)), so they begin as linear maps do.
+            # In LN(x + gamma f(x)) nothing normalizes f(x), so these keep the default initialization of linear maps.
             return
         for module in (self.key_projection, self.value_projection, self.output_projection):
             nn.init.normal_(module.weight, std=0.001)
             nn.init.zeros_(module.bias)
 
     def context(self, states: Tensor) -> Tensor:
-        """The frame's context (N, 1, C), from all its tokens."""
+        """Sum the gated keys of all tokens to the context (N, 1, C) of each frame."""
         scores = self.gate_projection(states)
         gate = scores.softmax(1) if self.is_official else scores.sigmoid()
         summed = gate.transpose(1, 2) @ states
         return F.linear(summed, self.key_projection.weight) + gate.sum(1, keepdim=True) * self.key_projection.bias
 
     def enrichment(self, states: Tensor, context: Tensor) -> Tensor:
-        """What the frame's context (N, 1, C) says of tokens (N, K, C)."""
+        """Enrichment of tokens (N, K, C) by their frame's context (N, 1, C)."""
         return self.output_projection(self.value_projection(states) * context)
 
 
@@ -158,13 +158,13 @@ class TemporalEnrichment(Enrichment):
         self.reset_parameters()
 
     def enrichment(self, mixed: Tensor) -> Tensor:
-        """What their depthwise mix along time says of tokens, (N, K, C)."""
+        """Enrichment (N, K, C) of tokens from their depthwise mix along time (N, K, C)."""
         return self.conv.pointwise(mixed)
 
 
 class CASTE(nn.Module):
     """
-    Enrichment of one stream, one module a direction.
+    Enrichment of one stream; the visual and the audio stream have a module each.
 
     Args:
         config: Formulation, gate width and share of enriched tokens.
@@ -192,7 +192,7 @@ class CASTE(nn.Module):
             frames: Which clips the N frames belong to.
 
         Returns:
-            What is added to the stream (N, L, C), the weights (N, 2) of spatial and temporal enrichment, and the
+            The term to add to the stream (N, L, C), the weights (N, 2) of spatial and temporal enrichment, and the
             gate's projections (2, N, D) of the stream and of the other modality.
         """
         weights, projections = self.agreement_gate(states, other)
@@ -203,7 +203,7 @@ class CASTE(nn.Module):
             enriched = self.enrich(states, context, mixed, weights)
             added = self.gamma * keep_only(enriched, top_tokens(enriched, kept))
             return added, weights, projections
-        # The input decides which tokens are kept, so only those are computed.
+        # Here the input decides which tokens are kept, so only those are enriched.
         selected = top_tokens(states, kept)[..., None].expand(-1, -1, states.shape[2])
         enriched = self.enrich(states.gather(1, selected), context, mixed.gather(1, selected), weights)
         enriched = self.gamma * enriched
@@ -211,7 +211,7 @@ class CASTE(nn.Module):
         return added, weights, projections
 
     def enrich(self, states: Tensor, context: Tensor, mixed: Tensor, weights: Tensor) -> Tensor:
-        """Both enrichments of tokens (N, K, C), weighed frame by frame by (N, 2) (Eq. 9)."""
+        """Add both enrichments of tokens (N, K, C), weighed per frame by (N, 2) (Eq. 9)."""
 
         def weigh(states: Tensor, spatial: Tensor, temporal: Tensor, weights: Tensor) -> Tensor:
             spatial_weight, temporal_weight = weights[:, None, :1], weights[:, None, 1:]

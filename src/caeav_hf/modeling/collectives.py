@@ -1,10 +1,10 @@
 """
-A batch that several processes share: means, rows and statistics over all of it.
+Means, gathered rows and statistics over a batch that several processes share.
 
-While gradients are recorded, every process gets the loss of the whole batch, and distributed training takes the mean
-of their gradients. Together these are loss and gradient of one process with all the clips, however many processes
-there are, and however unequal their shares of clips, frames and labels. Without gradients every process is alone, so
-that one of them may score a model while the others do not.
+While gradients are recorded, every process computes the loss of the whole batch, and distributed training averages
+their gradients. The result is the loss and gradient of one process with all clips, for any number of processes and
+however unequal their shares of clips, frames and labels. Without gradients every process works alone, so that one of
+them can evaluate a model while the others do not.
 """
 
 from collections.abc import Iterator
@@ -19,53 +19,54 @@ from torch import Tensor, nn
 from ..towers.recompute import is_recomputing
 
 
-_is_stand_in = False
+_contributes = True
 
 
 @contextmanager
-def standing_in(active: bool = True) -> Iterator[None]:
+def without_contribution(active: bool = True) -> Iterator[None]:
     """
-    Within this context, forward and backward pass alike, what this process computes counts nowhere. A process without
-    a clip of its own takes part in a step in this way, with any clip: the others wait for it.
+    Run forward and backward passes in which this process adds nothing to losses, gathered rows or statistics. A
+    process without clips of its own takes part in a step in this way, with a borrowed clip, because the collectives
+    of the others wait for it.
     """
-    global _is_stand_in
-    before, _is_stand_in = _is_stand_in, active
+    global _contributes
+    before, _contributes = _contributes, not active
     try:
         yield
     finally:
-        _is_stand_in = before
+        _contributes = before
 
 
 def num_processes() -> int:
-    """Between how many processes the batch is shared: 1 without distributed training, and without gradients."""
+    """Return how many processes share the batch: 1 without distributed training or without gradients."""
     if dist.is_available() and dist.is_initialized() and torch.is_grad_enabled():
         return dist.get_world_size()
     return 1
 
 
-def counts() -> bool:
-    """Whether the clips of this process are of the batch; see `standing_in`."""
-    return not _is_stand_in
+def contributes() -> bool:
+    """Return whether the clips of this process belong to the batch; see `without_contribution`."""
+    return _contributes
 
 
 def anywhere(condition: bool, device: torch.device) -> bool:
-    """Whether a condition holds on any process that shares the batch."""
+    """Return whether a condition holds on any process that shares the batch."""
     if num_processes() == 1:
         return condition
-    flag = torch.tensor([condition and counts()], dtype=torch.int32, device=device)
+    flag = torch.tensor([condition and contributes()], dtype=torch.int32, device=device)
     dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag.item())
 
 
 def at_least_float32(values: Tensor) -> Tensor:
-    """Half precision as float32, for sums and losses; anything wider as it is."""
+    """Cast half precision to float32, for sums and losses; keep wider types."""
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
 class _LossSum(torch.autograd.Function):
     """
-    Sum over processes on the way to a loss that every process computes alike. The gradient that comes back is then the
-    same on all of them, and needs no exchange to be summed.
+    Sum over processes for a loss that every process computes identically. The incoming gradient is then the same on
+    all of them, so the backward pass sums it without communication.
     """
 
     @staticmethod
@@ -81,26 +82,26 @@ class _LossSum(torch.autograd.Function):
 
 def batch_mean(total: Tensor, count: int | Tensor) -> Tensor:
     """
-    Mean over the whole batch, of a loss or of what a loss is computed from in the same way everywhere.
+    Return the mean over the whole batch of a loss, or of a value from which every process computes the same loss.
 
     Args:
-        total: Sum over what this process has of the batch, any shape.
-        count: How many that are.
+        total: Sum over this process's share of the batch, any shape.
+        count: Number of terms in the sum.
 
     Returns:
-        The mean, as `total` in shape, in float32 at least; 0 over nothing at all.
+        The mean, shaped like `total`, in at least float32; 0 if the batch has no terms.
     """
     total = at_least_float32(total)
     number = torch.as_tensor(count, dtype=total.dtype, device=total.device)
     if num_processes() > 1:
         both = torch.cat([total.reshape(-1), number.reshape(1)])
-        both = _LossSum.apply(both if counts() else 0.0 * both)
+        both = _LossSum.apply(both if contributes() else 0.0 * both)
         total, number = both[:-1].view_as(total), both[-1]
     return total / number.clamp_min(1)
 
 
 class _Gather(torch.autograd.Function):
-    """The tensors of all processes, of one shape, stacked; their gradients are summed where they came from."""
+    """Stacks tensors of equal shape from all processes; the backward pass returns each process its summed gradient."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor) -> Tensor:
@@ -117,12 +118,14 @@ class _Gather(torch.autograd.Function):
 
 def gather_rows(rows: Tensor) -> tuple[list[Tensor], int]:
     """
-    The rows (n, ...) of every process, in the order of the processes, and the place of this process's own. Their
-    number may differ. Gradients flow to all of them.
+    Gather the rows (n, ...) of every process; n may differ between processes. Gradients flow to all rows.
+
+    Returns:
+        The rows by process, and the position of this process's own in that list.
     """
     if num_processes() == 1:
         return [rows], 0
-    rows = rows if counts() else rows[:0]
+    rows = rows if contributes() else rows[:0]
     lengths = _Gather.apply(torch.tensor([len(rows)], device=rows.device))[:, 0].tolist()
     padded = F.pad(rows, (0, 0) * (rows.ndim - 1) + (0, max(1, *lengths) - len(rows)))
     parts = _Gather.apply(padded.contiguous())
@@ -130,23 +133,23 @@ def gather_rows(rows: Tensor) -> tuple[list[Tensor], int]:
 
 
 class _SharedNormalisation(torch.autograd.Function):
-    """Normalises rows (n, C) by mean and variance over the rows of all processes; gives these and their number too."""
+    """Normalizes rows (n, C) over the rows of all processes; also returns their mean, variance and number."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        sums = torch.cat([wide.sum(0), wide.new_full((1,), len(rows))]) * counts()
+        sums = torch.cat([wide.sum(0), wide.new_full((1,), len(rows))]) * contributes()
         dist.all_reduce(sums)
         number = sums[-1].clamp_min(1)
         mean = sums[:-1] / number
         centred = wide - mean
-        squares = centred.square().sum(0) * counts()
+        squares = centred.square().sum(0) * contributes()
         dist.all_reduce(squares)
         variance = squares / number
         scale = (variance + eps).rsqrt()
         normalised = (centred * scale).to(rows.dtype)
         ctx.save_for_backward(normalised, scale, number)
-        ctx.counts = counts()
+        ctx.contributes = contributes()
         ctx.mark_non_differentiable(mean, variance, number)
         return normalised, mean, variance, number
 
@@ -154,9 +157,9 @@ class _SharedNormalisation(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         normalised, scale, number = ctx.saved_tensors
         gradient, wide = gradients[0].to(scale.dtype), normalised.to(scale.dtype)
-        sums = torch.stack([gradient.sum(0), (gradient * wide).sum(0)]) * ctx.counts
+        sums = torch.stack([gradient.sum(0), (gradient * wide).sum(0)]) * ctx.contributes
         dist.all_reduce(sums)
-        if ctx.counts:
+        if ctx.contributes:
             means = sums / number
             gradient = gradient - means[0] - wide * means[1]
         return (gradient * scale).to(normalised.dtype), None
@@ -164,12 +167,12 @@ class _SharedNormalisation(torch.autograd.Function):
 
 class SharedBatchNorm(nn.BatchNorm1d):
     """
-    Batch normalisation of the last axis over the rows of all processes, whose running statistics do not count a batch
-    again when the backward pass recomputes it.
+    Batch normalization of the last axis over the rows of all processes. When the backward pass recomputes a batch, the
+    running statistics are not updated a second time.
     """
 
     def forward(self, states: Tensor) -> Tensor:
-        """(..., C), normalised over all axes but the last."""
+        """Normalize (..., C) over all axes but the last."""
         return self._normalise(states.reshape(-1, states.shape[-1])).view_as(states)
 
     def _normalise(self, rows: Tensor) -> Tensor:
@@ -178,8 +181,8 @@ class SharedBatchNorm(nn.BatchNorm1d):
         if num_processes() == 1:
             if not is_recomputing():
                 return super().forward(rows)
-            spare = (self.running_mean.clone(), self.running_var.clone())
-            return F.batch_norm(rows, *spare, self.weight, self.bias, training=True, eps=self.eps)
+            unused = (self.running_mean.clone(), self.running_var.clone())
+            return F.batch_norm(rows, *unused, self.weight, self.bias, training=True, eps=self.eps)
         normalised, mean, variance, number = _SharedNormalisation.apply(rows, self.eps)
         if not is_recomputing():
             self._track(mean, variance * number / (number - 1).clamp_min(1))

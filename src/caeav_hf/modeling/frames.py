@@ -1,4 +1,4 @@
-"""Frames of a batch of clips: which are real, and how to go between a list of frames and a grid of clips."""
+"""Frames of a batch of clips: which are real, and conversion between a list of frames and a grid of clips."""
 
 import torch
 from torch import Tensor
@@ -8,19 +8,18 @@ from ..errors import CaeAvError
 
 class FrameLayout:
     """
-    Where each frame of a batch belongs.
+    Maps each frame of a batch to its clip.
 
-    Everything that looks at one frame at a time works on a list of the real frames, (N, ...), so that padding costs
-    nothing and enters no statistic. What looks along time works on the grid of clips, (B, T, ...), in which padded
-    frames are zero.
+    Layers that see one frame at a time work on a list of the real frames, (N, ...), so that padding costs nothing and
+    enters no statistic. Layers along time work on the grid of clips, (B, T, ...), in which padded frames are zero.
 
-    How many frames are real is known only once there are values, which a graph has not. There the list holds all
-    frames; the padded ones cost what real ones do, and are zero again in every grid.
+    The number of real frames depends on values, which a traced graph does not know. There the list holds all frames:
+    padded ones cost as much as real ones and are zero again in every grid.
 
     Args:
         batch_size, num_frames: Size of the grid, B and T.
         mask: (B, T) bool, true for real frames; `None` when all are.
-        keeps_padding: Whether the list holds padded frames too. `torch.export` needs it, and sets it.
+        keeps_padding: Whether the list holds padded frames too. Always true under `torch.export`.
 
     Raises:
         CaeAvError: The mask has another shape, or a clip without a real frame.
@@ -36,7 +35,7 @@ class FrameLayout:
         mask = mask.bool()
         if mask.shape != (batch_size, num_frames):
             raise CaeAvError(
-                f"`frame_mask` must have one value a frame, ({batch_size}, {num_frames}), got {tuple(mask.shape)}"
+                f"`frame_mask` must have one value per frame, ({batch_size}, {num_frames}), got {tuple(mask.shape)}"
             )
         if self.keeps_padding:
             self.mask = mask
@@ -64,16 +63,16 @@ class FrameLayout:
         return grid
 
     def clip_of_frame(self, device: torch.device) -> Tensor:
-        """(N,) the index of the clip that each real frame belongs to."""
+        """(N,) index of the clip of each real frame."""
         index = torch.arange(self.batch_size, device=device)[:, None].expand(-1, self.num_frames)
         return self.to_list(index)
 
     def moment_of_frame(self, device: torch.device) -> Tensor:
-        """(N,) the place of each real frame in its clip."""
+        """(N,) position of each real frame in its clip."""
         return self.to_list(torch.arange(self.num_frames, device=device).expand(self.batch_size, -1))
 
     def lengths(self, device: torch.device) -> Tensor:
-        """(B,) how many real frames each clip has."""
+        """(B,) number of real frames of each clip."""
         if self.mask is None:
             return torch.full((self.batch_size,), self.num_frames, device=device)
         return self.mask.sum(1)

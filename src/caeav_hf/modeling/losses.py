@@ -1,4 +1,4 @@
-"""The light losses that keep modalities and captions aligned (Section III-E, Eq. 22 to 25)."""
+"""Auxiliary losses that align modalities and captions (Section III-E, Eq. 22 to 25)."""
 
 import math
 from collections.abc import Callable
@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvConfig
-from .collectives import at_least_float32, batch_mean, counts, gather_rows
+from .collectives import at_least_float32, batch_mean, contributes, gather_rows
 
 
 class AlignmentProjections(nn.Module):
-    """Layer norm and linear map of each modality and each caption into one space, and InfoNCE's temperature."""
+    """Projects each modality and each caption into one space (layer norm, linear); holds InfoNCE's temperature."""
 
     def __init__(self, config: CaeAvConfig):
         super().__init__()
@@ -42,31 +42,32 @@ def caption_contrastive_loss(
     Args:
         frames: (N, D) projections of the frames.
         captions: (B, D) projections of the captions.
-        clip: (N,) the caption of each frame.
+        clip: (N,) index of each frame's caption.
         temperature: Scalar.
-        both_ways: Take the mean with captions against frames, as the authors' code does. There the frames of other
-            clips are the negatives, and other frames of the same clip are neither.
+        both_ways: Average with the loss of captions against frames, as the authors' code does. Its negatives are the
+            frames of other clips; other frames of the same clip are left out.
 
     Returns:
-        Mean over the frames of all processes; 0 where there is no other clip, or no frame.
+        Mean over the frames of all processes; 0 without another clip or without frames.
     """
-    if not counts():
+    if not contributes():
         frames, captions, clip = frames[:0], captions[:0], clip[:0]
     frames = F.normalize(at_least_float32(frames), dim=-1)
     captions = F.normalize(at_least_float32(captions), dim=-1)
     caption_parts, place = gather_rows(captions)
     first = sum(len(part) for part in caption_parts[:place])
     all_captions = torch.cat(caption_parts)
-    # Gathered only where it is used: each gathering is an exchange in the backward pass of every process.
+    # Gathered only where used: every gather is also a collective in the backward pass.
     all_frames = torch.cat(gather_rows(frames)[0]) if both_ways else frames
     all_clips = torch.cat(gather_rows(clip + first)[0])
     temperature = at_least_float32(temperature).clamp_min(0.01)
     if not len(frames):
-        # Still a function of every input, so that all processes take part in the backward pass.
+        # Still depends on every input, so that this process takes part in the collectives of the backward pass.
         return batch_mean(0.0 * (all_frames.sum() + all_captions.sum() + temperature), 0)
     positive = (frames * captions[clip]).sum(-1) / temperature
 
-    # Every frame carries its clip's caption, so another clip's caption counts once for each of its frames.
+    # Every frame comes with its clip's caption, so another clip's caption counts once per frame of that clip: adding
+    # log(count) to its logit is the same as repeating it.
     frames_per_clip = F.one_hot(all_clips, len(all_captions)).sum(0)
     to_captions = frames @ all_captions.T / temperature + frames_per_clip.clamp_min(1).to(frames.dtype).log()
     no_negative = (frames_per_clip == 0) | F.one_hot(clip + first, len(all_captions)).bool()
@@ -90,8 +91,8 @@ def modality_alignment_loss(visual: Tensor, audio: Tensor) -> Tensor:
 
 class AgreementCalibration(nn.Module):
     """
-    What the agreement g of a stage (Eq. 1) says of a frame and a sound: sigmoid(scale (g - threshold)) is the
-    probability that they belong together, where as many pairs do as do not. Not part of the paper.
+    Calibrates the agreement g of each stage (Eq. 1): sigmoid(scale (g - threshold)) is the probability that a frame
+    and a sound belong together, given that half of all pairs do. Not part of the paper.
     """
 
     def __init__(self, num_stages: int):
@@ -105,7 +106,7 @@ class AgreementCalibration(nn.Module):
         nn.init.zeros_(self.threshold)
 
     def logits(self, agreement: Tensor, stage: int) -> Tensor:
-        """Log-odds of agreements of any shape."""
+        """Return the log-odds of agreements of any shape."""
         scale, threshold = at_least_float32(self.log_scale[stage]).exp(), at_least_float32(self.threshold[stage])
         return scale * (at_least_float32(agreement) - threshold)
 
@@ -114,27 +115,27 @@ def agreement_loss(
     visual: Tensor, audio: Tensor, clip: Tensor, moment: Tensor, far: int, to_logits: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """
-    Contrast between the frames and the sounds of a batch: a frame and its own sound belong together; a frame and the
-    sound of another clip, on any process, or of its own clip at least `far` segments away, do not. Sounds nearer than
-    that are left out. Not part of the paper, which trains CASTE's agreement by the task alone.
+    Contrastive loss between the frames and the sounds of a batch: a frame matches its own sound and mismatches sounds
+    of other clips, on all processes, and of its own clip at least `far` segments away. Nearer sounds are left out. Not
+    part of the paper, which trains CASTE's agreement through the task alone.
 
-    The pairwise sigmoid loss of SigLIP (Zhai et al., ICCV 2023), in which matching and mismatched pairs weigh the same
-    however many there are.
+    This is the pairwise sigmoid loss of SigLIP (Zhai et al., ICCV 2023), with matching and mismatched pairs weighted
+    equally however many there are of each.
 
     Args:
         visual, audio: (N, D) embeddings of the frames and their sounds; dot products are agreements.
-        clip: (N,) the clip of each frame, counted from 0 on each process.
-        moment: (N,) the segment of each frame in its clip.
-        far: Segments between moments that are taken to be different.
-        to_logits: Log-odds of agreements.
+        clip: (N,) index of each frame's clip, from 0 on each process.
+        moment: (N,) position of each frame in its clip.
+        far: Distance in segments from which moments of a clip are taken to be different.
+        to_logits: Maps agreements to log-odds.
 
     Returns:
-        Mean of the losses of both kinds of pairs over the frames of all processes; a kind without pairs counts 0.
+        Mean of the losses of both kinds of pairs over the frames of all processes; a kind without pairs adds 0.
     """
     visual, audio = at_least_float32(visual), at_least_float32(audio)
     parts, place = gather_rows(audio)
     sounds = torch.cat(parts)
-    # Clips are counted on each process, so the same number elsewhere is another clip.
+    # Clips are numbered on each process, so the same number on another process is another clip.
     process = torch.cat([torch.full((len(rows),), number, device=clip.device) for number, rows in enumerate(parts)])
     position = torch.stack([clip, moment], dim=-1)
     sound_clip, sound_moment = torch.cat(gather_rows(position)[0]).unbind(-1)

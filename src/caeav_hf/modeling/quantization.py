@@ -1,4 +1,4 @@
-"""Weights in eight bits, by torchao through Transformers' own `quantization_config`."""
+"""Int8 weights, by torchao through the `quantization_config` of Transformers."""
 
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
@@ -10,24 +10,24 @@ if TYPE_CHECKING:
     from transformers import TorchAoConfig
 
 
-# Linear maps whose weight is more than the right side of a product, as regular expressions on module names. All other
-# linear maps are quantized; LSTMs, convolutions, grouped maps and embeddings are none.
+# Linear layers whose weights are used in other ways than by calling the layer, as regular expressions on module names.
+# All other linear layers are quantized; LSTMs, convolutions, grouped maps and embeddings are not linear layers.
 NOT_QUANTIZED = (
-    # Their weights are multiplied from the left, averaged and summed, so that no large map need be formed.
+    # Their weights are multiplied from the left, averaged and summed, to avoid forming a large map.
     r".*\.cross_modal_map",
-    # Rows and columns of their weights are chosen by the number of frames.
+    # Rows and columns of their weights are selected by the number of frames.
     r".*\.token_mixer",
-    # Small, and run once: what they say of relative positions is kept.
+    # Small and run once: their output, the bias of relative positions, is cached.
     r".*\.cpb_mlp",
-    # Read by PyTorch's own attention, not by a module.
+    # Read by PyTorch's attention function instead of called.
     r".*\.attn\.out_proj",
 )
 
 
 def int8_config() -> "TorchAoConfig":
     """
-    Return a `quantization_config` for `from_pretrained` that keeps the weights of linear maps as int8, with one scale
-    per output channel; what they are multiplied with stays as it is. `NOT_QUANTIZED` names the linear maps left out.
+    Return a `quantization_config` for `from_pretrained` that stores the weights of linear layers as int8, with one
+    scale per output channel; activations are not quantized. `NOT_QUANTIZED` names the layers left out.
 
     Raises:
         CaeAvError: torchao is missing.

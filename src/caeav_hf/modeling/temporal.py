@@ -1,4 +1,4 @@
-"""Relations along time, shared by the task heads: LSTMs that respect padding, and small post-norm transformers."""
+"""Layers along time shared by the task heads: LSTMs that respect padding, and small post-norm transformers."""
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +14,7 @@ class RelationLayer(nn.Module):
     """
     Post-norm transformer layer: queries (B, T, D) attend to keys (B, S, D), then feed-forward.
 
-    The authors' decoder layers also hold a self-attention that never runs; the official formulation has its weights.
+    The authors' decoder layers also have a self-attention that never runs; the official formulation keeps its weights.
     """
 
     def __init__(self, config: CaeAvConfig, is_decoder: bool = False):
@@ -43,7 +43,7 @@ class RelationEncoder(nn.Module):
         self.projection = nn.Linear(in_features, config.head_hidden_size)
         self.layers = nn.ModuleList(RelationLayer(config) for _ in range(num_layers))
         if config.is_official:
-            # The authors register the layer that theirs are copies of, beside the copies; it never runs.
+            # The authors also register the layer that they copy; it never runs.
             self.template = RelationLayer(config)
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
@@ -71,18 +71,18 @@ class RelationDecoder(nn.Module):
 
 def scan_rnn(rnn: nn.LSTM, states: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """
-    An LSTM of one layer as a scan along time, for graphs: `nn.LSTM` would fix the number of steps, and lengths of
-    sequences are values that a graph has not.
+    Run a one-layer LSTM as a scan along time, for traced graphs: `nn.LSTM` would fix the number of steps, and a graph
+    does not know the lengths of sequences.
 
     Args:
         rnn: One layer, batch first, in one direction or both.
         states: (B, T, D).
-        mask: (B, T) bool; where it is false a step leaves hidden and cell state as they are, and its output is zero.
+        mask: (B, T) bool; where false, a step keeps the hidden and cell state and outputs zero.
 
     Returns:
         The outputs (B, T, directions * H), and the last hidden and cell states (directions, B, H).
     """
-    # Only here, since it is the only use of what PyTorch still counts as a prototype.
+    # Imported here, because PyTorch still calls it a prototype.
     from torch._higher_order_ops.scan import scan
 
     is_real = states.new_ones(states.shape[:2], dtype=torch.bool) if mask is None else mask
@@ -111,12 +111,12 @@ def scan_rnn(rnn: nn.LSTM, states: Tensor, mask: Tensor | None) -> tuple[Tensor,
 
 
 def run_rnn(rnn: nn.LSTM, states: Tensor, frames: FrameLayout) -> Tensor:
-    """An LSTM along time that stops, and for the way back starts, at each clip's last real frame."""
+    """Run an LSTM along time up to each clip's last real frame, where its backward direction starts."""
     if torch.compiler.is_exporting():
         return scan_rnn(rnn, states, frames.mask)[0]
     if frames.mask is None:
         return rnn(states)[0]
-    # Real frames first, in order: a padded frame may stand anywhere.
+    # Move real frames to the front, in order: padded frames may be anywhere.
     order = (~frames.mask).int().argsort(dim=1, stable=True)
     lengths = frames.mask.sum(1)
     gathered = states.gather(1, order[..., None].expand_as(states))

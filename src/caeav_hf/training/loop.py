@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from ..errors import CaeAvError
-from ..modeling.collectives import standing_in
+from ..modeling.collectives import without_contribution
 from ..towers.frozen import trained_names
 from .batches import ClipBatch, Collator, clip_loader, lend_inputs, windows
 from .captions import CaptionFeatures
@@ -220,7 +220,7 @@ class Trainer:
                 batch = lend_inputs(batch, int(kept_by_process[:, number].argmax()), accelerator)
             accelerator.sync_gradients = number == last
             synchronise = nullcontext() if number == last else accelerator.no_sync(self.model)
-            with synchronise, standing_in(not batch["indices"]):
+            with synchronise, without_contribution(not batch["indices"]):
                 inputs = batch["inputs"] or {}
                 if self.captions is not None:
                     inputs = self.captions.insert(inputs)

@@ -1,4 +1,4 @@
-"""A page that finds the events of a clip which can be both seen and heard."""
+"""A page that finds the audio-visual events of a clip: those both seen and heard."""
 
 import gradio as gr
 from transformers import pipeline
@@ -12,7 +12,7 @@ find_events = pipeline("audio-visual-event-localization", model=MODEL)
 
 
 def localize(video, seen, heard, threshold):
-    """Picture and table of the events of an uploaded clip."""
+    """Return a timeline and a table of the events of an uploaded clip."""
     captions = {"captions": {"visual": seen, "audio": heard}} if seen and heard else {}
     try:
         result = find_events(video, threshold=threshold, **captions)
