@@ -1,10 +1,10 @@
 """
-Checkpoints of the full-size model with and without its towers: bytes, seconds, and whether the outputs are the same.
+Compare checkpoints of the full-size model with and without its towers: bytes, seconds and outputs.
 
     python benchmarks/adapter_checkpoint.py
 
-The towers are random and written to a temporary folder as timm, Transformers and open_clip write theirs, since what is
-measured does not depend on their values. Takes 6 GB of disk.
+The towers have random weights, which do not affect the measurements, and are written to a temporary folder in the
+formats of timm, Transformers and open_clip. Needs 6 GB of disk space.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
 
 
 def write_towers(folder: Path) -> dict[str, Path]:
-    """Random towers of the sizes of the preset `ave`."""
+    """Write random towers of the sizes of the preset `ave`."""
     config = CaeAvConfig.from_preset("ave")
     save_for_hf(timm.create_model("swinv2_large_window12_192", num_classes=0), str(folder / "vision"))
     audio = {name: value for name, value in config.audio_config.to_dict().items() if hasattr(ClapAudioConfig(), name)}
@@ -42,7 +42,7 @@ def write_towers(folder: Path) -> dict[str, Path]:
 
 @torch.no_grad()
 def outputs(model: CaeAvForEventLocalization, seed: int = 0) -> torch.Tensor:
-    """Of one random clip with captions."""
+    """Return the outputs for one random clip with captions."""
     config, generator = model.config, torch.Generator().manual_seed(seed)
     side, audio = config.vision_config.image_size, config.audio_config
     frames = audio.tile_seconds * audio.sampling_rate // audio.hop_length + 1
@@ -57,7 +57,7 @@ def outputs(model: CaeAvForEventLocalization, seed: int = 0) -> torch.Tensor:
 
 
 def timed(function: Callable[..., Any], *arguments: Any, **options: Any) -> tuple[Any, float]:
-    """What a function returns, and its seconds."""
+    """Return a function's result and duration in seconds."""
     started = time.perf_counter()
     return function(*arguments, **options), time.perf_counter() - started
 
@@ -65,7 +65,7 @@ def timed(function: Callable[..., Any], *arguments: Any, **options: Any) -> tupl
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description="Checkpoints with and without towers: bytes, seconds, outputs.")
-    parser.add_argument("--folder", metavar="DIR", help="where the temporary folder is made")
+    parser.add_argument("--folder", metavar="DIR", help="parent of the temporary folder")
     options = parser.parse_args()
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
@@ -79,14 +79,14 @@ def main() -> None:
         del model
         sizes = {}
         for name, saved in (("whole", whole), ("small", small)):
-            again, loaded = timed(CaeAvForEventLocalization.from_pretrained, folder / name)
+            reloaded, loaded = timed(CaeAvForEventLocalization.from_pretrained, folder / name)
             sizes[name] = sum(path.stat().st_size for path in (folder / name).glob("*.safetensors"))
-            difference = float((outputs(again) - expected).abs().max())
+            difference = float((outputs(reloaded) - expected).abs().max())
             print(
                 f"{name}: {sizes[name] / 1e6:.0f} MB, saved in {saved:.1f} s, loaded in {loaded:.1f} s, "
                 f"outputs differ by at most {difference:.1g}"
             )
-            del again
+            del reloaded
         print(f"small / whole: {sizes['small'] / sizes['whole']:.1%}")
 
 

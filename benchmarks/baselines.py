@@ -1,11 +1,11 @@
 """
-What toy test sets give to those who see and hear nothing.
+Score baselines that neither see nor hear on toy test sets.
 
     python benchmarks/baselines.py --segmentation data/ms3 --parsing data/llp --questions data/questions
 
-Segmentation: an empty mask everywhere. Parsing: no event at all; and the true classes of each clip, in every second
-and both modalities. Questions: the answer that the training split gives most often to the same question, and to the
-same question with any object.
+Segmentation: empty masks. Parsing: no event at all; and the true classes of each clip, in every second and both
+modalities. Questions: the most frequent answer in the training split to the same question, and to the same question
+about any object.
 """
 
 import argparse
@@ -29,7 +29,7 @@ def segmentation(data: str) -> None:
 
 
 def parsing(data: str) -> None:
-    """Print the scores of no event, and of the classes of each clip in every second."""
+    """Print the scores of no event, and of the true classes of each clip in every second."""
     rows = load_dataset(data, split="test")
     names = ("audio_segment_labels", "visual_segment_labels")
     targets = np.zeros((2, len(rows), len(CLASSES), len(rows[0][names[0]])), dtype=int)
@@ -60,7 +60,7 @@ def questions(data: str) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for task in (segmentation, parsing, questions):
         parser.add_argument(f"--{task.__name__}", metavar="FOLDER", help="data set of this task")

@@ -1,13 +1,12 @@
 """
-What a training step costs with captions encoded on the fly, over one that reads their stored features.
+Compare the cost of training steps that encode captions on the fly with steps that use stored features.
 
     python benchmarks/caption_features.py --out caption_features.json
 
-Two models with the same weights take the same steps in turns in one process, so that a machine whose speed drifts
-slows both; processor time is counted, which other jobs disturb less; the ratio is the median of the ratios turn by
-turn. On the fly, each caption is encoded when it comes: the tower's own memory of captions, which would answer from
-the second epoch on for a data set that fits in it, is off. Stored features are read from files as training reads them,
-before the first step; that is reported apart.
+Two models with the same weights alternate on the same steps in one process, so that drifts of the machine's speed
+affect both. CPU time is measured, which other jobs disturb less; the ratio is the median of the ratios per turn. On
+the fly, every caption is encoded: the tower's cache, which would hold small data sets from the second epoch on, is
+off. Stored features are read from files before the first step, as in training; that time is reported separately.
 """
 
 import argparse
@@ -42,7 +41,7 @@ WORDS = (
 
 
 def make_captions(count: int, seed: int) -> list[str]:
-    """Captions of 12 to 24 words or so, all different."""
+    """Make different captions of about 12 to 24 words."""
     generator = torch.Generator().manual_seed(seed)
     return [
         f"number {number}: "
@@ -52,7 +51,7 @@ def make_captions(count: int, seed: int) -> list[str]:
 
 
 def make_clips(config: CaeAvConfig, batch_size: int) -> dict[str, torch.Tensor]:
-    """Random clips of the right sizes."""
+    """Draw random clips of the right sizes."""
     audio, side = config.audio_config, config.vision_config.image_size
     frames = audio.tile_seconds * audio.sampling_rate // audio.hop_length + 1
     shape = (batch_size, config.num_frames)
@@ -64,7 +63,7 @@ def make_clips(config: CaeAvConfig, batch_size: int) -> dict[str, torch.Tensor]:
 
 
 def step(model: Any, inputs: dict[str, torch.Tensor], features: CaptionFeatures | None) -> tuple[float, float]:
-    """Processor seconds of a forward and backward pass, features put in or not, and its loss."""
+    """Run a forward and backward pass, with stored features if given; return its CPU seconds and its loss."""
     torch.manual_seed(0)
     started = time.process_time()
     loss = model(**(inputs if features is None else features.insert(inputs))).loss
@@ -75,14 +74,14 @@ def step(model: Any, inputs: dict[str, torch.Tensor], features: CaptionFeatures 
 
 
 def measure(size: str, batch_size: int, repeats: int, seed: int) -> dict[str, Any]:
-    """The times of both ways and their ratio."""
+    """Time both variants and return their times and ratio."""
     torch.manual_seed(seed)
     config = CaeAvConfig.from_preset("ave", size=size)
     on_the_fly, stored = (CaeAvForEventLocalization(config).train() for _ in range(2))
     stored.load_state_dict(on_the_fly.state_dict())
     on_the_fly.cae_av.text_tower.cache_size = 0
     processor = CaeAvProcessor.from_config(config)
-    steps = repeats + 1  # the first one warms up
+    steps = repeats + 1  # the first is a warm-up
     captions = make_captions(2 * batch_size * steps, seed)
     with tempfile.TemporaryDirectory() as folder:
         ids = caption_token_ids(captions, processor)
@@ -128,7 +127,7 @@ def measure(size: str, batch_size: int, repeats: int, seed: int) -> dict[str, An
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Training steps with captions encoded on the fly or stored.")
     parser.add_argument("--size", choices=("toy", "full"), default="toy")
     parser.add_argument("--batch-size", type=int, default=2)

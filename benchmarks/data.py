@@ -1,16 +1,15 @@
 """
-How fast clips come from the disk as video files, prepared, and streamed; and what decoding with PyAV alone costs.
+Measure how fast clips load from video files, prepared and streamed, compared with decoding by PyAV alone.
 
     python benchmarks/data.py --out data.json
 
-The clips are made here: ten seconds of 640x360 at 30 frames a second with noise, a moving camera and moving objects,
-H.264 and AAC. The floor is a loop over PyAV that decodes these files as far as the last frame that is needed,
-converts the ten frames to RGB and resamples the sound, and does nothing else. Everything is measured in turns, so that
-a machine whose speed drifts slows all alike; ratios are medians of the ratios turn by turn. All decoders have one
-thread.
+The clips are generated: ten seconds of 640x360 at 30 frames per second with noise, a moving camera and moving objects,
+H.264 and AAC. The floor is a plain PyAV loop that decodes these files up to the last frame needed, converts the ten
+frames to RGB and resamples the sound. Everything is measured in turns, so that drifts of the machine's speed affect
+all alike; ratios are medians of the ratios per turn. All decoders use one thread.
 
-Memory is that of a process of its own that streams 5,000 prepared rows, which are links to the same few files: its
-peak after 500 rows and after all.
+Memory is the peak, after 500 rows and after all, of a separate process that streams 5,000 prepared rows, which are
+links to the same few files.
 """
 
 import argparse
@@ -44,16 +43,16 @@ from caeav_hf.labels import AVE_CATEGORIES
 SECONDS, FRAME_RATE, WIDTH, HEIGHT, SOUND_RATE = 10, 30, 640, 360, 44_100
 RATE = 32_000
 BATCH_SIZE = 2
-# Prepared clips are gone through so many times in a turn, lest the start of a pass, some 20 ms, counts for them.
+# Passes over prepared clips per turn, so that the start of a pass, some 20 ms, does not matter.
 TIMES = 6
 
 
 def write_clip(path: Path, seed: int) -> None:
-    """A clip of a noisy, moving scene with noisy sound."""
+    """Write a clip of a noisy, moving scene with noisy sound."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 256, (2, HEIGHT // 40 + 4, WIDTH // 40 + 4, 3)).astype(np.float32)
     scene = np.kron(coarse[0], np.ones((40, 40, 1))) * 0.7 + 0.3 * np.kron(coarse[1], np.ones((40, 40, 1)))[::-1]
-    for axis in (0, 1):  # no edges as hard as those of squares
+    for axis in (0, 1):  # blur the hard edges of the squares
         scene = np.mean([np.roll(scene, shift, axis) for shift in range(-9, 10, 3)], axis=0)
     noise = generator.normal(0, 4, (8, HEIGHT, WIDTH, 1)).astype(np.float32)
     with av.open(str(path), "w") as container:
@@ -77,7 +76,7 @@ def write_clip(path: Path, seed: int) -> None:
 
 
 def decode(path: str) -> tuple[np.ndarray, np.ndarray]:
-    """The frames at the middles of ten seconds and their sound, with PyAV alone."""
+    """Decode the middle frames of ten seconds and their sound, with PyAV alone."""
     wanted, shown = [second + 0.5 for second in range(SECONDS)], None
     frames: list[np.ndarray] = []
     pieces: list[np.ndarray] = []
@@ -99,7 +98,7 @@ def decode(path: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 class Floor(Dataset):
-    """Decodes the files and drops what comes out."""
+    """Decodes the files and drops the result."""
 
     def __init__(self, paths: list[str]) -> None:
         self.paths = paths
@@ -112,7 +111,7 @@ class Floor(Dataset):
 
 
 def write_rows(folder: Path, paths: list[Path]) -> None:
-    """The clips as a data set of event localization."""
+    """Write the clips as a data set of event localization."""
     features = event_localization_features(AVE_CATEGORIES)
     rows = [
         {
@@ -130,7 +129,7 @@ def write_rows(folder: Path, paths: list[Path]) -> None:
 
 
 def passes(loader: DataLoader, clips: int) -> float:
-    """Seconds a clip of one pass; workers that live on have been started before."""
+    """Measure seconds per clip of one pass; persistent workers are already running."""
     started = time.perf_counter()
     for _ in loader:
         pass
@@ -138,7 +137,7 @@ def passes(loader: DataLoader, clips: int) -> float:
 
 
 def measure(sources: dict[str, Any], workers: int, repeats: int) -> dict[str, Any]:
-    """Seconds a clip of every source, and the ratios turn by turn."""
+    """Measure clips per second of every source, and ratios between sources."""
     loaders = {
         name: DataLoader(
             source,
@@ -155,7 +154,7 @@ def measure(sources: dict[str, Any], workers: int, repeats: int) -> dict[str, An
     turns = []
     for turn in tqdm(range(repeats + 1), desc=f"{workers} workers", unit="turn"):
         seconds = {name: passes(loader, clips[name]) for name, loader in loaders.items()}
-        if turn:  # the first one warms up
+        if turn:  # the first is a warm-up
             turns.append(seconds)
 
     def ratio(over: str, under: str) -> float:
@@ -171,13 +170,13 @@ def measure(sources: dict[str, Any], workers: int, repeats: int) -> dict[str, An
 
 
 def stream_memory(folder: Path, rows: int) -> dict[str, Any]:
-    """Peak memory in MB of this process after 500 rows of a stream and after all."""
+    """Measure the peak memory of this process in MB after 500 rows of a stream and after all."""
     torch.set_num_threads(1)
     stream = CaeAvStream(folder, _processor(), split="train")
     peaks, started = {}, time.perf_counter()
     for number, _ in enumerate(DataLoader(stream, batch_size=1, collate_fn=CaeAvCollator()), 1):
         if number in (500, rows):
-            # Kilobytes here, bytes on macOS.
+            # In kilobytes, on macOS in bytes.
             unit = 1e6 if sys.platform == "darwin" else 1e3
             peaks[number] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
         if number == rows:
@@ -192,7 +191,7 @@ def stream_memory(folder: Path, rows: int) -> dict[str, Any]:
 
 
 def linked(folder: Path, out: Path, rows: int) -> None:
-    """A folder of at least so many rows whose shards are links to the one of `folder`."""
+    """Make a folder of at least `rows` rows whose shards are links to that of `folder`."""
     (shard,) = (folder / "data").glob("train-*.parquet")
     count = -(-rows // len(CaeAvDataset(folder, None, split="train")))
     (out / "data").mkdir(parents=True)
@@ -201,7 +200,7 @@ def linked(folder: Path, out: Path, rows: int) -> None:
 
 
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Makes the clips, prepares them and measures."""
+    """Generate the clips, prepare them and measure."""
     torch.set_num_threads(1)
     originals = [folder / f"original_{seed}.mp4" for seed in range(options.distinct)]
     for seed, path in enumerate(tqdm(originals, desc="making clips", unit="clip")):
@@ -247,7 +246,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def table(result: dict[str, Any]) -> str:
-    """The timings as a Markdown table."""
+    """Format the timings as a Markdown table."""
     names = list(result["timings"][0]["clips_per_second"])
     lines = [
         "| workers | " + " | ".join(name.replace("_", ", ") for name in names) + " |",
@@ -265,7 +264,7 @@ def table(result: dict[str, Any]) -> str:
 
 
 def _check_equal(folder: Path, processor: CaeAvProcessor, paths: list[Path]) -> None:
-    """All of them give the same frames and, but for rounding, sound; the floor, frames that the package takes."""
+    """Check that all sources give the same frames and, up to rounding, sound, and the floor the package's frames."""
     clip, (frames, _) = processor.load_clip(paths[0]), decode(str(paths[0]))
     assert np.array_equal(clip.frames, frames), "the floor decodes other frames"
     raw, png = (CaeAvDataset(folder / name, processor, split="train")[0] for name in ("raw", "png"))
@@ -284,13 +283,13 @@ def _processor() -> CaeAvProcessor:
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Clips a second, raw, prepared and streamed, over PyAV alone.")
-    parser.add_argument("--clips", type=int, default=24, help="clips of a turn (default: %(default)s)")
-    parser.add_argument("--distinct", type=int, default=4, help="different ones of them (default: %(default)s)")
+    parser.add_argument("--clips", type=int, default=24, help="clips per turn (default: %(default)s)")
+    parser.add_argument("--distinct", type=int, default=4, help="number of different clips (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="turns (default: %(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--rows", type=int, default=5000, help="rows of the streamed pass; 0 leaves it out")
+    parser.add_argument("--rows", type=int, default=5000, help="rows of the streamed pass; 0 skips it")
     parser.add_argument("--memory-of", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     options = parser.parse_args()

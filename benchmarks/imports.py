@@ -1,11 +1,11 @@
 """
-What it costs to import caeav_hf, and to ask `caeav` for its help: CPU seconds, user and system, of fresh processes.
+Measure the cost of importing caeav_hf and of `caeav --help`: CPU seconds, user and system, of fresh processes.
 
     python benchmarks/imports.py [--repeats 5]
 
-Importing is compared with `from transformers import AutoModel, AutoProcessor, pipeline`, alone and together with it,
-since caeav_hf registers its classes once Transformers is there. Processes take turns, so that what else the machine
-does meets all of them; each row shows the least of all repeats, which such disturbances change least.
+Importing is compared with `from transformers import AutoModel, AutoProcessor, pipeline`, alone and combined, since
+caeav_hf registers its classes once Transformers is imported. Processes take turns, so that other load affects all of
+them alike; each row shows the minimum over all repeats, which is affected least.
 """
 
 import argparse
@@ -28,7 +28,7 @@ PROCESSES = {
 
 
 def cpu_seconds(arguments: list[str]) -> float:
-    """User and system seconds of one process and its children."""
+    """Run one process and return its user and system seconds, including its children's."""
     before = os.times()
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     after = os.times()
@@ -38,10 +38,10 @@ def cpu_seconds(arguments: list[str]) -> float:
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="processes a row (default: %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, metavar="N", help="processes per row (default: %(default)s)")
     repeats = parser.parse_args().repeats
     for arguments in PROCESSES.values():
-        cpu_seconds(arguments)  # fills the disk's cache and compiles to byte code
+        cpu_seconds(arguments)  # warms up the disk cache and compiles byte code
     seconds: dict[str, list[float]] = {name: [] for name in PROCESSES}
     for _ in range(repeats):
         for name, arguments in PROCESSES.items():

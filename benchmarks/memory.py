@@ -1,13 +1,13 @@
 """
-The memory that training needs: computed from the sizes of each preset, or measured with each switch of the recipes.
+Memory of training: computed from the sizes of each preset, or measured with each memory-saving switch of the recipes.
 
     python benchmarks/memory.py
     python benchmarks/memory.py --measure --repeats 2
 
-Computed is what is there all the time, in float32 with Adam: weights, gradients and two moments of what is trained,
-and the weights of the frozen towers that steps read; activations come on top. Measured are steps of one clip whose
-caption features are known, towers held as training holds them, each set of switches in a process of its own: resident
-memory on a CPU, the libraries' included, allocated memory on a GPU.
+The computed memory is the constant part, in float32 with Adam: weights, gradients and two moments of trained
+parameters, and the weights of the frozen towers that a step reads; activations are extra. Measured are steps of one
+clip with stored caption features and towers kept in memory as training does, each set of switches in a process of its
+own: resident memory on a CPU, including libraries, allocated memory on a GPU.
 """
 
 import argparse
@@ -41,25 +41,25 @@ SWITCHES = (
 
 
 def compute(task: str, size: str) -> dict[str, float]:
-    """GB of a preset: alone, on each of four processes with DDP, and on each of four with FSDP."""
+    """Compute millions of parameters, and GB on one process and on each of four with DDP and with FSDP."""
     with torch.device("meta"):
         model = get_task(task).model_class(CaeAvConfig.from_preset(task, size))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     frozen = sum(parameter.numel() for parameter in model.parameters()) - trained
-    # With FSDP the text tower stays where it is.
+    # FSDP keeps the text tower in memory.
     read = frozen - sum(parameter.numel() for parameter in model.cae_av.text_tower.parameters())
     return {
         "trained": trained / 1e6,
         "frozen": frozen / 1e6,
         "one": (16 * trained + 4 * read) / 1e9,
-        # Gradients lie in the buckets that are sent, too.
+        # DDP also copies gradients to communication buckets.
         "DDP": (20 * trained + 4 * read) / 1e9,
         "FSDP": (16 * trained / 4 + 4 * frozen) / 1e9,
     }
 
 
 def measure(arguments: tuple[Settings, str]) -> tuple[float, float, float]:
-    """GB before the first step, peak GB, and seconds of the fastest step but the first, with these switches."""
+    """Return GB before the first step, peak GB, and seconds of the fastest step except the first."""
     settings, switches = arguments
     torch.set_num_threads(settings.threads)
     config = CaeAvConfig.from_preset(settings.task, settings.size)
@@ -87,26 +87,26 @@ def measure(arguments: tuple[Settings, str]) -> tuple[float, float, float]:
             gc.collect()
             reset_peak_memory(settings.device)
             before = peak_memory(settings.device)
-            # The first step makes what later ones keep.
+            # The first step allocates optimizer state and is not timed.
             times = [seconds(step, settings.device) for _ in range(1 + settings.repeats)]
             return before, peak_memory(settings.device), min(times[1:])
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--measure", action="store_true", help="measure event localization in place of computing")
+    parser.add_argument("--measure", action="store_true", help="measure event localization instead of computing")
     parser.add_argument("--size", default="full", choices=("full", "toy"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--repeats", type=int, default=2, help="steps that are timed")
+    parser.add_argument("--repeats", type=int, default=2, help="timed steps")
     arguments = parser.parse_args()
     if not arguments.measure:
         print(f"{'':10}{'trained':>12}{'frozen':>12}{'one process':>14}{'DDP on 4':>12}{'FSDP on 4':>12}")
         for task in TASKS:
             values = compute(task, arguments.size)
-            counts = "".join(f"{values[name]:10.1f} M" for name in ("trained", "frozen"))
-            print(f"{task:10}{counts}" + "".join(f"{values[name]:9.2f} GB" for name in ("one", "DDP", "FSDP")))
+            parameters = "".join(f"{values[name]:10.1f} M" for name in ("trained", "frozen"))
+            print(f"{task:10}{parameters}" + "".join(f"{values[name]:9.2f} GB" for name in ("one", "DDP", "FSDP")))
         return
     settings = Settings(
         task="ave",
@@ -123,7 +123,7 @@ def main() -> None:
     for switches in tqdm(SWITCHES, desc="switches", leave=False):
         with get_context("spawn").Pool(1) as pool:
             before, peak, best = pool.map(measure, [(settings, switches)])[0]
-        tqdm.write(f"{switches or 'none':72}{before:8.2f} GB before, {peak:6.2f} GB peak, {best:8.2f} s a step")
+        tqdm.write(f"{switches or 'none':72}{before:8.2f} GB before, {peak:6.2f} GB peak, {best:8.2f} s per step")
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """
-Counts the trainable parameters of the full-size models, part by part, on the meta device, against the authors' code.
+Count the trainable parameters of the full-size models, by part, and compare them with the authors' code.
 
     python benchmarks/parameters.py              # all tasks
     python benchmarks/parameters.py --task ave   # one
@@ -16,10 +16,10 @@ from caeav_hf.configuration_cae_av import TASKS
 from caeav_hf.conversion.official import MODELS
 
 
-# What the authors' code builds and never runs; the official formulation has it, the paper's does not.
+# Modules that the authors' code builds but never runs; only the official formulation has them.
 UNUSED = re.compile(r"\.template\.|unused_self_attention")
 
-# Trainable parameters of the authors' code, counted in it: what it builds, and what is left of that without the
+# Trainable parameters of the authors' code, counted in it: all it builds, and without the parts it never uses: the
 # relation decoders' self-attention (ave), the gating's decoders and the layers around the PVT (avs_*), fc_a*_pure and
 # norm3 (avqa).
 AUTHORS = {
@@ -29,12 +29,12 @@ AUTHORS = {
     "avs_ms3": (255_533_339, 235_785_499),
     "avqa": (278_462_326, 274_917_238),
 }
-# Table II: event localization with both backbones, in millions, and the share of it that is trained.
+# Table II: parameters of event localization with both backbones, in millions, and the trained share in percent.
 TABLE_II = (460.9, 43.5)
 
 
 def part_of(name: str) -> str:
-    """The part of the model that a parameter belongs to."""
+    """Return the part of the model that a parameter belongs to."""
     if UNUSED.search(name):
         return "built, never used"
     if name.startswith("head."):
@@ -47,7 +47,7 @@ def part_of(name: str) -> str:
 
 
 def build(task: str, formulation: str, **values: Any) -> CaeAvPreTrainedModel:
-    """The full-size model, without memory. Video parsing has its 3D features, as the authors' has."""
+    """Build the full-size model on the meta device; video parsing with 3D features, as in the authors' code."""
     if task == "avvp":
         values["visual_3d_size"] = 512
     with torch.device("meta"):
@@ -55,7 +55,7 @@ def build(task: str, formulation: str, **values: Any) -> CaeAvPreTrainedModel:
 
 
 def count(task: str, formulation: str, **values: Any) -> dict[str, int]:
-    """Trainable parameters of each part."""
+    """Count the trainable parameters of each part."""
     parts: dict[str, int] = {}
     for name, parameter in build(task, formulation, **values).named_parameters():
         if parameter.requires_grad:
@@ -64,7 +64,7 @@ def count(task: str, formulation: str, **values: Any) -> dict[str, int]:
 
 
 def without_place(task: str) -> dict[str, int]:
-    """What the authors' code builds and never runs, and conversion ignores, by the layers' sizes in that code."""
+    """Count parameters that the authors' code builds but never runs, and that conversion ignores."""
 
     def linear(inputs: int, outputs: int) -> int:
         return inputs * outputs + outputs
@@ -107,7 +107,7 @@ def show(task: str) -> None:
 
 
 def show_table_ii(trainable: int) -> None:
-    """The totals that Table II prints: with both backbones, their own classifiers and the audio front end."""
+    """Print the totals of Table II: with both backbones, their original classifiers and the audio front end."""
     vision, audio, _ = build("ave", "official").cae_av.towers()
     frozen = sum(parameter.numel() for tower in (vision, audio) for parameter in tower.parameters())
     # The classifiers of ImageNet-22k, and of AudioSet: a convolution and a linear map.
@@ -122,7 +122,7 @@ def show_table_ii(trainable: int) -> None:
 
 
 def show_shared() -> None:
-    """The rows of Table II in which one Swin-V2 serves both streams."""
+    """Print the rows of Table II in which one Swin-V2 is shared by both streams."""
     base = {"embed_dim": 128, "num_heads": [4, 8, 16, 32]}
     print(f"{'ave, one tower for both streams':40}{'paper':>14}{'official':>14}")
     for size, vision in (("large", {}), ("base", base)):
@@ -134,7 +134,7 @@ def show_shared() -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=TASKS, help="one task; by default all")
     task = parser.parse_args().task

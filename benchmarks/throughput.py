@@ -1,12 +1,12 @@
 """
-What CAE-AV costs over its bare towers: forward pass, training step, peak memory.
+Measure the cost of CAE-AV relative to its bare towers: forward pass, training step, peak memory.
 
     python benchmarks/throughput.py --out throughput.json
 
-The floor is the forward pass of the same two towers as timm and Transformers run them. Floor and model take turns in
-one process, so that a machine whose speed drifts slows both, and the ratio is the median of the ratios turn by turn.
-Caption features are given, as in training, where each caption is encoded once. Peak memory is that of a process of its
-own for each case: resident memory on a CPU, libraries included, allocated memory on a GPU.
+The floor is the forward pass of the same two towers in timm and Transformers. Floor and model alternate in one
+process, so that drifts of the machine's speed affect both, and the ratio is the median of the ratios per turn. Caption
+features are inputs, as in training, where each caption is encoded once. Peak memory is measured in a process per case:
+resident memory on a CPU, including libraries, allocated memory on a GPU.
 """
 
 import argparse
@@ -37,7 +37,7 @@ CASES = ("floor forward", "model forward", "model training step")
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and on what."""
+    """Model, inputs and device of a measurement."""
 
     task: str
     size: str
@@ -51,7 +51,7 @@ class Settings:
 
 
 def make_floor(config: CaeAvConfig, device: str) -> tuple[SwinTransformerV2, ClapAudioModel]:
-    """The two towers without anything of this package around them."""
+    """Build the two towers without this package's layers."""
     vision, audio = config.vision_config, config.audio_config
     swin = SwinTransformerV2(
         img_size=vision.image_size,
@@ -66,7 +66,7 @@ def make_floor(config: CaeAvConfig, device: str) -> tuple[SwinTransformerV2, Cla
 
 
 def make_inputs(config: CaeAvConfig, settings: Settings) -> dict[str, torch.Tensor]:
-    """Random inputs of the right sizes, caption features included."""
+    """Draw random inputs of the right sizes, including caption features."""
     torch.manual_seed(settings.seed)
     shape = (settings.batch_size, settings.frames)
     audio, text, size = config.audio_config, config.text_config, config.vision_config.image_size
@@ -83,7 +83,7 @@ def make_inputs(config: CaeAvConfig, settings: Settings) -> dict[str, torch.Tens
 
 
 def make_cases(settings: Settings, names: tuple[str, ...], precision: str) -> dict[str, Callable[[], Any]]:
-    """A function to time for each of `names`."""
+    """Build a function to time for each of `names`."""
     torch.set_num_threads(settings.threads)
     config = CaeAvConfig.from_preset(settings.task, settings.size, formulation=settings.formulation)
     inputs = make_inputs(config, settings)
@@ -131,7 +131,7 @@ def make_cases(settings: Settings, names: tuple[str, ...], precision: str) -> di
 
 
 def seconds(function: Callable[[], Any], device: str) -> float:
-    """Time of one call."""
+    """Measure one call in seconds."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
     start = time.perf_counter()
@@ -142,7 +142,7 @@ def seconds(function: Callable[[], Any], device: str) -> float:
 
 
 def measure_time(settings: Settings, precision: str) -> dict[str, Any]:
-    """Median seconds of each case and median ratio to the floor, the cases taking turns."""
+    """Measure the median seconds of each case and its median ratio to the floor; the cases take turns."""
     cases = make_cases(settings, CASES, precision)
     for name in tqdm(cases, desc=f"{precision}: warm-up", leave=False):
         cases[name]()
@@ -161,7 +161,7 @@ def measure_time(settings: Settings, precision: str) -> dict[str, Any]:
 
 
 def measure_memory(arguments: tuple[Settings, str, str]) -> float:
-    """Peak memory of one case in GB; to be called in a process of its own."""
+    """Measure the peak memory of one case in GB; call it in a process of its own."""
     settings, name, precision = arguments
     function = make_cases(settings, (name,), precision)[name]
     for _ in range(2):
@@ -170,7 +170,7 @@ def measure_memory(arguments: tuple[Settings, str, str]) -> float:
 
 
 def reset_peak_memory(device: str) -> None:
-    """Forget what `peak_memory` would say of the time before; where Linux does not run a CPU's process, nothing."""
+    """Reset what `peak_memory` returns; on a CPU this works only on Linux."""
     if device.startswith("cuda"):
         torch.cuda.reset_peak_memory_stats(device)
     with contextlib.suppress(OSError):
@@ -178,11 +178,11 @@ def reset_peak_memory(device: str) -> None:
 
 
 def peak_memory(device: str) -> float:
-    """The most memory in GB that this process has had so far: resident on a CPU, allocated on a GPU."""
+    """Return the peak memory of this process in GB: resident on a CPU, allocated on a GPU."""
     if device.startswith("cuda"):
         return torch.cuda.max_memory_allocated(device) / 1e9
     with contextlib.suppress(OSError):
-        # Unlike getrusage, this does not count what the parent held when it started the process.
+        # Unlike getrusage, this excludes what the parent held when it started the process.
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("VmHWM"):
                 return int(line.split()[1]) * 1024 / 1e9
@@ -191,7 +191,7 @@ def peak_memory(device: str) -> float:
 
 
 def describe_machine(settings: Settings) -> dict[str, Any]:
-    """Where the numbers come from."""
+    """Describe the processor and library versions of the measurement."""
     processor = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -210,7 +210,7 @@ def describe_machine(settings: Settings) -> dict[str, Any]:
 
 
 def report(result: dict[str, Any]) -> str:
-    """The result as a table."""
+    """Format the result as a table."""
     lines = [f"{'':28}{'seconds':>10}{'x floor':>10}{'peak GB':>10}"]
     for precision, cases in result["precisions"].items():
         for name, values in cases.items():
@@ -221,7 +221,7 @@ def report(result: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="ave")
     parser.add_argument("--size", default="full", choices=("full", "toy"))
@@ -229,8 +229,8 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--batch-size", type=int, default=1, help="clips")
-    parser.add_argument("--frames", type=int, default=10, help="frames of a clip")
-    parser.add_argument("--repeats", type=int, default=5, help="turns; floor and model are timed once in each")
+    parser.add_argument("--frames", type=int, default=10, help="frames per clip")
+    parser.add_argument("--repeats", type=int, default=5, help="turns; each times floor and model once")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file to write")
