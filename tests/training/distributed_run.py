@@ -13,6 +13,7 @@ import socket
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -26,7 +27,9 @@ from torch.distributed.tensor import DTensor
 from caeav_hf import CaeAvConfig
 from caeav_hf.data import CaeAvCollator
 from caeav_hf.modeling.avmoe import FrameAttention
-from caeav_hf.training.build import build_accelerator
+from caeav_hf.processing import CaeAvProcessor
+from caeav_hf.training.build import build_accelerator, load_split
+from caeav_hf.training.checkpointing import find_checkpoint, read_loop_state
 from caeav_hf.training.loop import Trainer
 from caeav_hf.training.recipe import find_recipe, load_recipe
 from caeav_hf.training.run_folder import RunFolder
@@ -63,9 +66,14 @@ def toy_task(
     processes: int,
     max_steps: int = 8,
     sharding: str | None = None,
-    **switches: bool,
+    killed_at: int | None = None,
+    resume: Path | None = None,
+    **switches: Any,
 ) -> None:
-    """A few steps of the toy recipe of a task, four clips a step, in double precision, nothing drawn at random."""
+    """
+    A few steps of the toy recipe of a task, four clips a step, in double precision, nothing drawn at random; on random
+    clips, or where `switches` name one, on a data set.
+    """
     definition = get_task(task)
     recipe = load_recipe(
         find_recipe(task, "toy"),
@@ -88,10 +96,15 @@ def toy_task(
     for module in model.modules():
         if isinstance(module, FrameAttention):
             module.dropout = 0.0
-    # 21 clips, four at a time: one is left for the last step of an epoch.
-    train, test = RandomClips(config, 21, broken=(5,)), RandomClips(config, 7, seed=1)
     run = RunFolder(folder)
     accelerator = build_accelerator(recipe, folder)
+    if recipe.data is None:
+        # 21 clips, four at a time: one is left for the last step of an epoch.
+        train, test = RandomClips(config, 21, broken=(5,)), RandomClips(config, 7, seed=1)
+    else:
+        processor = CaeAvProcessor.from_config(config)
+        train = load_split(recipe, recipe.train_split, processor, accelerator, shuffle=True)
+        test = load_split(recipe, recipe.eval_split, processor, accelerator)
     run.start(recipe, accelerator)
     if sharding in ("trained", "towers"):
         # Accelerate divides only what is on an accelerator, but what it does then suits CPUs as well.
@@ -103,6 +116,8 @@ def toy_task(
     step = trainer._step
 
     def noted(window):
+        if trainer.state.step == killed_at:
+            os.kill(os.getpid(), signal.SIGKILL)
         before = dict(trainer.state.loss_totals)
         loss = step(window)
         parts = {
@@ -113,7 +128,11 @@ def toy_task(
         return loss
 
     trainer._step = noted
-    if sharding is None:  # what is saved is not looked at
+    if resume is not None:
+        checkpoint = find_checkpoint(resume)
+        trainer.bare_model.load_state_dict(definition.model_class.from_pretrained(checkpoint, dtype=torch.float64).state_dict())
+        trainer.resume(checkpoint, read_loop_state(checkpoint))
+    if sharding is None and not recipe.save_steps:  # what is saved is not looked at
         trainer._save = lambda name: None
     run.write_history = lambda history: None
     trainer.fit()

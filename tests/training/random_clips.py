@@ -24,6 +24,9 @@ class RandomClips(torch.utils.data.Dataset):
         numbers = self.groups or range(count)
         self.items = [{**clips[number], **self._targets(index, clips[number])} for index, number in enumerate(numbers)]
 
+    def column(self, name: str) -> list[str]:
+        return self.rows[name]
+
     def __len__(self) -> int:
         return len(self.items)
 

@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from .collator import CaeAvCollator
     from .datasets import CaeAvDataset
     from .prepare import prepare_clips
-    from .stream import CaeAvStream
 
 
 __all__ = [
@@ -23,7 +22,6 @@ __all__ = [
     "BuildReport",
     "CaeAvCollator",
     "CaeAvDataset",
-    "CaeAvStream",
     "ClipBuilder",
     "LlpBuilder",
     "MusicAvqaBuilder",
@@ -41,6 +39,5 @@ __getattr__, __dir__ = lazy_names(
         "..tasks.video_parsing.builder": ("LlpBuilder",),
         "..tasks.question_answering.builder": ("MusicAvqaBuilder",),
         ".prepare": ("prepare_clips",),
-        ".stream": ("CaeAvStream",),
     },
 )

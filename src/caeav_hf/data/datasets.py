@@ -109,6 +109,15 @@ class CaeAvDataset(torch.utils.data.Dataset):
             return None
 
     @property
+    def features(self) -> datasets.Features:
+        """The columns of the rows and their types."""
+        return self.rows.features
+
+    def column(self, name: str) -> list[Any]:
+        """The values of a column, one an item."""
+        return self.rows[name]
+
+    @property
     def groups(self) -> list[int] | None:
         """
         A number for each row, the same for rows about the same clip, or None for tasks with one row a clip. Such rows

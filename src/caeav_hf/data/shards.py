@@ -1,7 +1,8 @@
-"""The Parquet shards of a builder's folder: finding them, and reading them as a data set."""
+"""The Parquet shards of a builder's folder: finding them, and reading them as a data set or a stream."""
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import datasets
@@ -19,13 +20,21 @@ def local_folder(name: str | os.PathLike) -> Path:
     Raises:
         DataError: It is neither.
     """
-    repository, _, revision = str(name).partition("@")
-    if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if (on_hub := _name_on_hub(name)) is None:
         return Path(name)
+    repository, revision = on_hub
     try:
-        return Path(snapshot_download(repository, repo_type="dataset", revision=revision or None))
+        return Path(snapshot_download(repository, repo_type="dataset", revision=revision))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
         raise DataError(f"{name}: is no folder, and cannot be had as a data set of the Hub: {error}") from error
+
+
+def _name_on_hub(name: str | os.PathLike) -> tuple[str, str | None] | None:
+    """The repository and the revision that `name` stands for, or None if it is a folder."""
+    repository, _, revision = str(name).partition("@")
+    if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        return None
+    return repository, revision or None
 
 
 def find_shards(folder: Path, split: str) -> list[Path]:
@@ -59,3 +68,27 @@ def load_rows(folder: Path, split: str | None) -> datasets.Dataset:
         raise DataError(f"{folder}: `split` must say which split to read")
     shards = [str(path) for path in find_shards(folder, split)]
     return datasets.load_dataset("parquet", data_files={split: shards}, split=split)
+
+
+def stream_rows(name: str | os.PathLike, split: str, columns: Sequence[str] | None = None) -> datasets.IterableDataset:
+    """
+    The rows of a split as `datasets` streams them, from a folder or straight from the Hub.
+
+    Args:
+        name: As for [`local_folder`], but nothing is downloaded ahead.
+        columns: The only columns to read; by default all.
+
+    Raises:
+        DataError: There is no such data set or split.
+    """
+    columns = None if columns is None else list(columns)
+    if (on_hub := _name_on_hub(name)) is None:
+        shards = [str(path) for path in find_shards(Path(name), split)]
+        return datasets.load_dataset(
+            "parquet", data_files={split: shards}, split=split, streaming=True, columns=columns
+        )
+    repository, revision = on_hub
+    try:
+        return datasets.load_dataset(repository, revision=revision, split=split, streaming=True, columns=columns)
+    except (OSError, ValueError, HfHubHTTPError, HFValidationError) as error:
+        raise DataError(f"{name}: cannot be streamed as a data set of the Hub: {error}") from error

@@ -13,9 +13,10 @@ What happens to a clip follows from the seed, the epoch and its number alone: ne
 workers nor stopping and resuming changes it.
 """
 
+import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
 import torch
@@ -42,12 +43,12 @@ class Augmentation:
     mixup: bool = False
     seed: int = 0
 
-    def __call__(self, dataset: Any, index: int, epoch: int) -> dict[str, Any] | None:
+    def __call__(self, dataset: Any, index: SupportsIndex, epoch: int) -> dict[str, Any] | None:
         """The item `index` of a data set as it is in an epoch; None if its clip cannot be decoded."""
         item = dataset[index]
         if item is None:
             return None
-        generator = np.random.default_rng([self.seed, epoch, index])
+        generator = np.random.default_rng([self.seed, epoch, operator.index(index)])
         # Always drawn, so that no switch changes what another one does.
         flips, other, weight = generator.random() < 0.5, int(generator.integers(len(dataset))), _weight(generator)
         if self.flip_frames and flips:
@@ -64,7 +65,7 @@ class AugmentedClips(Dataset):
     A data set of clips for training, augmented.
 
     Args:
-        dataset: A map-style data set of clips, those of [`CaeAvDataset`].
+        dataset: A data set of clips: [`CaeAvDataset`], or [`StreamedClips`], which cannot be mixed.
     """
 
     def __init__(self, dataset: Any, augmentation: Augmentation) -> None:
@@ -75,7 +76,7 @@ class AugmentedClips(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> dict[str, Any] | None:
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any] | None:
         return self.augmentation(self.dataset, index, int(self._epoch))
 
     @property

@@ -1,8 +1,9 @@
 """From a data set of clips to the batches of one epoch, with an account of the clips that could not be decoded."""
 
-from collections.abc import Callable, Iterator, Sized
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from itertools import islice
-from typing import Any, TypedDict
+from typing import Any, SupportsIndex, TypedDict
 
 import torch
 from accelerate import Accelerator
@@ -30,8 +31,8 @@ class _NumberedClips(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: int) -> tuple[int, Any]:
-        return index, self.dataset[index]
+    def __getitem__(self, index: SupportsIndex) -> tuple[int, Any]:
+        return operator.index(index), self.dataset[index]
 
 
 class _NumberedCollator:
@@ -50,9 +51,19 @@ class _NumberedCollator:
         }
 
 
+class EpochBatches:
+    """The batches of the running epoch, `current`."""
+
+    def __init__(self) -> None:
+        self.current: Iterable[Sequence[SupportsIndex]] = ()
+
+    def __iter__(self) -> Iterator[Sequence[SupportsIndex]]:
+        return iter(self.current)
+
+
 def clip_loader(
     dataset: Sized,
-    batches: list[list[int]],
+    batches: Iterable[Sequence[SupportsIndex]],
     collator: Collator,
     *,
     num_workers: int = 0,
@@ -61,8 +72,8 @@ def clip_loader(
     persistent_workers: bool = False,
 ) -> DataLoader:
     """
-    A loader of exactly these batches of clip numbers. With `persistent_workers` the list may be given other contents
-    before the next pass over the loader, which its workers live to see.
+    A loader of exactly these batches of clip numbers, or of rows of [`StreamedClips`]. With `persistent_workers` the
+    batches may be others in the next pass over the loader (see [`EpochBatches`]), which its workers live to see.
 
     It draws its worker seeds from a generator of its own: making or resuming a loader must not move the random
     numbers that dropout will see.

@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_cae_av import CaeAvConfig
 from ..data import CaeAvDataset
+from ..data.streaming import StreamedClips
 from ..errors import CaeAvError
 from ..hub import check_model
 from ..processing import CaeAvProcessor, build_question_tokenizer, clean_caption
@@ -24,6 +25,8 @@ from .recipe import Recipe
 from .run_folder import without_progress_bars
 from .tasks import TaskDefinition, get_task
 
+
+Clips = CaeAvDataset | StreamedClips
 
 # Bytes; where PyTorch's tensors on the CPU begin is a multiple.
 _ALIGNMENT = 64
@@ -80,7 +83,7 @@ def _check_trackers(names: Sequence[str]) -> None:
             )
 
 
-def may_leave_parameters_out(model: Any, data: CaeAvDataset) -> bool:
+def may_leave_parameters_out(model: Any, data: Clips) -> bool:
     """
     Whether some step may not use every trained parameter: distributed training has to look for them then, at a cost.
     """
@@ -89,7 +92,7 @@ def may_leave_parameters_out(model: Any, data: CaeAvDataset) -> bool:
         # The authors' encoders keep a layer that only gives its weights away; a batch of one clip matches no other.
         return True
     columns = [f"{side}_caption" for side in SIDES]
-    has_all = all(name in data.rows.column_names and all(data.rows[name]) for name in columns)
+    has_all = all(name in data.features and all(data.column(name)) for name in columns)
     return config.use_case and not has_all
 
 
@@ -201,23 +204,41 @@ def build_processor(model: Any, folder: str | Path | None = None, question_token
     return CaeAvProcessor.from_config(model.config, question_tokenizer=question_tokenizer)
 
 
-def load_split(recipe: Recipe, split: str, processor: Any) -> CaeAvDataset:
+def load_split(
+    recipe: Recipe, split: str, processor: Any, accelerator: Accelerator | None = None, *, shuffle: bool = False
+) -> Clips:
     """
-    The clips of a split of `recipe.data`.
+    The clips of a split of `recipe.data`; streamed ones are the share of this process, shuffled if `shuffle`.
 
     Raises:
         CaeAvError: no data set is named, it has no such split, or it is one for another task.
     """
-    data = CaeAvDataset(
-        _data_folder(recipe), processor, split=split, cache_dir=recipe.cache_dir, use_captions=recipe.use_captions
-    )
+    options: dict[str, Any] = {
+        "split": split,
+        "cache_dir": recipe.cache_dir,
+        "use_captions": recipe.use_captions,
+        # Without a processor the rows are only looked at, so any size of masks will do.
+        "mask_size": None if processor is not None else 1,
+    }
+    data: Clips
+    if recipe.streaming:
+        if accelerator is not None:
+            options |= {
+                "process_index": accelerator.process_index,
+                "num_processes": accelerator.num_processes,
+            }
+        if shuffle:
+            options |= {"shuffle_buffer": recipe.shuffle_buffer, "seed": recipe.seed}
+        data = StreamedClips(_data_folder(recipe), processor, **options)
+    else:
+        data = CaeAvDataset(_data_folder(recipe), processor, **options)
     _check_task(data, recipe)
     if not len(data):
         raise CaeAvError(f"{recipe.data}: split {split!r} has no clips")
     return data
 
 
-def augmented(data: CaeAvDataset, recipe: Recipe) -> CaeAvDataset | AugmentedClips:
+def augmented(data: Clips, recipe: Recipe) -> Clips | AugmentedClips:
     """The training clips, with what the recipe switches on done to them."""
     switches = {name: getattr(recipe, name) for name in ("flip_frames", "spec_augment", "mixup")}
     if not any(switches.values()):
@@ -225,20 +246,20 @@ def augmented(data: CaeAvDataset, recipe: Recipe) -> CaeAvDataset | AugmentedCli
     return AugmentedClips(data, Augmentation(**switches, seed=recipe.seed))
 
 
-def _check_task(data: CaeAvDataset, recipe: Recipe) -> None:
+def _check_task(data: Clips, recipe: Recipe) -> None:
     column = get_task(recipe.task).label_column
-    if column not in data.rows.column_names:
+    if column not in data.features:
         raise CaeAvError(
             f"{recipe.data}: has no column {column!r}, which task {recipe.task} needs; it has "
-            f"{', '.join(data.rows.column_names)}"
+            f"{', '.join(data.features)}"
         )
 
 
-def class_names(data: CaeAvDataset, task: TaskDefinition) -> list[str] | None:
+def class_names(data: Clips, task: TaskDefinition) -> list[str] | None:
     """Names of the classes of a data set, in the order of their labels; `None` for a task without classes."""
     if task.class_column is None:
         return None
-    feature = data.rows.features[task.class_column]
+    feature = data.features[task.class_column]
     # Where a clip has several classes, its labels are a list.
     return list(getattr(feature, "feature", feature).names)
 
@@ -248,10 +269,7 @@ def read_class_names(recipe: Recipe) -> list[str] | None:
     task = get_task(recipe.task)
     if task.class_column is None:
         return None
-    # The rows are only looked at, so any size of masks will do.
-    data = CaeAvDataset(_data_folder(recipe), None, split=recipe.train_split, mask_size=1)
-    _check_task(data, recipe)
-    return class_names(data, task)
+    return class_names(load_split(recipe, recipe.train_split, None), task)
 
 
 def read_question_tokenizer(recipe: Recipe) -> Any:
@@ -261,9 +279,7 @@ def read_question_tokenizer(recipe: Recipe) -> Any:
     """
     if recipe.task != "avqa" or recipe.model is not None:
         return None
-    data = CaeAvDataset(_data_folder(recipe), None, split=recipe.train_split)
-    _check_task(data, recipe)
-    return build_question_tokenizer(data.rows["question"])
+    return build_question_tokenizer(load_split(recipe, recipe.train_split, None).column("question"))
 
 
 def _data_folder(recipe: Recipe) -> str:
@@ -272,7 +288,7 @@ def _data_folder(recipe: Recipe) -> str:
     return recipe.data
 
 
-def check_classes(data: CaeAvDataset, task: TaskDefinition, model: Any, source: str) -> None:
+def check_classes(data: Clips, task: TaskDefinition, model: Any, source: str) -> None:
     """
     Raises:
         CaeAvError: the classes of the data set are not those of the model.
@@ -283,7 +299,7 @@ def check_classes(data: CaeAvDataset, task: TaskDefinition, model: Any, source: 
 
 
 def read_captions(
-    model: Any, processor: Any, splits: list[CaeAvDataset], *, folder: Path | None = None, show_progress: bool
+    model: Any, processor: Any, splits: list[Clips], *, folder: Path | None = None, show_progress: bool
 ) -> CaptionFeatures:
     """
     Features of every caption of these splits: those stored in the folder of the data set for this model's text tower,
@@ -317,10 +333,10 @@ def caption_token_ids(texts: list[str], processor: Any) -> list[tuple[int, ...]]
     return [tuple(row[kept].tolist()) for row, kept in zip(ids, mask, strict=True)]
 
 
-def _captions(data: CaeAvDataset) -> Iterator[str]:
+def _captions(data: Clips) -> Iterator[str]:
     for side in SIDES:
-        if f"{side}_caption" in data.rows.column_names:
-            yield from filter(None, data.rows[f"{side}_caption"])
+        if f"{side}_caption" in data.features:
+            yield from filter(None, data.column(f"{side}_caption"))
 
 
 def _last_line(error: Exception) -> str:

@@ -8,6 +8,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object, send_to_device
 from tqdm import tqdm
 
+from ..data.streaming import StreamedClips
 from ..errors import CaeAvError
 from .batches import Collator, clip_loader
 from .captions import CaptionFeatures
@@ -39,13 +40,16 @@ def evaluate(
     # distributed training would wait for the others at every batch, and a compiled model would be compiled again.
     model = bare(model, accelerator)
     together = gathered(model, accelerator) if is_sharded(accelerator) else nullcontext()
-    batches = ordered_batches(
-        len(dataset),
-        batch_size,
-        process_index=accelerator.process_index,
-        num_processes=accelerator.num_processes,
-        groups=getattr(dataset, "groups", None),
-    )
+    if isinstance(dataset, StreamedClips):
+        batches = dataset.batches(batch_size)
+    else:
+        batches = ordered_batches(
+            len(dataset),
+            batch_size,
+            process_index=accelerator.process_index,
+            num_processes=accelerator.num_processes,
+            groups=getattr(dataset, "groups", None),
+        )
     pin_memory = accelerator.device.type == "cuda"
     loader = clip_loader(dataset, batches, collator, num_workers=num_workers, pin_memory=pin_memory)
     was_training = model.training
@@ -67,7 +71,7 @@ def evaluate(
     if not scored:
         raise CaeAvError(f"{description}: none of the {len(dataset)} clips could be decoded")
     scored.sort(key=lambda item: item[0])
-    columns = {name: dataset.rows[name] for name in task.row_columns}
+    columns = {name: dataset.column(name) for name in task.row_columns}
     metrics = task.summarize(
         [{**scores, **{name: column[index] for name, column in columns.items()}} for index, scores in scored]
     )

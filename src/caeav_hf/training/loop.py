@@ -13,10 +13,11 @@ from accelerate.utils import send_to_device
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+from ..data.streaming import StreamedClips
 from ..errors import CaeAvError
 from ..modeling.collectives import without_contribution
 from ..towers.frozen import trained_names
-from .batches import ClipBatch, Collator, clip_loader, lend_inputs, windows
+from .batches import ClipBatch, Collator, EpochBatches, clip_loader, lend_inputs, windows
 from .captions import CaptionFeatures
 from .checkpointing import CheckpointStore, restore_training_state
 from .evaluation import evaluate
@@ -37,7 +38,8 @@ class Trainer:
         model: A `CaeAvFor...` model: it returns `loss` and `loss_dict`, those of the batch that all processes share,
             and has a `loss_weights` dict.
         processor: Saved beside the model in every checkpoint.
-        train_data, eval_data: Map-style data sets of processed clips; `None` stands for a clip that cannot be decoded.
+        train_data, eval_data: Map-style data sets of processed clips, or [`StreamedClips`]; `None` stands for a clip
+            that cannot be decoded.
         collator: Makes the model's inputs from a list of clips.
         captions: Features of the frozen text tower, computed once; without them the model computes its own.
         describe: Called with the folder of each new best checkpoint, once that is whole; by the main process.
@@ -82,9 +84,12 @@ class Trainer:
             for name, buffer in self.bare_model.named_buffers()
             if name in trained and buffer.is_floating_point()
         ]
+        source = getattr(train_data, "dataset", train_data)  # what is below an augmentation
+        self.stream = source if isinstance(source, StreamedClips) else None
+        self.num_rows = len(train_data) if self.stream is None else self.stream.num_rows
         self.state = LoopState(order=self._order())
         # One loader for all epochs, for its workers to live on; the batches are those of the running epoch.
-        self.batches: list[list[int]] = []
+        self.batches = EpochBatches()
         self.loader = clip_loader(
             train_data,
             self.batches,
@@ -143,7 +148,15 @@ class Trainer:
         return state.epoch >= recipe.epochs or out_of_steps or out_of_patience
 
     def _order(self) -> dict[str, int]:
-        return {"seed": self.recipe.seed, "clips": len(self.train_data)}
+        order = {"seed": self.recipe.seed, "clips": self.num_rows}
+        if self.stream is not None:
+            order |= {"shuffle_buffer": self.recipe.shuffle_buffer, "files": self.stream.rows.num_shards}
+        return order
+
+    @property
+    def _clips_a_batch(self) -> int:
+        """Clips of the order that all processes together take at a time."""
+        return self.recipe.batch_size * self.accelerator.num_processes
 
     def _train_epoch(self) -> None:
         """Train to the end of the running epoch, or to `max_steps`."""
@@ -152,20 +165,23 @@ class Trainer:
         self.bare_model.loss_weights["entropy"] = entropy_weight(recipe, self.full_entropy_weight, state.epoch)
         self.model.train()
         # Clips that were done before a resume are left out here, so none of them is decoded again.
-        self.batches[:] = epoch_batches(
-            len(self.train_data),
-            recipe.batch_size,
-            seed=recipe.seed,
-            epoch=state.epoch,
-            process_index=self.accelerator.process_index,
-            num_processes=self.accelerator.num_processes,
-            groups=getattr(self.train_data, "groups", None),
-            start=state.clips_done,
-        )
+        if self.stream is not None:
+            self.batches.current = self.stream.batches(recipe.batch_size, epoch=state.epoch, start=state.clips_done)
+        else:
+            self.batches.current = epoch_batches(
+                self.num_rows,
+                recipe.batch_size,
+                seed=recipe.seed,
+                epoch=state.epoch,
+                process_index=self.accelerator.process_index,
+                num_processes=self.accelerator.num_processes,
+                groups=getattr(self.train_data, "groups", None),
+                start=state.clips_done,
+            )
         if hasattr(self.train_data, "set_epoch"):
             self.train_data.set_epoch(state.epoch)
-        steps_left = math.ceil(len(self.batches) / recipe.accumulation_steps)
-        clips_a_step = recipe.batch_size * self.accelerator.num_processes * recipe.accumulation_steps
+        clips_a_step = self._clips_a_batch * recipe.accumulation_steps
+        steps_left = math.ceil((self.num_rows - state.clips_done) / clips_a_step)
         with tqdm(
             total=state.clips_done // clips_a_step + steps_left,
             initial=state.clips_done // clips_a_step,
@@ -186,7 +202,7 @@ class Trainer:
                     self._save(self.store.new_name(state.step))
                 if state.step == recipe.max_steps:
                     break
-        if state.clips_done >= len(self.train_data):
+        if state.clips_done >= self.num_rows:
             state.epoch += 1
             state.clips_done = 0
 
@@ -205,7 +221,7 @@ class Trainer:
         kept_by_process = by_process[:, 0]
         clips_of_batch = kept_by_process.sum(0).tolist()
         clips = sum(clips_of_batch)
-        state.clips_done += int(by_process[:, 1].sum())
+        state.clips_done = min(state.clips_done + len(window) * self._clips_a_batch, self.num_rows)
         state.dropped_clips += int(by_process[:, 1].sum()) - clips
         if not clips:
             return None

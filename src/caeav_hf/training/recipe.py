@@ -59,6 +59,8 @@ class Recipe:
     eval_split: str = _value("validation", "split to evaluate on after each epoch")
     use_captions: bool = _value(True, "read the captions of the data set, where it has any")
     cache_dir: str | None = _value(None, "folder for processed clips, so that each is decoded once; it grows large")
+    streaming: bool = _value(False, "stream the rows of the data set in place of copying them to a cache")
+    shuffle_buffer: int = _value(128, "rows from which the next clips are drawn with streaming")
     num_workers: int = _value(0, "processes that decode clips ahead of the model")
     prefetch_factor: int = _value(2, "batches that each of these keeps ready")
     flip_frames: bool = _value(False, "mirror half of the training clips, with their masks")
@@ -98,7 +100,14 @@ class Recipe:
     )
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "eval_batch_size", "accumulation_steps", "lr_decay_epochs", "prefetch_factor"):
+        for name in (
+            "batch_size",
+            "eval_batch_size",
+            "accumulation_steps",
+            "lr_decay_epochs",
+            "prefetch_factor",
+            "shuffle_buffer",
+        ):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("max_steps", "save_steps", "patience"):
             value = getattr(self, name)
@@ -125,6 +134,8 @@ class Recipe:
             _require(self.accumulation_steps == 1, "accumulation_steps", expected.format(1), self.accumulation_steps)
             _require(grad_norm is None, "max_grad_norm", expected.format("null"), grad_norm)
             _require(precision != "fp16", "mixed_precision", expected.format("no or bf16"), precision)
+        if self.streaming:
+            _require(not self.mixup, "mixup", "false with streaming, where no other clip is at hand", self.mixup)
         _check_switches(self.task, {name: getattr(self, name) for name in ("flip_frames", "spec_augment", "mixup")})
 
     def to_dict(self) -> dict[str, Any]:

@@ -83,8 +83,8 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
     else:
         model = load_trained_model(task.model_class, checkpoint)
         processor = build_processor(model, checkpoint)
-    train_data = load_split(recipe, recipe.train_split, processor)
-    eval_data = load_split(recipe, recipe.eval_split, processor)
+    train_data = load_split(recipe, recipe.train_split, processor, accelerator, shuffle=True)
+    eval_data = load_split(recipe, recipe.eval_split, processor, accelerator)
     for data in (train_data, eval_data):
         check_classes(data, task, model, f"{recipe.data}")
     run.start(recipe, accelerator)
@@ -95,7 +95,7 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
         model,
         processor,
         [train_data, eval_data],
-        folder=local_folder(str(recipe.data)),
+        folder=_caption_folder(recipe),
         show_progress=accelerator.is_main_process,
     )
     # From here on random numbers are drawn for dropout, which must differ between processes.
@@ -132,7 +132,7 @@ def score(checkpoint: str | Path, recipe: Recipe, split: str) -> dict[str, float
     accelerator = build_accelerator(recipe)
     model = load_trained_model(task.model_class, checkpoint)
     processor = build_processor(model, checkpoint)
-    data = load_split(recipe, split, processor)
+    data = load_split(recipe, split, processor, accelerator)
     check_classes(data, task, model, f"{recipe.data}")
     model = accelerator.prepare_model(model, evaluation_mode=True)
     return evaluate(
@@ -144,10 +144,15 @@ def score(checkpoint: str | Path, recipe: Recipe, split: str) -> dict[str, float
         batch_size=recipe.eval_batch_size,
         num_workers=recipe.num_workers,
         captions=read_captions(
-            model, processor, [data], folder=local_folder(str(recipe.data)), show_progress=accelerator.is_main_process
+            model, processor, [data], folder=_caption_folder(recipe), show_progress=accelerator.is_main_process
         ),
         description=f"evaluating on {split}",
     )
+
+
+def _caption_folder(recipe: Recipe) -> Path:
+    """Where stored features of captions may be. To stream a data set of the Hub, nothing of it is downloaded."""
+    return Path(str(recipe.data)) if recipe.streaming else local_folder(str(recipe.data))
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
