@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sized
+from collections.abc import Iterator, Sized
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,11 @@ from torch.utils.data import ConcatDataset, DataLoader, Dataset
 from tqdm import tqdm
 
 from caeav_hf import CaeAvConfig, CaeAvProcessor
-from caeav_hf.data import CaeAvCollator, CaeAvDataset, CaeAvStream, prepare_clips
+from caeav_hf.data import CaeAvCollator, CaeAvDataset, prepare_clips
 from caeav_hf.data.schema import event_localization_features
+from caeav_hf.data.streaming import StreamedClips, StreamedRow
 from caeav_hf.labels import AVE_CATEGORIES
+from caeav_hf.training.recipe import Recipe
 
 
 SECONDS, FRAME_RATE, WIDTH, HEIGHT, SOUND_RATE = 10, 30, 640, 360, 44_100
@@ -45,6 +47,7 @@ RATE = 32_000
 BATCH_SIZE = 2
 # Passes over prepared clips per turn, so that the start of a pass, some 20 ms, does not matter.
 TIMES = 6
+SHUFFLE_BUFFER = Recipe.shuffle_buffer
 
 
 def write_clip(path: Path, seed: int) -> None:
@@ -128,6 +131,17 @@ def write_rows(folder: Path, paths: list[Path]) -> None:
     table.to_parquet(str(folder / "data" / "train-00000-of-00001.parquet"))
 
 
+class Batches:
+    """The batches of a stream, of one epoch after the other."""
+
+    def __init__(self, stream: StreamedClips) -> None:
+        self.stream, self.epoch = stream, 0
+
+    def __iter__(self) -> Iterator[list[StreamedRow]]:
+        self.epoch += 1
+        return self.stream.batches(BATCH_SIZE, epoch=self.epoch)
+
+
 def passes(loader: DataLoader, clips: int) -> float:
     """Measure seconds per clip of one pass; persistent workers are already running."""
     started = time.perf_counter()
@@ -141,16 +155,14 @@ def measure(sources: dict[str, Any], workers: int, repeats: int) -> dict[str, An
     loaders = {
         name: DataLoader(
             source,
-            batch_size=BATCH_SIZE,
+            **({"batch_sampler": Batches(source)} if name.startswith("streamed") else {"batch_size": BATCH_SIZE}),
             collate_fn=len if name == "floor" else CaeAvCollator(),
             num_workers=workers,
             persistent_workers=workers > 0,
         )
         for name, source in sources.items()
     }
-    clips = {
-        name: source.num_clips if isinstance(source, CaeAvStream) else len(source) for name, source in sources.items()
-    }
+    clips = {name: len(source) for name, source in sources.items()}
     turns = []
     for turn in tqdm(range(repeats + 1), desc=f"{workers} workers", unit="turn"):
         seconds = {name: passes(loader, clips[name]) for name, loader in loaders.items()}
@@ -172,9 +184,10 @@ def measure(sources: dict[str, Any], workers: int, repeats: int) -> dict[str, An
 def stream_memory(folder: Path, rows: int) -> dict[str, Any]:
     """Measure the peak memory of this process in MB after 500 rows of a stream and after all."""
     torch.set_num_threads(1)
-    stream = CaeAvStream(folder, _processor(), split="train")
+    stream = StreamedClips(folder, _processor(), split="train", shuffle_buffer=SHUFFLE_BUFFER)
     peaks, started = {}, time.perf_counter()
-    for number, _ in enumerate(DataLoader(stream, batch_size=1, collate_fn=CaeAvCollator()), 1):
+    loader = DataLoader(stream, batch_sampler=stream.batches(1), collate_fn=CaeAvCollator())
+    for number, _ in enumerate(loader, 1):
         if number in (500, rows):
             # In kilobytes, on macOS in bytes.
             unit = 1e6 if sys.platform == "darwin" else 1e3
@@ -213,7 +226,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for image_format in ("jpeg", "png"):
         prepare_clips(folder / "raw", processor, folder / image_format, image_format=image_format, num_proc=2)
     _check_equal(folder, processor, paths)
-    sources: dict[str, Sized | CaeAvStream] = {
+    sources: dict[str, Sized] = {
         "floor": Floor([str(path) for path in paths]),
         "raw": CaeAvDataset(folder / "raw", processor, split="train"),
     }
@@ -221,7 +234,9 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         prepared = CaeAvDataset(folder / image_format, processor, split="train")
         sources[f"prepared_{image_format}"] = ConcatDataset([prepared] * TIMES)
         linked(folder / image_format, folder / f"{image_format}_times", TIMES * options.clips)
-        sources[f"streamed_{image_format}"] = CaeAvStream(folder / f"{image_format}_times", processor, split="train")
+        sources[f"streamed_{image_format}"] = StreamedClips(
+            folder / f"{image_format}_times", processor, split="train", shuffle_buffer=SHUFFLE_BUFFER
+        )
     timings = [measure(sources, workers, options.repeats) for workers in options.workers]
     memory = None
     if options.rows:
@@ -298,6 +313,8 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         datasets.config.HF_DATASETS_CACHE = Path(folder) / "cache"
+        # At the end of a pass; an epoch has one of these, a turn here would consist of it.
+        datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN = 0
         result = run(options, Path(folder))
     print(json.dumps(result, indent=2))
     print(table(result))

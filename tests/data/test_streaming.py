@@ -176,10 +176,14 @@ def test_a_data_set_of_the_hub_is_streamed_and_not_downloaded(prepared, processo
 def test_what_cannot_be_streamed_is_named(prepared, processor, monkeypatch):
     with pytest.raises(DataError, match="expected a builder's folder with data/nothing"):
         stream(prepared, split="nothing")
-    with pytest.raises(DataError, match=r"cannot be streamed .* no connection"):
-        monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: exec('raise OSError("no connection")'))
-        stream("somebody/ave")
-    monkeypatch.undo()
+
+    def refuse(*_, **__):
+        raise OSError("no connection")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(datasets, "load_dataset", refuse)
+        with pytest.raises(DataError, match=r"cannot be streamed .* no connection"):
+            stream("somebody/ave")
     other = CaeAvProcessor.from_config(CaeAvConfig.from_preset("ave", size="toy", num_frames=5))
     with pytest.raises(DataError, match="prepared with other settings"):
         stream(prepared, other)

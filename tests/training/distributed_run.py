@@ -130,7 +130,8 @@ def toy_task(
     trainer._step = noted
     if resume is not None:
         checkpoint = find_checkpoint(resume)
-        trainer.bare_model.load_state_dict(definition.model_class.from_pretrained(checkpoint, dtype=torch.float64).state_dict())
+        saved = definition.model_class.from_pretrained(checkpoint, dtype=torch.float64)
+        trainer.bare_model.load_state_dict(saved.state_dict())
         trainer.resume(checkpoint, read_loop_state(checkpoint))
     if sharding is None and not recipe.save_steps:  # what is saved is not looked at
         trainer._save = lambda name: None

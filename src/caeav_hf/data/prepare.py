@@ -46,7 +46,7 @@ from .schema import SPLITS
 from .shards import find_shards, load_rows
 
 
-# Clips of a shard: what a run that is stopped has to do again, at most. Streams are divided by shards and groups.
+# Clips of a shard: what a run that is stopped has to do again, at most.
 _SHARD_CLIPS = 128
 # Clips of a group, which a streaming reader holds at once: some 30 MB.
 _GROUP_CLIPS = 16
@@ -86,7 +86,7 @@ def prepare_clips(
 ) -> dict[str, PreparedSplit]:
     """
     Decodes every clip of a builder's folder and writes a folder of prepared rows, which [`CaeAvDataset`] and
-    [`CaeAvStream`] read. It may be stopped at any moment and, run again, goes on; one run at a time may write a
+    [`~data.streaming.StreamedClips`] read. It may be stopped at any moment and, run again, goes on; one run at a time may write a
     folder. A clip that cannot be decoded is named in `report.json` and left out.
 
     Args:
