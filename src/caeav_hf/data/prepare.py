@@ -86,7 +86,7 @@ def prepare_clips(
 ) -> dict[str, PreparedSplit]:
     """
     Decodes every clip of a builder's folder and writes a folder of prepared rows, which [`CaeAvDataset`] and
-    [`~data.streaming.StreamedClips`] read. It may be stopped at any moment and, run again, goes on; one run at a time may write a
+    `train.py --streaming` read. It may be stopped at any moment and, run again, goes on; one run at a time may write a
     folder. A clip that cannot be decoded is named in `report.json` and left out.
 
     Args:
