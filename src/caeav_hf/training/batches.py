@@ -1,7 +1,7 @@
 """From a data set of clips to the batches of one epoch, with an account of the clips that could not be decoded."""
 
 import operator
-from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from itertools import islice
 from typing import Any, SupportsIndex, TypedDict
 
@@ -55,15 +55,15 @@ class EpochBatches:
     """The batches of the running epoch, `current`."""
 
     def __init__(self) -> None:
-        self.current: Iterable[Sequence[SupportsIndex]] = ()
+        self.current: Iterable[list[Any]] = ()
 
-    def __iter__(self) -> Iterator[Sequence[SupportsIndex]]:
+    def __iter__(self) -> Iterator[list[Any]]:
         return iter(self.current)
 
 
 def clip_loader(
     dataset: Sized,
-    batches: Iterable[Sequence[SupportsIndex]],
+    batches: Iterable[list[Any]],
     collator: Collator,
     *,
     num_workers: int = 0,

@@ -1,5 +1,6 @@
 """Score a model on a split: once over all clips, the same on any number of processes."""
 
+from collections.abc import Iterable
 from contextlib import nullcontext
 from typing import Any
 
@@ -40,6 +41,7 @@ def evaluate(
     # distributed training would wait for the others at every batch, and a compiled model would be compiled again.
     model = bare(model, accelerator)
     together = gathered(model, accelerator) if is_sharded(accelerator) else nullcontext()
+    batches: Iterable[list[Any]]
     if isinstance(dataset, StreamedClips):
         batches = dataset.batches(batch_size)
     else:
