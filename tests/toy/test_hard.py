@@ -87,14 +87,14 @@ def test_neither_sight_nor_sound_alone_tells_when_an_event_happens():
     assert np.mean([s.misalignment is not None for inside, s in segments if inside]) > 0.2
 
 
-@pytest.mark.parametrize("layout", ["ave", "avs_ms3"])
-def test_every_kind_is_dealt_in_its_share(layout):
+@pytest.mark.parametrize(("layout", "share"), [("ave", 0.6), ("avs_ms3", 0.85)])
+def test_every_kind_is_dealt_in_its_share(layout, share):
     scenes = plan(layout, num_clips=240)
     kinds = {segment.misalignment for scene in scenes for segment in scene.segments}
     assert kinds == {None, *HARD_MISALIGNMENTS}
     for split in SPLITS:
         in_split = [scene for scene in scenes if scene.split == split]
-        assert sum(not scene.is_aligned for scene in in_split) == pytest.approx(0.6 * len(in_split), abs=2)
+        assert sum(not scene.is_aligned for scene in in_split) == pytest.approx(share * len(in_split), abs=2)
     delayed = {"delayed_sound": 1.0}
     only = plan(layout, misalignment=1.0, weights=delayed)
     assert all(any(s.misalignment == "delayed_sound" for s in scene.segments) for scene in only)
@@ -142,7 +142,7 @@ def test_weak_scenes_keep_their_truth_and_lose_their_strength():
                 before.look.y,
                 before.look.colour,
             )
-            assert 1.1 <= after.look.radius / before.look.radius <= 1.4
+            assert 0.9 <= after.look.radius / before.look.radius <= 1.2
             assert 0.85 <= after.look.opacity <= 1.0
             assert -10 <= 20 * np.log10(after.voice.gain / before.voice.gain) <= -4
 

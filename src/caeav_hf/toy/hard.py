@@ -36,9 +36,10 @@ HARD_MISALIGNMENTS = (*MISALIGNMENTS, "delayed_sound")
 # Share of the clips of a split whose captions name other classes.
 WRONG_CAPTIONS = 0.2
 
-# Ranges of the factor on an object's radius, of its opacity, and of the grain over the frame (standard deviation of
-# values in [0, 1]).
-RADIUS = (1.1, 1.4)
+# Ranges of the factor on an object's radius, in general and in event clips, of which each frame as a whole must tell
+# up to three objects; of its opacity; and of the grain over the frame (standard deviation of values in [0, 1]).
+RADIUS = (0.9, 1.2)
+EVENT_RADIUS = (1.1, 1.4)
 OPACITY = (0.85, 1.0)
 FRAME_NOISE = (0.0, 0.02)
 # Share of clips with a pole in front of the first object, and the pole's half width in radii of that object.
@@ -60,7 +61,7 @@ _DELAY = (1, 3)
 _Plan = Callable[[int, Sequence[float], float, Mapping[str, float], int], list[Scene]]
 
 
-def hard_plan(plan: _Plan) -> _Plan:
+def hard_plan(plan: _Plan, radius: tuple[float, float] = RADIUS) -> _Plan:
     """Wrap a plan: weaken its scenes and give a share `WRONG_CAPTIONS` of each split wrong captions."""
 
     def planned(
@@ -77,16 +78,19 @@ def hard_plan(plan: _Plan) -> _Plan:
             rng = np.random.default_rng([seed, number, 1])
             wrong.update(rng.permutation(indices)[: round(WRONG_CAPTIONS * len(indices))].tolist())
         return [
-            weaken(np.random.default_rng([seed, scene.index, 1]), scene, scene.index not in wrong) for scene in scenes
+            weaken(np.random.default_rng([seed, scene.index, 1]), scene, scene.index not in wrong, radius)
+            for scene in scenes
         ]
 
     return planned
 
 
-def weaken(rng: np.random.Generator, scene: Scene, caption_is_right: bool = True) -> Scene:
+def weaken(
+    rng: np.random.Generator, scene: Scene, caption_is_right: bool = True, radius: tuple[float, float] = RADIUS
+) -> Scene:
     """Return the scene with a weak signal and, unless `caption_is_right`, captions of classes that are absent."""
     sources = [
-        replace(source, look=_weak_look(rng, source.look), voice=_weak_voice(rng, source.voice))
+        replace(source, look=_weak_look(rng, source.look, radius), voice=_weak_voice(rng, source.voice))
         for source in scene.sources
     ]
     noise = draw_noise_bed(rng, NOISE_DECIBELS)
@@ -117,9 +121,8 @@ def weaken(rng: np.random.Generator, scene: Scene, caption_is_right: bool = True
     )
 
 
-def _weak_look(rng: np.random.Generator, look: Look) -> Look:
-    radius = look.radius * float(rng.uniform(*RADIUS))
-    return replace(look, radius=radius, opacity=float(rng.uniform(*OPACITY)))
+def _weak_look(rng: np.random.Generator, look: Look, radius: tuple[float, float]) -> Look:
+    return replace(look, radius=look.radius * float(rng.uniform(*radius)), opacity=float(rng.uniform(*OPACITY)))
 
 
 def _weak_voice(rng: np.random.Generator, voice: Voice) -> Voice:

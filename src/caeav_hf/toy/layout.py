@@ -14,7 +14,7 @@ from caeav_hf.errors import DataError
 
 from ..data.files import write_json, write_text
 from .classes import CLASSES
-from .hard import HARD_MISALIGNMENTS, hard_plan, plan_hard_event_clips, plan_hard_multi_source_clips
+from .hard import EVENT_RADIUS, HARD_MISALIGNMENTS, hard_plan, plan_hard_event_clips, plan_hard_multi_source_clips
 from .parsing import plan_parsing_clips
 from .questions import ANSWERS, annotation, draw_questions, plan_question_clips
 from .render import (
@@ -341,33 +341,33 @@ LAYOUTS = {
     "ave": Layout(
         {
             "normal": Level(plan_event_clips, 0.0),
-            "hard": Level(hard_plan(plan_hard_event_clips), 0.6, HARD_MISALIGNMENTS),
+            "hard": Level(hard_plan(plan_hard_event_clips, EVENT_RADIUS), 0.6, HARD_MISALIGNMENTS),
         },
         _write_clip,
         _write_ave_annotations,
     ),
     "avvp": Layout(
-        {"normal": Level(plan_parsing_clips, 0.5), "hard": Level(hard_plan(plan_parsing_clips), 0.6)},
+        {"normal": Level(plan_parsing_clips, 0.5), "hard": Level(hard_plan(plan_parsing_clips), 0.85)},
         _write_clip,
         _write_avvp_annotations,
         one_event=False,
     ),
     "avs_s4": Layout(
-        {"normal": Level(plan_single_source_clips, 0.5), "hard": Level(hard_plan(plan_single_source_clips), 0.6)},
+        {"normal": Level(plan_single_source_clips, 0.5), "hard": Level(hard_plan(plan_single_source_clips), 0.85)},
         _write_s4_media,
         _write_s4_annotations,
     ),
     "avs_ms3": Layout(
         {
             "normal": Level(plan_multi_source_clips, 0.75),
-            "hard": Level(hard_plan(plan_hard_multi_source_clips), 0.6, HARD_MISALIGNMENTS),
+            "hard": Level(hard_plan(plan_hard_multi_source_clips), 0.85, HARD_MISALIGNMENTS),
         },
         _write_ms3_media,
         _write_ms3_annotations,
         one_event=False,
     ),
     "avqa": Layout(
-        {"normal": Level(plan_question_clips, 0.6), "hard": Level(hard_plan(plan_question_clips), 0.6)},
+        {"normal": Level(plan_question_clips, 0.6), "hard": Level(hard_plan(plan_question_clips), 0.85)},
         _write_clip,
         _write_avqa_annotations,
         one_event=False,
