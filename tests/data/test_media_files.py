@@ -21,7 +21,8 @@ from caeav_hf.data.media_files import AUDIO_SUFFIXES, MediaFolder, Query
 from caeav_hf.data.prepare import prepare_clips
 from caeav_hf.errors import DataError, MediaError
 from caeav_hf.labels import MUSIC_AVQA_ANSWERS
-from caeav_hf.media.clip import load_audio, load_clip
+from caeav_hf.media.clip import load_clip
+from caeav_hf.media.sound import load_audio
 from caeav_hf.processing import CaeAvProcessor
 from caeav_hf.tasks.event_localization.builder import read_clip_times
 from caeav_hf.tasks.video_parsing.visual_3d import extract_folder

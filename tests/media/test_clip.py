@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 
 from caeav_hf.errors import CaeAvError, MediaError
 from caeav_hf.media import clip as media
-from caeav_hf.media.clip import Clip, count_segments, load_audio, load_clip, probe
+from caeav_hf.media.clip import Clip, load_clip, probe
+from caeav_hf.media.segments import count_segments
+from caeav_hf.media.sound import load_audio
 from tests.media_factory import (
     corner_image,
     corrupt,

@@ -11,7 +11,8 @@ from PIL import Image
 
 from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.errors import CaeAvError
-from caeav_hf.media.clip import Clip, load_audio, load_clip
+from caeav_hf.media.clip import Clip, load_clip
+from caeav_hf.media.sound import load_audio
 from caeav_hf.processing import CaeAvProcessor
 from tests.media_factory import count_image, write_clip
 from tests.same import assert_same_clip

@@ -15,7 +15,8 @@ from fsspec.registry import _registry
 
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
 from caeav_hf.errors import CaeAvError, MediaError
-from caeav_hf.media.clip import load_audio, probe
+from caeav_hf.media.clip import probe
+from caeav_hf.media.sound import load_audio
 from caeav_hf.pipelines import AudioVisualEventLocalizationPipeline
 from caeav_hf.processing import CaeAvProcessor
 from tests.media_factory import write_clip

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from transformers.audio_utils import mel_filter_bank, spectrogram, window_function
 
 from caeav_hf.errors import CaeAvError
-from caeav_hf.media.clip import count_segments
+from caeav_hf.media.segments import count_segments
 from caeav_hf.processing import CaeAvFeatureExtractor
 from tests.golden import GoldenCase
 

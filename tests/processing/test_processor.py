@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.errors import CaeAvError, MediaError
-from caeav_hf.media.clip import load_audio, load_clip
+from caeav_hf.media.clip import load_clip
+from caeav_hf.media.sound import load_audio
 from caeav_hf.processing import (
     CaeAvFeatureExtractor,
     CaeAvProcessor,

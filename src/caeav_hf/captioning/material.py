@@ -13,7 +13,8 @@ from PIL import Image
 
 from ..data.images import read_frame
 from ..errors import MediaError
-from ..media.clip import Clip, load_audio, load_clip, probe
+from ..media.clip import Clip, load_clip, probe
+from ..media.sound import load_audio
 from .settings import CaptionSettings
 
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from caeav_hf.errors import MediaError
-from caeav_hf.media.clip import MediaInfo, count_segments, probe
+from caeav_hf.media.clip import MediaInfo, probe
+from caeav_hf.media.segments import count_segments
 
 from .images import read_frame
 from .media_files import AUDIO_SUFFIXES, FrameFolder, Match, MediaFolder, Query

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from caeav_hf.errors import DataError, MediaError
-from caeav_hf.media.clip import load_audio, spread_sound
+from caeav_hf.media.sound import load_audio, spread_sound
 
 from .collator import IGNORED_LABEL
 from .images import read_frame, read_mask

@@ -15,9 +15,10 @@ import torch
 from PIL import Image
 
 from ..errors import CaeAvError
-from .clip import Clip, FrameSampling, sample_times
+from .clip import Clip
 from .containers import source_name
 from .remote import is_address
+from .segments import FrameSampling, sample_times
 
 
 # Most channels of a sound; an axis that is longer counts its samples.

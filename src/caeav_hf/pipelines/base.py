@@ -15,9 +15,10 @@ from transformers.utils import logging
 
 from ..data import CaeAvCollator
 from ..errors import CaeAvError, MediaError
-from ..media.clip import Clip, MissingAudio, check_missing_audio, count_segments, probe
+from ..media.clip import Clip, MissingAudio, check_missing_audio, probe
 from ..media.containers import reusable, source_name
 from ..media.inputs import is_frames
+from ..media.segments import count_segments
 from ..processing import CaeAvProcessor
 from .captions import CAPTIONS, attach_captions, split_captions
 from .clips import GivenClip, assemble, read_given

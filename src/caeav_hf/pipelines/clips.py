@@ -9,9 +9,10 @@ import numpy as np
 from ..constants import PREPARED, QUESTIONS
 from ..data.images import read_frame
 from ..errors import CaeAvError, MediaError
-from ..media.clip import Clip, spread_sound
+from ..media.clip import Clip
 from ..media.containers import source_name
 from ..media.inputs import as_frames, decoder_name, is_frames, is_video_decoder, sound_name, undecoded
+from ..media.sound import spread_sound
 from ..processing import CaeAvProcessor
 from .captions import CAPTIONS, CLIP_KEYS, is_row
 

@@ -6,7 +6,9 @@ from ..lazy import lazy_names
 
 
 if TYPE_CHECKING:
-    from ..media.clip import Clip, MediaInfo, count_segments, load_audio, load_clip, probe
+    from ..media.clip import Clip, MediaInfo, load_clip, probe
+    from ..media.segments import count_segments
+    from ..media.sound import load_audio
     from .feature_extraction_cae_av import CaeAvFeatureExtractor
     from .processing_cae_av import CaeAvProcessor
     from .question_tokenization import build_question_tokenizer, question_tokenizer_from_words
@@ -34,7 +36,9 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         ".feature_extraction_cae_av": ("CaeAvFeatureExtractor",),
-        "..media.clip": ("Clip", "MediaInfo", "count_segments", "load_audio", "load_clip", "probe"),
+        "..media.clip": ("Clip", "MediaInfo", "load_clip", "probe"),
+        "..media.segments": ("count_segments",),
+        "..media.sound": ("load_audio",),
         ".processing_cae_av": ("CaeAvProcessor",),
         ".question_tokenization": ("build_question_tokenizer", "question_tokenizer_from_words"),
         ".tokenization": ("build_clip_tokenizer", "clean_caption"),

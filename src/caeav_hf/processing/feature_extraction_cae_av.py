@@ -11,7 +11,7 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.feature_extraction_utils import BatchFeature
 
 from ..errors import CaeAvError
-from ..media.clip import count_segments
+from ..media.segments import count_segments
 
 
 # Power below which a band counts as silent; 10 log10 of it, -100 dB, is the lowest value of a spectrogram.

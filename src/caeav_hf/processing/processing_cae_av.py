@@ -14,16 +14,7 @@ from transformers.utils import cached_file
 
 from ..errors import CaeAvError
 from ..labels import MUSIC_AVQA_QUESTION_WORDS
-from ..media.clip import (
-    Clip,
-    FrameSampling,
-    MissingAudio,
-    check_missing_audio,
-    count_segments,
-    load_audio,
-    load_clip,
-    spread_sound,
-)
+from ..media.clip import Clip, MissingAudio, check_missing_audio, load_clip
 from ..media.containers import MediaSource, source_name
 from ..media.inputs import (
     as_frames,
@@ -36,6 +27,8 @@ from ..media.inputs import (
     sound_name,
     undecoded,
 )
+from ..media.segments import FrameSampling, count_segments
+from ..media.sound import load_audio, spread_sound
 from ..remote_code import AUTO_MAP, write_stub
 from .feature_extraction_cae_av import CaeAvFeatureExtractor
 from .intervals import LocalizedSegments, ParsedSegments, has_class

@@ -18,7 +18,6 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import CaeAvError, MediaError
-from ..media.clip import SEGMENT_REST
 from ..media.containers import (
     AUDIO_JITTER,
     MediaFile,
@@ -31,6 +30,7 @@ from ..media.containers import (
     upright,
     video_stream,
 )
+from ..media.segments import SEGMENT_REST
 
 
 # Okabe and Ito's orange: bright on most pictures and distinguishable with all common forms of colour blindness.

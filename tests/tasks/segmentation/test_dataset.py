@@ -15,7 +15,7 @@ from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.data import CaeAvCollator, CaeAvDataset
 from caeav_hf.data.rows import _resize
 from caeav_hf.errors import DataError
-from caeav_hf.media.clip import load_audio
+from caeav_hf.media.sound import load_audio
 from caeav_hf.processing.processing_cae_av import CaeAvProcessor
 from tests.corpora import build_avs
 from tests.same import assert_same_clip

@@ -24,7 +24,7 @@ from typing import ClassVar, NamedTuple
 import datasets
 
 from caeav_hf.errors import DataError, MediaError
-from caeav_hf.media.clip import count_segments
+from caeav_hf.media.segments import count_segments
 
 from ...data.builder import BuildReport, Checked, ClipBuilder, ClipBuilderConfig, Entry, read_lines, run_builder
 from ...data.checks import ClipFiles, MediaPart, UnusableError

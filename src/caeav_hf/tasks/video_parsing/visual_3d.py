@@ -29,8 +29,9 @@ from tqdm import tqdm
 
 from caeav_hf.devices import default_device
 from caeav_hf.errors import CaeAvError, DataError, MediaError
-from caeav_hf.media.clip import count_segments, load_clip
+from caeav_hf.media.clip import load_clip
 from caeav_hf.media.containers import MediaSource
+from caeav_hf.media.segments import count_segments
 
 from ...data.files import write_json
 from ...data.schema import LLP_NUM_SEGMENTS, media_part

@@ -1,0 +1,59 @@
+"""Which seconds of a clip its segments cover, and at which instants they show their frames."""
+
+import math
+from typing import Literal
+
+from ..errors import CaeAvError
+
+
+FrameSampling = Literal["consecutive", "spread"]
+"""Whether segments follow each other from the clip's beginning, or lie around the middles of equal parts of it."""
+
+# Share of a segment that must follow the last whole segment to count as one more: encoders round durations up to whole
+# frames (10.02 s), and a tenth of a second shows and sounds like nothing.
+SEGMENT_REST = 0.1
+# Timestamps come in ticks of the stream's time base; two that mean the same instant may differ by rounding.
+TIME_EPSILON = 1e-6
+
+
+def count_segments(duration: float, segment_seconds: float = 1.0, num_segments: int | None = None) -> int:
+    """
+    Return the number of real segments in `duration` seconds: one for every started `segment_seconds`, at least 1 and
+    at most `num_segments`. A rest below a tenth of a segment is rounding, not a segment: 10.02 s are ten segments of
+    one second, 9.95 s too, 10.3 s are eleven and 0.3 s are one.
+    """
+    # The epsilon keeps 1.1 s, which is 1.1000000000000001, at one segment.
+    count = max(1, math.ceil(duration / segment_seconds - SEGMENT_REST - TIME_EPSILON))
+    return count if num_segments is None else min(count, num_segments)
+
+
+def sample_times(
+    duration: float, num_segments: int | None, segment_seconds: float, frame_sampling: FrameSampling
+) -> list[float]:
+    """
+    Return the seconds at which the segments of a clip show their frame, as in [`~media.clip.load_clip`].
+
+    Args:
+        duration: Seconds of the clip.
+        num_segments: Maximum number of segments, or, if they are spread, their exact number. None for all.
+    """
+    count = count_segments(duration, segment_seconds, None if frame_sampling == "spread" else num_segments)
+    if frame_sampling == "spread":
+        return middles_of_parts(count if num_segments is None else num_segments, duration)
+    # A middle that lies beyond the end, as that of a short rest may, moves to just before it.
+    return [min((t + 0.5) * segment_seconds, duration - 2 * TIME_EPSILON) for t in range(count)]
+
+
+def middles_of_parts(count: int, seconds: float) -> list[float]:
+    """Return the seconds at the middles of `count` equal parts of `seconds`."""
+    return [(part + 0.5) * seconds / count for part in range(count)]
+
+
+def check_range(start: float, end: float | None, sampling_rate: int) -> None:
+    """Raise a [`~errors.CaeAvError`] unless 0 <= `start` < `end` and `sampling_rate` is positive."""
+    if sampling_rate < 1:
+        raise CaeAvError(f"`sampling_rate` must be positive, got {sampling_rate}")
+    if not 0 <= start < math.inf:
+        raise CaeAvError(f"`start` must be a time of 0 s or later, got {start}")
+    if end is not None and not end > start:
+        raise CaeAvError(f"`end` must be later than `start`, got {start} to {end}")

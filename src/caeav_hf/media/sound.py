@@ -1,0 +1,193 @@
+"""
+Decode waveforms with PyAV: mono, at any rate, laid on a time line by their timestamps.
+
+Sound that ends early is filled with silence, later sound is cut. A packet that cannot be decoded becomes silence of
+the same length.
+"""
+
+from typing import Any
+
+import av
+import numpy as np
+
+from ..errors import MediaError
+from .containers import (
+    AUDIO_JITTER,
+    MediaFile,
+    MediaSource,
+    audio_stream,
+    decode_packet,
+    in_seconds,
+    packets_of,
+    start_time,
+)
+from .segments import TIME_EPSILON, check_range, middles_of_parts
+
+
+# Longer gaps (seconds) in a sound file are taken for damaged timestamps.
+_LONGEST_SILENCE = 3600.0
+
+
+def load_audio(
+    source: MediaSource,
+    *,
+    sampling_rate: int,
+    start: float = 0.0,
+    end: float | None = None,
+    name: str | None = None,
+) -> np.ndarray:
+    """
+    Decode the sound of a file (wav, flac, mp3, or the audio stream of a video) to mono.
+
+    Args:
+        source: As in [`~media.clip.load_clip`].
+        sampling_rate: Samples per second of the returned waveform.
+        start, end: Part to read, in seconds after the sound's first timestamp; `end=None` reads to its end.
+        name: Name of the file in error messages.
+
+    Returns:
+        (samples,) float32 in [-1, 1].
+
+    Raises:
+        MediaError: No sound can be decoded from `source`; the message begins with its name.
+        CaeAvError: An argument is out of range.
+    """
+    check_range(start, end, sampling_rate)
+    media = MediaFile.of(source, name)
+    with media.open() as container:
+        stream = audio_stream(container, media.name)
+        origin = start_time(stream, container)
+        track = AudioTrack(sampling_rate, origin + start, None if end is None else origin + end)
+        for _, packet in packets_of(container, [stream]):
+            if any(track.push(frame) for frame in decode_packet(stream, packet)):
+                break
+    if track.silence > _LONGEST_SILENCE:
+        # Filling the gaps could take more memory than there is.
+        raise MediaError(
+            f"{media.name}: its sound has gaps of {track.silence:.0f} s in all; expected a readable audio stream"
+        )
+    waveform = track.waveform()
+    if not waveform.size:
+        raise MediaError(
+            f"{media.name}: no sound could be decoded from {start} s on; expected a readable audio stream"
+        )
+    return waveform
+
+
+def spread_sound(
+    waveform: np.ndarray, *, num_segments: int, segment_seconds: float, sampling_rate: int, seconds: float
+) -> np.ndarray:
+    """
+    Return the sound of spread segments: `segment_seconds` around the middle of each of `num_segments` equal parts of
+    `seconds`, moved inside where they would reach beyond the ends.
+
+    Args:
+        waveform: (samples,) from the first instant on; silence is added if it ends before `seconds`.
+
+    Returns:
+        (num_segments * samples of a segment,), one segment after the other.
+    """
+    samples, whole = round(segment_seconds * sampling_rate), round(seconds * sampling_rate)
+    sound = np.zeros(max(whole, samples), waveform.dtype)
+    kept = min(len(waveform), whole)
+    sound[:kept] = waveform[:kept]
+    starts = [
+        min(max(round((middle - segment_seconds / 2) * sampling_rate), 0), len(sound) - samples)
+        for middle in middles_of_parts(num_segments, seconds)
+    ]
+    return np.concatenate([sound[start : start + samples] for start in starts])
+
+
+class AudioTrack:
+    """
+    Collects decoded audio frames and places their sound, mono at `rate`, on the time line from `begin` to `end`
+    (seconds).
+
+    Frames that follow each other without a gap run through one resampler. Where a timestamp jumps (a lost packet) or
+    the sound's format changes, a new run begins at the place that its own timestamp gives.
+    """
+
+    def __init__(self, rate: int, begin: float, end: float | None):
+        self.rate = rate
+        self.begin = begin
+        self.end = end
+        self.first_time: float | None = None
+        self._resampler: Any = None
+        self._format: tuple[str, str, int] | None = None
+        self._run_time = 0.0
+        self._run_samples = 0
+        self._cursor = 0
+        self._pieces: list[tuple[int, np.ndarray]] = []
+
+    def push(self, frame: Any) -> bool:
+        """Add the next frame; return True once the end of the time line is reached."""
+        expected = self._run_time + self._run_samples / frame.sample_rate
+        time = in_seconds(frame.pts, frame.time_base)
+        time = expected if time is None else time
+        if self.first_time is None:
+            self.first_time = time
+        # One frame more than needed, since a resampler's last samples before its end of input are less exact.
+        if self.end is not None and time >= self.end + AUDIO_JITTER:
+            return True
+        described = (frame.format.name, frame.layout.name, frame.sample_rate)
+        if described != self._format or abs(time - expected) > AUDIO_JITTER:
+            self._flush()
+            # Integer samples, because swresample then scales a downmix so that it cannot exceed full scale (stereo
+            # becomes the mean of its channels); in floating point it would add the channels' powers.
+            self._resampler = av.AudioResampler(format="s32p", layout="mono", rate=self.rate)
+            self._format = described
+            self._run_time, self._run_samples = time, 0
+            self._cursor = round((time - self.begin) * self.rate)
+        self._run_samples += frame.samples
+        # Without timestamps the resampler runs on through jitter; with them it would fill or cut at every wrong one.
+        frame.pts = None
+        self._store(self._resampler.resample(frame))
+        return False
+
+    def starts_late(self, stream: Any, container: Any) -> bool:
+        """
+        Return whether seeking lost sound: whether what was decoded begins after the time line does, although the
+        stream does not.
+        """
+        if self.first_time is None:
+            return True
+        stream_start = start_time(stream, container)
+        return self.first_time > self.begin + TIME_EPSILON and self.first_time > stream_start + AUDIO_JITTER
+
+    def waveform(self, samples: int | None = None) -> np.ndarray:
+        """Return (samples,) float32, silent where there is no sound; by default up to the end of the sound."""
+        self._flush()
+        limit = None if self.end is None else round((self.end - self.begin) * self.rate)
+        if samples is None:
+            samples = self._length if limit is None else min(self._length, limit)
+        waveform = np.zeros(samples, dtype=np.float32)
+        for offset, piece in self._pieces:
+            first, last = max(offset, 0), min(offset + len(piece), samples, samples if limit is None else limit)
+            if last > first:
+                waveform[first:last] = piece[first - offset : last - offset]
+        waveform *= np.float32(2**-31)  # a power of two: exact
+        return waveform
+
+    @property
+    def silence(self) -> float:
+        """Seconds without sound before its end."""
+        return (self._length - sum(len(piece) for _, piece in self._pieces)) / self.rate
+
+    @property
+    def _length(self) -> int:
+        """Samples from the beginning of the time line to the end of the sound."""
+        return max((offset + len(piece) for offset, piece in self._pieces), default=0)
+
+    def _flush(self) -> None:
+        if self._resampler is not None:
+            self._store(self._resampler.resample(None))
+            self._resampler = None
+
+    def _store(self, frames: list[Any]) -> None:
+        for frame in frames:
+            # Mono has one plane, whose memory is the frame's and may be longer than its samples.
+            piece = np.frombuffer(frame.planes[0], np.int32, frame.samples).copy()
+            # Seeking brings along sound from before the beginning, which is dropped.
+            if self._cursor + len(piece) > 0:
+                self._pieces.append((self._cursor, piece))
+            self._cursor += len(piece)
