@@ -1,1 +1,1 @@
-"""From a file, an address or a stream to frames, samples and time stamps."""
+"""Decode files, addresses and streams into frames, samples and timestamps."""

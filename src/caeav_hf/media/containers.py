@@ -1,11 +1,11 @@
 """
-Media files as PyAV's containers: opening them, choosing their streams, reading and decoding their packets.
+Open media files as PyAV containers, choose their streams, and read and decode their packets.
 
-Which stream. FFmpeg's choice of the best one: the default stream first, then the one with more data. Cover pictures
-are no video.
+Streams. FFmpeg chooses the best one: the default stream first, then the one with more data. Cover pictures are no
+video.
 
-Broken files. What cannot be opened raises [`~errors.MediaError`]; a packet that cannot be decoded is passed over; a
-file that breaks off ends the reading.
+Broken files. A file that cannot be opened raises [`~errors.MediaError`]; a packet that cannot be decoded is skipped;
+a file that breaks off ends the reading.
 """
 
 import errno
@@ -28,7 +28,7 @@ logger = logging.get_logger(__name__)
 
 MediaSource = str | os.PathLike | bytes | IO[bytes] | Mapping[str, Any]
 """
-A path or address (see `processing.remote`), the bytes of a file, an open binary file, or a mapping with `"bytes"` and
+A path or address (see `media.remote`), the bytes of a file, an open binary file, or a mapping with `"bytes"` and
 `"path"` as `datasets` has it.
 """
 
@@ -36,7 +36,7 @@ A path or address (see `processing.remote`), the bytes of a file, an open binary
 AUDIO_JITTER = 0.02
 
 # Demuxers that read one self-contained file. Playlists and scripts (hls, concat, dash, sdp, ...) are left out because
-# they make FFmpeg open other files and addresses than the one that was given.
+# they make FFmpeg open files and addresses other than the given one.
 _FORMATS = (
     "mov,mp4,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,h264,hevc,m4v,ogg,wav,w64,aiff,au,caf,mp3,aac,flac,ac3,"
     "eac3,amr,dts,mxf,nut,dv,rm,wv,tta,ape"
@@ -45,7 +45,7 @@ _EXPECTED = "expected a media file with a video and an audio stream, such as mp4
 
 
 def source_name(source: MediaSource) -> str:
-    """What error messages call a source: its path, the name of its file object, or its number of bytes."""
+    """Return the name of a source in error messages: its path, that of its file object, or its number of bytes."""
     if isinstance(source, Mapping):
         path = source.get("path")
         return str(path) if path else source_name(source.get("bytes") or b"")
@@ -58,7 +58,7 @@ def source_name(source: MediaSource) -> str:
 
 
 def reusable(source: MediaSource) -> MediaSource:
-    """A source that can be opened more than once: what is remote is fetched, what can be read only once is read."""
+    """Return a source that can be opened more than once: remote files are fetched, pipes are read into memory."""
     content = _content_of(source)
     if isinstance(content, str | os.PathLike):
         path = os.fsdecode(os.fspath(content))
@@ -77,13 +77,13 @@ def _is_remote(path: str) -> bool:
 
 
 def _is_pipe(file: Any) -> bool:
-    """Whether a file object can be read only once."""
+    """Return whether a file object can be read only once."""
     seekable = getattr(file, "seekable", None)
     return not hasattr(file, "seek") or (seekable is not None and not seekable())
 
 
 class MediaFile:
-    """A media source that can be opened, more than once, as a PyAV container; every failure is a MediaError."""
+    """A media source that can be opened repeatedly as a PyAV container; every failure is a MediaError."""
 
     def __init__(self, target: str | IO[bytes], name: str):
         self.target = target
@@ -91,7 +91,7 @@ class MediaFile:
 
     @classmethod
     def of(cls, source: MediaSource, name: str | None) -> "MediaFile":
-        """The file of a source, called `name` in errors; by default what [`source_name`] says."""
+        """Return the file of a source, called `name` in errors; by default that of [`source_name`]."""
         name = name or source_name(source)
         content = _content_of(source)
         if isinstance(source, Mapping) and content is None:
@@ -107,19 +107,19 @@ class MediaFile:
 
     @contextmanager
     def open(self) -> Iterator[Any]:
-        """The container, from its beginning, closed at the end of the `with`."""
+        """Open the container at its beginning; it is closed at the end of the `with`."""
         options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
         try:
             if not isinstance(self.target, str):
                 self.target.seek(0)
-            # Not PyAV's `options`: older versions hand them to streams too, and crash where a stream is found late.
-            # Names and titles in a file's metadata need not be UTF-8, and none of them is read here.
+            # Not PyAV's `options`: older versions pass them to streams too, and crash if a stream is found late.
+            # Metadata need not be UTF-8, and none of it is read here.
             with av.open(self.target, mode="r", container_options=options, metadata_errors="replace") as container:
                 yield container
         except (av.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             if getattr(error, "errno", None) == errno.EINVAL:
-                # FFmpeg's whole answer to a format outside the allowed ones.
+                # All that FFmpeg says of a format that is not allowed.
                 reason = "its format is not one that holds a clip"
             raise MediaError(f"{self.name}: cannot be read as media ({reason}); {_EXPECTED}") from error
 
@@ -146,13 +146,13 @@ def _checked_file(source: Any, name: str) -> IO[bytes]:
             "with `bytes` or `path`"
         )
     if _is_pipe(source):
-        # Pipes and sockets: most containers need to be read back and forth.
+        # Pipes and sockets: most containers need seeking.
         return io.BytesIO(source.read())
     return source
 
 
 def best_stream(container: Any, kind: str) -> Any:
-    """The stream of a kind that FFmpeg finds best, or None; a cover picture is not a video."""
+    """Return FFmpeg's best stream of a kind, or None; a cover picture is not a video."""
     streams = [
         stream
         for stream in getattr(container.streams, kind)
@@ -163,7 +163,7 @@ def best_stream(container: Any, kind: str) -> Any:
 
 
 def video_stream(container: Any, name: str) -> Any:
-    """The video stream to read; a MediaError if there is none that can be decoded."""
+    """Return the video stream to read; raise a MediaError if there is none that can be decoded."""
     stream = best_stream(container, "video")
     if stream is None:
         raise MediaError(f"{name}: no video stream; {_EXPECTED}")
@@ -171,7 +171,7 @@ def video_stream(container: Any, name: str) -> Any:
 
 
 def audio_stream(container: Any, name: str) -> Any:
-    """The audio stream to read; a MediaError if there is none that can be decoded."""
+    """Return the audio stream to read; raise a MediaError if there is none that can be decoded."""
     stream = best_stream(container, "audio")
     if stream is None:
         raise MediaError(f"{name}: no audio stream; {_EXPECTED}")
@@ -179,39 +179,39 @@ def audio_stream(container: Any, name: str) -> Any:
 
 
 def with_decoder(stream: Any, name: str) -> Any:
-    """The stream itself; a MediaError if it cannot be decoded."""
+    """Return the stream; raise a MediaError if it cannot be decoded."""
     if stream.codec_context is None:
         raise MediaError(f"{name}: FFmpeg has no decoder for its {stream.type} stream; expected a common codec")
     return stream
 
 
 def in_seconds(ticks: int | None, time_base: Any) -> float | None:
-    """A timestamp in seconds; None if there is none, or none that makes sense, as in damaged files."""
+    """Convert a timestamp to seconds; None if it or its unit is missing, as in damaged files."""
     if ticks is None or not time_base:
         return None
-    # Rounded once, as the product of fractions would be, which takes ten times as long.
+    # Rounded once, as a product of fractions would be, but ten times faster.
     return ticks * time_base.numerator / time_base.denominator
 
 
 def start_time(stream: Any, container: Any) -> float:
-    """First timestamp of a stream in seconds."""
+    """Return the first timestamp of a stream in seconds."""
     start = in_seconds(stream.start_time, stream.time_base)
     return (container.start_time or 0) / av.time_base if start is None else start
 
 
 def frame_rate_of(stream: Any) -> float:
-    """Frames a second of a video stream, on average; 0 where the file does not tell."""
+    """Return the average frames per second of a video stream; 0 if the file does not state it."""
     return float(stream.average_rate or stream.guessed_rate or 0)
 
 
 def announced_end(stream: Any, container: Any) -> float | None:
-    """Seconds after the stream's time zero at which the header says that it ends."""
+    """Return the seconds after the stream's time zero at which it ends by its header, or None."""
     end = in_seconds(stream.duration, stream.time_base)
     return in_seconds(container.duration, Fraction(1, av.time_base)) if end is None else end
 
 
 def packets_of(container: Any, streams: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Streams and their packets in the order of the file. Where it breaks off, the last packet of each is None."""
+    """Yield streams and their packets in the order of the file. If it breaks off, the last packet of each is None."""
     packets = container.demux(*streams)
     while True:
         try:
@@ -219,34 +219,34 @@ def packets_of(container: Any, streams: list[Any]) -> Iterator[tuple[Any, Any]]:
         except StopIteration:
             return
         except IndexError:
-            # PyAV knows the streams of the header only; a packet of another one ends its iteration, but not the file.
+            # PyAV knows only the streams of the header; a packet of another one ends its iteration, but not the file.
             packets = container.demux(*streams)
             continue
         except (av.FFmpegError, OSError) as error:
             logger.debug(f"demuxing ended early: {error}")
-            # The demuxer cannot go on; what the decoders still hold is good.
+            # The demuxer cannot continue, but the frames that the decoders still hold are good.
             yield from ((stream, None) for stream in streams)
             return
         yield packet.stream, packet
 
 
 def decode_packet(stream: Any, packet: Any) -> list[Any]:
-    """The frames of a packet, none if it is damaged; of None, those that the decoder still holds."""
+    """Return the frames of a packet, none if it is damaged; of None, those that the decoder still holds."""
     return try_packet(stream, packet) or []
 
 
 def try_packet(stream: Any, packet: Any) -> list[Any] | None:
-    """As [`decode_packet`], but None if the packet is damaged."""
+    """Do as [`decode_packet`], but return None if the packet is damaged."""
     try:
         return stream.decode(packet)
     except av.FFmpegError as error:
-        logger.debug(f"packet of stream {stream.index} passed over: {error}")
+        logger.debug(f"packet of stream {stream.index} skipped: {error}")
         return None
 
 
 def upright(image: np.ndarray, frame: Any) -> np.ndarray:
     """
-    Turn and mirror an image (h, w, 3) as the frame's display matrix says, to the nearest right angle. The matrix sends
+    Rotate and mirror an image (h, w, 3) by the frame's display matrix, to the nearest right angle. The matrix maps
     the stored pixel (p, q) to (a * p + c * q, b * p + d * q), x to the right and y down.
     """
     data = frame.side_data.get("DISPLAYMATRIX")

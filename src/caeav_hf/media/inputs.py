@@ -1,8 +1,8 @@
 """
-Clips and sounds that come as objects: arrays, images, and the decoders of torchcodec that `datasets` makes of rows.
+Convert clips and sounds given as objects: arrays, images, and the torchcodec decoders that `datasets` makes of rows.
 
 Frames carry no times: each is the one on show at the middle of its segment, so frame t belongs to the seconds from
-`t * segment_seconds` on. Frames of another rate are to be thinned out first (`frames[12::25]` of 25 frames a second).
+`t * segment_seconds` on. Callers thin out frames of another rate first (`frames[12::25]` at 25 frames per second).
 """
 
 import os
@@ -21,14 +21,14 @@ from .remote import is_address
 from .segments import FrameSampling, sample_times
 
 
-# Most channels of a sound; an axis that is longer counts its samples.
+# Maximum channels of a sound; a longer axis is that of its samples.
 _MOST_CHANNELS = 8
-# How far floats may lie outside of [0, 1], as resizing can leave them.
+# Distance by which floats may exceed [0, 1], as after resizing.
 _FLOAT_SLACK = 1e-3
 
 
 def is_frames(value: Any) -> bool:
-    """Whether a value is one clip's frames: an array of them, or a list of images or of arrays (H, W, 3)."""
+    """Return whether a value is one clip's frames: an array, or a list of images or of arrays (H, W, 3)."""
     if isinstance(value, list | tuple):
         return bool(value) and all(isinstance(item, Image.Image) or _is_array(item, 3) for item in value)
     return isinstance(value, np.ndarray | torch.Tensor)
@@ -36,18 +36,18 @@ def is_frames(value: Any) -> bool:
 
 def as_frames(frames: Any, name: str) -> np.ndarray:
     """
-    Frames as [`~processing.media.Clip`] holds them.
+    Convert frames to the form of [`~media.clip.Clip`].
 
     Args:
         frames: (T, H, W, 3) or (T, 3, H, W), array or tensor, uint8 or floats in [0, 1], which are rounded to the 256
             levels of a video; or a list of PIL images, or of such arrays without T, of one size.
-        name: What errors call the clip.
+        name: Name of the clip in error messages.
 
     Returns:
         (T, H, W, 3) uint8.
 
     Raises:
-        CaeAvError: They have another shape, type or range, or one that fits both layouts.
+        CaeAvError: The frames have another shape, type or range, or a shape that fits both layouts.
     """
     if isinstance(frames, list | tuple):
         images = [
@@ -78,20 +78,20 @@ def as_frames(frames: Any, name: str) -> np.ndarray:
 
 def as_waveform(sound: Any, name: str, *, sampling_rate: int | None, wanted: int) -> np.ndarray:
     """
-    A mono waveform at the rate that is wanted. Channels become their mean; another rate is resampled by FFmpeg.
+    Convert a sound to a mono waveform at rate `wanted`. Channels are averaged; other rates are resampled by FFmpeg.
 
     Args:
         sound: (samples,), (channels, samples) or (samples, channels), up to 8 channels, array or tensor: floats in
             [-1, 1], int16 or int32.
-        name: What errors call the sound.
-        sampling_rate: Samples a second of `sound`. There is no default: a guess would be heard wrong.
-        wanted: Samples a second of the result.
+        name: Name of the sound in error messages.
+        sampling_rate: Samples per second of `sound`. There is no default, since a wrong guess would change the pitch.
+        wanted: Samples per second of the result.
 
     Returns:
         (samples,) float32.
 
     Raises:
-        CaeAvError: It has another shape or type, is not finite, or its rate is missing.
+        CaeAvError: The sound has another shape or type, is not finite, or its rate is missing.
     """
     array = _as_numpy(sound)
     if sampling_rate is None:
@@ -119,19 +119,19 @@ def as_waveform(sound: Any, name: str, *, sampling_rate: int | None, wanted: int
 
 
 def is_video_decoder(value: Any) -> bool:
-    """Whether a value decodes a video as torchcodec's `VideoDecoder` does."""
+    """Return whether a value decodes video like torchcodec's `VideoDecoder`."""
     return hasattr(value, "get_frames_played_at")
 
 
 def is_audio_decoder(value: Any) -> bool:
-    """Whether a value decodes sound as torchcodec's `AudioDecoder` does."""
+    """Return whether a value decodes sound like torchcodec's `AudioDecoder`."""
     return hasattr(value, "get_all_samples")
 
 
 def undecoded(value: Any) -> Any:
     """
-    What a decoder of a `datasets` row reads, as the row stores it, so that it is decoded like every other file; the
-    value itself where that is not known, or is no decoder.
+    Return the stored file behind a decoder of a `datasets` row, so that it is decoded like any other file; the value
+    itself if that file is unknown or the value is no decoder.
     """
     stored = getattr(value, "_hf_encoded", None) if is_video_decoder(value) or is_audio_decoder(value) else None
     if not isinstance(stored, Mapping):
@@ -142,7 +142,7 @@ def undecoded(value: Any) -> Any:
 
 
 def decoder_name(decoder: Any) -> str | None:
-    """The path of what a decoder reads, as `datasets` notes it; None where it does not."""
+    """Return the path of a decoder's file if `datasets` recorded it, else None."""
     path = getattr(getattr(decoder, "metadata", None), "path", None)
     return path if isinstance(path, str) else None
 
@@ -157,11 +157,11 @@ def clip_of_decoder(
     name: str,
 ) -> Clip:
     """
-    The segments of a clip from torchcodec's `VideoDecoder`, or from what has its `metadata` and
-    `get_frames_played_at`. It has no sound: the waveform is empty.
+    Read the segments of a clip from torchcodec's `VideoDecoder`, or an object with its `metadata` and
+    `get_frames_played_at`. The clip has no sound: its waveform is empty.
 
     Args:
-        num_segments: Most segments; None for all.
+        num_segments: Maximum number of segments; None for all.
     """
     metadata = decoder.metadata
     begin, end = float(metadata.begin_stream_seconds or 0.0), float(metadata.end_stream_seconds)
@@ -182,7 +182,7 @@ def clip_of_decoder(
 
 
 def sound_name(sound: Any, default: str) -> str:
-    """What errors call a sound."""
+    """Return the name of a sound in error messages."""
     if is_audio_decoder(sound):
         return decoder_name(sound) or default
     return default if isinstance(sound, np.ndarray | torch.Tensor | Mapping) else source_name(sound)

@@ -1,9 +1,9 @@
 """
-Clips at an address: `https://`, `http://` and `hf://` are fetched through fsspec, `file://` is a local path.
+Fetch clips at an address: `https://`, `http://` and `hf://` through fsspec; `file://` is a local path.
 
-What is fetched goes to a temporary file, which vanishes with the object that is returned. Two environment variables
-limit it, whatever the server promises: `CAEAV_DOWNLOAD_MAX_MB`, megabytes (1024 by default), and
-`CAEAV_DOWNLOAD_TIMEOUT`, seconds for all of a file (120 by default).
+The content goes to a temporary file, which is deleted with the returned object. Two environment variables limit it,
+whatever size the server announces: `CAEAV_DOWNLOAD_MAX_MB`, megabytes (1024 by default), and
+`CAEAV_DOWNLOAD_TIMEOUT`, seconds for a whole file (120 by default).
 """
 
 import asyncio
@@ -24,12 +24,12 @@ from ..errors import CaeAvError, MediaError
 
 REMOTE_SCHEMES = ("https", "http", "hf")
 
-# A letter alone is a drive of Windows, not a scheme. `Path` makes one slash of two.
+# A single letter is a Windows drive, not a scheme. `Path` turns two slashes into one.
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/")
 
 
 def is_address(path: str) -> bool:
-    """Whether a string is an address rather than a local path."""
+    """Return whether a string is an address rather than a local path."""
     return _ADDRESS.match(path) is not None
 
 
@@ -41,10 +41,10 @@ class FetchedFile(io.BufferedRandom):
 
 def local_path(address: str) -> str:
     """
-    The path of a `file://` address.
+    Return the path of a `file://` address.
 
     Raises:
-        MediaError: It is on another host.
+        MediaError: The file is on another host.
     """
     parts = urlsplit(address)
     if parts.netloc not in ("", "localhost"):
@@ -54,10 +54,10 @@ def local_path(address: str) -> str:
 
 def download_limits() -> tuple[int, float]:
     """
-    Most bytes of a file, and most seconds for it, from the environment.
+    Return the maximum bytes of a file and seconds for fetching it, from the environment.
 
     Raises:
-        CaeAvError: A variable holds no positive number.
+        CaeAvError: A variable is not a positive number.
     """
     values = []
     for name, default in (("CAEAV_DOWNLOAD_MAX_MB", 1024.0), ("CAEAV_DOWNLOAD_TIMEOUT", 120.0)):
@@ -77,14 +77,15 @@ def fetch(address: str) -> FetchedFile:
     Fetch a file into a temporary one.
 
     Args:
-        address: `https://...`, `http://...`, or `hf://...` as [`~huggingface_hub.HfFileSystem`] has it, with the token
-            of the login.
+        address: `https://...`, `http://...`, or `hf://...` as for [`~huggingface_hub.HfFileSystem`], which uses the
+            token of the login.
 
     Returns:
-        The file, at its beginning, called by its address.
+        The file, at its beginning, named by its address.
 
     Raises:
-        MediaError: It cannot be fetched, is larger or takes longer than allowed; the message begins with the address.
+        MediaError: The file cannot be fetched, is larger or takes longer than allowed; the message begins with the
+            address.
     """
     scheme, separator, _ = address.partition("://")
     if not separator or scheme.lower() not in REMOTE_SCHEMES:
@@ -103,7 +104,7 @@ def fetch(address: str) -> FetchedFile:
         target.close()
         raise _too_slow(address, seconds) from error
     except Exception as error:
-        # Each file system, and each library below it, has errors of its own, without a common class.
+        # Each file system, and each library below it, has its own errors, without a common class.
         target.close()
         raise MediaError(f"{address}: cannot be fetched ({_reason(error)})") from error
     target.seek(0)
@@ -113,7 +114,7 @@ def fetch(address: str) -> FetchedFile:
 def _filesystem(scheme: str, seconds: float) -> Any:
     if scheme == "hf":
         return fsspec.filesystem("hf")
-    # Only here: most sessions read files, and importing it takes time.
+    # Imported here since it is slow to import and most users read local files.
     import aiohttp
 
     settings = {"timeout": aiohttp.ClientTimeout(total=seconds), "trust_env": True}
@@ -121,7 +122,7 @@ def _filesystem(scheme: str, seconds: float) -> Any:
 
 
 class _Limits(Callback):
-    """Told by fsspec of each part of a file that has come, and ends the transfer where it is too much or too late."""
+    """Ends a transfer that is too large or too slow; fsspec calls it for each part of the file."""
 
     def __init__(self, address: str, most: int, seconds: float):
         super().__init__()

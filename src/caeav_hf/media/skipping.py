@@ -1,11 +1,11 @@
 """
-Which packets of a video need not be decoded in full, because no frame that is wanted depends on them.
+Skip the frames of a video that neither are wanted nor are needed to decode wanted ones.
 
 The frame on show at an instant is the one with the latest timestamp that is not later. Timestamps of frames are those
 of their packets, and packets are stored at most a few places away from the order of their timestamps: looking a few
-packets ahead tells which frames are wanted before any of them is decoded. Of the others, the decoder leaves out those
-that no frame refers to, about half of what an H.264 encoder with its usual settings writes; what is decoded is not
-changed by that. At the first sign of damage everything is decoded instead.
+packets ahead tells which frames are wanted before any of them is decoded. Of the others, the decoder skips those that
+no frame refers to, about half of what an H.264 encoder writes with its usual settings; the decoded frames stay the
+same bit for bit. At the first sign of damage everything is decoded instead.
 """
 
 import math
@@ -17,29 +17,29 @@ from typing import Any
 from .containers import in_seconds
 
 
-# Packets looked ahead; H.264 moves a frame by 16 places at most. Looking less far only leaves out less.
+# Packets to look ahead; H.264 moves a frame by 16 places at most. A shorter look-ahead only skips fewer frames.
 _LOOKAHEAD = 16
-# Two instants that are closer are the same one, rounded differently ...
+# Instants that are closer (seconds) are the same one, rounded differently ...
 _SAME = 1e-6
-# ... and a frame that is this close to being on show is decoded, to be on the safe side.
+# ... and to be safe, a frame this close to being on show is decoded.
 _EPSILON = 1e-5
-# Decoders whose word on what is not referred to can be relied on.
+# Decoders that reliably know which frames no other refers to.
 _CODECS = ("h264",)
 
 
 class UnevenTimestampsError(Exception):
-    """The frames were not those that the timestamps of the packets announced."""
+    """The decoded frames are not those that the timestamps of the packets announced."""
 
 
 class FrameSkipper:
     """
-    Hands on the packets of a container and tells the decoder of its video stream, before each packet, whether its
-    frame may be left out.
+    Passes on the packets of a container and sets the decoder of its video stream, before each packet, to decode or
+    skip its frame.
 
     Args:
         stream: The video stream.
-        targets: Instants in seconds, ascending, whose frames are wanted. All frames after the last are decoded, since
-            it takes one to know that the last wanted one is complete.
+        targets: Instants in seconds, ascending, whose frames are wanted. All frames after the last target are
+            decoded, since only the next frame shows that the last wanted one is complete.
     """
 
     def __init__(self, stream: Any, targets: list[float]) -> None:
@@ -49,12 +49,12 @@ class FrameSkipper:
 
     @staticmethod
     def suits(stream: Any) -> bool:
-        """Whether the stream's decoder can leave out frames."""
+        """Return whether the stream's decoder can skip frames."""
         return stream.codec_context.name in _CODECS
 
     def packets(self, packets: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         """
-        The packets, in their order, of which some are held back until those ahead are known.
+        Yield the packets in their order, each once the timestamps of the next ones are known.
 
         Raises:
             UnevenTimestampsError: A packet has no timestamp, or one twice, or is damaged.
@@ -76,18 +76,25 @@ class FrameSkipper:
 
     def check_decoded(self, frames: list[Any] | None) -> None:
         """
+        Check the frames of a packet for damage.
+
         Raises:
-            UnevenTimestampsError: A packet gave no `frames` (None) since it is damaged, or some are damaged: what
-                decoders make of these may depend on all frames before.
+            UnevenTimestampsError: The packet could not be decoded (`frames` is None) or some frames are damaged: how
+                decoders conceal damage may depend on all frames before.
         """
         if frames is None or any(frame.is_corrupt for frame in frames):
             raise UnevenTimestampsError
 
     def check(self, first_time: float | None, times: Iterable[float]) -> None:
         """
+        Check the times of the decoded frames against those of the packets.
+
+        Args:
+            first_time: Time of the first decoded frame, or None.
+            times: Times of the frames taken for the first targets.
+
         Raises:
-            UnevenTimestampsError: `first_time`, of the first frame, or `times`, of those taken for the first targets,
-                are others than those of the packets: something could not be decoded.
+            UnevenTimestampsError: They differ from those of the packets: something could not be decoded.
         """
         if not self._times or first_time is None or abs(first_time - self._times[0]) > _SAME:
             raise UnevenTimestampsError
@@ -111,7 +118,7 @@ class FrameSkipper:
         return stream, packet
 
     def _is_wanted(self, time: float) -> bool:
-        """Whether the frame of a packet is on show at a target, as far as the packets so far tell, or may be."""
+        """Return whether the frame of a packet is, or may be, on show at a target, by the packets known so far."""
         place = bisect_right(self._times, time)
         until = self._times[place] if place < len(self._times) else math.inf
         if place == 1 or time >= self.targets[-1] - _EPSILON:
