@@ -1,8 +1,8 @@
 """
-Pictures of what a model found in a clip and of how a training run went.
+Draw what a model found in a clip, and the course of a training run.
 
-Everything is drawn on figures of its own, never through pyplot, so that calls from threads, servers and notebooks do
-not meet in a global state, and no display is needed.
+Each picture is a figure of its own, never drawn through pyplot, so calls from threads, servers and notebooks share no
+global state and need no display.
 """
 
 from .answers import heated, plot_answers

@@ -1,4 +1,4 @@
-"""Answers to questions about a clip, with where its sound is seen and when the model looked and listened."""
+"""Draw answers to questions about a clip, where its sound is seen, and when the model looked and listened."""
 
 import textwrap
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from .drawing import COLOURS, draw_frames, frames_of, make_bare, new_figure, sav
 
 _HEAT = "inferno"
 _EVEN_LINE: dict[str, Any] = {"color": "#888888", "linewidth": 1, "linestyle": "--"}
-# What a question's bars show: key of the result, colour, name.
+# The bars of a question: key of the result, colour, name.
 _ATTENTION = (("visual_attention", "visible", "Looks"), ("audio_attention", "audible", "Listens"))
 _PER_FRAME = ("visual_attention", "audio_attention", "grounding")
 
@@ -34,27 +34,27 @@ def plot_answers(
     title: str | None = None,
 ) -> Figure:
     """
-    Draw what a model answers: on top the clip's frames under a heat map of where it sees what it hears, below for each
-    question how much it looks at and listens to each of them, and its answers.
+    Draw a model's answers: on top the clip's frames under a heat map of where it sees what it hears; below, for each
+    question, its attention to the picture and sound of each frame, and its answers.
 
-    The heat map is clear up to an even share of a frame's weight, 1 / parts, and has its last colour at the highest
-    weight in the clip, but at two even shares at least, so that a map without a preference looks like one. Its range
+    The heat map is transparent up to an even share of a frame's weight, 1 / parts, and reaches its last colour at the
+    highest weight in the clip, or at two even shares if that is more, so that uniform weights look uniform. Its range
     is printed.
 
     Args:
         clip: A `caeav_hf.media.clip.Clip`: `frames` (n, H, W, 3) uint8, `frame_times` (n,) in seconds and `name`
             are read.
-        results: What the pipeline returns for each question: `question`, `answers` with `answer` and `score`,
-            `visual_attention` and `audio_attention`, one number a frame, and `grounding` (n, rows, columns).
-        path: Where to save the picture; the suffix says in which format (png, pdf, svg ...).
+        results: The pipeline's result for each question: `question`, `answers` with `answer` and `score`,
+            `visual_attention` and `audio_attention`, one number per frame, and `grounding` (n, rows, columns).
+        path: File to save the picture to; the suffix sets the format (png, pdf, svg ...).
         title: Line above the picture; by default the name of the clip.
 
     Returns:
         The figure.
 
     Raises:
-        CaeAvError: the clip has no frames, there is no result or one lacks a key, attention or grounding are not of as
-            many frames as the clip has, or `path` cannot be written.
+        CaeAvError: The clip has no frames, there is no result or one lacks a key, attention or grounding have another
+            number of frames than the clip, or `path` cannot be written.
     """
     frames = frames_of(clip)
     if not results:
@@ -119,12 +119,11 @@ def plot_answers(
 
 def heated(image: np.ndarray, weights: np.ndarray, low: float, high: float, opacity: float = 0.7) -> np.ndarray:
     """
-    An image (H, W, 3) uint8 under a heat map.
+    Return an image (H, W, 3) uint8 under a heat map.
 
     Args:
-        weights: (rows, columns), of equal parts of the image; in between they change smoothly.
-        low, high: Weights with the first and the last colour. The first lets the image through, the last covers it as
-            much as `opacity` says.
+        weights: (rows, columns) for equal parts of the image, interpolated in between.
+        low, high: Weights of the first and the last colour. The first is transparent, the last has `opacity`.
     """
     scaled = (np.asarray(weights, dtype=np.float32) - low) / max(high - low, 1e-12)
     height, width = image.shape[:2]
@@ -134,7 +133,7 @@ def heated(image: np.ndarray, weights: np.ndarray, low: float, high: float, opac
 
 
 def _draw_legend(axis: Axes, low: float, high: float, weights: np.ndarray) -> None:
-    """What the colours mean: those of the heat map, with the range of its weights, and of the bars."""
+    """Explain the colours of the heat map, with the range of its weights, and those of the bars."""
     make_bare(axis)
     axis.set_yticks([])
     axis.set_ylim(0, 1)

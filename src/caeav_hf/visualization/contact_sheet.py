@@ -1,4 +1,4 @@
-"""Contact sheets of clips whose sounding pixels are tinted."""
+"""Draw contact sheets of clips with their sounding pixels tinted."""
 
 import math
 from pathlib import Path
@@ -12,7 +12,7 @@ from .drawing import COLOURS, every, frames_of, make_bare, new_figure, save_figu
 from .overlay import tint_weights
 
 
-# Frames that fit beside each other and can still be made out.
+# Frames that fit side by side and are still large enough to see.
 MAX_COLUMNS = 8
 
 
@@ -27,23 +27,23 @@ def plot_masks(
     """
     Draw a contact sheet of a clip: its frames with what sounds tinted.
 
-    Without `truth` it is one row. With it there are three: the frames as they are, the predicted masks with the
-    intersection over the union of each frame, and the true masks. Of a clip with more than `MAX_COLUMNS` frames, every
-    second, every third and so on is shown, and the sheet says so.
+    Without `truth` there is one row. With it there are three: the plain frames, the predicted masks with each frame's
+    intersection over union, and the true masks. Of a clip with more than `MAX_COLUMNS` frames, the sheet shows every
+    second, every third and so on, and says so.
 
     Args:
         clip: A `caeav_hf.media.clip.Clip`: `frames` (n, H, W, 3) uint8, `frame_times` (n,) in seconds and `name`
             are read.
-        masks: (n, H, W) bool: what the pipeline returns for the clip.
-        truth: (n, H, W) bool: the true masks.
-        path: Where to save the picture; the suffix says in which format (png, pdf, svg ...).
+        masks: (n, H, W) bool, as the pipeline returns them for the clip.
+        truth: (n, H, W) bool, the true masks.
+        path: File to save the picture to; the suffix sets the format (png, pdf, svg ...).
         title: Line above the picture; by default the name of the clip.
 
     Returns:
         The figure.
 
     Raises:
-        CaeAvError: the clip has no frames, masks are not of its frames' number and size, or `path` cannot be written.
+        CaeAvError: The clip has no frames, masks differ from them in number or size, or `path` cannot be written.
     """
     frames = frames_of(clip)
     given = {"masks": np.asarray(masks)}
@@ -107,14 +107,14 @@ def plot_masks(
 
 
 def tinted(image: np.ndarray, mask: np.ndarray, colour: str, opacity: float = 0.55) -> np.ndarray:
-    """An image (H, W, 3) uint8 with the pixels of a mask (H, W) tinted and their edge drawn in full colour."""
+    """Return an image (H, W, 3) uint8 with the pixels of a mask (H, W) tinted and the mask's edge in full colour."""
     weight = tint_weights(mask, opacity)[..., None]
     tint = np.array([int(colour[start : start + 2], 16) for start in (1, 3, 5)])
     return np.rint(image + (tint - image.astype(np.float32)) * weight).astype(np.uint8)
 
 
 def _overlap(predicted: np.ndarray, true: np.ndarray) -> float:
-    """Intersection over union of two masks (H, W); where nothing is to be found, the share of pixels left out."""
+    """Return the IoU of two masks (H, W); if the true one is empty, the share of pixels not predicted."""
     if not true.any():
         return 1.0 - float(predicted.mean())
     return float((predicted & true).sum() / (predicted | true).sum())

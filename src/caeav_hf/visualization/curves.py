@@ -1,4 +1,4 @@
-"""Curves of a training run."""
+"""Draw the curves of a training run."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +18,7 @@ def plot_curves(history: Sequence[dict[str, Any]], path: str | Path | None = Non
 
     Args:
         history: The records of `history.jsonl`: `epoch`, `train/...`, `eval/...` and `learning_rate`.
-        path: Where to save the picture; the suffix says in which format.
+        path: File to save the picture to; the suffix sets the format.
 
     Returns:
         The figure.

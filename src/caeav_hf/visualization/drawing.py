@@ -1,4 +1,4 @@
-"""What the pictures share: colours, figures, bare axes, a row of frames."""
+"""Shared parts of the pictures: colours, figures, bare axes, a row of frames."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from ..errors import CaeAvError
 from .overlay import TINT
 
 
-# Okabe and Ito's palette: told apart with every common form of colour blindness.
+# Okabe and Ito's palette: distinguishable with all common forms of colour blindness.
 COLOURS = {
     "prediction": "#0072B2",
     "truth": "#009E73",
@@ -29,13 +29,13 @@ COLOURS = {
     "mask": TINT,
     "true mask": "#009E73",
 }
-# Least height of a row of frames in inches.
+# Minimum height of a row of frames in inches.
 _LOWEST_STRIP = 0.5
 SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 
 
 def frames_of(clip: Any) -> np.ndarray:
-    """The frames of a clip, (n, H, W, 3) uint8; a CaeAvError if there are none."""
+    """Return the frames of a clip, (n, H, W, 3) uint8; raise a CaeAvError if there are none."""
     frames = np.asarray(clip.frames)
     if frames.ndim != 4 or not len(frames):
         raise CaeAvError(f"`clip` needs frames of shape (n, H, W, 3) with n > 0, got {frames.shape}")
@@ -62,7 +62,7 @@ def set_label(axis: Axes, text: str, fontsize: int = 13) -> None:
 
 
 def every(step: int, count: int) -> str:
-    """What a picture says that shows each `step`-th of `count` frames: "every 3rd of 60"."""
+    """Describe a choice of each `step`-th of `count` frames: "every 3rd of 60"."""
     ending = "th" if 10 < step % 100 < 14 else {1: "st", 2: "nd", 3: "rd"}.get(step % 10, "th")
     return f"every {step}{ending} of {count}"
 
@@ -76,18 +76,18 @@ def make_bare(axis: Axes, *, keep: Sequence[str] = ()) -> None:
 
 def strip_step(count: int, width: float, aspect: float) -> int:
     """
-    How many frames each one in a row of frames stands for, so that it is high enough to see something.
+    Return the step between the frames that a row shows, so that they are large enough to see.
 
     Args:
         count: Number of frames.
-        width: Inches of the row, which all frames fill together.
+        width: Width of the row in inches, which the shown frames fill.
         aspect: Height of a frame over its width.
     """
     return max(1, math.ceil(_LOWEST_STRIP * count / (width * aspect)))
 
 
 def draw_frames(axis: Axes, frames: np.ndarray, width: float, step: int = 1) -> None:
-    """Frames side by side, each `width` wide; of each group of `step`, its middle one, `step` times as wide."""
+    """Draw frames side by side, each `width` wide; of each group of `step`, its middle one, `step` times as wide."""
     make_bare(axis)
     set_label(
         axis, "Frames" if step == 1 else "Frames\n" + every(step, len(frames)).replace(" of", "\nof"), 13 - (step > 1)

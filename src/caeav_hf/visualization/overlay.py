@@ -58,19 +58,18 @@ def write_overlay(
     """
     Write a clip as an mp4 (H.264) with its masks laid over it.
 
-    Every frame is written upright, at the time at which the source shows it, whatever its frame rate. A side of an odd
-    number of pixels is made even by repeating its last row or column, since H.264's common form stores only even ones.
-    Packets of sound are copied where an mp4 can hold them, else encoded as AAC. Frames after the last mask stay as
-    they are.
+    Every frame is written upright, at its time in the source, whatever the frame rate. Odd sides are made even by
+    repeating the last row or column, since H.264's common form stores only even ones. Packets of sound are copied if
+    an mp4 can hold them, else encoded as AAC. Frames after the last mask are not tinted.
 
     Args:
-        source: The clip: a path, bytes, a binary file object or a mapping, as for [`~processing.media.load_clip`].
-        masks: (T, H, W) bool, one a segment, at the clip's own upright resolution: what the pipeline returns.
+        source: The clip: a path, bytes, a binary file object or a mapping, as for [`~media.clip.load_clip`].
+        masks: (T, H, W) bool, one per segment, at the clip's own upright resolution, as the pipeline returns them.
         path: The file to write. It appears when it is complete.
         segment_seconds: Seconds of a segment.
-        colour: Of the tint, as `#RRGGBB`.
-        opacity: Of the tint, from 0 to 1; the edge of a mask is drawn opaque.
-        show_progress: Whether to show a bar.
+        colour: Colour of the tint, as `#RRGGBB`.
+        opacity: Opacity of the tint, from 0 to 1; the edge of a mask is opaque.
+        show_progress: Whether to show a progress bar.
 
     Raises:
         MediaError: The source cannot be decoded.
@@ -90,7 +89,7 @@ def write_overlay(
     try:
         with media.open() as container:
             overlay = _Overlay(container, painter, media.name)
-            # What goes wrong in reading ends the reading or is a MediaError, so anything else is about writing.
+            # Errors in reading end the reading or are MediaErrors, so any other is about writing.
             try:
                 with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as output:
                     overlay.write(output, show_progress)
@@ -102,7 +101,7 @@ def write_overlay(
 
 
 def tint_weights(mask: np.ndarray, opacity: float) -> np.ndarray:
-    """How much of a tint each pixel of a mask (H, W) gets, float32: `opacity` inside, all of it along the edge."""
+    """Return the share of tint for each pixel of a mask (H, W), float32: `opacity` inside, 1 along the edge."""
     padded = np.pad(mask, 1)
     inside = mask & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     return np.where(mask, np.where(inside, opacity, 1.0), 0.0).astype(np.float32)
@@ -155,7 +154,7 @@ class _Overlay:
         audio = best_stream(container, "audio")
         self.audio = None if audio is None or audio.codec_context is None else audio
         self.origin = start_time(self.video, container)
-        # The stream that begins first begins at zero, so that nothing is written for the time before it.
+        # The earlier of the two streams begins at zero, so that the written clip has no empty start.
         starts = [self.origin] if self.audio is None else [self.origin, start_time(self.audio, container)]
         self.shift = min(starts)
         self.time_base = Fraction(self.video.time_base)
@@ -170,7 +169,7 @@ class _Overlay:
         self._waiting: list[Any] = []
 
     def write(self, output: Any, show_progress: bool) -> None:
-        """Everything, to an open container."""
+        """Write all streams to an open container."""
         self.output = output
         if self.audio is not None:
             self.sound = _Sound(self.audio, output, self.shift)
@@ -178,7 +177,7 @@ class _Overlay:
         with tqdm(total=self.video.frames or None, unit="frame", disable=not show_progress) as progress:
             for _, packet in packets_of(self.container, streams):
                 if packet is None or not packet.size:
-                    continue  # both decoders are emptied below
+                    continue  # both decoders are flushed below
                 if self.sound is not None and packet.stream.index == self.sound.stream.index:
                     self._write(self.sound.take(packet))
                     continue
@@ -226,17 +225,17 @@ class _Overlay:
 
     def _ticks(self, frame: Any) -> int:
         """Return when the frame is shown, in ticks from the beginning of the written clip."""
-        if frame.pts is None:  # raw streams carry no timestamps: their frames follow each other at the stream's rate
+        if frame.pts is None:  # raw streams have no timestamps: their frames follow each other at the stream's rate
             step = 1 / (frame_rate_of(self.video) or _USUAL_RATE)
             return 0 if self._last_time is None else self._last_time + max(1, round(step / self.time_base))
         return frame.pts - round(self.shift / self.time_base)
 
     def _open_picture(self, frame: Any, width: int, height: int) -> None:
-        """The stream of pictures, once the first one tells its size."""
+        """Open the video stream, whose size the first frame gives."""
         rate = self.video.average_rate or self.video.guessed_rate or _USUAL_RATE
         self.picture = self.output.add_stream("h264", rate=Fraction(rate))
         self.picture.width, self.picture.height, self.picture.pix_fmt = width, height, "yuv420p"
-        # No macroblock tree: x264's reads memory beyond small frames, and then the same clip gives other bytes.
+        # No macroblock tree: x264's reads memory beyond small frames, so the same clip would give different bytes.
         self.picture.options = {"crf": "18", "preset": "veryfast", "mbtree": "0"}
         context, source = self.picture.codec_context, self.video.codec_context
         context.time_base = self.time_base
@@ -249,12 +248,12 @@ class _Overlay:
     def _encode(self, frame: Any) -> None:
         packets = self.picture.encode(frame)
         for packet in packets:
-            # An encoder knows only the usual step; the last frame of all is shown for its own duration.
+            # The encoder knows only the usual step, but the last frame may have another duration.
             packet.duration = self._durations.pop(packet.pts, packet.duration)
         self._write(packets)
 
     def _write(self, packets: list[Any]) -> None:
-        """Write packets, which has to wait until all streams are known."""
+        """Write packets, once all streams are open: the container's header names them."""
         self._waiting += packets
         if self.picture is not None:
             self.output.mux(self._waiting)
@@ -262,7 +261,7 @@ class _Overlay:
 
 
 class _Sound:
-    """The sound of the source in the new container: its packets, or new ones of AAC where an mp4 cannot hold them."""
+    """The sound of the source in the new container: its packets, or AAC if an mp4 cannot hold them."""
 
     def __init__(self, stream: Any, output: Any, shift: float) -> None:
         self.stream, self.shift = stream, shift
@@ -280,22 +279,22 @@ class _Sound:
         self.target.codec_context.layout = "mono" if context.channels == 1 else "stereo"
 
     def take(self, packet: Any) -> list[Any]:
-        """The packets to write for one of the source."""
+        """Return the packets to write for one of the source."""
         if not self.copies:
             return [new for frame in decode_packet(self.stream, packet) for new in self._convert(frame)]
-        if packet.is_corrupt:  # the file breaks off inside it
+        if packet.is_corrupt:  # the file breaks off in it
             return []
         shift = round(self.shift / packet.time_base)
         time = packet.pts if packet.dts is None else packet.dts
         if time is None or (self._last_time is not None and time - shift <= self._last_time):
-            return []  # damaged: a container needs ascending times
+            return []  # damaged: containers need ascending times
         packet.dts = self._last_time = time - shift
         packet.pts = packet.dts if packet.pts is None else packet.pts - shift
         packet.stream = self.target
         return [packet]
 
     def finish(self) -> list[Any]:
-        """What is left in decoder and encoder."""
+        """Return the packets left in decoder and encoder."""
         if self.copies:
             return []
         packets = [new for frame in decode_packet(self.stream, None) for new in self._convert(frame)]
@@ -307,7 +306,7 @@ class _Sound:
         packets = []
         rate = self.target.codec_context.sample_rate
         if frame.pts is not None:
-            # Samples are counted, since timestamps may be rounded; only a gap moves the count.
+            # Count samples, since timestamps may be rounded; only a gap moves the count.
             sample = round((float(frame.pts * self.stream.time_base) - self.shift) * rate)
             if self._samples is None or sample > self._samples + AUDIO_JITTER * rate:
                 self._samples = max(0, sample)
@@ -331,5 +330,5 @@ class _Sound:
 
 
 def _is_turned(frame: Any) -> bool:
-    """Whether a frame is upright only after a quarter turn."""
+    """Return whether a frame is upright only after a quarter turn."""
     return upright(np.zeros((1, 2, 1), np.uint8), frame).shape[0] == 2

@@ -1,4 +1,4 @@
-"""Clips over time: what a model found in them, beside their frames and their sound."""
+"""Draw clips over time: what a model found in them, with their frames and their sound."""
 
 import math
 from collections.abc import Sequence
@@ -18,9 +18,9 @@ BACKGROUND = "background"
 TRACKS = ("audible", "visible", "both")
 # Kind (a colour), name and intervals of a row.
 Row: TypeAlias = tuple[str, str, list[dict[str, Any]]]
-# Inches of the picture, of the margins beside its rows, of a letter of 12 points, and of one in a long name.
+# Widths in inches: the picture, the margins beside its rows, a letter of 12 points, and one in a long name.
 _WIDTH, _LEFT, _RIGHT, _LETTER, _MEAN_LETTER = 13.0, 1.235, 0.39, 0.108, 0.098
-# Most letters of a class name beside a row, and most markers of a line, that can still be told apart.
+# Maximum letters of a class name beside a row, and markers of a line, for both to stay readable.
 _LONGEST_NAME, _MAX_MARKERS = 32, 60
 
 
@@ -35,16 +35,16 @@ def plot_event_timeline(
 ) -> Figure:
     """
     Draw a clip over time: its frames, its sound, the predicted and the true events, and how well the two modalities
-    agree. Every bar is named: in it or beside it, or, where that does not fit, by a line for each class.
+    agree. Every bar is labelled: inside, beside it, or, if that does not fit, by a line for each class.
 
     Args:
         clip: A `caeav_hf.media.clip.Clip`: `frames` (n, H, W, 3) uint8, `waveform` (samples of n segments,),
             `duration` in seconds, `has_audio` and `name` are read.
-        prediction: What the pipeline returns for the clip: `intervals` with `label`, `start`, `end` (seconds) and
-            `score`, `agreement`, one number a segment - or one list a stage - and `misaligned`, intervals with `start`
-            and `end` in which sound and picture do not belong together, or None where the agreement is a cosine.
-        truth: The true events, as one label a segment (`"background"` for none) or as intervals like the predicted.
-        path: Where to save the picture; the suffix says in which format (png, pdf, svg ...).
+        prediction: The pipeline's result for the clip: `intervals` with `label`, `start`, `end` (seconds) and `score`;
+            `agreement`, one number per segment, or one list per stage; and `misaligned`, intervals with `start` and
+            `end` in which sound and picture do not belong together, or None if the agreement is a cosine.
+        truth: The true events, as one label per segment (`"background"` for none) or as intervals like the predicted.
+        path: File to save the picture to; the suffix sets the format (png, pdf, svg ...).
         segment_seconds: Seconds of a segment.
         title: Line above the picture; by default the name of the clip.
 
@@ -52,7 +52,7 @@ def plot_event_timeline(
         The figure.
 
     Raises:
-        CaeAvError: the clip has no frames, `prediction` has no `intervals`, or `path` cannot be written.
+        CaeAvError: The clip has no frames, `prediction` has no `intervals`, or `path` cannot be written.
     """
     if "intervals" not in prediction:
         raise CaeAvError(f"`prediction` needs the key 'intervals', got {', '.join(prediction) or 'nothing'}")
@@ -72,21 +72,21 @@ def plot_parsing_timeline(
     title: str | None = None,
 ) -> Figure:
     """
-    Draw a clip over time: its frames, its sound, what is heard in it, what is seen, what both, and how well the two
-    modalities agree. A class has a line of its own in each of the three tracks that it is in.
+    Draw a clip over time: its frames, its sound, which classes are heard, seen, or both, and how well the two
+    modalities agree. Each class has a line of its own in each of the three tracks that it occurs in.
 
     Args:
         clip: As for [`plot_event_timeline`].
-        prediction: What the pipeline returns for the clip: `audible`, `visible` and `both`, lists of intervals with
+        prediction: The pipeline's result for the clip: `audible`, `visible` and `both`, lists of intervals with
             `label`, `start`, `end` (seconds) and `score`, and `agreement` and `misaligned` as there.
-        truth: The true tracks, likewise, without scores; each is drawn below the predicted one.
+        truth: The true tracks in the same form without scores, each drawn below the predicted one.
         path, segment_seconds, title: As for [`plot_event_timeline`].
 
     Returns:
         The figure.
 
     Raises:
-        CaeAvError: the clip has no frames, a track is missing, or `path` cannot be written.
+        CaeAvError: The clip has no frames, a track is missing, or `path` cannot be written.
     """
     rows: list[Row] = []
     for name, tracks in (("prediction", prediction), ("truth", truth)):
@@ -100,7 +100,7 @@ def plot_parsing_timeline(
 
 
 def _lines(kind: str, name: str, intervals: Sequence[dict[str, Any]]) -> list["Row"]:
-    """A track as one line a class, by when it begins; the first one has the track's name."""
+    """Split a track into one line per class, ordered by start; the first line has the track's name."""
     classes = list(dict.fromkeys(item["label"] for item in sorted(intervals, key=lambda item: item["start"])))
     lines = [[item for item in intervals if item["label"] == label] for label in classes] or [[]]
     return [(kind, "" if number else name, line) for number, line in enumerate(lines)]
@@ -114,13 +114,13 @@ def _plot_timeline(
     segment_seconds: float,
     title: str | None,
 ) -> Figure:
-    """The picture, with some rows of intervals."""
+    """Draw a timeline with some rows of intervals."""
     frames = frames_of(clip)
     agreement, misaligned = prediction.get("agreement"), prediction.get("misaligned")
     seconds = max(len(frames) * segment_seconds, *(item["end"] for _, _, items in rows for item in items), 0.0)
 
-    # Frames keep their shape, so the height of their row follows from the width of the picture. Where all of them
-    # would be too small to see anything, each one that is shown stands for some segments, as that of the middle one.
+    # Frames keep their shape, so the height of their row follows from the width of the picture. If all of them would
+    # be too small to see, each one shown stands for a group of segments, of which it is the middle one.
     left = _LEFT
     placed = [
         _place_texts(intervals, seconds, _LETTER / (_WIDTH - left - _RIGHT) * seconds) for _, _, intervals in rows
@@ -153,7 +153,7 @@ def _plot_timeline(
     axes[0].set_title(
         title or str(clip.name), loc="left", fontsize=15, fontweight="bold", color=COLOURS["text"], pad=8
     )
-    # The waveform is that of the segments, however long the clip is.
+    # The waveform covers the segments only, however long the clip is.
     has_audio = getattr(clip, "has_audio", True)
     _draw_waveform(axes[1], np.asarray(clip.waveform, dtype=np.float32), len(frames) * segment_seconds, has_audio)
     _draw_intervals(axes[2], rows, seconds, inner, by_class)
@@ -175,7 +175,7 @@ def _plot_timeline(
 
 
 def _as_intervals(truth: Sequence[Any], segment_seconds: float) -> list[dict[str, Any]]:
-    """Runs of equal labels as intervals; intervals stay as they are."""
+    """Turn runs of equal labels into intervals; keep intervals as they are."""
     intervals: list[dict[str, Any]] = []
     previous = BACKGROUND
     for number, label in enumerate(truth):
@@ -200,7 +200,7 @@ def _draw_waveform(axis: Axes, waveform: np.ndarray, seconds: float, has_audio: 
     if not has_audio:
         _say_nothing(axis, 0, "no sound track")
         return
-    # A picture is some thousand pixels wide: lowest and highest sample of each column say all that fits.
+    # The picture is some thousand pixels wide: the lowest and highest sample of each column are all it can show.
     columns = min(1500, max(1, len(waveform)))
     low, high = np.zeros(columns), np.zeros(columns)
     for number, part in enumerate(np.array_split(waveform, columns)):
@@ -212,7 +212,7 @@ def _draw_waveform(axis: Axes, waveform: np.ndarray, seconds: float, has_audio: 
 
 
 def _class_name(row: Row) -> str:
-    """The name of the class that a row has only, cut if it is very long."""
+    """Return the name of a row's only class, shortened if it is very long."""
     name = str(row[2][0]["label"]) if row[2] else ""
     return name if len(name) <= _LONGEST_NAME else name[: _LONGEST_NAME - 1] + "\u2026"
 
@@ -221,8 +221,7 @@ def _place_texts(
     intervals: Sequence[dict[str, Any]], seconds: float, letter: float, names: bool = True
 ) -> list[tuple[float, str, dict[str, Any]] | None]:
     """
-    Where the text of each bar of a row stands: in it, else beside it, else in small lines in it; None where it does
-    not fit.
+    Place the text of each bar of a row: inside, else beside it, else inside in small lines; None if it does not fit.
 
     Args:
         seconds: The end of the row.
@@ -230,7 +229,7 @@ def _place_texts(
         names: Whether a text is name and score, or the score alone.
     """
     placed: list[tuple[float, str, dict[str, Any]] | None] = []
-    taken = 0.0  # how far bars and texts reach so far
+    taken = 0.0  # end of the bars and texts so far
     for number, item in enumerate(intervals):
         start, end = item["start"], item["end"]
         lines = [str(item["label"])] if names else []
@@ -257,11 +256,11 @@ def _place_texts(
 
 def _draw_intervals(axis: Axes, rows: list[Row], seconds: float, width: float, by_class: bool) -> None:
     """
-    Bars with what they are.
+    Draw bars with their labels.
 
     Args:
         seconds, width: Length of the rows, in seconds and in inches.
-        by_class: Whether each row has a single class, whose name stands beside it.
+        by_class: Whether each row has a single class, whose name is written beside it.
     """
     make_bare(axis, keep=("bottom",))
     axis.set_ylim(len(rows) - 0.5, -0.5)
@@ -289,7 +288,7 @@ def _draw_intervals(axis: Axes, rows: list[Row], seconds: float, width: float, b
         texts = _place_texts(intervals, seconds, letter, names=not by_class)
         for item, text in zip(intervals, texts, strict=True):
             length = item["end"] - item["start"]
-            # Of a bar of a few pixels the edge would leave nothing.
+            # The edge would cover a bar of a few pixels.
             edge = 1.0 if length > letter else 0.0
             bar: dict[str, Any] = {"height": 0.74, "color": COLOURS[kind], "edgecolor": "white", "linewidth": edge}
             axis.barh(row, length, left=item["start"], **bar)
@@ -298,7 +297,7 @@ def _draw_intervals(axis: Axes, rows: list[Row], seconds: float, width: float, b
 
 
 def _say_nothing(axis: Axes, y: float, text: str) -> None:
-    """Say that there is nothing in a row."""
+    """Write that a row is empty."""
     place: dict[str, Any] = {"transform": axis.get_yaxis_transform(), "ha": "left", "va": "center"}
     axis.text(0.008, y, text, fontsize=12, style="italic", color="#666666", **place)
 
@@ -310,7 +309,7 @@ def _write(axis: Axes, x: float, y: float, text: str, fontsize: int = 12, **styl
 def _draw_agreement(
     axis: Axes, agreement: Sequence[Any], misaligned: Sequence[dict[str, float]] | None, segment_seconds: float
 ) -> None:
-    """Probabilities from 0 to 1 over the misaligned intervals, or, without these, cosines from -1 to 1."""
+    """Draw probabilities from 0 to 1 over the misaligned intervals, or, without these, cosines from -1 to 1."""
     make_bare(axis, keep=("bottom", "right"))
     set_label(axis, "Agreement")
     axis.grid(color=COLOURS["grid"], linewidth=0.8)
