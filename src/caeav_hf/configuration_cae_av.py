@@ -269,7 +269,9 @@ class CaeAvConfig(PreTrainedConfig):
             checkpoints trained with it give the same numbers.
         shared_tower (`bool`, defaults to `False`): Whether the visual tower reads the sound too, as filter bank images
             (Table II, "shared"); `audio_config` then describes these.
-        interaction (`str`, defaults to `"cae_av"`): Interaction layer of the paired blocks: `"cae_av"` or `"avmoe"`.
+        interaction (`str`, defaults to `"cae_av"`): Interaction layer of the paired blocks: `"cae_av"`,
+            `"avmoe"`, or what [`~modeling.interaction.register_interaction`] has added.
+        interaction_options (`dict`, *optional*): Options of that method, for methods that have some.
         num_frames (`int`, defaults to 10): Segments of a clip, one frame each. Any other number works at run time.
         segment_seconds (`float`, defaults to 1.0): Seconds of a segment.
         frame_sampling (`str`, defaults to `"consecutive"`):
@@ -341,8 +343,9 @@ class CaeAvConfig(PreTrainedConfig):
     # What explains a decision is not gathered over an evaluation split, only the decision.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         *("loss_dict", "visual_hidden_state", "audio_hidden_state", "visual_hidden_states", "audio_hidden_states"),
+        *("visual_pooler_output", "audio_pooler_output"),
         *("visual_feature_maps", "agreement", "agreement_probs", "enrichment_weights"),
-        *("audio_enrichment_weights", "router_probs"),
+        *("audio_enrichment_weights", "router_probs", "explained"),
         *("caption_agreement", "audio_caption_agreement", "visual_selected_tokens", "audio_selected_tokens"),
         *("frame_mask", "av_logits", "match_logits", "match_logits_negative", "grounding"),
         *("visual_attention", "audio_attention"),
@@ -366,6 +369,7 @@ class CaeAvConfig(PreTrainedConfig):
     formulation: Literal["paper", "official"] = "paper"
     shared_tower: bool = False
     interaction: str = "cae_av"
+    interaction_options: dict[str, Any] | None = None
     num_frames: int = 10
     segment_seconds: float | int = 1.0
     frame_sampling: Literal["consecutive", "spread"] = "consecutive"

@@ -124,7 +124,7 @@ class NamedOutputs(nn.Module):
 
     Args:
         model: The model.
-        names: Outputs to return, fields of the model's output.
+        names: Outputs to return, fields of the model's output or names in its `explained`.
     """
 
     def __init__(self, model: CaeAvPreTrainedModel, names: Sequence[str]):
@@ -162,7 +162,8 @@ class NamedOutputs(nn.Module):
             "visual_3d_features": visual_3d_features,
         }
         outputs = self.model(**{name: value for name, value in inputs.items() if value is not None})
-        values = {name: outputs[name] for name in self.names}
+        found = {**outputs, **(outputs.explained or {})}
+        values = {name: found[name] for name in self.names}
         return {name: torch.stack(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
@@ -178,7 +179,7 @@ def export_program(
     Args:
         model: A model of a task, or [`CaeAvModel`]; it is traced in evaluation mode and not changed.
         captions: Whether the program reads caption ids, features of the text tower (which it then omits), or none.
-        outputs: Names of the outputs, fields of the model's output; by default those of `TASK_OUTPUTS` that the model
+        outputs: Names of the outputs, as in [`NamedOutputs`]; by default those of `TASK_OUTPUTS` that the model
             has.
 
     Raises:
@@ -192,7 +193,8 @@ def export_program(
     try:
         with torch.no_grad():
             returned = model(**inputs)
-            available = [name for name, value in returned.items() if isinstance(value, Tensor | tuple)]
+            everything = {**returned, **(returned.explained or {})}
+            available = [name for name, value in everything.items() if isinstance(value, Tensor | tuple)]
             names = [name for name in known if name in available] if outputs is None else list(outputs)
             if unknown := [name for name in names if name not in available]:
                 raise CaeAvError(f"`outputs` has unknown names {unknown}; the model has {', '.join(available)}")

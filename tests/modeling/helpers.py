@@ -11,6 +11,7 @@ from caeav_hf import (
     CaeAvForVideoParsing,
 )
 from caeav_hf.modeling import CaeAvPreTrainedModel
+from caeav_hf.modeling.interaction import BlockPosition, PairPosition
 
 
 def toy_model(seed: int = 0, attn_implementation: str = "sdpa", **overrides) -> CaeAvForEventLocalization:
@@ -93,3 +94,14 @@ def without_padding(batch: dict[str, Tensor], mask: Tensor, index: int, per_fram
 def as_double(batch: dict[str, Tensor]) -> dict[str, Tensor]:
     """Floats in double precision."""
     return {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
+
+
+def pair_position(
+    visual: tuple[int, int], audio: tuple[int, int], stage: int = 1, is_first: bool = True
+) -> PairPosition:
+    """A place for a layer, of streams of these tokens and channels."""
+    blocks = [
+        BlockPosition(0, 0, depth=4, num_tokens=tokens, hidden_size=size, grid=(1, tokens), num_heads=1)
+        for tokens, size in (visual, audio)
+    ]
+    return PairPosition(stage, is_first, False, *blocks)

@@ -9,7 +9,7 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization, CaeAvModel
-from caeav_hf.modeling.losses import AgreementCalibration, agreement_loss
+from caeav_hf.modeling.cae_av import AgreementCalibration, agreement_loss
 from tests.modeling.helpers import toy_batch, toy_model
 
 

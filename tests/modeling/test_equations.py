@@ -12,10 +12,10 @@ from caeav_hf.modeling.captions import Captions
 from caeav_hf.modeling.case import CASE
 from caeav_hf.modeling.caste import CASTE
 from caeav_hf.modeling.frames import FrameLayout
-from caeav_hf.modeling.interaction import PairPosition, build_interaction
+from caeav_hf.modeling.interaction import build_interaction
 from caeav_hf.towers.base import FrozenBlock
 from tests.modeling import equations
-from tests.modeling.helpers import as_double, toy_batch, toy_model
+from tests.modeling.helpers import as_double, pair_position, toy_batch, toy_model
 
 
 MASK = torch.tensor([[True, True, True, False], [True, True, True, True], [True, False, False, False]])
@@ -85,14 +85,14 @@ def test_caste() -> None:
 def test_pair(task: str, stages: tuple[int, ...]) -> None:
     """Eq. 10 to 13 around AVMoE and frozen blocks, whatever these are; the same in video parsing."""
     config = config_of(task, adapter_stages=stages)
-    layer = opened(build_interaction(config, PairPosition(1, True, 7, 16, 5, 32)))
+    layer = opened(build_interaction(config, pair_position((7, 16), (5, 32))))
     count = int(MASK.sum())
     visual, audio = random(count, 7, 16), random(count, 5, 32, seed=2)
     branches = [(lambda x: 0.5 * np.sin(x), lambda x: 0.3 * np.cos(x)), (lambda x: np.tanh(x), lambda x: 0.2 * x**2)]
     blocks = [
         FrozenBlock(*(lambda x, f=branch: torch.from_numpy(f(x.numpy())) for branch in both)) for both in branches
     ]
-    new_visual, new_audio, *_ = layer(visual, audio, *blocks, FrameLayout(*MASK.shape, MASK))
+    output = layer(visual, audio, *blocks, FrameLayout(*MASK.shape, MASK))
 
     def enrich(module: CASTE) -> Callable:
         return lambda x, y: equations.caste(x, y, stored(module), config.topk_ratio)[0]
@@ -115,8 +115,8 @@ def test_pair(task: str, stages: tuple[int, ...]) -> None:
         equations.pair(v, a, tuple(branches), (enrich(layer.visual_caste), enrich(layer.audio_caste)), adapters)
         for v, a in zip(clips_of(visual, MASK), clips_of(audio, MASK), strict=True)
     ]
-    assert_same(new_visual, np.concatenate([v for v, _ in expected]))
-    assert_same(new_audio, np.concatenate([a for _, a in expected]))
+    assert_same(output.visual, np.concatenate([v for v, _ in expected]))
+    assert_same(output.audio, np.concatenate([a for _, a in expected]))
 
 
 @torch.no_grad()

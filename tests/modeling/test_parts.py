@@ -15,11 +15,16 @@ from caeav_hf.modeling.captions import Captions
 from caeav_hf.modeling.case import CASE
 from caeav_hf.modeling.caste import CASTE, num_kept
 from caeav_hf.modeling.frames import FrameLayout
-from caeav_hf.modeling.interaction import InteractionLayer, PairPosition, build_interaction, register_interaction
+from caeav_hf.modeling.interaction import (
+    InteractionLayer,
+    InteractionOutput,
+    build_interaction,
+    register_interaction,
+)
 from caeav_hf.modeling.losses import caption_contrastive_loss, modality_alignment_loss, selection_entropy_loss
 from caeav_hf.tasks.segmentation.head import TPAVI
 from caeav_hf.towers.base import FrozenBlock
-from tests.modeling.helpers import randomise, toy_batch, toy_model
+from tests.modeling.helpers import pair_position, randomise, toy_batch, toy_model
 
 
 VISUAL, AUDIO = (6, 16), (8, 32)
@@ -35,7 +40,7 @@ def config_of(formulation: str = "paper", **overrides) -> CaeAvConfig:
 
 def pair(config: CaeAvConfig, stage: int = 1, is_first: bool = True) -> InteractionLayer:
     torch.manual_seed(0)
-    return randomise(build_interaction(config, PairPosition(stage, is_first, *VISUAL, *AUDIO))).eval().double()
+    return randomise(build_interaction(config, pair_position(VISUAL, AUDIO, stage, is_first))).eval().double()
 
 
 def streams() -> tuple[Tensor, Tensor, FrozenBlock, FrozenBlock, FrameLayout]:
@@ -52,7 +57,7 @@ def test_paired_block_follows_the_equations(formulation: str) -> None:
     config = config_of(formulation)
     layer = pair(config)
     visual, audio, visual_block, audio_block, frames = streams()
-    new_visual, new_audio, weights, embeddings, probs = layer(visual, audio, visual_block, audio_block, frames)
+    output = layer(visual, audio, visual_block, audio_block, frames)
 
     v = visual + layer.visual_caste(visual, audio, frames)[0]
     a = audio + layer.audio_caste(audio, visual, frames)[0]
@@ -62,16 +67,18 @@ def test_paired_block_follows_the_equations(formulation: str) -> None:
     a = (audio_block(audio) if formulation == "official" else audio + audio_block.attention(audio)) + da
     dv = layer.visual_feed_forward_adapter(v, a, frames)[0]
     da = layer.audio_feed_forward_adapter(a, v, frames)[0]
-    torch.testing.assert_close(new_visual, v + visual_block.feed_forward(v) + dv)
-    torch.testing.assert_close(new_audio, a + da + (0 if formulation == "official" else audio_block.feed_forward(a)))
-    assert weights.shape == (2, 4, 2)
+    torch.testing.assert_close(output.visual, v + visual_block.feed_forward(v) + dv)
+    ffn = 0 if formulation == "official" else audio_block.feed_forward(a)
+    torch.testing.assert_close(output.audio, a + da + ffn)
+    assert output.explained["enrichment_weights"].shape == (4, 2)
+    assert output.explained["audio_enrichment_weights"].shape == (4, 2)
     # Their dot product is the mean cosine of both directions' gates (Eq. 1).
     cosines = [
         F.cosine_similarity(*caste(*tokens, frames)[2], dim=-1)
         for caste, tokens in ((layer.visual_caste, (visual, audio)), (layer.audio_caste, (audio, visual)))
     ]
-    torch.testing.assert_close((embeddings[0] * embeddings[1]).sum(-1), sum(cosines) / 2)
-    assert probs.shape == (4, 4, config.num_experts)
+    torch.testing.assert_close(output.explained["embeddings"].prod(1).sum(-1), sum(cosines) / 2)
+    assert output.explained["router_probs"].shape == (4, 4, config.num_experts)
 
 
 @pytest.mark.parametrize("formulation", ["paper", "official"])
@@ -79,19 +86,19 @@ def test_stage_without_adapters(formulation: str) -> None:
     config = config_of(formulation, adapter_stages=(2,))
     first, later = pair(config), pair(config, is_first=False)
     visual, audio, visual_block, audio_block, frames = streams()
-    new_visual, new_audio, *_ = first(visual, audio, visual_block, audio_block, frames)
+    output = first(visual, audio, visual_block, audio_block, frames)
     v = visual + visual_block.attention(visual) + first.visual_caste(visual, audio, frames)[0]
-    torch.testing.assert_close(new_visual, v + visual_block.feed_forward(v))
+    torch.testing.assert_close(output.visual, v + visual_block.feed_forward(v))
     added = first.audio_caste(audio, visual, frames)[0]
     if formulation == "official":
         a = audio_block(audio) + added
     else:
         a = audio + audio_block.attention(audio) + added
         a = a + audio_block.feed_forward(a)
-    torch.testing.assert_close(new_audio, a)
-    new_visual, new_audio, *explained = later(visual, audio, visual_block, audio_block, frames)
-    torch.testing.assert_close((new_visual, new_audio), (visual_block(visual), audio_block(audio)))
-    assert explained == [None, None, None]
+    torch.testing.assert_close(output.audio, a)
+    output = later(visual, audio, visual_block, audio_block, frames)
+    torch.testing.assert_close((output.visual, output.audio), (visual_block(visual), audio_block(audio)))
+    assert output.explained == {}
 
 
 def test_official_video_parsing_skips_the_audio_blocks() -> None:
@@ -109,7 +116,7 @@ def test_interactions_can_be_added() -> None:
     @register_interaction("double_the_picture")
     class Doubling(InteractionLayer):
         def forward(self, visual, audio, visual_block, audio_block, frames):
-            return 2 * visual_block(visual), audio_block(audio), None, None, None
+            return InteractionOutput(2 * visual_block(visual), audio_block(audio))
 
     model = toy_model(interaction="double_the_picture")
     outputs = model(**toy_batch(model.config))

@@ -58,9 +58,8 @@ def test_where_caste_stands(position: str, formulation: str) -> None:
     adapted = []
     for name in ("visual_attention_adapter", "visual_feed_forward_adapter"):
         getattr(layer, name).register_forward_hook(lambda _, args, output: adapted.append((args[0], output[0])))
-    out, _, weights, agreement, _ = layer(visual, audio, visual_block, audio_block, frames)
-    assert weights is not None
-    assert agreement is not None
+    output = layer(visual, audio, visual_block, audio_block, frames)
+    assert {"enrichment_weights", "audio_enrichment_weights"} < set(output.explained)
     ((tokens, added),) = read
     between = visual + visual_block.attention(visual) + adapted[0][1]
     after = between + visual_block.feed_forward(between) + adapted[1][1]
@@ -70,7 +69,7 @@ def test_where_caste_stands(position: str, formulation: str) -> None:
         torch.testing.assert_close(adapted[0][0], visual + added)
     elif position == "between":
         torch.testing.assert_close(adapted[1][0], between + added)
-    torch.testing.assert_close(out, after + added if position == "after" else after)
+    torch.testing.assert_close(output.visual, after + added if position == "after" else after)
 
 
 def test_positions_train() -> None:

@@ -5,7 +5,8 @@ The baseline that CAE-AV extends (its Table I); an adapter reads the tokens of b
 added to the stream.
 """
 
-from typing import cast
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,11 @@ from ..configuration_cae_av import CaeAvConfig
 from ..towers.recompute import recomputed
 from .collectives import SharedBatchNorm, batch_mean
 from .frames import FrameLayout
+from .interaction import InteractionLayer, InteractionOutput, PairPosition, register_interaction
+
+
+if TYPE_CHECKING:
+    from ..towers.base import FrozenBlock
 
 
 class CrossModalMap(nn.Module):
@@ -299,3 +305,125 @@ def load_balancing_loss(router_probs: Tensor) -> Tensor:
     """
     mean = batch_mean(router_probs.float().sum(-2), router_probs.shape[-2])
     return -mean.clamp_min(1e-9).log().sum(-1)
+
+
+@register_interaction("avmoe")
+class AVMoEInteraction(InteractionLayer):
+    """
+    The baseline: two AVMoE adapters a stream, beside the attention branch and beside the feed-forward branch.
+
+    A method may build on it: each half takes an `enrichment` of both streams, which the adapters read and the frozen
+    branches do not. In a stage without adapters it is added to the streams.
+    """
+
+    def __init__(self, config: CaeAvConfig, position: PairPosition):
+        super().__init__(config, position)
+        self.has_adapters = position.stage in config.adapter_stages
+        self.add_layers()
+
+    def add_layers(self) -> None:
+        """Build the adapters. A subclass whose own layers come first in checkpoints builds them before."""
+        if not self.has_adapters:
+            return
+        config, visual, audio = self.config, self.position.visual, self.position.audio
+        visual_sizes = (visual.num_tokens, visual.hidden_size, audio.num_tokens, audio.hidden_size)
+        audio_sizes = (audio.num_tokens, audio.hidden_size, visual.num_tokens, visual.hidden_size)
+        gate = config.visual_adapter_gate
+        self.visual_attention_adapter = AVMoE(config, *visual_sizes, has_gate=gate)
+        self.audio_attention_adapter = AVMoE(config, *audio_sizes)
+        self.visual_feed_forward_adapter = AVMoE(config, *visual_sizes, has_gate=gate)
+        self.audio_feed_forward_adapter = AVMoE(config, *audio_sizes)
+
+    def forward(
+        self,
+        visual: Tensor,
+        audio: Tensor,
+        visual_block: "FrozenBlock",
+        audio_block: "FrozenBlock",
+        frames: FrameLayout,
+    ) -> InteractionOutput:
+        first = self.step(self.attend, visual, audio, visual_block, audio_block, frames)
+        second = self.step(self.feed_forward, first.visual, first.audio, visual_block, audio_block, frames)
+        explained = {**first.explained, **second.explained}
+        if self.has_adapters:
+            probs = [half.explained["router_probs"] for half in (first, second)]
+            explained["router_probs"] = torch.cat(probs, dim=1)
+        return InteractionOutput(second.visual, second.audio, explained)
+
+    def attend(
+        self,
+        visual: Tensor,
+        audio: Tensor,
+        visual_block: "FrozenBlock",
+        audio_block: "FrozenBlock",
+        frames: FrameLayout,
+        enrichment: tuple[Tensor, Tensor] | None = None,
+    ) -> InteractionOutput:
+        """The first half: attention branches, and adapters beside them. The official audio runs its whole block."""
+        new_visual = visual + visual_block.attention(visual)
+        new_audio = self.run_audio_attention(audio, audio_block)
+        output = InteractionOutput(new_visual, new_audio)
+        return self._adapt("attention", output, visual, audio, frames, enrichment)
+
+    def feed_forward(
+        self,
+        visual: Tensor,
+        audio: Tensor,
+        visual_block: "FrozenBlock",
+        audio_block: "FrozenBlock",
+        frames: FrameLayout,
+        enrichment: tuple[Tensor, Tensor] | None = None,
+    ) -> InteractionOutput:
+        """The second half: feed-forward branches, and adapters beside them."""
+        new_visual = visual + visual_block.feed_forward(visual)
+        new_audio = audio if self.config.is_official else audio + audio_block.feed_forward(audio)
+        output = InteractionOutput(new_visual, new_audio)
+        return self._adapt("feed_forward", output, visual, audio, frames, enrichment)
+
+    def run_audio_attention(self, audio: Tensor, audio_block: "FrozenBlock") -> Tensor:
+        """Return the audio stream after the frozen part of the first half."""
+        return audio_block(audio) if self.config.is_official else audio + audio_block.attention(audio)
+
+    def _adapt(
+        self,
+        branch: str,
+        output: InteractionOutput,
+        visual: Tensor,
+        audio: Tensor,
+        frames: FrameLayout,
+        enrichment: tuple[Tensor, Tensor] | None,
+    ) -> InteractionOutput:
+        """Add to the new streams what the adapters of a branch make of the streams that enter it."""
+        if self.has_adapters:
+            if enrichment is not None:
+                visual, audio = visual + enrichment[0], audio + enrichment[1]
+            visual_adapter, audio_adapter = (getattr(self, f"{name}_{branch}_adapter") for name in ("visual", "audio"))
+            visual_added, visual_probs = visual_adapter(visual, audio, frames)
+            audio_added, audio_probs = audio_adapter(audio, visual, frames)
+            output.explained["router_probs"] = torch.stack([visual_probs, audio_probs], dim=1)
+        elif enrichment is not None:
+            visual_added, audio_added = enrichment
+        else:
+            return output
+        output.visual, output.audio = output.visual + visual_added, output.audio + audio_added
+        return output
+
+    @classmethod
+    def loss_weights(cls, config: CaeAvConfig) -> dict[str, float]:
+        return {**super().loss_weights(config), "load_balancing": float(config.load_balancing_loss_weight)}
+
+    @classmethod
+    def collect(
+        cls,
+        config: CaeAvConfig,
+        outputs: Sequence[InteractionOutput],
+        frames: FrameLayout,
+        shared: Mapping[str, nn.Module],
+        loss_weights: Mapping[str, float] | None,
+    ) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, Tensor]]:
+        explained, losses = super().collect(config, outputs, frames, shared, loss_weights)
+        router_probs = explained.get("router_probs")
+        if router_probs is not None and loss_weights is not None and loss_weights["load_balancing"]:
+            modules = torch.cat(router_probs, dim=1).transpose(0, 1)  # (modules, N, experts)
+            losses["load_balancing"] = load_balancing_loss(modules).mean()
+        return explained, losses

@@ -1,29 +1,51 @@
 """
-Interaction layers: one paired block, that is, who acts in which order (Eq. 10 to 13).
+The door for methods: what an interaction layer is told, what it returns, and the registry.
 
 A layer gets the tokens of both streams and the pair's two frozen blocks, and drives the frozen branches itself, since
-published methods act before, beside or after them. `register_interaction` adds a method without touching the encoder.
+published methods act before, beside or after them. A method is one file: a subclass of [`InteractionLayer`] under
+[`register_interaction`]. The encoder knows methods by what this file says of them.
 """
 
-import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
-from .avmoe import AVMoE
-from .caste import CASTE
 from .frames import FrameLayout
 
 
 if TYPE_CHECKING:
-    from ..towers.base import FrozenBlock
+    from ..towers.base import Tower
+
+
+@dataclass(frozen=True)
+class BlockPosition:
+    """
+    Where a block stands in its tower, and the tokens that pass it.
+
+    Attributes:
+        index: Its number in the tower, from 0.
+        index_in_stage: Its number in its stage, from 0.
+        depth: Blocks of the whole tower.
+        num_tokens: Tokens of a frame, L.
+        hidden_size: Channels, C.
+        grid: Height and width of the tokens, which are in row-major order.
+        num_heads: Heads of its attention.
+    """
+
+    index: int
+    index_in_stage: int
+    depth: int
+    num_tokens: int
+    hidden_size: int
+    grid: tuple[int, int]
+    num_heads: int
 
 
 @dataclass(frozen=True)
@@ -33,16 +55,40 @@ class PairPosition:
 
     Attributes:
         stage: Its stage, counted from 1.
-        is_first: Whether it is the first pair of the stage.
-        visual_tokens, visual_size, audio_tokens, audio_size: L and C of both streams there.
+        is_first: Whether it is the first pair of its stage.
+        is_last: Whether it is the last pair of the model.
+        visual, audio: Its blocks.
     """
 
     stage: int
     is_first: bool
-    visual_tokens: int
-    visual_size: int
-    audio_tokens: int
-    audio_size: int
+    is_last: bool
+    visual: BlockPosition
+    audio: BlockPosition
+
+
+@dataclass
+class InteractionOutput:
+    """
+    What a layer returns. N counts the real frames of the batch.
+
+    Attributes:
+        visual, audio: New streams, (N, L, C) each.
+        explained: By name, what explains the layer's decisions, (N, ...) each. The model returns a tuple under each
+            name, one value for each layer that has it: fields of [`CaeAvModelOutput`] in these, other names in its
+            `explained`. `InteractionLayer.collect` may change that.
+        losses: By name, scalars. The model takes the mean over the layers that return one, weighs it by the option
+            `<name>_loss_weight`, and adds it to the loss.
+        visual_pooling, audio_pooling: From the last pair of the model, optionally, the weights (N, L) of the sum over
+            tokens that replaces their mean where the model reads the frames out.
+    """
+
+    visual: Tensor
+    audio: Tensor
+    explained: dict[str, Tensor] = field(default_factory=dict)
+    losses: dict[str, Tensor] = field(default_factory=dict)
+    visual_pooling: Tensor | None = None
+    audio_pooling: Tensor | None = None
 
 
 class Step(GradientCheckpointingLayer):
@@ -52,19 +98,104 @@ class Step(GradientCheckpointingLayer):
         return function(*inputs)
 
 
+@dataclass(frozen=True)
+class NoOptions:
+    """The options of a method without any."""
+
+
 class InteractionLayer(nn.Module):
     """
-    Base class. `forward` takes the streams (N, L, C), the frozen blocks, and the layout of the frames, and returns the
-    new streams with what explains them: enrichment weights (2, N, 2), embeddings (2, N, D) of both modalities, visual
-    first, whose dot product is their agreement, and routing weights (4, N, experts), each of them `None` where the
-    layer has no such part. What it does through `self.step(function, *inputs)` can be checkpointed.
+    Base class of the layers of a method, one for each pair of blocks. A subclass has a `forward`:
+
+        forward(visual, audio, visual_block, audio_block, frames) -> InteractionOutput
+
+    with the streams (N, L, C), the frozen blocks, and the layout of the frames. What it does through
+    `self.step(function, *inputs)` is computed again in the backward pass with gradient checkpointing.
+
+    Args:
+        config: The configuration.
+        position: Where the layer stands.
+
+    Attributes:
+        options_class: Dataclass of the method's options, which `CaeAvConfig.interaction_options` holds as a dict. It
+            rejects a wrong value with a `ValueError`.
+        options: An instance of it.
+
+    Raises:
+        CaeAvError: `interaction_options` has an unknown option, lacks one, or has a wrong value.
     """
+
+    options_class: ClassVar[type] = NoOptions
 
     def __init__(self, config: CaeAvConfig, position: PairPosition):
         super().__init__()
         self.config = config
         self.position = position
+        self.options = self.read_options(config)
         self.step = Step()
+
+    @classmethod
+    def read_options(cls, config: CaeAvConfig) -> Any:
+        """
+        Return `config.interaction_options` as the method's options.
+
+        Raises:
+            CaeAvError: An option is unknown or missing, or has a wrong value.
+        """
+        where = f"`interaction_options` of CaeAvConfig, for `interaction` {config.interaction!r}"
+        values = config.interaction_options or {}
+        known = [option.name for option in fields(cls.options_class)]
+        if unknown := sorted(set(values) - set(known)):
+            expected = f"expected some of {', '.join(known)}" if known else "it has no options"
+            raise CaeAvError(f"{where}: unknown option {unknown[0]!r}; {expected}")
+        try:
+            return cls.options_class(**values)
+        except (TypeError, ValueError, StrictDataclassError) as error:
+            raise CaeAvError(f"{where}: {error}") from error
+
+    @classmethod
+    def loss_weights(cls, config: CaeAvConfig) -> dict[str, float]:
+        """Return the weight of each loss of the method by name: the options `<name>_loss_weight`."""
+        suffix, options = "_loss_weight", cls.read_options(config)
+        names = [option.name for option in fields(cls.options_class) if option.name.endswith(suffix)]
+        return {name.removesuffix(suffix): float(getattr(options, name)) for name in names}
+
+    @classmethod
+    def shared_modules(cls, config: CaeAvConfig) -> dict[str, nn.Module]:
+        """Return modules that the layers of the method have in common, which become parts of the encoder."""
+        return {}
+
+    @classmethod
+    def collect(
+        cls,
+        config: CaeAvConfig,
+        outputs: Sequence[InteractionOutput],
+        frames: FrameLayout,
+        shared: Mapping[str, nn.Module],
+        loss_weights: Mapping[str, float] | None,
+    ) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, Tensor]]:
+        """
+        Put together what the layers returned. A method whose losses look at several layers computes them here.
+
+        Args:
+            config: The configuration.
+            outputs: Those of all layers, in order.
+            frames: The layout of the frames.
+            shared: The modules of `shared_modules`.
+            loss_weights: Today's weights of all losses; `None` where no loss is asked for.
+
+        Returns:
+            What explains the decisions, one (N, ...) for each layer that has it, and the unweighted losses.
+        """
+        explained: dict[str, list[Tensor]] = {}
+        losses: dict[str, list[Tensor]] = {}
+        for output in outputs:
+            for name, value in output.explained.items():
+                explained.setdefault(name, []).append(value)
+            for name, value in output.losses.items():
+                losses.setdefault(name, []).append(value)
+        mean_losses = {} if loss_weights is None else {n: torch.stack(values).mean() for n, values in losses.items()}
+        return {name: tuple(values) for name, values in explained.items()}, mean_losses
 
 
 _INTERACTIONS: dict[str, type[InteractionLayer]] = {}
@@ -80,141 +211,62 @@ def register_interaction(name: str) -> Callable[[type[InteractionLayer]], type[I
     return register
 
 
-def build_interaction(config: CaeAvConfig, position: PairPosition) -> InteractionLayer:
+def interaction_class(config: CaeAvConfig) -> type[InteractionLayer]:
     """
-    The layer that the configuration names.
+    Return the layer class that the configuration names.
 
     Raises:
-        CaeAvError: No layer is registered under `config.interaction`.
+        CaeAvError: No layer is registered under `config.interaction`, or `agreement_loss_weight` is set although the
+            method has no agreement.
     """
     if config.interaction not in _INTERACTIONS:
         known = ", ".join(sorted(_INTERACTIONS))
-        raise CaeAvError(f"`interaction` of CaeAvConfig must be one of {known}, got {config.interaction!r}")
-    return _INTERACTIONS[config.interaction](config, position)
-
-
-@register_interaction("avmoe")
-class AVMoEInteraction(InteractionLayer):
-    """The baseline: two AVMoE adapters a stream, beside the attention branch and beside the feed-forward branch."""
-
-    uses_caste = False
-
-    def __init__(self, config: CaeAvConfig, position: PairPosition):
-        super().__init__(config, position)
-        visual, audio = (
-            (position.visual_tokens, position.visual_size),
-            (position.audio_tokens, position.audio_size),
+        raise CaeAvError(
+            f"`interaction` of CaeAvConfig must be one of {known}, got {config.interaction!r}; the module that "
+            "registers another one has to be imported first"
         )
-        # The authors' video parsing drops what its audio blocks make and goes on with the stream that CASTE enriched:
-        # its checkpoints depend on that. AVMoE's video parsing does not do so.
-        self.skips_audio_blocks = self.uses_caste and config.is_official and config.task == "avvp"
-        self.has_adapters = position.stage in config.adapter_stages
-        self.has_caste = self.uses_caste and position.is_first
-        if self.has_caste:
-            self.visual_caste = CASTE(config, position.visual_size, position.audio_size)
-            self.audio_caste = CASTE(config, position.audio_size, position.visual_size)
-        if self.has_adapters:
-            gate = config.visual_adapter_gate
-            self.visual_attention_adapter = AVMoE(config, *visual, *audio, has_gate=gate)
-            self.audio_attention_adapter = AVMoE(config, *audio, *visual)
-            self.visual_feed_forward_adapter = AVMoE(config, *visual, *audio, has_gate=gate)
-            self.audio_feed_forward_adapter = AVMoE(config, *audio, *visual)
-
-    def forward(
-        self,
-        visual: Tensor,
-        audio: Tensor,
-        visual_block: "FrozenBlock",
-        audio_block: "FrozenBlock",
-        frames: FrameLayout,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        visual, audio, weights, embeddings, probs = self.step(
-            self._attend, visual, audio, visual_block, audio_block, frames
+    method = _INTERACTIONS[config.interaction]
+    if config.agreement_loss_weight and "agreement" not in method.loss_weights(config):
+        raise CaeAvError(
+            f"`agreement_loss_weight` of CaeAvConfig must be 0 with `interaction` {config.interaction!r}, which has "
+            "no agreement"
         )
-        visual, audio, later_weights, later_embeddings, later_probs = self.step(
-            self._feed_forward, visual, audio, visual_block, audio_block, frames
+    return method
+
+
+def build_interaction(config: CaeAvConfig, position: PairPosition) -> InteractionLayer:
+    """Return a layer of the method that the configuration names; raises as [`interaction_class`] does."""
+    return interaction_class(config)(config, position)
+
+
+def pair_positions(vision: "Tower", audio: "Tower") -> list[list[PairPosition]]:
+    """
+    Return the pairs of blocks of each stage. Of n_v visual and n_a audio blocks, audio block j stands beside visual
+    block (j + 1) n_v / n_a - 1; the other visual blocks run alone.
+    """
+    towers = (vision, audio)
+    counts = [[len(tower.blocks(stage)) for stage in range(len(tower.stage_sizes()))] for tower in towers]
+
+    def block(tower: int, stage: int, index: int) -> BlockPosition:
+        num_tokens, hidden_size = towers[tower].stage_sizes()[stage]
+        return BlockPosition(
+            index=sum(counts[tower][:stage]) + index,
+            index_in_stage=index,
+            depth=sum(counts[tower]),
+            num_tokens=num_tokens,
+            hidden_size=hidden_size,
+            grid=towers[tower].stage_grids()[stage],
+            num_heads=towers[tower].stage_heads()[stage],
         )
-        if later_weights is not None:
-            weights, embeddings = later_weights, later_embeddings
-        return visual, audio, weights, embeddings, None if probs is None else torch.cat([probs, later_probs])
 
-    def _attend(
-        self,
-        visual: Tensor,
-        audio: Tensor,
-        visual_block: "FrozenBlock",
-        audio_block: "FrozenBlock",
-        frames: FrameLayout,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """The first half: adapters beside the attention branches."""
-        weights = embeddings = probs = None
-        enriches = self.has_caste and self.config.caste_position == "before"
-        visual_in, audio_in = visual, audio
-        if enriches:
-            visual_caste, audio_caste, weights, embeddings = self._enrich(visual, audio, frames)
-            visual_in, audio_in = visual + visual_caste, audio + audio_caste
-        # The frozen branches read the block's own input: what CASTE adds to it reaches the stream through the adapters
-        # alone, or by itself where there are none.
-        new_visual = visual + visual_block.attention(visual)
-        if self.skips_audio_blocks:
-            new_audio = audio_in if self.has_adapters else audio
-        elif self.config.is_official:
-            new_audio = audio_block(audio)
-        else:
-            new_audio = audio + audio_block.attention(audio)
-        if self.has_adapters:
-            visual_added, visual_probs = self.visual_attention_adapter(visual_in, audio_in, frames)
-            audio_added, audio_probs = self.audio_attention_adapter(audio_in, visual_in, frames)
-            new_visual, new_audio = new_visual + visual_added, new_audio + audio_added
-            probs = torch.stack([visual_probs, audio_probs])
-        elif enriches:
-            new_visual, new_audio = new_visual + visual_caste, new_audio + audio_caste
-        return new_visual, new_audio, weights, embeddings, probs
+    def pair(stage: int, index: int) -> PairPosition:
+        visual_count, audio_count = counts[0][stage], counts[1][stage]
+        return PairPosition(
+            stage=stage + 1,
+            is_first=index == 0,
+            is_last=stage == len(counts[1]) - 1 and index == audio_count - 1,
+            visual=block(0, stage, (index + 1) * visual_count // audio_count - 1),
+            audio=block(1, stage, index),
+        )
 
-    def _feed_forward(
-        self,
-        visual: Tensor,
-        audio: Tensor,
-        visual_block: "FrozenBlock",
-        audio_block: "FrozenBlock",
-        frames: FrameLayout,
-    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-        """The second half: adapters beside the feed-forward branches."""
-        weights = embeddings = probs = None
-        position = self.config.caste_position if self.has_caste else None
-        visual_in, audio_in = visual, audio
-        if position == "between":
-            visual_caste, audio_caste, weights, embeddings = self._enrich(visual, audio, frames)
-            visual_in, audio_in = visual + visual_caste, audio + audio_caste
-        new_visual, new_audio = visual + visual_block.feed_forward(visual), audio
-        if not self.config.is_official:
-            new_audio = audio + audio_block.feed_forward(audio)
-        if self.has_adapters:
-            visual_added, visual_probs = self.visual_feed_forward_adapter(visual_in, audio_in, frames)
-            audio_added, audio_probs = self.audio_feed_forward_adapter(audio_in, visual_in, frames)
-            new_visual, new_audio = new_visual + visual_added, new_audio + audio_added
-            probs = torch.stack([visual_probs, audio_probs])
-        elif position == "between":
-            new_visual, new_audio = new_visual + visual_caste, new_audio + audio_caste
-        visual, audio = new_visual, new_audio
-        if position == "after":
-            visual_caste, audio_caste, weights, embeddings = self._enrich(visual, audio, frames)
-            visual, audio = visual + visual_caste, audio + audio_caste
-        return visual, audio, weights, embeddings, probs
-
-    def _enrich(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What CASTE adds to both streams, its weights, and embeddings (2, N, 2 D) of both modalities."""
-        visual_added, visual_weights, visual_projections = self.visual_caste(visual, audio, frames)
-        audio_added, audio_weights, audio_projections = self.audio_caste(audio, visual, frames)
-        weights = torch.stack([visual_weights, audio_weights])
-        # Unit vectors of both directions' gates side by side: their dot product is the mean of the two cosines.
-        sides = torch.stack([visual_projections, audio_projections.flip(0)], dim=2)
-        embeddings = F.normalize(sides, dim=-1).flatten(2) / math.sqrt(2)
-        return visual_added, audio_added, weights, embeddings
-
-
-@register_interaction("cae_av")
-class CaeAvInteraction(AVMoEInteraction):
-    """CAE-AV: CASTE once a stage, at its first pair, by default before the adapters (`caste_position`)."""
-
-    uses_caste = True
+    return [[pair(stage, index) for index in range(count)] for stage, count in enumerate(counts[1])]

@@ -1,8 +1,5 @@
 """Auxiliary losses that align modalities and captions (Section III-E, Eq. 22 to 25)."""
 
-import math
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -87,64 +84,6 @@ def modality_alignment_loss(visual: Tensor, audio: Tensor) -> Tensor:
     """1 - mean cosine of the visual and audio projections (N, D) of the same frames (Eq. 23)."""
     distance = 1 - F.cosine_similarity(at_least_float32(visual), at_least_float32(audio), dim=-1)
     return batch_mean(distance.sum(), len(distance))
-
-
-class AgreementCalibration(nn.Module):
-    """
-    Calibrates the agreement g of each stage (Eq. 1): sigmoid(scale (g - threshold)) is the probability that a frame
-    and a sound belong together, given that half of all pairs do. Not part of the paper.
-    """
-
-    def __init__(self, num_stages: int):
-        super().__init__()
-        self.log_scale = nn.Parameter(torch.empty(num_stages))
-        self.threshold = nn.Parameter(torch.empty(num_stages))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.constant_(self.log_scale, math.log(10.0))
-        nn.init.zeros_(self.threshold)
-
-    def logits(self, agreement: Tensor, stage: int) -> Tensor:
-        """Return the log-odds of agreements of any shape."""
-        scale, threshold = at_least_float32(self.log_scale[stage]).exp(), at_least_float32(self.threshold[stage])
-        return scale * (at_least_float32(agreement) - threshold)
-
-
-def agreement_loss(
-    visual: Tensor, audio: Tensor, clip: Tensor, moment: Tensor, far: int, to_logits: Callable[[Tensor], Tensor]
-) -> Tensor:
-    """
-    Contrastive loss between the frames and the sounds of a batch: a frame matches its own sound and mismatches sounds
-    of other clips, on all processes, and of its own clip at least `far` segments away. Nearer sounds are left out. Not
-    part of the paper, which trains CASTE's agreement through the task alone.
-
-    This is the pairwise sigmoid loss of SigLIP (Zhai et al., ICCV 2023), with matching and mismatched pairs weighted
-    equally however many there are of each.
-
-    Args:
-        visual, audio: (N, D) embeddings of the frames and their sounds; dot products are agreements.
-        clip: (N,) index of each frame's clip, from 0 on each process.
-        moment: (N,) position of each frame in its clip.
-        far: Distance in segments from which moments of a clip are taken to be different.
-        to_logits: Maps agreements to log-odds.
-
-    Returns:
-        Mean of the losses of both kinds of pairs over the frames of all processes; a kind without pairs adds 0.
-    """
-    visual, audio = at_least_float32(visual), at_least_float32(audio)
-    parts, place = gather_rows(audio)
-    sounds = torch.cat(parts)
-    # Clips are numbered on each process, so the same number on another process is another clip.
-    process = torch.cat([torch.full((len(rows),), number, device=clip.device) for number, rows in enumerate(parts)])
-    position = torch.stack([clip, moment], dim=-1)
-    sound_clip, sound_moment = torch.cat(gather_rows(position)[0]).unbind(-1)
-    same_clip = (process == place) & (clip[:, None] == sound_clip)
-    distance = (moment[:, None] - sound_moment).abs()
-    mismatched = ~same_clip | (distance >= far)
-    positive = -F.logsigmoid(to_logits((visual * audio).sum(-1)))
-    negative = -F.logsigmoid(-to_logits(visual @ sounds.T)).masked_fill(~mismatched, 0.0)
-    return (batch_mean(positive.sum(), len(positive)) + batch_mean(negative.sum(), mismatched.sum())) / 2
 
 
 def selection_entropy_loss(visual_log_probs: Tensor, audio_log_probs: Tensor, sign: str) -> Tensor:

@@ -7,7 +7,6 @@ Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Inter
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -21,17 +20,15 @@ from ..errors import CaeAvError
 from ..towers import lora
 from ..towers.frozen import freeze, is_adapted
 from ..towers.loading import load_tower
-from .avmoe import load_balancing_loss
+from . import avmoe, cae_av  # noqa: F401 - they register their methods
 from .captions import CaptionMapper, Captions
 from .case import CASE, CASEOutput, masked_mean
 from .checkpoints import TOWER_NAMES, adapter_names, attach_towers, find_sources
 from .collectives import anywhere
 from .frames import FrameLayout
-from .interaction import PairPosition, Step, build_interaction
+from .interaction import InteractionOutput, Step, interaction_class, pair_positions
 from .losses import (
-    AgreementCalibration,
     AlignmentProjections,
-    agreement_loss,
     caption_contrastive_loss,
     modality_alignment_loss,
     selection_entropy_loss,
@@ -46,6 +43,11 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+# What explains an interaction and has a field of its own in the output.
+_EXPLAINED_FIELDS = (
+    *("agreement", "agreement_probs", "enrichment_weights", "audio_enrichment_weights", "router_probs"),
+)
+
 
 @dataclass
 class CaeAvModelOutput(ModelOutput):
@@ -59,6 +61,11 @@ class CaeAvModelOutput(ModelOutput):
             Last visual stage after CASE, before the tower's final norm.
         audio_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_frames, audio_tokens, audio_size)`):
             Last audio stage after CASE.
+        visual_pooler_output (`torch.FloatTensor` of shape `(batch_size, num_frames, visual_size)`):
+            Each frame as one vector: the mean of its tokens behind the tower's final norm, or their sum by the weights
+            that the interaction method gives.
+        audio_pooler_output (`torch.FloatTensor` of shape `(batch_size, num_frames, audio_size)`):
+            Likewise of the audio, without a final norm.
         visual_hidden_states (`tuple(torch.FloatTensor)`, with `output_hidden_states=True`):
             One `(batch_size, num_frames, tokens, size)` for the embedding and one for each stage, as its last block
             leaves it: before the next stage downsamples it, the last one before CASE and the final norm.
@@ -77,6 +84,8 @@ class CaeAvModelOutput(ModelOutput):
         router_probs (`tuple(torch.FloatTensor)`):
             One `(batch_size, num_frames, 4, experts)` a paired block with adapters: visual and audio beside attention,
             visual and audio beside the feed-forward.
+        explained (`dict[str, tuple(torch.FloatTensor)]`, with interaction methods that have more):
+            One `(batch_size, num_frames, ...)` a layer that returns it, under the method's own names.
         caption_agreement (`torch.FloatTensor` of shape `(batch_size, num_frames)`, with captions):
             Cosine of each frame and its visual caption (Eq. 19).
         audio_caption_agreement (`torch.FloatTensor` of shape `(batch_size, num_frames)`, with captions): Likewise.
@@ -90,6 +99,8 @@ class CaeAvModelOutput(ModelOutput):
     loss_dict: dict[str, Tensor] | None = None
     visual_hidden_state: torch.Tensor | None = None
     audio_hidden_state: torch.Tensor | None = None
+    visual_pooler_output: torch.Tensor | None = None
+    audio_pooler_output: torch.Tensor | None = None
     visual_hidden_states: tuple[torch.Tensor, ...] | None = None
     audio_hidden_states: tuple[torch.Tensor, ...] | None = None
     visual_feature_maps: tuple[torch.Tensor, ...] | None = None
@@ -98,6 +109,7 @@ class CaeAvModelOutput(ModelOutput):
     enrichment_weights: tuple[torch.Tensor, ...] | None = None
     audio_enrichment_weights: tuple[torch.Tensor, ...] | None = None
     router_probs: tuple[torch.Tensor, ...] | None = None
+    explained: dict[str, tuple[torch.Tensor, ...]] | None = None
     caption_agreement: torch.Tensor | None = None
     audio_caption_agreement: torch.Tensor | None = None
     visual_selected_tokens: torch.Tensor | None = None
@@ -114,7 +126,7 @@ class CaeAvPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values_videos"
     input_modalities = ("video", "audio", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ("AVMoEInteraction", "CaeAvInteraction", "CASE")
+    _no_split_modules = ("CASE",)
     _supports_sdpa = True
     # Layers of CASE that the paper formulation once built too, and which are official alone.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
@@ -348,6 +360,11 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         return model.eval()
 
 
+def _pool(tokens: Tensor, weights: Tensor | None) -> Tensor:
+    """One vector a frame (N, C) of its tokens (N, L, C): their mean, or their sum by weights (N, L)."""
+    return tokens.mean(1) if weights is None else (weights[:, None] @ tokens).squeeze(1)
+
+
 class CaeAvModel(CaeAvPreTrainedModel):
     """
     Two frozen towers whose blocks run in pairs with interaction layers between them, captions, and CASE.
@@ -370,28 +387,26 @@ class CaeAvModel(CaeAvPreTrainedModel):
         if config.lora is not None:
             lora.inject(self, self.named_towers(), config.lora)
         self.step = Step()
-        self.interactions = nn.ModuleList()
-        sizes = zip(*(tower.stage_sizes() for tower in self._readers()), strict=True)
-        for stage, ((visual_tokens, visual_size), (audio_tokens, audio_size)) in enumerate(sizes):
-            positions = [
-                PairPosition(stage + 1, index == 0, visual_tokens, visual_size, audio_tokens, audio_size)
-                for index in range(config.audio_depths[stage])
-            ]
-            self.interactions.append(nn.ModuleList(build_interaction(config, position) for position in positions))
+        self.interaction_class = interaction_class(config)
+        self.interactions = nn.ModuleList(
+            nn.ModuleList(self.interaction_class(config, position) for position in stage)
+            for stage in pair_positions(*self._readers())
+        )
+        self._no_split_modules = {*self._no_split_modules, self.interaction_class.__name__}
         if config.use_case:
             self.caption_mapper = CaptionMapper(config)
             self.case = CASE(config)
             self.projections = AlignmentProjections(config)
-        self.agreement_calibration: AgreementCalibration | None = None
-        if config.agreement_loss_weight:
-            self.agreement_calibration = AgreementCalibration(len(self.interactions))
+        shared = self.interaction_class.shared_modules(config)
+        self._shared_names = tuple(shared)
+        for name, module in shared.items():
+            self.add_module(name, module)
         self.auxiliary_loss_weights = {
             "caption": float(config.caption_loss_weight),
             "alignment": float(config.alignment_loss_weight),
             "entropy": float(config.entropy_loss_weight),
-            "agreement": float(config.agreement_loss_weight),
-            "load_balancing": float(config.load_balancing_loss_weight),
             "matching": float(config.matching_loss_weight),
+            **self.interaction_class.loss_weights(config),
         }
         self.post_init()
 
@@ -512,7 +527,8 @@ class CaeAvModel(CaeAvPreTrainedModel):
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         visual_states, audio_states = ([visual], [audio]) if output_hidden_states else ([], [])
-        explained: dict[str, list[Tensor]] = {name: [] for name in ("weights", "embeddings", "router", "maps")}
+        maps: list[Tensor] = []
+        interactions: list[InteractionOutput] = []
         for stage, layers in enumerate(self.interactions):
             visual, audio = vision.enter_stage(stage, visual), audition.enter_stage(stage, audio)
             visual_blocks, audio_blocks = vision.blocks(stage), audition.blocks(stage)
@@ -521,17 +537,14 @@ class CaeAvModel(CaeAvPreTrainedModel):
                 first = pair * (alone + 1)
                 for block in visual_blocks[first : first + alone]:
                     visual = self.step(block, visual)
-                visual, audio, weights, embeddings, probs = layer(
-                    visual, audio, visual_blocks[first + alone], audio_blocks[pair], frames
-                )
-                for name, value in (("weights", weights), ("embeddings", embeddings), ("router", probs)):
-                    if value is not None:
-                        explained[name].append(value)
+                output = layer(visual, audio, visual_blocks[first + alone], audio_blocks[pair], frames)
+                visual, audio = output.visual, output.audio
+                interactions.append(output)
             if output_hidden_states:
                 visual_states.append(visual)
                 audio_states.append(audio)
             if output_feature_maps:
-                explained["maps"].append(visual)
+                maps.append(visual)
 
         captions = self._captions(
             batch_size,
@@ -544,15 +557,20 @@ class CaeAvModel(CaeAvPreTrainedModel):
         if captions is not None:
             case = self.case(visual, audio, self.caption_mapper(captions), frames, caption_layout=frames)
             new_visual, new_audio = case.visual, case.audio
+        weights = self.auxiliary_loss_weights if return_loss else None
+        shared = {name: getattr(self, name) for name in self._shared_names}
+        explained, losses = self.interaction_class.collect(self.config, interactions, frames, shared, weights)
         loss, loss_dict = None, None
         if return_loss:
-            loss_dict = self._losses(new_visual, new_audio, captions, case, frames, explained["router"])
-            if self.agreement_calibration is not None:
-                loss_dict["agreement"] = self._agreement_loss(explained["embeddings"], frames)
+            loss_dict = losses | self._losses(new_visual, new_audio, captions, case, frames)
+            if without := sorted(loss_dict.keys() - self.auxiliary_loss_weights.keys()):
+                raise CaeAvError(
+                    f"the loss {without[0]!r} of `interaction` {self.config.interaction!r} has no weight; expected an "
+                    f"option `{without[0]}_loss_weight`"
+                )
             weighted = [self.auxiliary_loss_weights[name] * value for name, value in loss_dict.items()]
             loss = torch.stack(weighted).sum() if weighted else new_visual.new_zeros(())
 
-        maps = explained["maps"]
         if maps:
             maps[-1] = vision.final_norm(maps[-1] if self.config.is_official else new_visual)
         grid = frames.to_grid
@@ -564,13 +582,9 @@ class CaeAvModel(CaeAvPreTrainedModel):
                 "visual_selected_tokens": grid(case.visual_selected),
                 "audio_selected_tokens": grid(case.audio_selected),
             }
-        if explained["weights"]:
-            optional["enrichment_weights"] = tuple(grid(weights[0]) for weights in explained["weights"])
-            optional["audio_enrichment_weights"] = tuple(grid(weights[1]) for weights in explained["weights"])
-        agreement = [(visual * audio).sum(-1) for visual, audio in explained["embeddings"]]
-        if self.agreement_calibration is not None:
-            logits = map(self.agreement_calibration.logits, agreement, range(len(agreement)))
-            optional["agreement_probs"] = tuple(grid(stage.sigmoid()) for stage in logits)
+        for name, values in explained.items():
+            where = optional if name in _EXPLAINED_FIELDS else optional.setdefault("explained", {})
+            where[name] = tuple(map(grid, values))
         if output_hidden_states:
             optional["visual_hidden_states"] = tuple(map(grid, visual_states))
             optional["audio_hidden_states"] = tuple(map(grid, audio_states))
@@ -579,9 +593,9 @@ class CaeAvModel(CaeAvPreTrainedModel):
             loss_dict=loss_dict,
             visual_hidden_state=grid(new_visual),
             audio_hidden_state=grid(new_audio),
+            visual_pooler_output=grid(_pool(vision.final_norm(new_visual), interactions[-1].visual_pooling)),
+            audio_pooler_output=grid(_pool(new_audio, interactions[-1].audio_pooling)),
             visual_feature_maps=tuple(grid(tokens) for tokens in maps) or None,
-            agreement=tuple(grid(stage) for stage in agreement) or None,
-            router_probs=tuple(grid(probs.transpose(0, 1)) for probs in explained["router"]) or None,
             frame_mask=torch.ones_like(pixel_values_videos[:, :, 0, 0, 0], dtype=torch.bool)
             if frame_mask is None
             else frame_mask.bool(),
@@ -641,13 +655,9 @@ class CaeAvModel(CaeAvPreTrainedModel):
         captions: Captions | None,
         case: CASEOutput | None,
         frames: FrameLayout,
-        router_probs: list[Tensor],
     ) -> dict[str, Tensor]:
-        """The unweighted auxiliary terms (Eq. 22 to 25) over the real frames."""
+        """The unweighted terms of captions and CASE (Eq. 22 to 25) over the real frames."""
         losses: dict[str, Tensor] = {}
-        if self.auxiliary_loss_weights["load_balancing"] and router_probs:
-            modules = torch.cat(router_probs)  # (modules, N, experts)
-            losses["load_balancing"] = load_balancing_loss(modules).mean()
         if not self.config.use_case:
             return losses
         visual_projected = self.projections.visual(visual.mean(1))
@@ -671,18 +681,6 @@ class CaeAvModel(CaeAvPreTrainedModel):
         ) + caption_contrastive_loss(audio_projected, audio_caption, clip, temperature, both_ways)
         losses["entropy"] = selection_entropy_loss(visual_log_probs, audio_log_probs, self.config.entropy_sign)
         return losses
-
-    def _agreement_loss(self, embeddings: list[Tensor], frames: FrameLayout) -> Tensor:
-        """Mean over the stages of how badly their agreements tell matching from mismatched pairs."""
-        clip, moment = frames.clip_of_frame(embeddings[0].device), frames.moment_of_frame(embeddings[0].device)
-        # Events last a while; half a clip away there is probably something else.
-        far = max(1, self.config.num_frames // 2)
-        calibration = cast(AgreementCalibration, self.agreement_calibration)
-        losses = [
-            agreement_loss(visual, audio, clip, moment, far, partial(calibration.logits, stage=stage))
-            for stage, (visual, audio) in enumerate(embeddings)
-        ]
-        return torch.stack(losses).mean()
 
 
 __all__ = [

@@ -37,6 +37,12 @@ class Tower(Protocol):
     def stage_sizes(self) -> list[tuple[int, int]]:
         """Tokens and channels of each stage."""
 
+    def stage_grids(self) -> list[tuple[int, int]]:
+        """Height and width of the tokens of each stage."""
+
+    def stage_heads(self) -> list[int]:
+        """Attention heads of each stage."""
+
     def embed(self, inputs: Tensor) -> Tensor:
         """Inputs of N frames to the tokens (N, L, C) that enter the first stage."""
 

@@ -28,9 +28,14 @@ class HtsatTower(ClapAudioModel):
         self._biases.clear()
 
     def stage_sizes(self) -> list[tuple[int, int]]:
-        resolutions = self.audio_encoder.input_resolutions
         width = self.config.patch_embeds_hidden_size
-        return [(h * w, width * 2**stage) for stage, (h, w) in enumerate(resolutions)]
+        return [(h * w, width * 2**stage) for stage, (h, w) in enumerate(self.stage_grids())]
+
+    def stage_grids(self) -> list[tuple[int, int]]:
+        return [(int(height), int(width)) for height, width in self.audio_encoder.input_resolutions]
+
+    def stage_heads(self) -> list[int]:
+        return list(self.config.num_attention_heads)
 
     def embed(self, inputs: Tensor) -> Tensor:
         """(N, 1, frames, mel bins) log-mel -> (N, L, C)."""

@@ -38,8 +38,13 @@ class SwinV2Tower(SwinTransformerV2):
         self._biases.clear()
 
     def stage_sizes(self) -> list[tuple[int, int]]:
-        grids = [layer.output_resolution for layer in self.layers]
-        return [(h * w, self.embed_dim * 2**stage) for stage, (h, w) in enumerate(grids)]
+        return [(h * w, self.embed_dim * 2**stage) for stage, (h, w) in enumerate(self.stage_grids())]
+
+    def stage_grids(self) -> list[tuple[int, int]]:
+        return [layer.output_resolution for layer in self.layers]
+
+    def stage_heads(self) -> list[int]:
+        return [layer.blocks[0].attn.num_heads for layer in self.layers]
 
     def embed(self, inputs: Tensor) -> Tensor:
         """(N, 3, H, W) pixels -> (N, L, C)."""
@@ -126,6 +131,12 @@ class SpectrogramReader:
 
     def stage_sizes(self) -> list[tuple[int, int]]:
         return self.tower.stage_sizes()
+
+    def stage_grids(self) -> list[tuple[int, int]]:
+        return self.tower.stage_grids()
+
+    def stage_heads(self) -> list[int]:
+        return self.tower.stage_heads()
 
     def embed(self, inputs: Tensor) -> Tensor:
         """(N, 1, frames, mel bins) -> (N, L, C)."""

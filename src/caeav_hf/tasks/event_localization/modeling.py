@@ -1,7 +1,6 @@
 """CAE-AV with a head for event localization (AVE)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
 import torch
 from transformers.utils import can_return_tuple
@@ -11,10 +10,6 @@ from ...errors import CaeAvError
 from ...modeling.frames import FrameLayout
 from ...modeling.modeling_cae_av import CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
 from .head import CMBSHead, MLPHead
-
-
-if TYPE_CHECKING:
-    from ...towers.base import Tower
 
 
 @dataclass
@@ -93,8 +88,7 @@ class CaeAvForEventLocalization(CaeAvPreTrainedModel):
             return_dict=True,
         )
         frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
-        visual = cast("Tower", self.model.vision_tower).final_norm(outputs.visual_hidden_state).mean(2)
-        logits = self.head(visual, outputs.audio_hidden_state.mean(2), frames)
+        logits = self.head(outputs.visual_pooler_output, outputs.audio_pooler_output, frames)
         values = dict(outputs)
         if labels is not None:
             if labels.shape != logits.event.shape:

@@ -118,7 +118,7 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
         frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
         vision = cast("Tower", self.model.vision_tower)
         visual = vision.final_norm(outputs.visual_hidden_state)
-        audio = self.head.encode_audio(outputs.audio_hidden_state.mean(2))
+        audio = self.head.encode_audio(outputs.audio_pooler_output)
         grounding = self.head.ground(visual, audio)
         mask = outputs.frame_mask
         match_negative: Tensor | None = None

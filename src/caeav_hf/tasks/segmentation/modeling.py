@@ -89,7 +89,7 @@ class CaeAvForSegmentation(CaeAvPreTrainedModel):
         )
         frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
         maps = tuple(frames.to_list(tokens) for tokens in outputs.visual_feature_maps)
-        masks = self.head(maps, frames.to_list(outputs.audio_hidden_state).mean(1), frames)
+        masks = self.head(maps, frames.to_list(outputs.audio_pooler_output), frames)
         values = dict(outputs)
         if not output_feature_maps:
             del values["visual_feature_maps"]

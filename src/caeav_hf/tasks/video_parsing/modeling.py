@@ -1,7 +1,6 @@
 """CAE-AV with a head for video parsing (LLP)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
 import torch
 from transformers.utils import can_return_tuple
@@ -11,10 +10,6 @@ from ...errors import CaeAvError
 from ...modeling.frames import FrameLayout
 from ...modeling.modeling_cae_av import CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
 from .head import VideoParsingHead
-
-
-if TYPE_CHECKING:
-    from ...towers.base import Tower
 
 
 @dataclass
@@ -97,10 +92,10 @@ class CaeAvForVideoParsing(CaeAvPreTrainedModel):
             return_dict=True,
         )
         frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
-        visual = cast("Tower", self.model.vision_tower).final_norm(outputs.visual_hidden_state).mean(2)
+        visual = outputs.visual_pooler_output
         if visual_3d_features is not None:
             visual_3d_features = visual_3d_features.to(visual.dtype)
-        logits = self.head(visual, outputs.audio_hidden_state.mean(2), frames, visual_3d_features)
+        logits = self.head(visual, outputs.audio_pooler_output, frames, visual_3d_features)
         values = dict(outputs)
         if labels is not None:
             if labels.shape != logits.event.shape:

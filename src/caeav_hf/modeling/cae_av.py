@@ -1,0 +1,200 @@
+"""
+CAE-AV's interaction: CASTE before AVMoE's adapters, and the loss that gives its agreement a meaning.
+
+Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Interactive Enrichment", Section III-B.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..configuration_cae_av import CaeAvConfig
+from .avmoe import AVMoEInteraction
+from .caste import CASTE
+from .collectives import at_least_float32, batch_mean, gather_rows
+from .frames import FrameLayout
+from .interaction import InteractionOutput, register_interaction
+
+
+if TYPE_CHECKING:
+    from ..towers.base import FrozenBlock
+
+
+@register_interaction("cae_av")
+class CaeAvInteraction(AVMoEInteraction):
+    """
+    CAE-AV: CASTE once a stage, at its first pair, by default before the adapters (`caste_position`, Table VIII).
+
+    What CASTE adds reaches the streams through the adapters alone, or by itself where there are none.
+    """
+
+    def add_layers(self) -> None:
+        config, visual, audio = self.config, self.position.visual, self.position.audio
+        self.caste_position = config.caste_position if self.position.is_first else None
+        if self.caste_position is not None:
+            self.visual_caste = CASTE(config, visual.hidden_size, audio.hidden_size)
+            self.audio_caste = CASTE(config, audio.hidden_size, visual.hidden_size)
+        # The authors' video parsing drops what its audio blocks make and keeps the stream that CASTE enriched: its
+        # checkpoints depend on that.
+        self.skips_audio_blocks = config.is_official and config.task == "avvp"
+        super().add_layers()
+
+    def attend(
+        self,
+        visual: Tensor,
+        audio: Tensor,
+        visual_block: "FrozenBlock",
+        audio_block: "FrozenBlock",
+        frames: FrameLayout,
+        enrichment: tuple[Tensor, Tensor] | None = None,
+    ) -> InteractionOutput:
+        if self.caste_position != "before":
+            return super().attend(visual, audio, visual_block, audio_block, frames, enrichment)
+        enrichment, explained = self.enrich(visual, audio, frames)
+        output = super().attend(visual, audio, visual_block, audio_block, frames, enrichment)
+        if self.skips_audio_blocks and self.has_adapters:
+            output.audio = output.audio + enrichment[1]
+        output.explained |= explained
+        return output
+
+    def feed_forward(
+        self,
+        visual: Tensor,
+        audio: Tensor,
+        visual_block: "FrozenBlock",
+        audio_block: "FrozenBlock",
+        frames: FrameLayout,
+        enrichment: tuple[Tensor, Tensor] | None = None,
+    ) -> InteractionOutput:
+        explained: dict[str, Tensor] = {}
+        if self.caste_position == "between":
+            enrichment, explained = self.enrich(visual, audio, frames)
+        output = super().feed_forward(visual, audio, visual_block, audio_block, frames, enrichment)
+        if self.caste_position == "after":
+            enrichment, explained = self.enrich(output.visual, output.audio, frames)
+            output.visual, output.audio = output.visual + enrichment[0], output.audio + enrichment[1]
+        output.explained |= explained
+        return output
+
+    def run_audio_attention(self, audio: Tensor, audio_block: "FrozenBlock") -> Tensor:
+        return audio if self.skips_audio_blocks else super().run_audio_attention(audio, audio_block)
+
+    def enrich(
+        self, visual: Tensor, audio: Tensor, frames: FrameLayout
+    ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+        """
+        Return what CASTE adds to both streams, and what explains it: the weights (N, 2) of both, and embeddings
+        (N, 2, 2 D) of both modalities, visual first, whose dot product is their agreement (Eq. 1).
+        """
+        visual_added, visual_weights, visual_projections = self.visual_caste(visual, audio, frames)
+        audio_added, audio_weights, audio_projections = self.audio_caste(audio, visual, frames)
+        # Unit vectors of both directions' gates side by side: their dot product is the mean of the two cosines.
+        sides = torch.stack([visual_projections, audio_projections.flip(0)], dim=2)
+        embeddings = F.normalize(sides, dim=-1).flatten(2) / math.sqrt(2)
+        return (visual_added, audio_added), {
+            "enrichment_weights": visual_weights,
+            "audio_enrichment_weights": audio_weights,
+            "embeddings": embeddings.transpose(0, 1),
+        }
+
+    @classmethod
+    def loss_weights(cls, config: CaeAvConfig) -> dict[str, float]:
+        return {**super().loss_weights(config), "agreement": float(config.agreement_loss_weight)}
+
+    @classmethod
+    def shared_modules(cls, config: CaeAvConfig) -> dict[str, nn.Module]:
+        if not config.agreement_loss_weight:
+            return {}
+        return {"agreement_calibration": AgreementCalibration(len(config.audio_depths))}
+
+    @classmethod
+    def collect(
+        cls,
+        config: CaeAvConfig,
+        outputs: Sequence[InteractionOutput],
+        frames: FrameLayout,
+        shared: Mapping[str, nn.Module],
+        loss_weights: Mapping[str, float] | None,
+    ) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, Tensor]]:
+        explained, losses = super().collect(config, outputs, frames, shared, loss_weights)
+        embeddings = [stage.unbind(1) for stage in explained.pop("embeddings")]
+        explained["agreement"] = tuple((visual * audio).sum(-1) for visual, audio in embeddings)
+        if "agreement_calibration" not in shared:
+            return explained, losses
+        calibration = cast(AgreementCalibration, shared["agreement_calibration"])
+        logits = map(calibration.logits, explained["agreement"], range(len(embeddings)))
+        explained["agreement_probs"] = tuple(stage.sigmoid() for stage in logits)
+        if loss_weights is not None:
+            device = embeddings[0][0].device
+            clip, moment = frames.clip_of_frame(device), frames.moment_of_frame(device)
+            # Events last a while; half a clip away there is probably something else.
+            far = max(1, config.num_frames // 2)
+            of_stages = [
+                agreement_loss(visual, audio, clip, moment, far, partial(calibration.logits, stage=stage))
+                for stage, (visual, audio) in enumerate(embeddings)
+            ]
+            losses["agreement"] = torch.stack(of_stages).mean()
+        return explained, losses
+
+
+class AgreementCalibration(nn.Module):
+    """
+    Calibrates the agreement g of each stage (Eq. 1): sigmoid(scale (g - threshold)) is the probability that a frame
+    and a sound belong together, given that half of all pairs do. Not part of the paper.
+    """
+
+    def __init__(self, num_stages: int):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.empty(num_stages))
+        self.threshold = nn.Parameter(torch.empty(num_stages))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.constant_(self.log_scale, math.log(10.0))
+        nn.init.zeros_(self.threshold)
+
+    def logits(self, agreement: Tensor, stage: int) -> Tensor:
+        """Return the log-odds of agreements of any shape."""
+        scale, threshold = at_least_float32(self.log_scale[stage]).exp(), at_least_float32(self.threshold[stage])
+        return scale * (at_least_float32(agreement) - threshold)
+
+
+def agreement_loss(
+    visual: Tensor, audio: Tensor, clip: Tensor, moment: Tensor, far: int, to_logits: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """
+    Contrastive loss between the frames and the sounds of a batch: a frame matches its own sound and mismatches sounds
+    of other clips, on all processes, and of its own clip at least `far` segments away. Nearer sounds are left out. Not
+    part of the paper, which trains CASTE's agreement through the task alone.
+
+    This is the pairwise sigmoid loss of SigLIP (Zhai et al., ICCV 2023), with matching and mismatched pairs weighted
+    equally however many there are of each.
+
+    Args:
+        visual, audio: (N, D) embeddings of the frames and their sounds; dot products are agreements.
+        clip: (N,) index of each frame's clip, from 0 on each process.
+        moment: (N,) position of each frame in its clip.
+        far: Distance in segments from which moments of a clip are taken to be different.
+        to_logits: Maps agreements to log-odds.
+
+    Returns:
+        Mean of the losses of both kinds of pairs over the frames of all processes; a kind without pairs adds 0.
+    """
+    visual, audio = at_least_float32(visual), at_least_float32(audio)
+    parts, place = gather_rows(audio)
+    sounds = torch.cat(parts)
+    # Clips are numbered on each process, so the same number on another process is another clip.
+    process = torch.cat([torch.full((len(rows),), number, device=clip.device) for number, rows in enumerate(parts)])
+    position = torch.stack([clip, moment], dim=-1)
+    sound_clip, sound_moment = torch.cat(gather_rows(position)[0]).unbind(-1)
+    same_clip = (process == place) & (clip[:, None] == sound_clip)
+    distance = (moment[:, None] - sound_moment).abs()
+    mismatched = ~same_clip | (distance >= far)
+    positive = -F.logsigmoid(to_logits((visual * audio).sum(-1)))
+    negative = -F.logsigmoid(-to_logits(visual @ sounds.T)).masked_fill(~mismatched, 0.0)
+    return (batch_mean(positive.sum(), len(positive)) + batch_mean(negative.sum(), mismatched.sum())) / 2
