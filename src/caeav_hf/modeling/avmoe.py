@@ -5,7 +5,7 @@ The baseline that CAE-AV extends (its Table I); an adapter reads the tokens of b
 added to the stream.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -416,14 +416,13 @@ class AVMoEInteraction(InteractionLayer):
     def collect(
         cls,
         config: CaeAvConfig,
-        outputs: Sequence[InteractionOutput],
+        explained: dict[str, list[Tensor]],
         frames: FrameLayout,
         shared: Mapping[str, nn.Module],
         loss_weights: Mapping[str, float] | None,
-    ) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, Tensor]]:
-        explained, losses = super().collect(config, outputs, frames, shared, loss_weights)
-        router_probs = explained.get("router_probs")
-        if router_probs is not None and loss_weights is not None and loss_weights["load_balancing"]:
-            modules = torch.cat(router_probs, dim=1).transpose(0, 1)  # (modules, N, experts)
+    ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
+        explained, losses = super().collect(config, explained, frames, shared, loss_weights)
+        if "router_probs" in explained and loss_weights is not None and loss_weights["load_balancing"]:
+            modules = torch.cat(explained["router_probs"], dim=1).transpose(0, 1)  # (modules, N, experts)
             losses["load_balancing"] = load_balancing_loss(modules).mean()
         return explained, losses

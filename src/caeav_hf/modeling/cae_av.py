@@ -5,7 +5,7 @@ Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Inter
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
@@ -116,19 +116,19 @@ class CaeAvInteraction(AVMoEInteraction):
     def collect(
         cls,
         config: CaeAvConfig,
-        outputs: Sequence[InteractionOutput],
+        explained: dict[str, list[Tensor]],
         frames: FrameLayout,
         shared: Mapping[str, nn.Module],
         loss_weights: Mapping[str, float] | None,
-    ) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, Tensor]]:
-        explained, losses = super().collect(config, outputs, frames, shared, loss_weights)
+    ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
+        explained, losses = super().collect(config, explained, frames, shared, loss_weights)
         embeddings = [stage.unbind(1) for stage in explained.pop("embeddings")]
-        explained["agreement"] = tuple((visual * audio).sum(-1) for visual, audio in embeddings)
+        explained["agreement"] = [(visual * audio).sum(-1) for visual, audio in embeddings]
         if "agreement_calibration" not in shared:
             return explained, losses
         calibration = cast(AgreementCalibration, shared["agreement_calibration"])
         logits = map(calibration.logits, explained["agreement"], range(len(embeddings)))
-        explained["agreement_probs"] = tuple(stage.sigmoid() for stage in logits)
+        explained["agreement_probs"] = [stage.sigmoid() for stage in logits]
         if loss_weights is not None:
             device = embeddings[0][0].device
             clip, moment = frames.clip_of_frame(device), frames.moment_of_frame(device)

@@ -6,11 +6,10 @@ published methods act before, beside or after them. A method is one file: a subc
 [`register_interaction`]. The encoder knows methods by what this file says of them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -169,33 +168,26 @@ class InteractionLayer(nn.Module):
     def collect(
         cls,
         config: CaeAvConfig,
-        outputs: Sequence[InteractionOutput],
+        explained: dict[str, list[Tensor]],
         frames: FrameLayout,
         shared: Mapping[str, nn.Module],
         loss_weights: Mapping[str, float] | None,
-    ) -> tuple[dict[str, tuple[Tensor, ...]], dict[str, Tensor]]:
+    ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
         """
-        Put together what the layers returned. A method whose losses look at several layers computes them here.
+        Finish what the layers returned, once all have run. A method whose losses look at several layers computes them
+        here.
 
         Args:
             config: The configuration.
-            outputs: Those of all layers, in order.
+            explained: `InteractionOutput.explained` by name, one (N, ...) for each layer that has it.
             frames: The layout of the frames.
             shared: The modules of `shared_modules`.
             loss_weights: Today's weights of all losses; `None` where no loss is asked for.
 
         Returns:
-            What explains the decisions, one (N, ...) for each layer that has it, and the unweighted losses.
+            What the model returns of `explained`, and unweighted losses besides those that the layers returned.
         """
-        explained: dict[str, list[Tensor]] = {}
-        losses: dict[str, list[Tensor]] = {}
-        for output in outputs:
-            for name, value in output.explained.items():
-                explained.setdefault(name, []).append(value)
-            for name, value in output.losses.items():
-                losses.setdefault(name, []).append(value)
-        mean_losses = {} if loss_weights is None else {n: torch.stack(values).mean() for n, values in losses.items()}
-        return {name: tuple(values) for name, values in explained.items()}, mean_losses
+        return explained, {}
 
 
 _INTERACTIONS: dict[str, type[InteractionLayer]] = {}

@@ -26,7 +26,7 @@ from .case import CASE, CASEOutput, masked_mean
 from .checkpoints import TOWER_NAMES, adapter_names, attach_towers, find_sources
 from .collectives import anywhere
 from .frames import FrameLayout
-from .interaction import InteractionOutput, Step, interaction_class, pair_positions
+from .interaction import Step, interaction_class, pair_positions
 from .losses import (
     AlignmentProjections,
     caption_contrastive_loss,
@@ -126,7 +126,7 @@ class CaeAvPreTrainedModel(PreTrainedModel):
     main_input_name = "pixel_values_videos"
     input_modalities = ("video", "audio", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ("CASE",)
+    _no_split_modules: tuple[str, ...] | set[str] = ("CASE",)
     _supports_sdpa = True
     # Layers of CASE that the paper formulation once built too, and which are official alone.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
@@ -528,7 +528,8 @@ class CaeAvModel(CaeAvPreTrainedModel):
             output_hidden_states = self.config.output_hidden_states
         visual_states, audio_states = ([visual], [audio]) if output_hidden_states else ([], [])
         maps: list[Tensor] = []
-        interactions: list[InteractionOutput] = []
+        explained: dict[str, list[Tensor]] = {}
+        interaction_losses: dict[str, list[Tensor]] = {}
         for stage, layers in enumerate(self.interactions):
             visual, audio = vision.enter_stage(stage, visual), audition.enter_stage(stage, audio)
             visual_blocks, audio_blocks = vision.blocks(stage), audition.blocks(stage)
@@ -539,7 +540,10 @@ class CaeAvModel(CaeAvPreTrainedModel):
                     visual = self.step(block, visual)
                 output = layer(visual, audio, visual_blocks[first + alone], audio_blocks[pair], frames)
                 visual, audio = output.visual, output.audio
-                interactions.append(output)
+                for name, value in output.explained.items():
+                    explained.setdefault(name, []).append(value)
+                for name, value in output.losses.items():
+                    interaction_losses.setdefault(name, []).append(value)
             if output_hidden_states:
                 visual_states.append(visual)
                 audio_states.append(audio)
@@ -559,9 +563,10 @@ class CaeAvModel(CaeAvPreTrainedModel):
             new_visual, new_audio = case.visual, case.audio
         weights = self.auxiliary_loss_weights if return_loss else None
         shared = {name: getattr(self, name) for name in self._shared_names}
-        explained, losses = self.interaction_class.collect(self.config, interactions, frames, shared, weights)
+        explained, losses = self.interaction_class.collect(self.config, explained, frames, shared, weights)
         loss, loss_dict = None, None
         if return_loss:
+            losses |= {name: torch.stack(values).mean() for name, values in interaction_losses.items()}
             loss_dict = losses | self._losses(new_visual, new_audio, captions, case, frames)
             if without := sorted(loss_dict.keys() - self.auxiliary_loss_weights.keys()):
                 raise CaeAvError(
@@ -593,8 +598,8 @@ class CaeAvModel(CaeAvPreTrainedModel):
             loss_dict=loss_dict,
             visual_hidden_state=grid(new_visual),
             audio_hidden_state=grid(new_audio),
-            visual_pooler_output=grid(_pool(vision.final_norm(new_visual), interactions[-1].visual_pooling)),
-            audio_pooler_output=grid(_pool(new_audio, interactions[-1].audio_pooling)),
+            visual_pooler_output=grid(_pool(vision.final_norm(new_visual), output.visual_pooling)),
+            audio_pooler_output=grid(_pool(new_audio, output.audio_pooling)),
             visual_feature_maps=tuple(grid(tokens) for tokens in maps) or None,
             frame_mask=torch.ones_like(pixel_values_videos[:, :, 0, 0, 0], dtype=torch.bool)
             if frame_mask is None
