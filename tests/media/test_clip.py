@@ -16,7 +16,6 @@ from hypothesis import strategies as st
 from caeav_hf.errors import CaeAvError, MediaError
 from caeav_hf.media import clip as media
 from caeav_hf.media.clip import Clip, load_clip, probe
-from caeav_hf.media.segments import count_segments
 from caeav_hf.media.sound import load_audio
 from tests.media_factory import (
     corner_image,
@@ -35,12 +34,6 @@ from tests.media_factory import (
 
 
 RATE = 32_000
-
-
-@pytest.fixture(scope="module")
-def clip_path(tmp_path_factory) -> Path:
-    """Ten seconds at 25 frames a second, a key frame every 12."""
-    return write_clip(tmp_path_factory.mktemp("media") / "ten.mp4", seconds=10)
 
 
 def load(source, num_segments=10, **kwargs) -> Clip:
@@ -403,37 +396,7 @@ def test_arguments_out_of_range(clip_path):
         check_error(clip_path, "its video ends at 10.00 s", f"`start` {start}", start=start)
 
 
-# Sound alone, and headers
-
-
-@pytest.mark.parametrize(
-    ("suffix", "codec"), [("wav", "pcm_s16le"), ("wav", "pcm_f32le"), ("flac", "flac"), ("mp3", "libmp3lame")]
-)
-def test_load_audio(tmp_path, suffix, codec):
-    path = write_wav(tmp_path / f"sound.{suffix}", seconds=2, codec=codec)
-    waveform = load_audio(path, sampling_rate=RATE)
-    assert waveform.dtype == np.float32
-    assert waveform.shape[0] == pytest.approx(2 * RATE, abs=RATE * (0.06 if suffix == "mp3" else 0.001))
-    # An mp3 made without a delay header begins with its encoder's delay.
-    assert abs(shift(waveform[:RATE], 0.0)) < (0.0125 if suffix == "mp3" else 1e-4)
-
-
-def test_load_audio_is_exact_without_resampling(tmp_path):
-    path = write_wav(tmp_path / "sound.wav", seconds=1, rate=RATE)
-    expected = sound_samples(sweep, 1, RATE)[0]
-    np.testing.assert_allclose(load_audio(path, sampling_rate=RATE), expected, atol=1 / 32768)
-    part = load_audio(path, sampling_rate=RATE, start=0.25, end=0.5)
-    np.testing.assert_allclose(part, expected[8000:16_000], atol=1 / 32768)
-
-
-def test_load_audio_from_video_and_errors(clip_path, tmp_path):
-    np.testing.assert_array_equal(
-        load_audio(clip_path, sampling_rate=RATE)[: 9 * RATE], load(clip_path).waveform[: 9 * RATE]
-    )
-    with pytest.raises(MediaError, match=r"missing\.wav: no such file"):
-        load_audio(tmp_path / "missing.wav", sampling_rate=RATE)
-    with pytest.raises(MediaError, match=r"no sound could be decoded from 60\.0 s"):
-        load_audio(clip_path, sampling_rate=RATE, start=60.0)
+# Lost sound, and headers
 
 
 def test_lost_sound_becomes_silence_of_its_length(tmp_path):
@@ -482,29 +445,6 @@ def test_a_forked_process_does_not_wait_for_the_threads_of_what_its_parent_decod
         assert child.exitcode == 0
     finally:
         child.kill()
-
-
-# Counting
-
-
-@given(
-    whole=st.integers(1, 100),
-    rest=st.floats(-0.5, 0.49),
-    segment=st.sampled_from([0.5, 0.96, 1.0, 2.0, 6.0]),
-    most=st.integers(1, 20),
-)
-def test_count_segments(whole, rest, segment, most):
-    duration = (whole + rest) * segment
-    count = count_segments(duration, segment)
-    assert count == whole + (rest > 0.1 + 1e-4) or abs(rest - 0.1) < 1e-4
-    assert count_segments(duration, segment, most) == min(count, most)
-
-
-@pytest.mark.parametrize(
-    ("duration", "count"), [(0.0, 1), (0.02, 1), (10.02, 10), (10.1, 10), (10.11, 11), (9.95, 10)]
-)
-def test_count_segments_of_round_durations(duration, count):
-    assert count_segments(duration) == count
 
 
 # Segments spread over the clip

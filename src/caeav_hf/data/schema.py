@@ -18,7 +18,7 @@ def media_feature() -> datasets.Video:
     """
     The clip of a row: `{"path": str | None, "bytes": bytes | None}`, embedded where there are bytes.
 
-    Not decoded by `datasets`: decoding goes through [`~processing.media.load_clip`], which takes this form as it is.
+    Not decoded by `datasets`: decoding goes through [`~media.clip.load_clip`], which takes this form as it is.
     """
     return datasets.Video(decode=False)
 
@@ -32,7 +32,7 @@ def part_features() -> dict[str, datasets.Value]:
 
 
 def media_part(row: Mapping[str, Any]) -> tuple[float, float | None]:
-    """The seconds of a row's `media` that are its clip, as [`~processing.media.load_clip`] takes them."""
+    """The seconds of a row's `media` that are its clip, as [`~media.clip.load_clip`] takes them."""
     start = row.get("media_start")
     return (0.0 if start is None else start), row.get("media_end")
 
@@ -48,7 +48,7 @@ class _StoredAudio(datasets.Audio):
 
 
 def audio_feature() -> datasets.Audio:
-    """The sound of a row: as [`media_feature`], a file that [`~processing.media.load_audio`] decodes."""
+    """The sound of a row: as [`media_feature`], a file that [`~media.sound.load_audio`] decodes."""
     return _StoredAudio(decode=False)
 
 

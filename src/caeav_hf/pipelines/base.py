@@ -240,7 +240,7 @@ class CaeAvPipeline(Pipeline):
         Args:
             source: The clip.
             windows, on_missing_audio: As for a call; by default as the pipeline was made.
-            reading: Further arguments of [`~processing.media.load_clip`], such as `start` and `end`.
+            reading: Further arguments of [`~media.clip.load_clip`], such as `start` and `end`.
 
         Raises:
             MediaError: It cannot be decoded, or has no sound track and `on_missing_audio` is `"error"`.

@@ -46,7 +46,7 @@ class GivenClip:
 
     @property
     def reading(self) -> dict[str, Any]:
-        """Arguments of [`~processing.media.load_clip`]."""
+        """Arguments of [`~media.clip.load_clip`]."""
         return {"start": self.start, "end": self.end, "name": self.name, "with_audio": self.audio is None}
 
 

@@ -164,7 +164,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
             `input_features` (B, T, 1, frames, mels) float32, in dB or normalised, and `frame_mask` (B, T) bool, True
             where a segment is real. T is that of the longest waveform; padded segments hold `padding_value`. A
             waveform whose last segment is not full is filled up with silence (see
-            [`~processing.media.count_segments`]).
+            [`~media.segments.count_segments`]).
 
         Raises:
             CaeAvError: A waveform is not mono, empty, of integers or not finite, or the rate is missing or another.

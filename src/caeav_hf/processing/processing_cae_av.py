@@ -220,7 +220,7 @@ class CaeAvProcessor(ProcessorMixin):
         return self.feature_extractor.sampling_rate
 
     def load_clip(self, source: MediaSource, **kwargs: Any) -> Clip:
-        """[`~processing.media.load_clip`] with this processor's segments and rate; `kwargs` are its arguments."""
+        """[`~media.clip.load_clip`] with this processor's segments and rate; `kwargs` are its arguments."""
         return load_clip(
             source,
             **{
@@ -248,9 +248,9 @@ class CaeAvProcessor(ProcessorMixin):
 
         Args:
             videos: A clip is a media file (path, bytes, binary file object or `{"bytes": ..., "path": ...}`), a
-                [`~processing.media.Clip`], a `VideoDecoder` of torchcodec, as rows of `datasets` hold, or its frames,
+                [`~media.clip.Clip`], a `VideoDecoder` of torchcodec, as rows of `datasets` hold, or its frames,
                 one a segment: (T, H, W, 3) or (T, 3, H, W), RGB, uint8 or floats in [0, 1], or a list of PIL images.
-                Files may be addresses (see `processing.remote`) and give `num_frames` segments, as `frame_sampling`
+                Files may be addresses (see `media.remote`) and give `num_frames` segments, as `frame_sampling`
                 says.
             audio: The sound of each clip, in place of the one in its file: a media file, an `AudioDecoder` of
                 torchcodec, a waveform (samples,), (channels, samples) or (samples, channels), floats in [-1, 1], int16
@@ -412,7 +412,7 @@ class CaeAvProcessor(ProcessorMixin):
         return self.load_clip(source, name=_name(index, source), **kwargs)
 
     def load_decoder(self, decoder: Any, *, num_segments: int | None, name: str) -> Clip:
-        """[`~processing.inputs.clip_of_decoder`] with this processor's segments and rate."""
+        """[`~media.inputs.clip_of_decoder`] with this processor's segments and rate."""
         return clip_of_decoder(
             decoder,
             num_segments=num_segments,

@@ -25,7 +25,7 @@ class CaeAvVideoProcessor(BaseVideoProcessor):
     Clips of a batch may differ in T, H and W. It returns `pixel_values_videos` (B, T, 3, size, size) float32 and
     `frame_mask` (B, T) bool, True where a frame is real; T is that of the longest clip, padded frames are zero.
 
-    The frames are taken as they come: choosing them is what [`~processing.media.load_clip`] does.
+    The frames are taken as they come: choosing them is what [`~media.clip.load_clip`] does.
 
     Raises:
         CaeAvError: A clip is empty or a file, has another shape, or holds floats although it is to be rescaled.
