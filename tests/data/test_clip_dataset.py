@@ -71,12 +71,27 @@ def test_broken_clips_are_named_once_and_counted_and_do_not_end_the_epoch(breaka
     (media / f"{names[1]}.mp4").unlink()
     for _ in range(2):
         loader = DataLoader(clips, batch_size=4, collate_fn=CaeAvCollator(), num_workers=num_workers)
-        assert [len(batch["labels"]) for batch in loader] == [2, 4, 4]
+        assert [len(batch["labels"]) for batch in loader] == [4, 4, 4]
         assert clips.broken_clips == names
+    for index in (1, 2):
+        replacement = clips[index]
+        assert (replacement.pop("replaces"), replacement["video_id"]) == (index, clips.rows[3]["video_id"])
+        assert_same_clip(replacement, clips[3])
     if num_workers == 0:
-        messages = [record.message for record in caplog.records if "clip left out" in record.message]
+        messages = [record.message for record in caplog.records if "clip replaced" in record.message]
         assert len(messages) == 2
         assert all(f"{name}.mp4" in message for name, message in zip(names, messages, strict=True))
+
+
+def test_a_data_set_of_broken_clips_is_an_error(breakable, processor):
+    media, folder = breakable
+    for path in media.iterdir():
+        path.write_bytes(b"broken")
+    clips = CaeAvDataset(folder, processor, split="test")
+    for _ in range(2):
+        with pytest.raises(DataError, match=f"none of the {len(clips)} clips can be decoded"):
+            clips[1]
+    assert len(clips.broken_clips) == len(clips)
 
 
 def test_the_cache_saves_decoding_and_changes_nothing(breakable, processor, tmp_path, monkeypatch):

@@ -70,13 +70,6 @@ def test_captions_may_be_embeddings():
         CaeAvCollator()([with_embeds, clip(1, {"visual": 2})])
 
 
-def test_broken_clips_are_dropped():
-    whole = CaeAvCollator()([clip(2, seed=1), clip(3, seed=2)])
-    batch = CaeAvCollator()([None, clip(2, seed=1), None, clip(3, seed=2)])
-    assert all(torch.equal(batch[name], whole[name]) for name in whole)
-    assert CaeAvCollator()([None, None]) is None
-
-
 def test_labels_may_be_absent_from_all_clips_but_not_from_some():
     unlabelled = clip(2)
     del unlabelled["labels"]

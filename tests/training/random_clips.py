@@ -3,12 +3,13 @@
 import torch
 
 from caeav_hf.configuration_cae_av import CaeAvConfig
+from tests.training.tiny_training import next_readable
 
 
 class RandomClips(torch.utils.data.Dataset):
     """
-    Clips of one to three segments. Some have no caption, some no label, and those whose numbers are in `broken` cannot
-    be decoded. Of question answering, up to three questions follow each other about one clip.
+    Clips of one to three segments. Some have no caption, some no label, and the next one replaces those whose numbers
+    are in `broken`. Of question answering, up to three questions follow each other about one clip.
     """
 
     def __init__(self, config: CaeAvConfig, count: int, seed: int = 0, broken: tuple[int, ...] = ()) -> None:
@@ -30,8 +31,9 @@ class RandomClips(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.items)
 
-    def __getitem__(self, index: int) -> dict[str, torch.Tensor] | None:
-        return None if index in self.broken else self.items[index]
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        found = next_readable(index, len(self), self.broken)
+        return self.items[found] if found == index else {**self.items[found], "replaces": torch.tensor(index)}
 
     def _integers(self, high: int, *shape: int) -> torch.Tensor:
         return torch.randint(0, high, shape, generator=self.generator)

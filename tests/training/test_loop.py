@@ -62,7 +62,7 @@ def test_broken_clips_are_counted_and_the_rest_is_trained_on(tmp_path):
 
 
 def test_a_split_of_broken_clips_only_is_an_error(tmp_path):
-    with pytest.raises(CaeAvError, match="none of the 3 clips could be decoded"):
+    with pytest.raises(CaeAvError, match="none of the 3 clips can be decoded"):
         tiny_trainer(tmp_path, tiny_recipe(), test=TinyData(3, broken=(0, 1, 2))).fit()
 
 

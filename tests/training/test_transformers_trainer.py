@@ -16,9 +16,11 @@ from caeav_hf import (
     CaeAvForVideoParsing,
     CaeAvModel,
 )
-from caeav_hf.data import CaeAvCollator
+from caeav_hf.data import CaeAvCollator, CaeAvDataset
 from caeav_hf.modeling import CaeAvModelOutput
+from caeav_hf.processing import CaeAvProcessor
 from tests.training.random_clips import RandomClips
+from tests.training.toy_files import toy_data, toy_model
 
 
 MODELS = {
@@ -89,6 +91,22 @@ def test_trains_evaluates_saves_and_resumes(task, shapes, tmp_path):
     assert resumed.state.global_step == 4
     history = json.loads((tmp_path / "checkpoint-4" / "trainer_state.json").read_text())
     assert history["global_step"] == 4
+
+
+def test_batches_of_broken_clips_alone(tmp_path):
+    model = CaeAvForEventLocalization.from_pretrained(toy_model())
+    clips = CaeAvDataset(toy_data(), CaeAvProcessor.from_pretrained(toy_model()), split="test")
+    broken = [{**row["media"], "bytes": b"broken"} for row in clips.rows.select(range(len(clips) - 1))]
+    media = [*broken, clips.rows[len(broken)]["media"]]
+    kind = clips.rows.features["media"]
+    damaged = CaeAvDataset(clips.rows.remove_columns("media").add_column("media", media, kind), clips.processor)
+    arguments = TrainingArguments(
+        tmp_path, max_steps=len(clips), per_device_train_batch_size=1, per_device_eval_batch_size=len(broken)
+    )
+    run = Trainer(model, arguments, CaeAvCollator(), train_dataset=damaged, eval_dataset=damaged)
+    assert np.isfinite(run.train().training_loss)
+    assert np.isfinite(run.evaluate()["eval_loss"])
+    assert len(damaged.broken_clips) == len(broken)
 
 
 def test_only_decisions_are_gathered_over_a_split():

@@ -14,6 +14,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from caeav_hf.errors import DataError
 from caeav_hf.modeling.collectives import batch_mean
 from caeav_hf.training.loop import Trainer
 from caeav_hf.training.recipe import Recipe
@@ -82,7 +83,7 @@ class TinyProcessor:
 
 
 class TinyData(torch.utils.data.Dataset):
-    """Clips of random numbers; `broken` ones cannot be decoded; `read` lists the clips that were."""
+    """Clips of random numbers; the next one replaces those that are `broken`; `read` lists the clips asked for."""
 
     def __init__(self, num_clips=12, broken=(), seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -96,11 +97,21 @@ class TinyData(torch.utils.data.Dataset):
 
     def __getitem__(self, index):
         self.read.append(index)
-        return None if index in self.broken else {"features": self.features[index], "labels": self.labels[index]}
+        found = next_readable(index, len(self), self.broken)
+        item = {"features": self.features[found], "labels": self.labels[found]}
+        return item if found == index else {**item, "replaces": index}
+
+
+def next_readable(index, count, broken):
+    """The first clip from `index` on that can be decoded, as [`CaeAvDataset`] looks for it."""
+    try:
+        return next(number for number in (*range(index, count), *range(index)) if number not in broken)
+    except StopIteration:
+        raise DataError(f"none of the {count} clips can be decoded") from None
 
 
 def collate(clips):
-    return {name: torch.stack([clip[name] for clip in clips]) for name in clips[0]}
+    return {name: torch.stack([clip[name] for clip in clips]) for name in clips[0] if name != "replaces"}
 
 
 def score_clips(outputs, inputs):

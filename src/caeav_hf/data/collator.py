@@ -33,7 +33,7 @@ class CaeAvCollator:
     `*_caption_embeds` (N, D), and `*_caption_mask` (N,) with them. For video parsing `labels` are those of the clip,
     (C,) floating point, and `audio_labels`, `visual_labels` (T, C) and `visual_3d_features` (T, size) those of its
     segments. For question answering `labels` is a number and `question_ids`, `question_mask` are (Q,). Other keys are
-    left out, and so are clips that are None.
+    left out.
 
     The batch has the same keys with the batch first. T, N and Q are those of the longest clip, caption and question.
     Padding is 0, in labels -100, in the masks False or 0. If some clip of the batch has a caption of either kind, the
@@ -47,29 +47,23 @@ class CaeAvCollator:
 
     pad_token_id: int = 0
 
-    def __call__(self, clips: Sequence[Mapping[str, Any] | None]) -> dict[str, torch.Tensor] | None:
+    def __call__(self, clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
-        Returns:
-            The batch, or None if there is no clip left.
-
         Raises:
             DataError: Clips do not fit together (their sizes, or some have labels and others not), a clip's tensors
                 differ in T, or some captions are ids and others embeddings.
         """
-        kept = [clip for clip in clips if clip is not None]
-        if not kept:
-            return None
-        for clip in kept:
+        for clip in clips:
             _check_lengths(clip)
-        distinct, clip_index = _distinct_clips(kept)
+        distinct, clip_index = _distinct_clips(clips)
         batch = {name: _pad(distinct, name, 0.0) for name in ("pixel_values_videos", "input_features")}
         masks = [{"frame_mask": _frame_mask(clip)} for clip in distinct]
         batch["frame_mask"] = _pad(masks, "frame_mask", False)
-        if len(distinct) < len(kept):
+        if len(distinct) < len(clips):
             batch["clip_index"] = clip_index
         for name, value in _TARGETS.items():
-            if _in_all_or_none(kept, name):
-                batch[name] = _pad(kept, name, value)
+            if _in_all_or_none(clips, name):
+                batch[name] = _pad(clips, name, value)
         return batch | self._captions(distinct)
 
     def _captions(self, clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Clips for training and evaluation: rows of a Parquet folder, decoded and processed when they are asked for."""
 
 import os
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import datasets
 import torch
 from transformers.utils import logging
 
-from caeav_hf.errors import MediaError
+from caeav_hf.errors import DataError, MediaError
 
 from .items import ItemMaker
 from .prepared import MEDIA_COLUMNS, PREPARED, QUESTIONS, check_settings, question_rows
@@ -39,8 +40,9 @@ class CaeAvDataset(torch.utils.data.Dataset):
       **audio_caption_mask** (N,); the mask is all zero for a caption that is missing;
     - **video_id**, a string, which [`CaeAvCollator`] leaves out of the batch.
 
-    Or it is None if the clip cannot be decoded: the clip is named once in the log and counted in `broken_clips`, and
-    the collator drops it, so a broken clip never ends an epoch. So it is with a mask that cannot be read.
+    A row whose clip or mask cannot be decoded gives the item of the next row that can be, so that a broken clip never
+    ends an epoch. That item has a further key **replaces**, the index that was asked for; `train.py` leaves it out of
+    its metrics. The clip is named once in the log and listed in `broken_clips`.
 
     Args:
         rows: A `datasets.Dataset` with the columns of `schema`, those of any task, the folder that a builder wrote,
@@ -55,7 +57,7 @@ class CaeAvDataset(torch.utils.data.Dataset):
 
     Raises:
         DataError: `rows` is no such folder, lacks a column, or was prepared (see `data.prepared`) for other settings
-            than the processor's; or the size of the masks is not known.
+            than the processor's; the size of the masks is not known; or, of an item, no clip can be decoded.
     """
 
     def __init__(
@@ -92,7 +94,20 @@ class CaeAvDataset(torch.utils.data.Dataset):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, index: int) -> dict[str, Any] | None:
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        for candidate in chain((index,), range(index + 1, len(self)), range(index)):
+            if candidate != index and self._broken[candidate]:
+                continue
+            try:
+                item = self._item(candidate)
+                return item if candidate == index else {**item, "replaces": index}
+            except MediaError as error:
+                if not self._broken[candidate]:
+                    self._broken[candidate] = True
+                    logger.warning(f"clip replaced by the next one that can be decoded: {error}")
+        raise DataError(f"none of the {len(self)} clips can be decoded")
+
+    def _item(self, index: int) -> dict[str, Any]:
         row, clip = self.rows[index], None
         if self._clips is not None:
             clip = row["clip"]
@@ -100,13 +115,7 @@ class CaeAvDataset(torch.utils.data.Dataset):
                 row |= self._clips[clip]
         elif self._make_item.form.shares_clips:
             clip = row["media"] or row.get("audio")
-        try:
-            return self._make_item(row, clip)
-        except MediaError as error:
-            if not self._broken[index]:
-                self._broken[index] = True
-                logger.warning(f"clip left out: {error}")
-            return None
+        return self._make_item(row, clip)
 
     @property
     def features(self) -> datasets.Features:

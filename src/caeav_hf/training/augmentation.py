@@ -43,18 +43,17 @@ class Augmentation:
     mixup: bool = False
     seed: int = 0
 
-    def __call__(self, dataset: Any, index: SupportsIndex, epoch: int) -> dict[str, Any] | None:
-        """The item `index` of a data set as it is in an epoch; None if its clip cannot be decoded."""
+    def __call__(self, dataset: Any, index: SupportsIndex, epoch: int) -> dict[str, Any]:
+        """Return the item `index` of a data set as it is in an epoch."""
         item = dataset[index]
-        if item is None:
-            return None
         generator = np.random.default_rng([self.seed, epoch, operator.index(index)])
         # Always drawn, so that no switch changes what another one does.
         flips, other, weight = generator.random() < 0.5, int(generator.integers(len(dataset))), _weight(generator)
         if self.flip_frames and flips:
             item = flip(item)
-        if self.mixup and (partner := dataset[other]) is not None:
-            item = {**item, "input_features": mix(item["input_features"], partner["input_features"], weight)}
+        if self.mixup:
+            features = mix(item["input_features"], dataset[other]["input_features"], weight)
+            item = {**item, "input_features": features}
         if self.spec_augment:
             item = {**item, "input_features": blank_stripes(item["input_features"], generator)}
         return item
@@ -76,7 +75,7 @@ class AugmentedClips(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, index: SupportsIndex) -> dict[str, Any] | None:
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
         return self.augmentation(self.dataset, index, int(self._epoch))
 
     @property

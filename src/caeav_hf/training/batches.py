@@ -1,4 +1,4 @@
-"""From a data set of clips to the batches of one epoch, with an account of the clips that could not be decoded."""
+"""From a data set of clips to the batches of one epoch, which know the numbers of their clips."""
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -11,19 +11,22 @@ from accelerate.utils import broadcast_object_list
 from torch.utils.data import DataLoader, Dataset
 
 
-Collator = Callable[[list[Any]], dict[str, torch.Tensor] | None]
+Collator = Callable[[list[Any]], dict[str, torch.Tensor]]
 
 
 class ClipBatch(TypedDict):
-    """One batch: the model's inputs (`None` when no clip of it could be decoded) and which clips they are."""
+    """
+    One batch: the model's inputs, the numbers of its clips, and which of them could not be decoded, so that another
+    stands in its place. There are no inputs where a process has no clip in a step.
+    """
 
-    inputs: dict[str, torch.Tensor] | None
+    inputs: dict[str, torch.Tensor]
     indices: list[int]
-    requested: int
+    replaced: list[bool]
 
 
 class _NumberedClips(Dataset):
-    """Hands on every clip with its number, so that a batch knows which clips it kept."""
+    """Hands on every clip with its number, so that a batch knows which clips it has."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -36,18 +39,16 @@ class _NumberedClips(Dataset):
 
 
 class _NumberedCollator:
-    """Drops the clips that the data set gave up on (`None`) and remembers which ones stayed."""
+    """Makes batches of numbered clips."""
 
     def __init__(self, collator: Collator) -> None:
         self.collator = collator
 
     def __call__(self, numbered: list[tuple[int, Any]]) -> ClipBatch:
-        kept = [(index, clip) for index, clip in numbered if clip is not None]
-        inputs = self.collator([clip for _, clip in kept]) if kept else None
         return {
-            "inputs": None if inputs is None else dict(inputs),
-            "indices": [index for index, _ in kept],
-            "requested": len(numbered),
+            "inputs": dict(self.collator([clip for _, clip in numbered])) if numbered else {},
+            "indices": [index for index, _ in numbered],
+            "replaced": ["replaces" in clip for _, clip in numbered],
         }
 
 
@@ -92,12 +93,12 @@ def clip_loader(
 
 def lend_inputs(batch: ClipBatch, lender: int, accelerator: Accelerator) -> ClipBatch:
     """
-    The batch, or, where it has no clip, that of process `lender`, of which none counts. All processes call it.
+    Return `batch`; if it has no clip, one with the inputs of process `lender`. All processes call it.
 
     A process without a clip cannot sit out a step, for the others wait for its part.
     """
     (inputs,) = broadcast_object_list([batch["inputs"]], from_process=lender)
-    return batch if batch["inputs"] is not None else {**batch, "inputs": inputs}
+    return batch if batch["indices"] else {**batch, "inputs": inputs}
 
 
 def windows(loader: DataLoader, size: int) -> Iterator[list[ClipBatch]]:

@@ -10,7 +10,6 @@ from accelerate.utils import gather_object, send_to_device
 from tqdm import tqdm
 
 from ..data.streaming import StreamedClips
-from ..errors import CaeAvError
 from .batches import Collator, clip_loader
 from .captions import CaptionFeatures
 from .order import ordered_batches
@@ -35,7 +34,7 @@ def evaluate(
     be decoded. All processes call it together and get the same numbers.
 
     Raises:
-        CaeAvError: no clip could be decoded.
+        DataError: no clip can be decoded.
     """
     # Each process scores its own share and the shares may differ by a batch, so the bare model runs: the wrapper of
     # distributed training would wait for the others at every batch, and a compiled model would be compiled again.
@@ -61,17 +60,15 @@ def evaluate(
         for batch in tqdm(
             loader, desc=description, unit="batch", disable=not accelerator.is_main_process, leave=False
         ):
-            if batch["inputs"] is None:
-                continue
             inputs = batch["inputs"] if captions is None else captions.insert(batch["inputs"])
             inputs = send_to_device(inputs, accelerator.device)
             outputs = model(**{name: value for name, value in inputs.items() if name not in task.target_names})
-            scored += list(zip(batch["indices"], task.score_clips(outputs, inputs), strict=True))
+            scores = zip(batch["indices"], batch["replaced"], task.score_clips(outputs, inputs), strict=True)
+            # What stands in for a clip that cannot be decoded is scored in its own place.
+            scored += [(index, values) for index, is_replaced, values in scores if not is_replaced]
     model.train(was_training)
     if accelerator.num_processes > 1:
         scored = gather_object(scored)
-    if not scored:
-        raise CaeAvError(f"{description}: none of the {len(dataset)} clips could be decoded")
     scored.sort(key=lambda item: item[0])
     columns = {name: dataset.column(name) for name in task.row_columns}
     metrics = task.summarize(

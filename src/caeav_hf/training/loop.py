@@ -38,8 +38,8 @@ class Trainer:
         model: A `CaeAvFor...` model: it returns `loss` and `loss_dict`, those of the batch that all processes share,
             and has a `loss_weights` dict.
         processor: Saved beside the model in every checkpoint.
-        train_data, eval_data: Map-style data sets of processed clips, or [`StreamedClips`]; `None` stands for a clip
-            that cannot be decoded.
+        train_data, eval_data: Map-style data sets of processed clips, or [`StreamedClips`]. Items with a key `replaces`
+            stand in for clips that cannot be decoded: they are trained on, but not evaluated.
         collator: Makes the model's inputs from a list of clips.
         captions: Features of the frozen text tower, computed once; without them the model computes its own.
         describe: Called with the folder of each new best checkpoint, once that is whole; by the main process.
@@ -208,44 +208,42 @@ class Trainer:
 
     def _step(self, window: list[ClipBatch]) -> float | None:
         """
-        One update of the optimizer from the batches of a window. The processes share each batch, and a batch counts
-        by its clips out of all clips of the window.
+        Take one step of the optimizer over the batches of a window, each of which the processes share.
 
         Returns:
             The mean loss over the clips, or `None` where the step was skipped.
         """
         accelerator, state = self.accelerator, self.state
-        kept = torch.tensor([len(batch["indices"]) for batch in window], device=accelerator.device)
-        requested = torch.tensor([batch["requested"] for batch in window], device=accelerator.device)
-        by_process = accelerator.gather(torch.stack([kept, requested])[None])
-        kept_by_process = by_process[:, 0]
-        clips_of_batch = kept_by_process.sum(0).tolist()
+        counts = [[len(batch["indices"]), sum(batch["replaced"])] for batch in window]
+        by_process = accelerator.gather(torch.tensor(counts, device=accelerator.device)[None])
+        clips_by_process = by_process[..., 0]
+        clips_of_batch = clips_by_process.sum(0).tolist()
         clips = sum(clips_of_batch)
         state.clips_done = min(state.clips_done + len(window) * self._clips_a_batch, self.num_rows)
-        state.dropped_clips += int(by_process[:, 1].sum()) - clips
-        if not clips:
-            return None
+        state.dropped_clips += int(by_process[..., 1].sum())
 
+        # Forward passes change the statistics of batch norm before it is known whether the step will be skipped.
         statistics = [buffer.clone() for buffer in self.statistics]
-        last = max(number for number, count in enumerate(clips_of_batch) if count)
         losses: list[tuple[int, dict[str, torch.Tensor]]] = []
         for number, batch in enumerate(window):
-            if not clips_of_batch[number]:
-                continue
-            if not kept_by_process[:, number].all():
-                batch = lend_inputs(batch, int(kept_by_process[:, number].argmax()), accelerator)
-            accelerator.sync_gradients = number == last
-            synchronise = nullcontext() if number == last else accelerator.no_sync(self.model)
+            if not clips_by_process[:, number].all():
+                batch = lend_inputs(batch, int(clips_by_process[:, number].argmax()), accelerator)
+            # Gradients add up on each process, and are shared in the backward pass of the last batch.
+            is_last = number == len(window) - 1
+            accelerator.sync_gradients = is_last
+            synchronise = nullcontext() if is_last else accelerator.no_sync(self.model)
             with synchronise, without_contribution(not batch["indices"]):
-                inputs = batch["inputs"] or {}
-                if self.captions is not None:
-                    inputs = self.captions.insert(inputs)
+                inputs = batch["inputs"] if self.captions is None else self.captions.insert(batch["inputs"])
                 # Of the targets, the loss reads `labels`; the others are the metric's.
                 inputs = {k: v for k, v in inputs.items() if k == "labels" or k not in self.task.target_names}
                 outputs = self.model(**send_to_device(inputs, accelerator.device, non_blocking=True))
+                # Everywhere else the loss is read once a step, since reading it waits for the device; here the
+                # backward pass would already change the weights.
                 if self.recipe.optimizer_in_backward and not outputs.loss.isfinite():
                     self._skip(statistics)
                     return None
+                # The loss is the mean over the batch's clips on all processes. Weighted by its share of the clips, the
+                # gradients of the window add up to that of the mean over all its clips.
                 accelerator.backward(outputs.loss * (clips_of_batch[number] / clips))
             parts = {"loss": outputs.loss, **(outputs.loss_dict or {})}
             losses.append((clips_of_batch[number], {name: part.detach() for name, part in parts.items()}))
