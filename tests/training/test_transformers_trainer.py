@@ -99,7 +99,9 @@ def test_batches_of_broken_clips_alone(tmp_path):
     broken = [{**row["media"], "bytes": b"broken"} for row in clips.rows.select(range(len(clips) - 1))]
     media = [*broken, clips.rows[len(broken)]["media"]]
     kind = clips.rows.features["media"]
-    damaged = CaeAvDataset(clips.rows.remove_columns("media").add_column("media", media, kind), clips.processor)
+    damaged = CaeAvDataset(
+        clips.rows.remove_columns("media").add_column("media", media, feature=kind), clips.processor
+    )
     arguments = TrainingArguments(
         tmp_path, max_steps=len(clips), per_device_train_batch_size=1, per_device_eval_batch_size=len(broken)
     )
