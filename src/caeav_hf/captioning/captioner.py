@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..constants import MODALITIES
 from ..errors import CaeAvError
 from .cleaning import clean_answer
 from .errors import CaptionerUnusableError, CaptioningError
 from .material import material_of
-from .prompts import MODALITIES
 from .request import CaptionRequest
 from .settings import CaptionSettings
 

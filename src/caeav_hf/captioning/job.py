@@ -13,7 +13,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..data.caption_file import MODALITIES, is_edited
+from ..constants import MODALITIES
+from ..data.caption_file import is_edited
 from ..data.files import write_json
 from ..errors import CaeAvError
 from .captioner import Captioner

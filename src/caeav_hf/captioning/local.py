@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ..constants import MODALITIES
 from ..devices import default_device
 from ..errors import CaeAvError
 from .captioner import Answer, Captioner
 from .errors import CaptioningError
-from .prompts import MODALITIES
 from .request import CaptionRequest
 from .settings import CaptionSettings
 

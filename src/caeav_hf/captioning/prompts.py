@@ -8,7 +8,6 @@ the version of the prompt that their captions answer.
 from ..errors import CaeAvError
 
 
-MODALITIES = ("visual", "audio")
 PROMPT_VERSION = "1"
 
 SYSTEM_PROMPT = (

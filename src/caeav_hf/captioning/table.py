@@ -18,9 +18,9 @@ from typing import IO, Any
 
 import filelock
 
+from ..constants import MODALITIES
 from ..data.caption_file import (
     CAPTION_SCHEMA,
-    MODALITIES,
     CaptionRow,
     is_edited,
     is_missing,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..constants import MEDIA_SUFFIXES
+from ..constants import MEDIA_SUFFIXES, MODALITIES
 from ..errors import CaeAvError, MediaError
 from .captions import add_server_options, server_captioner
 from .outputs import OUTPUTS
@@ -165,7 +165,7 @@ def _read_captions(path: str | None) -> dict[str, dict[str, str]]:
     if not isinstance(captions, dict):
         raise CaeAvError(f"{path}: {expected}, got a {type(captions).__name__}")
     for clip, caption in captions.items():
-        if not isinstance(caption, dict) or not all(isinstance(caption.get(s), str) for s in ("visual", "audio")):
+        if not isinstance(caption, dict) or not all(isinstance(caption.get(s), str) for s in MODALITIES):
             raise CaeAvError(f"{path}: {expected}, got {json.dumps(caption)} for {clip!r}")
     return captions
 
@@ -173,7 +173,7 @@ def _read_captions(path: str | None) -> dict[str, dict[str, str]]:
 def _captions_of(clip: str, captions: dict[str, dict[str, str]]) -> dict[str, str]:
     for key in (clip, Path(clip).name, Path(clip).stem):
         if key in captions:
-            return {f"{side}_caption": captions[key][side] for side in ("visual", "audio")}
+            return {f"{side}_caption": captions[key][side] for side in MODALITIES}
     return {}
 
 

@@ -14,10 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from caeav_hf.constants import MODALITIES
 from caeav_hf.errors import DataError
 
-
-MODALITIES = ("visual", "audio")
 
 CAPTION_SCHEMA = pa.schema(
     [

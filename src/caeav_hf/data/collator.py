@@ -6,12 +6,10 @@ from typing import Any
 
 import torch
 
+from caeav_hf.constants import IGNORED_LABEL, MODALITIES
 from caeav_hf.errors import DataError
 
 
-IGNORED_LABEL = -100
-
-_MODALITIES = ("visual", "audio")
 # What a batch may have besides the clips and their captions, and what it is padded with.
 _TARGETS = {
     "labels": IGNORED_LABEL,
@@ -67,21 +65,21 @@ class CaeAvCollator:
         return batch | self._captions(distinct)
 
     def _captions(self, clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
-        kinds = {kind for clip in clips for kind in ("ids", "embeds") for m in _MODALITIES if _key(m, kind) in clip}
+        kinds = {kind for clip in clips for kind in ("ids", "embeds") for m in MODALITIES if _key(m, kind) in clip}
         if not kinds:
             return {}
         if len(kinds) > 1:
             raise DataError("a batch needs captions either as `*_caption_ids` or as `*_caption_embeds`, got both")
         kind = kinds.pop()
         filler = self.pad_token_id if kind == "ids" else 0.0
-        example = next(clip[_key(m, kind)] for clip in clips for m in _MODALITIES if _key(m, kind) in clip)
+        example = next(clip[_key(m, kind)] for clip in clips for m in MODALITIES if _key(m, kind) in clip)
         # One padding token, so that a batch without a single caption of one kind still has something to mask.
         absent = {
             "caption": example.new_full((1, *example.shape[1:]), filler),
             "mask": torch.zeros(1, dtype=torch.long),
         }
         batch = {}
-        for modality in _MODALITIES:
+        for modality in MODALITIES:
             key, mask_key = _key(modality, kind), _key(modality, "mask")
             captions = [
                 {

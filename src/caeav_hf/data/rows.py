@@ -10,10 +10,10 @@ import datasets
 import numpy as np
 import torch
 
+from caeav_hf.constants import IGNORED_LABEL
 from caeav_hf.errors import DataError, MediaError
 from caeav_hf.media.sound import load_audio, spread_sound
 
-from .collator import IGNORED_LABEL
 from .images import read_frame, read_mask
 from .prepared import PREPARED, check_settings, decode_clip
 from .schema import media_part

@@ -11,6 +11,7 @@ from accelerate.utils import AutocastKwargs, LoggerType
 from huggingface_hub.errors import StrictDataclassError
 
 from ..configuration_cae_av import CaeAvConfig
+from ..constants import MODALITIES
 from ..data import CaeAvDataset
 from ..data.streaming import StreamedClips
 from ..errors import CaeAvError
@@ -20,7 +21,7 @@ from ..towers.frozen import is_adapted
 from ..towers.lora import tower_lora_config
 from .augmentation import Augmentation, AugmentedClips
 from .caption_features import open_store
-from .captions import SIDES, CaptionFeatures
+from .captions import CaptionFeatures
 from .recipe import Recipe
 from .run_folder import without_progress_bars
 from .tasks import TaskDefinition, get_task
@@ -91,7 +92,7 @@ def may_leave_parameters_out(model: Any, data: Clips) -> bool:
     if config.is_official or config.task == "avqa":
         # The authors' encoders keep a layer that only gives its weights away; a batch of one clip matches no other.
         return True
-    columns = [f"{side}_caption" for side in SIDES]
+    columns = [f"{side}_caption" for side in MODALITIES]
     has_all = all(name in data.features and all(data.column(name)) for name in columns)
     return config.use_case and not has_all
 
@@ -334,7 +335,7 @@ def caption_token_ids(texts: list[str], processor: Any) -> list[tuple[int, ...]]
 
 
 def _captions(data: Clips) -> Iterator[str]:
-    for side in SIDES:
+    for side in MODALITIES:
         if f"{side}_caption" in data.features:
             yield from filter(None, data.column(f"{side}_caption"))
 

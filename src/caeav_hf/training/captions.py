@@ -6,8 +6,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-
-SIDES = ("visual", "audio")
+from ..constants import MODALITIES
 
 
 class CaptionFeatures:
@@ -61,7 +60,7 @@ class CaptionFeatures:
         was not read before training, the ids of its side stay for the model to read.
         """
         inputs = dict(inputs)
-        for side in SIDES:
+        for side in MODALITIES:
             ids, mask = inputs.get(f"{side}_caption_ids"), inputs.get(f"{side}_caption_mask")
             if ids is None or mask is None:
                 continue

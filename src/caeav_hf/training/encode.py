@@ -9,13 +9,14 @@ from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
 
 from ..configuration_cae_av import CaeAvConfig
+from ..constants import MODALITIES
 from ..devices import default_device
 from ..errors import CaeAvError, DataError
 from ..hub import check_model
 from ..processing import clean_caption
 from .build import build_processor, caption_token_ids, load_trained_model
 from .caption_features import CaptionFeatureStore, text_tower_identity
-from .captions import SIDES, CaptionFeatures
+from .captions import CaptionFeatures
 from .tasks import get_task
 
 
@@ -79,7 +80,7 @@ def _captions(folder: Path) -> list[str]:
     shards = sorted((folder / "data").glob("*.parquet"))
     if not shards:
         raise DataError(f"{folder}: expected a builder's folder with data/*.parquet in it")
-    columns = [f"{side}_caption" for side in SIDES]
+    columns = [f"{side}_caption" for side in MODALITIES]
     texts: list[str] = []
     for shard in shards:
         try:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from ..constants import IGNORED_LABEL
 from ..errors import CaeAvError
 
 
@@ -67,7 +68,7 @@ def _summarize_events(clips: list[ClipScores]) -> dict[str, float]:
     accuracy = event_localization_accuracy(
         padded("event_logits", 0),
         torch.stack([clip["class_logits"] for clip in clips]),
-        padded("labels", -100),
+        padded("labels", IGNORED_LABEL),
         padded("frame_log_probs", 0) if "frame_log_probs" in clips[0] else None,
     )
     return {"accuracy": float(accuracy)}

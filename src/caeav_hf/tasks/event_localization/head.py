@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...configuration_cae_av import CaeAvConfig
+from ...constants import IGNORED_LABEL
 from ...modeling.collectives import batch_mean
 from ...modeling.frames import FrameLayout
 from ...modeling.temporal import RelationDecoder, RelationEncoder, run_rnn
@@ -24,7 +25,6 @@ TOP_SCORE_WEIGHT = 0.3
 TOP_MOMENTS = 4
 
 # Label of padded frames.
-IGNORED = -100
 
 
 @dataclass
@@ -151,12 +151,12 @@ class CMBSHead(nn.Module):
         """BCE(is-event) + CE(class) + CE(strongest moments) for labels (B, T); background is `num_labels`."""
         assert logits.strongest is not None
         is_event, clip_class = event_targets(labels, logits.clip_class.shape[1])
-        real = labels != IGNORED
+        real = labels != IGNORED_LABEL
         total = F.binary_cross_entropy_with_logits(logits.event[real].float(), is_event[real], reduction="sum")
         loss = batch_mean(total, real.sum())
         for scores in (logits.clip_class, logits.strongest):
-            total = F.cross_entropy(scores.float(), clip_class, ignore_index=IGNORED, reduction="sum")
-            loss = loss + batch_mean(total, (clip_class != IGNORED).sum())
+            total = F.cross_entropy(scores.float(), clip_class, ignore_index=IGNORED_LABEL, reduction="sum")
+            loss = loss + batch_mean(total, (clip_class != IGNORED_LABEL).sum())
         return loss
 
 
@@ -191,8 +191,8 @@ class MLPHead(nn.Module):
         """Cross-entropy over the real frames for labels (B, T); background is `num_labels`."""
         assert logits.frame_class is not None
         scores = logits.frame_class.float().flatten(0, 1)
-        total = F.nll_loss(scores, labels.flatten(), ignore_index=IGNORED, reduction="sum")
-        return batch_mean(total, (labels != IGNORED).sum())
+        total = F.nll_loss(scores, labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
+        return batch_mean(total, (labels != IGNORED_LABEL).sum())
 
 
 def event_targets(labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
@@ -207,7 +207,7 @@ def event_targets(labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
         (B, T) float, 1 where something happens; and (B,) the clip's class, -100 where nothing ever does. A clip has
         one class; where frames name several, the first counts.
     """
-    is_event = (labels != num_labels) & (labels != IGNORED)
+    is_event = (labels != num_labels) & (labels != IGNORED_LABEL)
     first = is_event.int().argmax(1, keepdim=True)
-    clip_class = labels.gather(1, first).squeeze(1).where(is_event.any(1), IGNORED)
+    clip_class = labels.gather(1, first).squeeze(1).where(is_event.any(1), IGNORED_LABEL)
     return is_event.float(), clip_class

@@ -6,6 +6,7 @@ import torch
 from transformers.utils import can_return_tuple
 
 from ...configuration_cae_av import CaeAvConfig
+from ...constants import IGNORED_LABEL
 from ...errors import CaeAvError
 from ...modeling.frames import FrameLayout
 from ...modeling.modeling_cae_av import CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
@@ -96,7 +97,7 @@ class CaeAvForEventLocalization(CaeAvPreTrainedModel):
                     f"`labels` must be (batch, frames), {tuple(logits.event.shape)}, got {tuple(labels.shape)}"
                 )
             if frames.mask is not None:
-                labels = labels.masked_fill(~frames.mask, -100)
+                labels = labels.masked_fill(~frames.mask, IGNORED_LABEL)
             values |= self._total_loss(outputs, self.head.loss(logits, labels))
         return CaeAvEventLocalizationOutput(
             **values,

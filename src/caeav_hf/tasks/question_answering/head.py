@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 from ...configuration_cae_av import CaeAvConfig
+from ...constants import IGNORED_LABEL
 from ...errors import CaeAvError
 from ...modeling.attention import MultiHeadAttention
 from ...modeling.case import masked_mean
@@ -23,7 +24,6 @@ from ...modeling.temporal import scan_rnn
 
 
 # Label of a question without a known answer.
-IGNORED = -100
 
 
 @dataclass
@@ -177,8 +177,8 @@ class QuestionAnsweringHead(nn.Module):
 
     def loss(self, logits: AnswerLogits, labels: Tensor) -> Tensor:
         """Cross-entropy of the answers (B,); -100 where none is known."""
-        total = F.cross_entropy(logits.answer.float(), labels, ignore_index=IGNORED, reduction="sum")
-        return batch_mean(total, (labels != IGNORED).sum())
+        total = F.cross_entropy(logits.answer.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
+        return batch_mean(total, (labels != IGNORED_LABEL).sum())
 
     def matching_loss(self, match: Tensor, negative_match: Tensor) -> Tensor:
         """Cross-entropy of telling a clip's own frames from another's: logits (N, 2) and (M, 2) of real frames."""

@@ -10,10 +10,9 @@ import datasets
 import evaluate
 import numpy as np
 
+from caeav_hf.constants import IGNORED_LABEL
 from caeav_hf.errors import DataError
 
-
-IGNORED_LABEL = -100
 
 _CITATION = """\
 @inproceedings{li2022avqa,

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...configuration_cae_av import CaeAvConfig
+from ...constants import IGNORED_LABEL
 from ...modeling.collectives import SharedBatchNorm, batch_mean
 from ...modeling.frames import FrameLayout
 from ...modeling.temporal import RelationEncoder, run_rnn
@@ -23,7 +24,6 @@ GATE_SCALE = 0.05
 PRIOR_LOGIT = -2.0
 
 # Label of pixels in frames without a mask.
-IGNORED = -100
 
 
 @dataclass
@@ -215,7 +215,7 @@ class SegmentationHead(nn.Module):
             output: Of N frames.
             labels: (N, S, S), 1 for sounding objects, 0 for the rest, -100 in frames without a mask.
         """
-        has_mask = labels.flatten(1)[:, 0] != IGNORED
+        has_mask = labels.flatten(1)[:, 0] != IGNORED_LABEL
         logits, targets = output.logits[has_mask, 0].float(), labels[has_mask].float()
         total = F.binary_cross_entropy_with_logits(logits, targets, reduction="sum")
         return batch_mean(total, targets.numel())

@@ -24,10 +24,10 @@ import evaluate
 import numpy as np
 import torch
 
+from caeav_hf.constants import IGNORED_LABEL
 from caeav_hf.errors import DataError
 
 
-IGNORED_LABEL = -100
 BETA_SQUARED = 0.3
 NUM_THRESHOLDS = 255
 

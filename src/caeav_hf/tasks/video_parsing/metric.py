@@ -24,10 +24,10 @@ import datasets
 import evaluate
 import numpy as np
 
+from caeav_hf.constants import IGNORED_LABEL
 from caeav_hf.errors import DataError
 
 
-IGNORED_LABEL = -100
 LEVELS = ("segment", "event")
 KINDS = ("audio", "visual", "audio_visual", "type", "event")
 
