@@ -147,13 +147,16 @@ def test_prepared_questions_are_in_the_batch_of_their_clip(prepared_questions):
     assert {row.number for row in first + second} == set(range(len(expected)))
 
 
-def test_broken_clips_are_left_out(parquet, processor, caplog):
+def test_the_first_clip_replaces_broken_ones(parquet, processor, caplog):
     clips = stream(parquet, processor)
     row = next(clips.batches(1))[0]
     broken = row._replace(values={**row.values, "media": {"bytes": b"broken", "path": "broken.mp4"}})
     with caplog.at_level("WARNING", logger="caeav_hf"):
-        assert clips[broken] is None
-    assert "clip left out" in caplog.text
+        replacement = clips[broken]
+    assert "clip replaced" in caplog.text
+    assert replacement.pop("replaces") == row.number
+    in_order = stream(parquet, processor, shuffle_buffer=None)
+    assert_same_clip(replacement, in_order[next(in_order.batches(1))[0]])
 
 
 def test_a_data_set_of_the_hub_is_streamed_and_not_downloaded(prepared, processor, monkeypatch):

@@ -16,7 +16,7 @@ from datasets.distributed import split_dataset_by_node
 from transformers.utils import logging
 
 from caeav_hf.constants import PREPARED, QUESTIONS
-from caeav_hf.errors import MediaError
+from caeav_hf.errors import DataError, MediaError
 
 from .items import ItemMaker
 from .prepared import check_settings, question_features, rows_of_questions
@@ -46,7 +46,8 @@ class StreamedRow(NamedTuple):
 class StreamedClips(torch.utils.data.Dataset):
     """
     The items of [`CaeAvDataset`] in the order in which `datasets` streams their rows: `batches` gives lists of rows,
-    and indexing with such a row decodes it. All processes read all rows, and each decodes its share.
+    and indexing with such a row decodes it. All processes read all rows, and each decodes its share. The first clip
+    of the split that can be decoded replaces those that cannot.
 
     Args:
         data: The folder that a builder or `caeav prepare` wrote, or the name of such a data set on the Hub.
@@ -78,6 +79,7 @@ class StreamedClips(torch.utils.data.Dataset):
         rows = stream_rows(data, split)
         if not use_captions:
             rows = stream_rows(data, split, [name for name in rows.column_names if name not in caption_features()])
+        self._columns = rows.column_names
         self.features = {**rows.features, **question_features(rows.features)}
         self._make_item = ItemMaker(rows.features, processor, cache_dir=cache_dir, mask_size=mask_size)
         if processor is not None and PREPARED in rows.features:
@@ -121,12 +123,22 @@ class StreamedClips(torch.utils.data.Dataset):
         for _ in range(start, self.num_rows, batch_size * self.num_processes):
             yield [item for place, row in islice(rows, batch_size) for item in self._items(epoch, place, row)]
 
-    def __getitem__(self, row: StreamedRow) -> dict[str, Any] | None:
+    def __getitem__(self, row: StreamedRow) -> dict[str, Any]:
         try:
             return self._make_item(row.values, row.clip if self._make_item.form.shares_clips else None)
         except MediaError as error:
-            logger.warning(f"clip left out: {error}")
-            return None
+            logger.warning(f"clip replaced by the first one that can be decoded: {error}")
+        return {**self._replacement, "replaces": row.number}
+
+    @cached_property
+    def _replacement(self) -> dict[str, Any]:
+        """The first item of the split that can be decoded, which is always the same one, for any share and order."""
+        for row in stream_rows(*self._source, self._columns):
+            try:
+                return self._make_item(next(rows_of_questions(row)))
+            except MediaError:
+                continue
+        raise DataError(f"{self._source[0]}: none of the clips can be decoded")
 
     def _items(self, epoch: int, place: int, row: dict[str, Any]) -> list[StreamedRow]:
         first = self._firsts[place]

@@ -38,8 +38,8 @@ class Trainer:
         model: A `CaeAvFor...` model: it returns `loss` and `loss_dict`, those of the batch that all processes share,
             and has a `loss_weights` dict.
         processor: Saved beside the model in every checkpoint.
-        train_data, eval_data: Map-style data sets of processed clips, or [`StreamedClips`]. Items with a key `replaces`
-            stand in for clips that cannot be decoded: they are trained on, but not evaluated.
+        train_data, eval_data: Map-style data sets of processed clips, or [`StreamedClips`]. Items with a key
+            `replaces` stand in for clips that cannot be decoded: they are trained on, but not evaluated.
         collator: Makes the model's inputs from a list of clips.
         captions: Features of the frozen text tower, computed once; without them the model computes its own.
         describe: Called with the folder of each new best checkpoint, once that is whole; by the main process.
