@@ -1,6 +1,8 @@
 """The device of a model if nobody names one."""
 
+import runpy
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,7 +10,6 @@ import torch
 from caeav_hf.captioning import LocalCaptioner
 from caeav_hf.cli import main
 from caeav_hf.devices import default_device
-from caeav_hf.tasks.video_parsing import visual_3d
 from tests.captioning.tiny_omni import tiny_omni
 from tests.training.toy_files import toy_data, toy_model
 
@@ -42,6 +43,7 @@ def test_the_cpu_where_no_accelerator_is(tmp_path):
 
 @pytest.mark.usefixtures("_cuda_build_without_driver")
 def test_visual_3d_features_run_there_too(capsys):
+    script = runpy.run_path(str(Path(__file__).parents[1] / "dataset_scripts/extract_visual_3d.py"))
     with pytest.raises(SystemExit):
-        visual_3d.main(["--help"])
+        script["main"](["--help"])
     assert "(default: cpu)" in capsys.readouterr().out

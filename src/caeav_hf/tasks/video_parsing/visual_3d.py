@@ -9,7 +9,6 @@ tensor `visual_3d` (T, 512) float32, and beside them
     report.json      how many were written, how many were there already, and which clips could not be read, and why
 """
 
-import argparse
 import hashlib
 import json
 import os
@@ -27,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from torchvision.models.video import R2Plus1D_18_Weights, r2plus1d_18
 from tqdm import tqdm
 
-from caeav_hf.devices import default_device
+from caeav_hf.constants import MEDIA_SUFFIXES
 from caeav_hf.errors import CaeAvError, DataError, MediaError
 from caeav_hf.media.clip import load_clip
 from caeav_hf.media.containers import MediaSource
@@ -43,7 +42,6 @@ FRAMES_PER_SEGMENT = 8
 _KEY = "visual_3d"
 _DTYPES = ("F64", "F32", "F16", "BF16")
 _SEGMENT_SECONDS = 1.0
-_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi")
 
 _PublishedWeights = R2Plus1D_18_Weights.KINETICS400_V1
 
@@ -270,9 +268,9 @@ def _clips(media: Path) -> list[_Clip]:
         raise DataError(f"{media}: no such folder")
     if shards := sorted(str(path) for path in (media / "data").glob("*.parquet")):
         return _row_clips(media, shards)
-    clips = sorted(path for path in media.iterdir() if path.suffix.lower() in _SUFFIXES and path.is_file())
+    clips = sorted(path for path in media.iterdir() if path.suffix.lower() in MEDIA_SUFFIXES and path.is_file())
     if not clips:
-        raise DataError(f"{media}: expected clips ({', '.join(_SUFFIXES)}) in this folder")
+        raise DataError(f"{media}: expected clips ({', '.join(MEDIA_SUFFIXES)}) in this folder")
     for first, second in pairwise(clips):
         if first.stem == second.stem:
             raise DataError(f"{media}: {first.name} and {second.name} are of one name, and so would their features be")
@@ -335,33 +333,3 @@ def _blocks(network: torch.nn.Module) -> Iterator[bytes]:
     for name, value in sorted(network.state_dict().items()):
         yield name.encode()
         yield value.detach().cpu().contiguous().numpy().tobytes()
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(
-        description="Writes R(2+1)D-18 features of every clip of a folder.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument("--media", required=True, metavar="DIR", help="folder with clips, or one that llp.py wrote")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument(
-        "--weights",
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help="parameters, safetensors or of torch.save (default: torchvision's, which are downloaded)",
-    )
-    parser.add_argument("--frames-per-segment", type=int, default=FRAMES_PER_SEGMENT, help="frames of each second")
-    parser.add_argument("--num-segments", type=int, default=LLP_NUM_SEGMENTS, help="most seconds of a clip")
-    parser.add_argument("--clips-per-batch", type=int, default=4, help="clips that the network sees at a time")
-    parser.add_argument("--num-workers", type=int, default=os.cpu_count() or 1, help="processes that decode")
-    parser.add_argument("--device", default=str(default_device()), help="where the network runs")
-    options = vars(parser.parse_args(arguments))
-    try:
-        network = load_network(options.pop("weights", None))
-        report = extract_folder(options.pop("media"), options.pop("out"), network, **options)
-    except CaeAvError as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    for reason in report["broken"].values():
-        print(f"left out: {reason}")
-    print(f"{report['written']} written, {report['already_there']} there already, {len(report['broken'])} broken")
