@@ -98,9 +98,9 @@ def show(task: str) -> None:
         total += number
         print(f"{'  ignored: ' + name:40}{'':14}{number:14,}")
     built, used = AUTHORS[task]
-    print(f"{'trainable, with what is ignored':40}{'':14}{total:14,}")
+    print(f"{'trainable, with ignored parts':40}{'':14}{total:14,}")
     print(f"{'the code: all it builds':40}{'':14}{built:14,}")
-    print(f"{'the code: without what it never uses':40}{'':14}{used:14,}")
+    print(f"{'the code: without unused parts':40}{'':14}{used:14,}")
     if task == "ave":
         show_table_ii(built)
     print()

@@ -337,7 +337,7 @@ def test_export_says_what_is_wrong(tmp_path, capsys):
     out = ["--out", str(tmp_path / "out")]
     for arguments, message in (
         ([str(tmp_path)], "checkpoints/best"),
-        ([str(toy_model()), "--adapter-only"], "does not know where its vision, audio, text tower came from"),
+        ([str(toy_model()), "--adapter-only"], "the source of this model's vision, audio, text tower is unknown"),
         ([str(toy_model()), "--adapter-only", "--tower", "vision"], "KIND=NAME"),
         ([str(toy_model()), "--tower", "vision=x"], "--adapter-only"),
         ([str(toy_model()), "--adapter-only", "--tower", "sound=x"], "sound"),

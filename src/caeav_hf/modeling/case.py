@@ -1,7 +1,7 @@
 """
 CASE: caption-aligned saliency enrichment of the last stage (Section III-D, Eq. 17 to 21).
 
-What a clip's captions say is brought to the tokens of its frames, and the most salient tokens take it in, the more
+The tokens of a clip's frames attend to its captions, and the result is injected into the most salient tokens, the more
 the better frame and caption agree.
 """
 
@@ -53,10 +53,12 @@ class FeedForwardLayer(nn.Module):
 @dataclass
 class CASEOutput:
     """
+    Output of [`CASE`].
+
     Attributes:
         visual, audio: (N, L, C) enriched tokens.
-        visual_caption, audio_caption: (B, M, C) captions that the frames were compared with (Eq. 19): as the mapper
-            gave them, in the official formulation after their own layers.
+        visual_caption, audio_caption: (B, M, C) captions that the frames were compared with (Eq. 19): the mapper's
+            output, in the official formulation after their own layers.
         visual_agreement, audio_agreement: (N,) cosine between frame and caption (Eq. 19).
         visual_selected, audio_selected: (N, K) indices of the tokens that were enriched.
         visual_saliency, audio_saliency: (N, L) log-probabilities of the selection distribution.
@@ -84,11 +86,12 @@ def masked_mean(states: Tensor, mask: Tensor | None) -> Tensor:
 
 class CASEStream(nn.Module):
     """
-    The layers of one modality: own attention, caption, other modality, feed-forward, time, injection.
+    Layers of one modality: self-attention, attention to the caption and to the other modality, feed-forward, temporal
+    convolution, injection.
 
-    The authors' code passes the caption through a feed-forward layer before the frames are compared with it, and
-    normalises behind the temporal convolution. With that norm all tokens have nearly the same saliency, so that the
-    paper's Top-K would be left to chance: the paper formulation has neither layer.
+    The authors' code passes the caption through a feed-forward layer before comparing frames with it, and has a norm
+    after the temporal convolution. With that norm all tokens have nearly the same saliency, so that rounding would
+    decide the paper's Top-K: the paper formulation has neither layer.
     """
 
     def __init__(self, config: CaeAvConfig, hidden_size: int, other_size: int):
@@ -113,14 +116,14 @@ class CASEStream(nn.Module):
             nn.init.constant_(self.gamma, self.config.case_scale_init)
 
     def read_caption(self, states: Tensor, caption: Tensor, mask: Tensor | None, layout: FrameLayout) -> Tensor:
-        """Frame tokens (N, L, C) attend to their clip's caption (B, M, C), whose keys are computed once a clip."""
+        """Let frame tokens (N, L, C) attend to their clip's caption (B, M, C); its keys are computed once per clip."""
         num_tokens = states.shape[1]
         grid = layout.to_grid(self.self_attention(states, states)).flatten(1, 2)
         read = self.caption_cross_attention(grid, caption, mask)
         return layout.to_list(read.unflatten(1, (layout.num_frames, num_tokens)))
 
     def along_time(self, states: Tensor, frames: FrameLayout) -> Tensor:
-        """v-bar (N, L, C) of tokens (N, L, C) that have read the caption and the other modality."""
+        """Compute v-bar (N, L, C) from tokens (N, L, C) that have attended to the caption and the other modality."""
         enriched = self.temporal_conv(self.feed_forward(states), frames)
         return enriched if self.temporal_norm is None else self.temporal_norm(enriched)
 
@@ -137,7 +140,7 @@ class CASEStream(nn.Module):
             temperature: Temperature of the selection distribution.
 
         Returns:
-            Tokens (N, L, C), the selected ones (N, K), and the log-probabilities (N, L) of the selection.
+            Tokens (N, L, C), indices of the selected ones (N, K), and log-probabilities (N, L) of the selection.
         """
         saliency = at_least_float32(enriched.square().sum(-1))
         log_probs = (saliency / temperature).log_softmax(-1)
@@ -161,7 +164,7 @@ class CASEStream(nn.Module):
 
 
 class CASE(GradientCheckpointingLayer):
-    """Both streams together; each reads the other's value from before that step (Eq. 17, 18)."""
+    """Both streams; each attends to the other's tokens from before that step (Eq. 17, 18)."""
 
     def __init__(self, config: CaeAvConfig):
         super().__init__()
@@ -180,9 +183,9 @@ class CASE(GradientCheckpointingLayer):
         Args:
             visual: (N, L_v, C_v) tokens of the last stage.
             audio: (N, L_a, C_a) tokens of the last stage.
-            captions: Mapped captions, one row a clip.
+            captions: Mapped captions, one row per clip.
             frames: Which clips the N frames belong to.
-            caption_layout: Which captions the N frames belong to; `frames` itself where a clip has one.
+            caption_layout: Which captions the N frames belong to; `frames` itself if every clip has one.
         """
         v, a = self.visual_stream, self.audio_stream
         visual_mask, audio_mask = captions.visual_mask, captions.audio_mask

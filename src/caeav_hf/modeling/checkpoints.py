@@ -1,8 +1,8 @@
 """
-Checkpoints without the towers: what was trained, and where the frozen rest is to be had.
+Checkpoints of the trained weights, with references to the frozen towers.
 
 The towers are three quarters of a checkpoint and the same in all of them. An adapter-only checkpoint leaves them out
-and names them in its configuration, `tower_sources`: by name, revision and the hash of their tensors.
+and references them in its configuration, `tower_sources`: by name, revision and the hash of their tensors.
 """
 
 import os
@@ -18,12 +18,12 @@ from ..towers import lora
 from ..towers.loading import FRONT_END, PretrainedTower, hash_tensors, load_tower
 
 
-# Of the names in a state dict that belong to a tower, whatever model the tower is in.
+# Matches names of tower tensors in the state dict of any model.
 TOWER_NAMES = r"(^|\.)(vision|audio|text)_tower\."
 
 
 class TowerModel(Protocol):
-    """What is asked of a model here: any of the package's models is one."""
+    """Interface of models with towers; all models of the package have it."""
 
     config: CaeAvConfig
 
@@ -39,7 +39,7 @@ class TowerModel(Protocol):
 
 
 def adapter_names(model: TowerModel) -> set[str]:
-    """Names in the state dict that an adapter-only checkpoint holds: all but the towers, and LoRA inside them."""
+    """Return the state-dict names of an adapter-only checkpoint: all except the towers, but with LoRA inside them."""
     prefixes = tuple(_prefixes(model).values())
     return {name for name in model.state_dict() if not name.startswith(prefixes) or lora.base_name(name) is None}
 
@@ -48,23 +48,27 @@ def find_sources(
     model: TowerModel, weights: Mapping[str, Tensor], towers: Mapping[str, str | os.PathLike]
 ) -> dict[str, dict[str, str | None]]:
     """
-    Where the towers of a model can be had.
+    Find the sources of a model's towers and check that the weights are theirs.
 
     Args:
+        model: The model.
         weights: State dict of the model.
-        towers: Names that replace, or stand in for, those the model remembers.
+        towers: Names that replace or complete those in the model's configuration.
+
+    Returns:
+        `name`, `revision` and `sha256` of each tower.
 
     Raises:
-        CaeAvError: A tower's origin is not known, it is not, or no longer, the tower of that name, or `towers` names
-            one that the model does not have.
+        CaeAvError: The source of a tower is unknown, its weights differ from the source's, or `towers` names one that
+            the model does not have.
     """
     kinds = _kinds(model, towers)
     known = {kind: source for kind, source in (model.config.tower_sources or {}).items() if kind not in towers}
     if missing := [kind for kind in kinds if kind not in known and kind not in towers]:
         raise CaeAvError(
-            f"an adapter-only checkpoint names the towers it stands on, and this model does not know where its "
-            f"{', '.join(missing)} tower came from: give `towers={{{missing[0]!r}: name, ...}}`, as `from_backbones` "
-            "takes them, or save the whole model"
+            f"an adapter-only checkpoint references its towers, and the source of this model's "
+            f"{', '.join(missing)} tower is unknown: pass `towers={{{missing[0]!r}: name, ...}}`, as to "
+            "`from_backbones`, or save the whole model"
         )
     sources = {}
     for kind, prefix in _prefixes(model).items():
@@ -73,7 +77,7 @@ def find_sources(
         )
         source, found = known.get(kind), hash_tensors(tensors)
         if source is None or (found != source["sha256"] and _is_rounded(tensors)):
-            # What was rounded to half precision has a hash of its own; the values tell.
+            # Weights rounded to half precision have another hash, so compare values.
             name, revision = (towers[kind], None) if source is None else (source["name"] or "", source["revision"])
             tower = _fetch(model, kind, name, revision)
             is_same, source = _is_from(tensors, tower.state), tower.source
@@ -90,13 +94,14 @@ def find_sources(
 
 def attach_towers(model: TowerModel, towers: Mapping[str, str | os.PathLike]) -> None:
     """
-    Give a model that was loaded from an adapter-only checkpoint its towers.
+    Load the towers of a model that was loaded from an adapter-only checkpoint.
 
     Args:
-        towers: Where to find them, in place of where the configuration says.
+        model: The model.
+        towers: Names of towers that override those in the configuration.
 
     Raises:
-        CaeAvError: A tower cannot be loaded, or is not the one that the checkpoint was trained on.
+        CaeAvError: A tower cannot be loaded, or is not the one that the checkpoint was trained with.
     """
     sources = dict(model.config.tower_sources or {})
     _kinds(model, towers)
@@ -107,21 +112,21 @@ def attach_towers(model: TowerModel, towers: Mapping[str, str | os.PathLike]) ->
             tower = _fetch(model, kind, name, revision)
         except CaeAvError as error:
             raise CaeAvError(
-                f"this checkpoint holds no towers, and its {kind} tower {expected['name']!r} is not to be had; say "
-                f"where it is with `towers={{{kind!r}: name}}`: {error}"
+                f"this checkpoint has no towers, and its {kind} tower {expected['name']!r} cannot be loaded; pass its "
+                f"location as `towers={{{kind!r}: name}}`: {error}"
             ) from error
         if tower.source["sha256"] != expected["sha256"]:
             raise CaeAvError(
-                f"the {kind} tower {str(name)!r} is not the one that this checkpoint was trained on, "
+                f"the {kind} tower {str(name)!r} is not the one that this checkpoint was trained with, "
                 f"{expected['name']!r}: expected tensors of SHA-256 {expected['sha256']}, "
                 f"found {tower.source['sha256']}"
             )
         if any(parameter.is_meta for parameter in module.parameters()):
             raise CaeAvError(
-                f"the device map offloads the {kind} tower, which works for whole checkpoints only: load this one "
+                f"the device map offloads the {kind} tower, which works only for whole checkpoints: load this one "
                 "without a device map and save it whole"
             )
-        # With LoRA in a tower its own weights have other names, and LoRA's are loaded already.
+        # LoRA renames the tower's own weights; LoRA's weights are already loaded.
         names = {lora.base_name(name): name for name in module.state_dict()}
         module.load_state_dict(
             {names[name]: tensor for name, tensor in tower.state.items()}, strict=not model.config.lora
@@ -140,20 +145,20 @@ def _is_rounded(tensors: Mapping[str, Tensor]) -> bool:
 
 
 def _is_from(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
-    """Whether tensors are those of a tower, in whatever precision."""
+    """Return whether tensors equal those of a tower, after rounding to their precision."""
     return tensors.keys() == state.keys() and all(
         torch.equal(tensor.cpu(), state[name].to(device="cpu", dtype=tensor.dtype)) for name, tensor in tensors.items()
     )
 
 
 def _prefixes(model: TowerModel) -> dict[str, str]:
-    """What the names of each tower begin with."""
+    """Return the prefix of each tower's names in the state dict."""
     names = {module: name for name, module in model.named_modules()}
     return {kind: f"{names[tower]}." for kind, tower in model.cae_av.named_towers().items()}
 
 
 def _kinds(model: TowerModel, towers: Mapping[str, str | os.PathLike]) -> list[str]:
-    """The towers that a model has, which are those that `towers` may name."""
+    """Return the kinds of a model's towers, and check that `towers` names no others."""
     kinds = list(model.cae_av.named_towers())
     if unknown := sorted(set(towers) - set(kinds)):
         raise CaeAvError(f"`towers` may name {', '.join(kinds)}, got {', '.join(unknown)}")

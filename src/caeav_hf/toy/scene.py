@@ -157,7 +157,7 @@ def plan_clips(
         num_clips, split, misalignment, misalignment_weights, seed: As for [`plan_event_clips`].
         numbers: Balanced among the aligned and among the misaligned clips of each split.
         make_scene: Makes one scene, with a generator of its own.
-        num_classes: Use only the first so many classes.
+        num_classes: Number of classes to use, from the first.
         kinds_known: Kinds of misalignment that can be assigned.
 
     Raises:
