@@ -299,6 +299,8 @@ class Trainer:
             captions=self.captions,
             description=f"evaluating on {recipe.eval_split}",
         )
+        # `max_steps` may end training inside an epoch. It is recorded then too, and a run that resumes it keeps adding
+        # to its sums.
         running = state.clips_done > 0
         last_epoch = max(0, state.epoch if running else state.epoch - 1)
         record: dict[str, Any] = {
