@@ -6,12 +6,14 @@ the sizes of its Table I and of the authors' code.
 
 import os
 from collections.abc import Iterable
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import ClapAudioConfig, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, ClapAudioConfig, GenerationConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from .architectures import TASK_MODELS
 from .constants import TASKS
@@ -74,8 +76,117 @@ def _divisible(config: PreTrainedConfig, name: str, value: int, by_name: str, by
         raise ValueError(f"`{by_name}` ({by}) of {type(config).__name__} must divide `{name}` ({value})")
 
 
+@dataclass(frozen=True)
+class TowerStage:
+    """
+    One stage of a tower.
+
+    Attributes:
+        depth: Blocks.
+        num_heads: Attention heads of a block.
+        hidden_size: Channels of a token, C.
+        grid: Height and width of the patch tokens, which are in row-major order.
+        num_prefix_tokens: Tokens before those of the patches, such as a class token.
+    """
+
+    depth: int
+    num_heads: int
+    hidden_size: int
+    grid: tuple[int, int]
+    num_prefix_tokens: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """All tokens, L."""
+        return self.num_prefix_tokens + self.grid[0] * self.grid[1]
+
+
+class TowerGeometry:
+    """
+    What is asked of a tower before it is built. The configuration of a tower for frames or sound inherits it, beside
+    `PreTrainedConfig`.
+
+    Attributes:
+        read_out: What the heads read of the last stage's tokens: the `"mean"` of the patches' or the `"class"` token,
+            the first one.
+    """
+
+    read_out: Literal["mean", "class"] = "mean"
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the frames that the tower reads."""
+        raise NotImplementedError
+
+    def stages(self, input_size: tuple[int, int] | None = None) -> list[TowerStage]:
+        """
+        Return the stages of the tower.
+
+        Args:
+            input_size: Height and width of the inputs, by default those of the configuration.
+
+        Raises:
+            ValueError: The tower cannot read inputs of this size.
+        """
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True, repr=False, eq=False)
+class AudioFrontEnd:
+    """
+    How a waveform becomes the input of a tower, see [`CaeAvAudioConfig`] for the fields. The configuration of a tower
+    for sound inherits it, beside [`TowerGeometry`] and `PreTrainedConfig`.
+    """
+
+    num_mel_bins: int = 64
+    sampling_rate: int = 32000
+    fft_window_size: int = 1024
+    hop_length: int = 320
+    frequency_min: float | int = 50
+    frequency_max: float | int = 14000
+    tile_seconds: int = 10
+    tile_padding: Literal["repeat", "repeatpad", "pad"] = "repeat"
+    mel_scale: Literal["slaney", "htk", "kaldi"] = "slaney"
+    spectrogram_dtype: Literal["float32", "float64"] = "float32"
+    # Of AVE's training sound at 192 bands, as public code for audio-visual Swin-V2 has them.
+    feature_mean: float | int = -4.984795570373535
+    feature_std: float | int = 3.7079780101776123
+    spectrogram_frames: int | None = None
+
+    @property
+    def spectrogram_size(self) -> tuple[int, int]:
+        """Frames and bands of a segment's filter bank, with `mel_scale` `"kaldi"`."""
+        return self.spectrogram_frames or self.num_mel_bins, self.num_mel_bins
+
+    def validate_front_end(self) -> None:
+        """
+        Check the fields.
+
+        Raises:
+            ValueError: One of them is wrong, by its name.
+        """
+        _positive(
+            self, "num_mel_bins", "sampling_rate", "fft_window_size", "hop_length", "tile_seconds", "feature_std"
+        )
+        if self.spectrogram_frames is not None:
+            _positive(self, "spectrogram_frames")
+            if self.mel_scale != "kaldi":
+                raise ValueError(
+                    f"`spectrogram_frames` of {type(self).__name__} is for `mel_scale` 'kaldi'; with "
+                    f"{self.mel_scale!r} `tile_seconds` and `hop_length` give their number"
+                )
+        # Filters may end above half the rate, as those of a public HTS-AT at 16 kHz do: no band there hears anything.
+        lowest, highest, rate = self.frequency_min, self.frequency_max, self.sampling_rate
+        if not 0 <= lowest < min(highest, rate / 2) or highest > rate:
+            raise ValueError(
+                f"`frequency_min` and `frequency_max` of {type(self).__name__} must satisfy 0 <= frequency_min < "
+                "frequency_max <= sampling_rate and frequency_min < sampling_rate / 2, "
+                f"got {lowest}, {highest} at {rate} Hz"
+            )
+
+
 @strict
-class CaeAvVisionConfig(PreTrainedConfig):
+class CaeAvVisionConfig(TowerGeometry, PreTrainedConfig):
     r"""
     The frozen Swin Transformer V2 that reads the frames, built by timm. The defaults are
     `swinv2_large_window12_192`, the tower of the paper's main results.
@@ -110,6 +221,27 @@ class CaeAvVisionConfig(PreTrainedConfig):
         _tuples_to_lists(self, "depths", "num_heads", "pretrained_window_sizes")
         super().__post_init__(**kwargs)
 
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the frames in pixels."""
+        return self.image_size, self.image_size
+
+    def stages(self, input_size: tuple[int, int] | None = None) -> list[TowerStage]:
+        """See [`TowerGeometry.stages`]; sides must be multiples of the last stage's pixels a token."""
+        height, width = input_size or self.input_size
+        coarsest = self.patch_size * 2 ** (len(self.depths) - 1)
+        if input_size is not None and (height % coarsest or width % coarsest):
+            raise ValueError(f"CaeAvVisionConfig reads sides that are multiples of {coarsest}, got {height}x{width}")
+        return [
+            TowerStage(
+                depth,
+                self.num_heads[stage],
+                self.embed_dim * 2**stage,
+                (height // self.patch_size // 2**stage, width // self.patch_size // 2**stage),
+            )
+            for stage, depth in enumerate(self.depths)
+        ]
+
     def validate_architecture(self):
         """Part of `@strict`-powered validation."""
         _positive(self, "image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size")
@@ -125,7 +257,7 @@ class CaeAvVisionConfig(PreTrainedConfig):
 
 
 @strict
-class CaeAvAudioConfig(ClapAudioConfig):
+class CaeAvAudioConfig(AudioFrontEnd, TowerGeometry, ClapAudioConfig):
     r"""
     The frozen HTS-AT that hears the segments: transformers' `ClapAudioModel`, plus the front end that makes its input.
     The defaults are the public AudioSet HTS-AT.
@@ -145,6 +277,9 @@ class CaeAvAudioConfig(ClapAudioConfig):
             CLAP models trained with `truncation="fusion"`. `"kaldi"` makes a square image of a segment, a Kaldi-style
             filter bank, which a visual tower reads: there is no audio tower then, and the fields above are the front
             end's alone.
+        spectrogram_frames (`int`, *optional*): Frames that a `"kaldi"` filter bank is cut or padded to, by default as
+            many as `num_mel_bins`. A visual tower that can read sides of other lengths than the frames' gets an image
+            of `spectrogram_frames` times `num_mel_bins`.
         spectrogram_dtype (`str`, defaults to `"float32"`):
             Precision in which the spectrogram is computed. `"float64"` is that of `ClapFeatureExtractor`; bands far
             below the loudest one differ, by up to some tenths of a dB.
@@ -152,19 +287,6 @@ class CaeAvAudioConfig(ClapAudioConfig):
     """
 
     model_type = "cae_av_audio"
-
-    sampling_rate: int = 32000
-    fft_window_size: int = 1024
-    hop_length: int = 320
-    frequency_min: float | int = 50
-    frequency_max: float | int = 14000
-    tile_seconds: int = 10
-    tile_padding: Literal["repeat", "repeatpad", "pad"] = "repeat"
-    mel_scale: Literal["slaney", "htk", "kaldi"] = "slaney"
-    spectrogram_dtype: Literal["float32", "float64"] = "float32"
-    # Of AVE's training sound at 192 bands, as public code for audio-visual Swin-V2 has them.
-    feature_mean: float | int = -4.984795570373535
-    feature_std: float | int = 3.7079780101776123
 
     def __post_init__(self, **kwargs):
         _refuse_unknown(type(self), kwargs)
@@ -176,19 +298,29 @@ class CaeAvAudioConfig(ClapAudioConfig):
         _positive(
             self,
             *("window_size", "num_mel_bins", "spec_size", "depths", "num_attention_heads", "patch_embeds_hidden_size"),
-            *("sampling_rate", "fft_window_size", "hop_length", "tile_seconds"),
         )
-        _positive(self, "feature_std")
+        self.validate_front_end()
         if self.mel_scale != "kaldi":
             self._validate_tower()
-        # Filters may end above half the rate, as those of a public HTS-AT at 16 kHz do: no band there hears anything.
-        lowest, highest, rate = self.frequency_min, self.frequency_max, self.sampling_rate
-        if not 0 <= lowest < min(highest, rate / 2) or highest > rate:
-            raise ValueError(
-                "`frequency_min` and `frequency_max` of CaeAvAudioConfig must satisfy 0 <= frequency_min < "
-                "frequency_max <= sampling_rate and frequency_min < sampling_rate / 2, "
-                f"got {lowest}, {highest} at {rate} Hz"
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the image that a spectrogram is folded to."""
+        return self.spec_size, self.spec_size
+
+    def stages(self, input_size: tuple[int, int] | None = None) -> list[TowerStage]:
+        """See [`TowerGeometry.stages`]; spectrograms of any size are folded to one image."""
+        stride = self.patch_stride if not isinstance(self.patch_stride, int) else (self.patch_stride,) * 2
+        height, width = (self.spec_size // step for step in stride)
+        return [
+            TowerStage(
+                depth,
+                self.num_attention_heads[stage],
+                self.patch_embeds_hidden_size * 2**stage,
+                (height // 2**stage, width // 2**stage),
             )
+            for stage, depth in enumerate(self.depths)
+        ]
 
     def _validate_tower(self):
         if self.enable_fusion:
@@ -255,6 +387,22 @@ class CaeAvTextConfig(PreTrainedConfig):
         _divisible(self, "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
 
 
+def _tower_type(name: str, values: dict[str, Any], default: str) -> str:
+    """
+    The model type of the tower that values are for: their own, if it is of a tower, else the default one.
+
+    Raises:
+        CaeAvError: It is the model type of nothing.
+    """
+    model_type = values.get("model_type", default)
+    if model_type not in CONFIG_MAPPING:
+        raise CaeAvError(
+            f"`{name}` is of the model type {model_type!r}, for which no tower is registered; import the module that "
+            "registers it first"
+        )
+    return model_type if issubclass(CONFIG_MAPPING[model_type], TowerGeometry) else default
+
+
 @strict
 class CaeAvConfig(PreTrainedConfig):
     r"""
@@ -262,13 +410,16 @@ class CaeAvConfig(PreTrainedConfig):
     sizes; the defaults below are those of `ave`.
 
     Args:
-        vision_config, audio_config, text_config (`dict` or configuration): The three frozen towers.
+        vision_config, audio_config, text_config (`dict` or configuration): The three frozen towers. A `model_type`
+            that [`~towers.base.register_tower`] registered chooses another tower than Swin-V2 or HTS-AT.
         task (`str`): One of `ave`, `avvp`, `avs_s4`, `avs_ms3`, `avqa`.
         formulation (`str`, defaults to `"paper"`):
             `"paper"` computes the printed equations, `"official"` what the authors' code computes, so that
             checkpoints trained with it give the same numbers.
         shared_tower (`bool`, defaults to `False`): Whether the visual tower reads the sound too, as filter bank images
             (Table II, "shared"); `audio_config` then describes these.
+        use_text_tower (`bool`, defaults to `True`): Whether the model reads captions itself. Without a text tower
+            captions are given as features, whose width `text_config` tells, or not at all (`use_case=False`).
         interaction (`str`, defaults to `"cae_av"`): Interaction layer of the paired blocks: `"cae_av"`,
             `"avmoe"`, or what [`~modeling.interaction.register_interaction`] has added.
         interaction_options (`dict`, *optional*): Options of that method, for methods that have some.
@@ -351,12 +502,11 @@ class CaeAvConfig(PreTrainedConfig):
         *("visual_attention", "audio_attention"),
     ]
     sub_configs_defaults: ClassVar[dict] = {
-        "vision_config": CaeAvVisionConfig,
-        "audio_config": CaeAvAudioConfig,
-        "text_config": CaeAvTextConfig,
+        f"{kind}_config": SubConfigSpec(AutoConfig, model_type=f"cae_av_{kind}")
+        for kind in ("vision", "audio", "text")
     }
 
-    # A dict, or nothing, becomes the class that `sub_configs_defaults` names.
+    # A dict becomes the class of its `model_type`; without one, or from nothing, the class of this package.
     vision_config: Any = None
     audio_config: Any = None
     text_config: Any = None
@@ -368,6 +518,7 @@ class CaeAvConfig(PreTrainedConfig):
     task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave"
     formulation: Literal["paper", "official"] = "paper"
     shared_tower: bool = False
+    use_text_tower: bool = True
     interaction: str = "cae_av"
     interaction_options: dict[str, Any] | None = None
     num_frames: int = 10
@@ -447,6 +598,10 @@ class CaeAvConfig(PreTrainedConfig):
             self.label2id = {name: int(index) for index, name in self.id2label.items()}
         if "custom_pipelines" in kwargs:
             kwargs["custom_pipelines"] = RegisteredPipelines(kwargs["custom_pipelines"])
+        for name, spec in self.sub_configs_defaults.items():
+            value = getattr(self, name)
+            if isinstance(value, dict):
+                setattr(self, name, {**value, "model_type": _tower_type(name, value, spec.model_type)})
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -493,24 +648,18 @@ class CaeAvConfig(PreTrainedConfig):
             raise ValueError(
                 "`agreement_loss_weight` of CaeAvConfig must be 0 with `interaction` 'avmoe', which has no agreement"
             )
-        image = (self.vision_config.num_channels, self.vision_config.image_size, "kaldi")
-        if self.shared_tower and image != (3, self.audio_config.num_mel_bins, self.audio_config.mel_scale):
-            raise ValueError(
-                "`shared_tower` of CaeAvConfig needs a `vision_config` of 3 channels and an `audio_config` with "
-                f"`mel_scale` 'kaldi' and as many `num_mel_bins` as the `image_size`, {image[1]}; got "
-                f"{self.audio_config.mel_scale!r} and {self.audio_config.num_mel_bins}"
-            )
-        if not self.shared_tower and self.audio_config.mel_scale == "kaldi":
+        for name, kinds in (("vision_config", TowerGeometry), ("audio_config", (TowerGeometry, AudioFrontEnd))):
+            for kind in kinds if isinstance(kinds, tuple) else (kinds,):
+                if not isinstance(getattr(self, name), kind):
+                    raise ValueError(
+                        f"`{name}` of CaeAvConfig must be the configuration of a tower, a {kind.__name__}, got a "
+                        f"{type(getattr(self, name)).__name__}"
+                    )
+        if self.shared_tower:
+            self._validate_shared_tower()
+        elif self.audio_config.mel_scale == "kaldi" and isinstance(self.audio_config, CaeAvAudioConfig):
             raise ValueError("`mel_scale` 'kaldi' of CaeAvAudioConfig has no audio tower: it needs `shared_tower`")
-        vision_depths, audio_depths = list(self.vision_config.depths), self.audio_depths
-        if len(vision_depths) != len(audio_depths) or any(
-            n_v % n_a for n_v, n_a in zip(vision_depths, audio_depths, strict=False)
-        ):
-            raise ValueError(
-                "the stages of `vision_config` and `audio_config` must pair: as many stages, and in each a number of "
-                f"visual blocks divisible by the audio blocks; got `depths` {vision_depths} and {audio_depths}"
-            )
-        stages = range(1, len(vision_depths) + 1)
+        stages = range(1, self.num_stages + 1)
         if any(stage not in stages for stage in self.adapter_stages):
             raise ValueError(
                 f"`adapter_stages` of CaeAvConfig must name stages from {list(stages)}, got {self.adapter_stages}"
@@ -527,18 +676,28 @@ class CaeAvConfig(PreTrainedConfig):
         )
         _divisible(self, "mask_size", self.mask_size, "coarsest scale of the decoder", 32)
         _divisible(self, "head_hidden_size", self.head_hidden_size, "head_num_heads", self.head_num_heads)
-        first_stages = {"vision_config.embed_dim": self.vision_config.embed_dim}
-        if not self.shared_tower:
-            first_stages["audio_config.patch_embeds_hidden_size"] = self.audio_config.patch_embeds_hidden_size
-        for name, width in first_stages.items():
-            _divisible(self, name, width, "adapter_reduction", self.adapter_reduction)
-            # Both projections of an expert are grouped, so the groups divide its bottleneck too.
-            _divisible(
-                self,
-                f"{name} / adapter_reduction",
-                width // self.adapter_reduction,
-                "adapter_groups",
-                self.adapter_groups,
+        for name, tower_stages in (("vision_config", self.visual_stages), ("audio_config", self.audio_stages)):
+            for width in sorted({stage.hidden_size for stage in tower_stages}):
+                channels = f"channels of a stage by `{name}`"
+                _divisible(self, channels, width, "adapter_reduction", self.adapter_reduction)
+                # Both projections of an expert are grouped, so the groups divide its bottleneck too.
+                bottleneck = width // self.adapter_reduction
+                _divisible(self, f"{channels} / adapter_reduction", bottleneck, "adapter_groups", self.adapter_groups)
+
+    def _validate_shared_tower(self):
+        front_end, problem = self.audio_config, None
+        if front_end.mel_scale != "kaldi":
+            problem = f"`mel_scale` {front_end.mel_scale!r}"
+        else:
+            try:
+                self.vision_config.stages(front_end.spectrogram_size)
+            except ValueError as error:
+                problem = f"`spectrogram_frames` and `num_mel_bins` {front_end.spectrogram_size}: {error}"
+        if problem is not None:
+            raise ValueError(
+                "`shared_tower` of CaeAvConfig needs an `audio_config` with `mel_scale` 'kaldi' and sides that the "
+                f"tower of `vision_config` can read, such as `num_mel_bins` {self.vision_config.input_size[1]}; got "
+                f"{problem}"
             )
 
     @property
@@ -549,17 +708,34 @@ class CaeAvConfig(PreTrainedConfig):
     @property
     def visual_hidden_size(self) -> int:
         """Channels of the last visual stage."""
-        return self.vision_config.embed_dim * 2 ** (len(self.vision_config.depths) - 1)
+        return self.visual_stages[-1].hidden_size
 
     @property
     def audio_hidden_size(self) -> int:
         """Channels of the last audio stage."""
-        return self.visual_hidden_size if self.shared_tower else self.audio_config.hidden_size
+        return self.audio_stages[-1].hidden_size
+
+    @property
+    def visual_stages(self) -> list[TowerStage]:
+        """The stages of the tower that reads the frames."""
+        return self.vision_config.stages()
+
+    @property
+    def audio_stages(self) -> list[TowerStage]:
+        """The stages of the tower that reads the sound."""
+        if self.shared_tower:
+            return self.vision_config.stages(self.audio_config.spectrogram_size)
+        return self.audio_config.stages()
 
     @property
     def audio_depths(self) -> list[int]:
         """Blocks of each stage of the tower that reads the sound."""
-        return list((self.vision_config if self.shared_tower else self.audio_config).depths)
+        return [stage.depth for stage in self.audio_stages]
+
+    @property
+    def num_stages(self) -> int:
+        """Stages in which blocks pair: those of the tower that has more."""
+        return max(len(self.visual_stages), len(self.audio_stages))
 
     @property
     def is_official(self) -> bool:
@@ -593,7 +769,11 @@ class CaeAvConfig(PreTrainedConfig):
             image_size = {**values.get("vision_config", {}), **vision}.get("image_size", CaeAvVisionConfig.image_size)
             values["audio_config"] = _filter_bank(image_size, overrides.get("segment_seconds", 1.0))
         for name, value in overrides.items():
-            is_partial = name in cls.sub_configs_defaults and isinstance(value, dict)
+            is_partial = False
+            if name in cls.sub_configs_defaults and isinstance(value, dict):
+                # The sizes of the preset are those of this package's towers.
+                own = cls.sub_configs_defaults[name].model_type
+                is_partial = _tower_type(name, value, own) == own
             values[name] = {**values.get(name, {}), **value} if is_partial else value
         if "num_labels" in overrides or "id2label" in overrides:
             values = {k: v for k, v in values.items() if k not in ("num_labels", "id2label") or k in overrides}
@@ -696,3 +876,7 @@ _TOY: dict[str, Any] = {
     "mask_size": 64,
     "matching_hidden_sizes": (64, 32, 16),
 }
+
+
+for _config_class in (CaeAvVisionConfig, CaeAvAudioConfig, CaeAvTextConfig):
+    AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)

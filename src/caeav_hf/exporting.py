@@ -70,8 +70,8 @@ def example_inputs(
     """
     config: CaeAvConfig = model.config
     generator = torch.Generator().manual_seed(seed)
-    side, audio = config.vision_config.image_size, config.audio_config
-    spectrum = (audio.num_mel_bins,) * 2
+    audio = config.audio_config
+    spectrum = audio.spectrogram_size
     if not config.shared_tower:
         spectrum = (int(audio.tile_seconds * audio.sampling_rate) // audio.hop_length + 1, audio.num_mel_bins)
     grid = (batch_size, num_frames)
@@ -87,7 +87,7 @@ def example_inputs(
     frame_mask = torch.ones(grid, dtype=torch.bool)
     frame_mask[0, max(1, num_frames - 1) :] = batch_size == 1
     inputs = {
-        "pixel_values_videos": noise(3, side, side),
+        "pixel_values_videos": noise(3, *config.vision_config.input_size),
         "input_features": 15 * noise(1, *spectrum) - 30,
         "frame_mask": frame_mask,
     }

@@ -23,15 +23,14 @@ def register() -> None:
     """Register configurations, models, processors and pipelines with Transformers."""
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor, AutoVideoProcessor
 
-    from .configuration_cae_av import CaeAvAudioConfig, CaeAvConfig, CaeAvTextConfig, CaeAvVisionConfig
+    from .configuration_cae_av import CaeAvConfig
     from .modeling.modeling_cae_av import CaeAvModel
     from .pipelines import register as register_pipelines
     from .processing.feature_extraction_cae_av import CaeAvFeatureExtractor
     from .processing.processing_cae_av import CaeAvProcessor
     from .processing.video_processing_cae_av import CaeAvVideoProcessor
 
-    for config_class in (CaeAvVisionConfig, CaeAvAudioConfig, CaeAvTextConfig, CaeAvConfig):
-        AutoConfig.register(config_class.model_type, config_class)
+    AutoConfig.register(CaeAvConfig.model_type, CaeAvConfig)
     AutoModel.register(CaeAvConfig, CaeAvModel)
     AutoFeatureExtractor.register(CaeAvConfig, CaeAvFeatureExtractor)
     AutoVideoProcessor.register(CaeAvConfig, CaeAvVideoProcessor)

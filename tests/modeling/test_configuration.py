@@ -67,7 +67,7 @@ def test_what_transformers_writes_is_accepted(tmp_path):
             **values[name],
             **of_any_model,
             "architectures": None,
-            "model_type": config.sub_configs[name].model_type,
+            "model_type": config.sub_configs_defaults[name].model_type,
         }
     custom = {"audio-visual-video-parsing": {"impl": "code.Pipeline", "pt": ["Model"], "type": "multimodal"}}
     (tmp_path / "config.json").write_text(json.dumps({**values, **of_any_model, "custom_pipelines": custom}))

@@ -1,6 +1,7 @@
 """The official formulation reproduces the authors' modules, case by case, to 1e-5."""
 
 import json
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from caeav_hf import CaeAvConfig
-from caeav_hf.configuration_cae_av import CaeAvAudioConfig, CaeAvVisionConfig
+from caeav_hf.configuration_cae_av import CaeAvAudioConfig, CaeAvVisionConfig, TowerStage
 from caeav_hf.conversion import key_map
 from caeav_hf.modeling.avmoe import AVMoE, load_balancing_loss
 from caeav_hf.modeling.captions import CaptionMapper, Captions
@@ -151,11 +152,12 @@ def test_swin_v2() -> None:
     tower = SwinV2Tower(config).eval()
     case.load_into(tower, key_map.SWIN_V2_OLD, key_map.SWIN_V2_IGNORED)
     tokens = tower.embed(case.inputs["pixel_values"])
-    for stage in range(len(tower.stage_sizes())):
+    for stage in range(len(tower.config.stages())):
         tokens = tower.enter_stage(stage, tokens)
         for block in tower.blocks(stage):
             tokens = block(tokens)
-        assert tokens.shape[1:] == tower.stage_sizes()[stage]
+        place = tower.config.stages()[stage]
+        assert tokens.shape[1:] == (place.num_tokens, place.hidden_size)
         assert_equal(tokens, case.outputs[f"stage{stage}"])
     assert_equal(tower.final_norm(tokens), case.outputs["final"])
 
@@ -181,11 +183,12 @@ def test_htsat() -> None:
     normalised = encoder.batch_norm(logmel.transpose(1, 3)).transpose(1, 3)
     assert_equal(encoder.reshape_mel2img(normalised), case.outputs["image"])
     tokens = tower.embed(logmel)
-    for stage in range(len(tower.stage_sizes())):
+    for stage in range(len(tower.config.stages())):
         tokens = tower.enter_stage(stage, tokens)
         for block in tower.blocks(stage):
             tokens = block(tokens)
-        assert tokens.shape[1:] == tower.stage_sizes()[stage]
+        place = tower.config.stages()[stage]
+        assert tokens.shape[1:] == (place.num_tokens, place.hidden_size)
         assert_equal(tokens, case.outputs[f"stage{stage}"])
 
 
@@ -216,13 +219,19 @@ def test_event_localization_head() -> None:
     assert_equal(gate, case.outputs["audio_visual_gate"])
 
 
+def stage_of(tokens: torch.Tensor) -> TowerStage:
+    """The stage of a tower that gives such tokens (N, L, C)."""
+    side = math.isqrt(tokens.shape[1])
+    return TowerStage(depth=1, num_heads=1, hidden_size=tokens.shape[2], grid=(side, side))
+
+
 def test_segmentation_head() -> None:
     """To 1e-4: behind the last interpolations single weights are added up over thousands of pixels."""
     case = GoldenCase("head_segmentation")
     channels, frames = int(case.options["channels"]), FrameLayout(1, int(case.options["num_frames"]))
     config = of_widths(
         toy_config(head_audio_dim=int(case.options["audio_fc"]), head_hidden_size=channels, head_intermediate_size=64),
-        vision_config=SimpleNamespace(embed_dim=case.inputs["map0"].shape[-1], depths=(1, 1, 1, 1)),
+        visual_stages=[stage_of(case.inputs[f"map{scale}"]) for scale in range(4)],
         audio_hidden_size=case.inputs["audio"].shape[-1],
         mask_size=case.outputs["logits"].shape[-1],
     )

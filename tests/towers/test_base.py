@@ -27,7 +27,7 @@ from transformers import (
 from caeav_hf import CaeAvError, CaeAvForEventLocalization, CaeAvModel
 from caeav_hf.configuration_cae_av import CaeAvAudioConfig, CaeAvConfig, CaeAvTextConfig, CaeAvVisionConfig
 from caeav_hf.processing import CaeAvProcessor
-from caeav_hf.towers.base import Tower
+from caeav_hf.towers.base import Tower, TowerReader
 from caeav_hf.towers.clip_text import ClipTextTower
 from caeav_hf.towers.htsat import HtsatTower
 from caeav_hf.towers.loading import FRONT_END, load_tower
@@ -45,12 +45,8 @@ CLIP = {
 
 
 def run(tower: Tower, inputs: torch.Tensor) -> torch.Tensor:
-    tokens = tower.embed(inputs)
-    for stage in range(len(tower.stage_sizes())):
-        tokens = tower.enter_stage(stage, tokens)
-        for block in tower.blocks(stage):
-            tokens = block(tokens)
-    return tower.final_norm(tokens)
+    reader = TowerReader(tower)
+    return reader.final_norm(reader.walk(reader.embed(inputs)).finish())
 
 
 def shake(module: nn.Module) -> nn.Module:

@@ -110,7 +110,7 @@ class CaeAvInteraction(AVMoEInteraction):
     def shared_modules(cls, config: CaeAvConfig) -> dict[str, nn.Module]:
         if not config.agreement_loss_weight:
             return {}
-        return {"agreement_calibration": AgreementCalibration(len(config.audio_depths))}
+        return {"agreement_calibration": AgreementCalibration(config.num_stages)}
 
     @classmethod
     def collect(

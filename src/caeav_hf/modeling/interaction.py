@@ -6,21 +6,18 @@ published methods act before, beside or after them. A method is one file: a subc
 [`register_interaction`]. The encoder knows methods by what this file says of them.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..configuration_cae_av import CaeAvConfig
+from ..configuration_cae_av import CaeAvConfig, TowerStage
 from ..errors import CaeAvError
+from ..towers.base import pair_blocks
 from .frames import FrameLayout
-
-
-if TYPE_CHECKING:
-    from ..towers.base import Tower
 
 
 @dataclass(frozen=True)
@@ -34,8 +31,9 @@ class BlockPosition:
         depth: Blocks of the whole tower.
         num_tokens: Tokens of a frame, L.
         hidden_size: Channels, C.
-        grid: Height and width of the tokens, which are in row-major order.
+        grid: Height and width of the tokens of patches, which are in row-major order.
         num_heads: Heads of its attention.
+        num_prefix_tokens: Tokens before those of the patches, such as a class token.
     """
 
     index: int
@@ -45,6 +43,7 @@ class BlockPosition:
     hidden_size: int
     grid: tuple[int, int]
     num_heads: int
+    num_prefix_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -231,34 +230,44 @@ def build_interaction(config: CaeAvConfig, position: PairPosition) -> Interactio
     return interaction_class(config)(config, position)
 
 
-def pair_positions(vision: "Tower", audio: "Tower") -> list[list[PairPosition]]:
+def pair_positions(visual: Sequence[TowerStage], audio: Sequence[TowerStage]) -> list[list[PairPosition]]:
     """
-    Return the pairs of blocks of each stage. Of n_v visual and n_a audio blocks, audio block j stands beside visual
-    block (j + 1) n_v / n_a - 1; the other visual blocks run alone.
+    Return the positions of the pairs of blocks that interact, for each stage; see [`~towers.base.pair_blocks`].
+
+    Args:
+        visual, audio: The stages of both towers.
     """
-    towers = (vision, audio)
-    counts = [[len(tower.blocks(stage)) for stage in range(len(tower.stage_sizes()))] for tower in towers]
 
-    def block(tower: int, stage: int, index: int) -> BlockPosition:
-        num_tokens, hidden_size = towers[tower].stage_sizes()[stage]
-        return BlockPosition(
-            index=sum(counts[tower][:stage]) + index,
-            index_in_stage=index,
-            depth=sum(counts[tower]),
-            num_tokens=num_tokens,
-            hidden_size=hidden_size,
-            grid=towers[tower].stage_grids()[stage],
-            num_heads=towers[tower].stage_heads()[stage],
-        )
+    def positions(stages: Sequence[TowerStage]) -> list[BlockPosition]:
+        depth = sum(stage.depth for stage in stages)
+        places = [(stage, index) for stage in stages for index in range(stage.depth)]
+        return [
+            BlockPosition(
+                index=number,
+                index_in_stage=index,
+                depth=depth,
+                num_tokens=stage.num_tokens,
+                hidden_size=stage.hidden_size,
+                grid=stage.grid,
+                num_heads=stage.num_heads,
+                num_prefix_tokens=stage.num_prefix_tokens,
+            )
+            for number, (stage, index) in enumerate(places)
+        ]
 
-    def pair(stage: int, index: int) -> PairPosition:
-        visual_count, audio_count = counts[0][stage], counts[1][stage]
-        return PairPosition(
-            stage=stage + 1,
-            is_first=index == 0,
-            is_last=stage == len(counts[1]) - 1 and index == audio_count - 1,
-            visual=block(0, stage, (index + 1) * visual_count // audio_count - 1),
-            audio=block(1, stage, index),
-        )
-
-    return [[pair(stage, index) for index in range(count)] for stage, count in enumerate(counts[1])]
+    visual_blocks, audio_blocks = positions(visual), positions(audio)
+    pairs = pair_blocks([stage.depth for stage in visual], [stage.depth for stage in audio])
+    last = [pair for stage in pairs for pair in stage][-1]
+    return [
+        [
+            PairPosition(
+                stage=number,
+                is_first=index == 0,
+                is_last=pair == last,
+                visual=visual_blocks[pair[0]],
+                audio=audio_blocks[pair[1]],
+            )
+            for index, pair in enumerate(stage)
+        ]
+        for number, stage in enumerate(pairs, start=1)
+    ]

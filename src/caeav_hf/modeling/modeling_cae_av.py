@@ -18,6 +18,7 @@ from ..architectures import MODEL_PIPELINES, TASK_MODELS
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from ..towers import lora
+from ..towers.base import TowerReader, build_tower
 from ..towers.frozen import freeze, is_adapted
 from ..towers.loading import load_tower
 from . import avmoe, cae_av  # noqa: F401 - they register their methods
@@ -26,7 +27,7 @@ from .case import CASE, CASEOutput, masked_mean
 from .checkpoints import TOWER_NAMES, adapter_names, attach_towers, find_sources
 from .collectives import anywhere
 from .frames import FrameLayout
-from .interaction import Step, interaction_class, pair_positions
+from .interaction import PairPosition, Step, interaction_class, pair_positions
 from .losses import (
     AlignmentProjections,
     caption_contrastive_loss,
@@ -37,8 +38,6 @@ from .losses import (
 
 if TYPE_CHECKING:
     from peft import LoraConfig
-
-    from ..towers.base import Tower
 
 
 logger = logging.get_logger(__name__)
@@ -62,8 +61,8 @@ class CaeAvModelOutput(ModelOutput):
         audio_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_frames, audio_tokens, audio_size)`):
             Last audio stage after CASE.
         visual_pooler_output (`torch.FloatTensor` of shape `(batch_size, num_frames, visual_size)`):
-            Each frame as one vector: the mean of its tokens behind the tower's final norm, or their sum by the weights
-            that the interaction method gives.
+            Each frame as one vector: the tower's read-out behind its final norm, by default the mean of its tokens, or
+            their sum by the weights that the interaction method gives.
         audio_pooler_output (`torch.FloatTensor` of shape `(batch_size, num_frames, audio_size)`):
             Likewise of the audio, without a final norm.
         visual_hidden_states (`tuple(torch.FloatTensor)`, with `output_hidden_states=True`):
@@ -222,7 +221,7 @@ class CaeAvPreTrainedModel(PreTrainedModel):
 
     def get_input_embeddings(self) -> nn.Module:
         """Frames are no tokens: the patch embedding stands where text models have their embedding."""
-        return cast(Any, self.cae_av.vision_tower).patch_embed.proj
+        return cast(Any, self.cae_av.vision_tower).get_input_embeddings()
 
     @classmethod
     def from_pretrained(cls, *args: Any, towers: Mapping[str, str | os.PathLike] | None = None, **kwargs: Any):
@@ -317,7 +316,7 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         cls,
         vision: str | os.PathLike,
         audio: str | os.PathLike | None,
-        text: str | os.PathLike,
+        text: str | os.PathLike | None,
         task: str = "ave",
         size: str = "full",
         **overrides: Any,
@@ -333,8 +332,8 @@ class CaeAvPreTrainedModel(PreTrainedModel):
                 with a public checkpoint of HTS-AT, whose front end's settings come with it. `None` with
                 `shared_tower=True`: the visual tower then reads the sound too.
             text: An open_clip name, with the weights' tag behind a slash (`ViT-L-14/openai`), a Hub repository
-                (`hf-hub:org/name`), or a local folder in open_clip's Hub format. Behind each Hub repository a
-                revision may follow, `org/name@revision`.
+                (`hf-hub:org/name`), or a local folder in open_clip's Hub format. `None` with
+                `use_text_tower=False`. Behind each Hub repository a revision may follow, `org/name@revision`.
             task: Preset whose other sizes are used.
             size: Size of that preset, `"full"` or `"toy"`.
             overrides: Fields of the configuration. The towers' own sizes come from the towers; of `audio_config` only
@@ -348,7 +347,11 @@ class CaeAvPreTrainedModel(PreTrainedModel):
                 raise CaeAvError(f"`{name}` comes from the tower itself and cannot be given to `from_backbones`")
         if (audio is None) != bool(overrides.get("shared_tower")):
             raise CaeAvError(f"`audio` must be None exactly where `shared_tower` is set, got {audio!r}")
-        towers = {"vision": load_tower("vision", vision), "text": load_tower("text", text)}
+        if (text is None) != (not overrides.get("use_text_tower", True)):
+            raise CaeAvError(f"`text` must be None exactly where `use_text_tower` is False, got {text!r}")
+        towers = {"vision": load_tower("vision", vision)}
+        if text is not None:
+            towers["text"] = load_tower("text", text)
         if audio is not None:
             towers["audio"] = load_tower("audio", audio, front_end=overrides.pop("audio_config", None))
         configs = {f"{kind}_config": tower.config for kind, tower in towers.items()}
@@ -360,9 +363,9 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         return model.eval()
 
 
-def _pool(tokens: Tensor, weights: Tensor | None) -> Tensor:
-    """One vector a frame (N, C) of its tokens (N, L, C): their mean, or their sum by weights (N, L)."""
-    return tokens.mean(1) if weights is None else (weights[:, None] @ tokens).squeeze(1)
+def _pool(reader: TowerReader, tokens: Tensor, weights: Tensor | None) -> Tensor:
+    """One vector a frame (N, C) of its tokens (N, L, C): the tower's read-out, or their sum by weights (N, L)."""
+    return reader.pool(tokens) if weights is None else (weights[:, None] @ tokens).squeeze(1)
 
 
 class CaeAvModel(CaeAvPreTrainedModel):
@@ -377,12 +380,10 @@ class CaeAvModel(CaeAvPreTrainedModel):
         super().__init__(config)
         # Only here, since the libraries behind the towers take seconds to load.
         from ..towers.clip_text import ClipTextTower
-        from ..towers.htsat import HtsatTower
-        from ..towers.swin_v2 import SwinV2Tower
 
-        self.vision_tower = SwinV2Tower(config.vision_config)
-        self.audio_tower = None if config.shared_tower else HtsatTower(config.audio_config)
-        self.text_tower = ClipTextTower(config.text_config)
+        self.vision_tower = build_tower(config.vision_config)
+        self.audio_tower = None if config.shared_tower else build_tower(config.audio_config)
+        self.text_tower = ClipTextTower(config.text_config) if config.use_text_tower else None
         self.freeze_towers()
         if config.lora is not None:
             lora.inject(self, self.named_towers(), config.lora)
@@ -390,7 +391,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
         self.interaction_class = interaction_class(config)
         self.interactions = nn.ModuleList(
             nn.ModuleList(self.interaction_class(config, position) for position in stage)
-            for stage in pair_positions(*self._readers())
+            for stage in pair_positions(config.visual_stages, config.audio_stages)
         )
         self._no_split_modules = {*self._no_split_modules, self.interaction_class.__name__}
         if config.use_case:
@@ -411,7 +412,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
         self.post_init()
 
     def named_towers(self) -> dict[str, nn.Module]:
-        """The frozen towers: vision, audio unless the visual one reads the sound too, text."""
+        """The frozen towers: vision, audio unless the visual one reads the sound too, text unless there is none."""
         towers = {"vision": self.vision_tower, "audio": self.audio_tower, "text": self.text_tower}
         return {kind: tower for kind, tower in towers.items() if tower is not None}
 
@@ -419,12 +420,12 @@ class CaeAvModel(CaeAvPreTrainedModel):
         """The frozen towers without their names."""
         return tuple(self.named_towers().values())
 
-    def _readers(self) -> "tuple[Tower, Tower]":
-        """What reads the frames, and what reads the sound."""
-        from ..towers.swin_v2 import SpectrogramReader
-
-        vision = self.vision_tower
-        return vision, SpectrogramReader(vision) if self.audio_tower is None else self.audio_tower
+    def readers(self) -> tuple[TowerReader, TowerReader]:
+        """Return what reads the frames, and what reads the sound."""
+        if self.audio_tower is not None:
+            return TowerReader(self.vision_tower), TowerReader(self.audio_tower)
+        size = self.config.audio_config.spectrogram_size
+        return TowerReader(self.vision_tower), TowerReader(self.vision_tower, size, reads_spectrograms=True)
 
     def freeze_towers(self) -> None:
         """No gradient into the towers, but for LoRA that is part of the model."""
@@ -438,9 +439,8 @@ class CaeAvModel(CaeAvPreTrainedModel):
         Compute what attention of the towers in `dtype` adds to its scores. It is computed when it is needed anyway,
         but not within a graph of `torch.compile`.
         """
-        for tower in (self.vision_tower, self.audio_tower):
-            if tower is not None:
-                tower.keep_constants(dtype)
+        for reader in self.readers():
+            reader.keep_constants(dtype)
 
     def forget(self) -> None:
         """Drop what was computed from the weights of the towers and kept."""
@@ -467,7 +467,15 @@ class CaeAvModel(CaeAvPreTrainedModel):
 
         Returns:
             (B, N, D).
+
+        Raises:
+            CaeAvError: The model has no text tower.
         """
+        if self.text_tower is None:
+            raise CaeAvError(
+                "the model has no text tower (`use_text_tower=False`): give captions as features, "
+                "`visual_caption_embeds` and `audio_caption_embeds`"
+            )
         # While a model is trained on features that are known, its text tower may stay on the CPU.
         return self.text_tower(ids.to(self.text_tower.ln_final.weight.device)).to(ids.device)
 
@@ -520,35 +528,31 @@ class CaeAvModel(CaeAvPreTrainedModel):
         # Losses are about the real frames alone, and a batch norm in training has statistics of them.
         is_graph = torch.compiler.is_compiling() and not self.training and not return_loss
         frames = FrameLayout(batch_size, num_frames, frame_mask, keeps_padding=is_graph)
-        vision, audition = self._readers()
+        vision, audition = self.readers()
         visual = vision.embed(frames.to_list(pixel_values_videos).to(self.dtype))
         audio = audition.embed(frames.to_list(input_features).to(self.dtype))
 
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         visual_states, audio_states = ([visual], [audio]) if output_hidden_states else ([], [])
-        maps: list[Tensor] = []
         explained: dict[str, list[Tensor]] = {}
         interaction_losses: dict[str, list[Tensor]] = {}
-        for stage, layers in enumerate(self.interactions):
-            visual, audio = vision.enter_stage(stage, visual), audition.enter_stage(stage, audio)
-            visual_blocks, audio_blocks = vision.blocks(stage), audition.blocks(stage)
-            alone = len(visual_blocks) // len(audio_blocks) - 1
-            for pair, layer in enumerate(cast(nn.ModuleList, layers)):
-                first = pair * (alone + 1)
-                for block in visual_blocks[first : first + alone]:
-                    visual = self.step(block, visual)
-                output = layer(visual, audio, visual_blocks[first + alone], audio_blocks[pair], frames)
-                visual, audio = output.visual, output.audio
+        visual_walk, audio_walk = vision.walk(visual, self.step), audition.walk(audio, self.step)
+        for layers in self.interactions:
+            for layer in cast(nn.ModuleList, layers):
+                position = cast(PairPosition, layer.position)
+                visual_block = visual_walk.reach(position.visual.index)
+                audio_block = audio_walk.reach(position.audio.index)
+                output = layer(visual_walk.tokens, audio_walk.tokens, visual_block, audio_block, frames)
+                visual_walk.tokens, audio_walk.tokens = output.visual, output.audio
                 for name, value in output.explained.items():
                     explained.setdefault(name, []).append(value)
                 for name, value in output.losses.items():
                     interaction_losses.setdefault(name, []).append(value)
-            if output_hidden_states:
-                visual_states.append(visual)
-                audio_states.append(audio)
-            if output_feature_maps:
-                maps.append(visual)
+        visual, audio = visual_walk.finish(), audio_walk.finish()
+        if output_hidden_states:
+            visual_states += visual_walk.ends
+            audio_states += audio_walk.ends
 
         captions = self._captions(
             batch_size,
@@ -576,6 +580,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
             weighted = [self.auxiliary_loss_weights[name] * value for name, value in loss_dict.items()]
             loss = torch.stack(weighted).sum() if weighted else new_visual.new_zeros(())
 
+        maps = list(visual_walk.ends) if output_feature_maps else []
         if maps:
             maps[-1] = vision.final_norm(maps[-1] if self.config.is_official else new_visual)
         grid = frames.to_grid
@@ -598,8 +603,8 @@ class CaeAvModel(CaeAvPreTrainedModel):
             loss_dict=loss_dict,
             visual_hidden_state=grid(new_visual),
             audio_hidden_state=grid(new_audio),
-            visual_pooler_output=grid(_pool(vision.final_norm(new_visual), output.visual_pooling)),
-            audio_pooler_output=grid(_pool(new_audio, output.audio_pooling)),
+            visual_pooler_output=grid(_pool(vision, vision.final_norm(new_visual), output.visual_pooling)),
+            audio_pooler_output=grid(_pool(audition, new_audio, output.audio_pooling)),
             visual_feature_maps=tuple(grid(tokens) for tokens in maps) or None,
             frame_mask=torch.ones_like(pixel_values_videos[:, :, 0, 0, 0], dtype=torch.bool)
             if frame_mask is None
@@ -618,7 +623,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
         Text features of both captions from (ids, mask, embeds), or `None` without captions. With a device, this
         process gets empty ones where only others that share the batch have captions: all must take the same way.
         """
-        given = []
+        sources = []
         for name, (ids, mask, embeds) in (("visual", visual), ("audio", audio)):
             if ids is not None and embeds is not None:
                 raise CaeAvError(f"give either `{name}_caption_ids` or `{name}_caption_embeds`, not both")
@@ -630,12 +635,15 @@ class CaeAvModel(CaeAvPreTrainedModel):
                     f"`{name}_caption_*` must have one row a clip ({batch_size}) and a mask of the same length, got "
                     f"{tuple(source.shape)} and mask {None if mask is None else tuple(mask.shape)}"
                 )
-            features = embeds if embeds is not None else self.get_caption_features(cast(Tensor, ids))
-            given.append((features.to(self.dtype), None if mask is None else mask.bool()))
-        if len(given) == 1:
+            sources.append((ids, mask, embeds))
+        if len(sources) == 1:
             raise CaeAvError("CASE needs both captions of a clip: give the visual and the audio one, or neither")
         if not self.config.use_case:
             return None
+        given = []
+        for ids, mask, embeds in sources:
+            features = embeds if embeds is not None else self.get_caption_features(cast(Tensor, ids))
+            given.append((features.to(self.dtype), None if mask is None else mask.bool()))
         if device is not None and anywhere(bool(given), device) and not given:
             nothing = torch.zeros(batch_size, 1, self.config.text_config.hidden_size, dtype=self.dtype, device=device)
             given = [(nothing, nothing.new_zeros(nothing.shape[:2], dtype=torch.bool))] * 2

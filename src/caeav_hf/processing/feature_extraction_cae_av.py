@@ -32,7 +32,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
     With `mel_scale="kaldi"` it is a filter bank as Kaldi computes it, without dither and energy: windows that lie
     within the segment, their mean subtracted, pre-emphasised by 0.97, under a symmetric Hann window; the natural
     logarithm of the power in triangular filters; (x - mean) / (2 std) of that, cut or padded with 0 to as many frames
-    as bands.
+    as bands, or to `spectrogram_frames`.
 
     Args:
         feature_size (`int`, defaults to 64): Mel bands.
@@ -51,6 +51,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         spectrogram_dtype (`str`, defaults to `"float32"`): `"float32"` or `"float64"`, the precision of the
             spectrogram; not with `"kaldi"`.
         feature_mean, feature_std (`float`): Mean and standard deviation of Kaldi-style features.
+        spectrogram_frames (`int`, *optional*): Frames of a Kaldi-style filter bank; by default `feature_size`.
     """
 
     model_input_names = ["input_features", "frame_mask"]  # noqa: RUF012 (the base class's own form)
@@ -71,6 +72,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         spectrogram_dtype: Literal["float32", "float64"] = "float32",
         feature_mean: float = -4.984795570373535,
         feature_std: float = 3.7079780101776123,
+        spectrogram_frames: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
@@ -108,6 +110,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         self.spectrogram_dtype = spectrogram_dtype
         self.feature_mean = feature_mean
         self.feature_std = feature_std
+        self.spectrogram_frames = spectrogram_frames
         is_kaldi = mel_scale == "kaldi"
         if is_kaldi and self.segment_samples < fft_window_size:
             raise CaeAvError(
@@ -138,7 +141,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
     def num_spectrogram_frames(self) -> int:
         """Frames of a segment's spectrogram."""
         if self.mel_scale == "kaldi":
-            return self.feature_size
+            return self.spectrogram_frames or self.feature_size
         return round(self.tile_seconds * self.sampling_rate) // self.hop_length + 1
 
     @property
@@ -241,7 +244,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         return self._spectrogram(torch.nn.functional.pad(tiles, (0, tile_samples - tiles.shape[1]))).float()
 
     def _filter_bank(self, segments: torch.Tensor) -> torch.Tensor:
-        """(n, samples of a segment) -> (n, mels, mels), Kaldi's features, normalised."""
+        """(n, samples of a segment) -> (n, frames, mels), Kaldi's features, normalised."""
         windows = segments.unfold(1, self.fft_window_size, self.hop_length)[:, : self.num_spectrogram_frames]
         windows = windows - windows.mean(-1, keepdim=True)
         # The sample before a window's first counts as that one.

@@ -117,7 +117,7 @@ class CaeAvProcessor(ProcessorMixin):
                 )
         elif question_tokenizer is not None:
             raise CaeAvError(f"`question_tokenizer` was given for a model of the task {config.task!r}, which has none")
-        audio, text, side = config.audio_config, config.text_config, config.vision_config.image_size
+        audio, text, (height, width) = config.audio_config, config.text_config, config.vision_config.input_size
         return cls(
             feature_extractor=CaeAvFeatureExtractor(
                 feature_size=audio.num_mel_bins,
@@ -133,8 +133,9 @@ class CaeAvProcessor(ProcessorMixin):
                 spectrogram_dtype=audio.spectrogram_dtype,
                 feature_mean=audio.feature_mean,
                 feature_std=audio.feature_std,
+                spectrogram_frames=audio.spectrogram_frames,
             ),
-            video_processor=CaeAvVideoProcessor(size={"height": side, "width": side}),
+            video_processor=CaeAvVideoProcessor(size={"height": height, "width": width}),
             tokenizer=build_clip_tokenizer(text.vocab_size, text.context_length),
             question_tokenizer=question_tokenizer,
             num_frames=config.num_frames,

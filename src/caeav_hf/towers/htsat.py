@@ -1,21 +1,27 @@
 """HTS-AT, by Transformers' `ClapAudioModel`: the tower that reads log-mel spectrograms."""
 
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import ClapAudioModel
 from transformers.models.clap.modeling_clap import ClapAudioLayer
 
 from ..configuration_cae_av import CaeAvAudioConfig
 from ..errors import CaeAvError
-from .base import FrozenBlock
+from .base import FrozenBlock, Grid, Tower, register_tower
 from .frozen import FrozenConstant
-from .windows import window_bias, windowed_attention
+from .windows import group_attention, relative_entries, window_bias, windowed_attention
 
 
-class HtsatTower(ClapAudioModel):
+@register_tower(CaeAvAudioConfig)
+class HtsatTower(Tower, ClapAudioModel):
     """Transformers' HTS-AT (`ClapAudioModel`) under its own parameter names; tokens are row-major, (N, H * W, C)."""
 
     config: CaeAvAudioConfig
+    audio_encoder: Any
     # Its blocks run through `windowed_attention`, not through Transformers' eager attention.
     _supports_sdpa = True
 
@@ -27,18 +33,7 @@ class HtsatTower(ClapAudioModel):
         """Drop what was computed from the weights and kept."""
         self._biases.clear()
 
-    def stage_sizes(self) -> list[tuple[int, int]]:
-        width = self.config.patch_embeds_hidden_size
-        return [(h * w, width * 2**stage) for stage, (h, w) in enumerate(self.stage_grids())]
-
-    def stage_grids(self) -> list[tuple[int, int]]:
-        return [(int(height), int(width)) for height, width in self.audio_encoder.input_resolutions]
-
-    def stage_heads(self) -> list[int]:
-        return list(self.config.num_attention_heads)
-
     def embed(self, inputs: Tensor) -> Tensor:
-        """(N, 1, frames, mel bins) log-mel -> (N, L, C)."""
         encoder = self.audio_encoder
         room = encoder.spec_size * encoder.freq_ratio
         if inputs.shape[1] != 1 or inputs.shape[2] > room or inputs.shape[3] != self.config.num_mel_bins:
@@ -49,17 +44,19 @@ class HtsatTower(ClapAudioModel):
         normalised = encoder.batch_norm(inputs.transpose(1, 3)).transpose(1, 3)
         return encoder.patch_embed(encoder.reshape_mel2img(normalised))
 
-    def enter_stage(self, stage: int, tokens: Tensor) -> Tensor:
+    def enter_stage(self, stage: int, tokens: Tensor, grid: Grid | None = None) -> Tensor:
         if stage == 0:
             return tokens
         encoder = self.audio_encoder
         return encoder.layers[stage - 1].downsample(tokens, encoder.input_resolutions[stage - 1])
 
-    def blocks(self, stage: int) -> list[FrozenBlock]:
+    def blocks(self, stage: int, grid: Grid | None = None) -> list[FrozenBlock]:
         def make(index: int, block: ClapAudioLayer) -> FrozenBlock:
             return FrozenBlock(
                 attention=lambda tokens: self._attention(stage, index, block, tokens),
                 feed_forward=lambda tokens: block.output(block.intermediate(block.layernorm_after(tokens))),
+                group_attention=lambda groups, bias=None: self._group_attention(block, groups, bias),
+                position_bias=lambda positions: self._position_bias(block, positions),
             )
 
         return [make(index, block) for index, block in enumerate(self.audio_encoder.layers[stage].blocks)]
@@ -67,8 +64,10 @@ class HtsatTower(ClapAudioModel):
     def final_norm(self, tokens: Tensor) -> Tensor:
         return self.audio_encoder.norm(tokens)
 
-    def keep_constants(self, dtype: torch.dtype) -> None:
-        """Compute what attention in `dtype` adds to its scores, which needs nothing but weights."""
+    def get_input_embeddings(self) -> nn.Module:
+        return self.audio_encoder.patch_embed.proj
+
+    def keep_constants(self, dtype: torch.dtype, grids: Sequence[Grid] | None = None) -> None:
         for stage, layer in enumerate(self.audio_encoder.layers):
             for index, block in enumerate(layer.blocks):
                 self._bias(stage, index, block, dtype)
@@ -90,20 +89,41 @@ class HtsatTower(ClapAudioModel):
         constant = self._biases.setdefault((stage, index), FrozenConstant())
         return constant.get([table], dtype, compute)
 
+    @staticmethod
+    def _position_bias(block: ClapAudioLayer, positions: Tensor) -> Tensor:
+        attention = block.attention.self
+        return attention.relative_position_bias_table[relative_entries(positions, attention.window_size)].permute(
+            2, 0, 1
+        )
+
+    @staticmethod
+    def _project(block: ClapAudioLayer, tokens: Tensor) -> Tensor:
+        attention = block.attention.self
+        projections = (attention.query, attention.key, attention.value)
+        return torch.cat([projection(tokens) for projection in projections], dim=-1)
+
     def _attention(self, stage: int, index: int, block: ClapAudioLayer, tokens: Tensor) -> Tensor:
         attention = block.attention.self
-        grid, window, shift = self._windows(stage, block)
-        projections = (attention.query, attention.key, attention.value)
         attended = windowed_attention(
             block.layernorm_before(tokens),
-            grid,
-            window,
-            shift,
-            project=lambda image: torch.cat([projection(image) for projection in projections], dim=-1),
+            *self._windows(stage, block),
+            project=partial(self._project, block),
             num_heads=attention.num_attention_heads,
             bias=lambda dtype: self._bias(stage, index, block, dtype),
             prepare=lambda query, key: (query, key),
             scale=attention.attention_head_size**-0.5,
             roll_first=False,
+        )
+        return block.attention.output.dense(attended)
+
+    def _group_attention(self, block: ClapAudioLayer, groups: Tensor, bias: Tensor | None) -> Tensor:
+        attention = block.attention.self
+        attended = group_attention(
+            block.layernorm_before(groups),
+            project=partial(self._project, block),
+            num_heads=attention.num_attention_heads,
+            bias=bias,
+            prepare=lambda query, key: (query, key),
+            scale=attention.attention_head_size**-0.5,
         )
         return block.attention.output.dense(attended)

@@ -1,21 +1,29 @@
 """Swin Transformer V2, by timm: the tower that reads frames, and filter banks as images."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvVisionConfig
 from ..errors import CaeAvError
-from .base import FrozenBlock
+from .base import FrozenBlock, Grid, Tower, register_tower
 from .frozen import FrozenConstant, is_adapted
-from .windows import window_bias, windowed_attention
+from .windows import group_attention, relative_entries, window_bias, windowed_attention
 
 
-class SwinV2Tower(SwinTransformerV2):
+@register_tower(CaeAvVisionConfig)
+class SwinV2Tower(Tower, SwinTransformerV2):
     """timm's Swin Transformer V2 under timm's own parameter names; tokens are row-major, (N, H * W, C)."""
+
+    config: CaeAvVisionConfig
+    layers: Any
+    patch_embed: Any
+    norm: Any
 
     def __init__(self, config: CaeAvVisionConfig):
         super().__init__(
@@ -31,23 +39,14 @@ class SwinV2Tower(SwinTransformerV2):
             pretrained_window_sizes=tuple(config.pretrained_window_sizes),
             drop_path_rate=0.0,
         )
-        self._biases: dict[tuple[int, int], FrozenConstant] = {}
+        self.config = config
+        self._biases: dict[tuple[int, int, Grid], FrozenConstant] = {}
 
     def forget(self) -> None:
         """Drop what was computed from the weights and kept."""
         self._biases.clear()
 
-    def stage_sizes(self) -> list[tuple[int, int]]:
-        return [(h * w, self.embed_dim * 2**stage) for stage, (h, w) in enumerate(self.stage_grids())]
-
-    def stage_grids(self) -> list[tuple[int, int]]:
-        return [layer.output_resolution for layer in self.layers]
-
-    def stage_heads(self) -> list[int]:
-        return [layer.blocks[0].attn.num_heads for layer in self.layers]
-
     def embed(self, inputs: Tensor) -> Tensor:
-        """(N, 3, H, W) pixels -> (N, L, C)."""
         size = self.patch_embed.img_size
         if inputs.shape[-2:] != size:
             raise CaeAvError(
@@ -56,17 +55,28 @@ class SwinV2Tower(SwinTransformerV2):
             )
         return self.patch_embed(inputs).flatten(1, 2)
 
-    def enter_stage(self, stage: int, tokens: Tensor) -> Tensor:
+    def embed_spectrogram(self, inputs: Tensor) -> Tensor:
+        images = inputs.expand(-1, self.config.num_channels, -1, -1)
+        if images.shape[-2:] == self.patch_embed.img_size:
+            return self.embed(images)
+        # Past timm's check of the size, on which nothing but the grid depends.
+        return self.patch_embed.norm(self.patch_embed.proj(images).flatten(2).transpose(1, 2))
+
+    def enter_stage(self, stage: int, tokens: Tensor, grid: Grid | None = None) -> Tensor:
         if stage == 0:
             return tokens
-        height, width = self.layers[stage - 1].output_resolution
-        return self.layers[stage].downsample(tokens.unflatten(1, (height, width))).flatten(1, 2)
+        grid = grid or self.layers[stage - 1].output_resolution
+        return self.layers[stage].downsample(tokens.unflatten(1, grid)).flatten(1, 2)
 
-    def blocks(self, stage: int) -> list[FrozenBlock]:
+    def blocks(self, stage: int, grid: Grid | None = None) -> list[FrozenBlock]:
+        own = grid or self.layers[stage].output_resolution
+
         def make(index: int, block: SwinTransformerV2Block) -> FrozenBlock:
             return FrozenBlock(
-                attention=lambda tokens: block.norm1(self._attention(stage, index, block, tokens)),
+                attention=lambda tokens: block.norm1(self._attention(stage, index, block, tokens, own)),
                 feed_forward=lambda tokens: block.norm2(block.mlp(tokens)),
+                group_attention=lambda groups, bias=None: block.norm1(self._group_attention(block, groups, bias)),
+                position_bias=lambda positions: self._position_bias(block, positions),
             )
 
         return [make(index, block) for index, block in enumerate(self.layers[stage].blocks)]
@@ -74,82 +84,82 @@ class SwinV2Tower(SwinTransformerV2):
     def final_norm(self, tokens: Tensor) -> Tensor:
         return self.norm(tokens)
 
-    def keep_constants(self, dtype: torch.dtype) -> None:
-        """Compute what attention in `dtype` adds to its scores, which needs nothing but weights."""
+    def get_input_embeddings(self) -> nn.Module:
+        return self.patch_embed.proj
+
+    def keep_constants(self, dtype: torch.dtype, grids: Sequence[Grid] | None = None) -> None:
         for stage, layer in enumerate(self.layers):
             for index, block in enumerate(layer.blocks):
-                self._bias(stage, index, block, dtype)
+                self._bias(stage, index, block, grids[stage] if grids else layer.output_resolution, dtype)
 
-    def _bias(self, stage: int, index: int, block: SwinTransformerV2Block, dtype: torch.dtype) -> Tensor:
+    def _shift(self, stage: int, block: SwinTransformerV2Block, grid: Grid) -> Grid:
+        """The cyclic shift of a block: none along a side that one window covers."""
+        if grid == self.layers[stage].output_resolution or not any(block.target_shift_size):
+            return block.shift_size
+        height, width = (0 if g <= w else w // 2 for g, w in zip(grid, block.window_size, strict=True))
+        return height, width
+
+    def _bias(self, stage: int, index: int, block: SwinTransformerV2Block, grid: Grid, dtype: torch.dtype) -> Tensor:
         attention = block.attn
 
         def compute() -> Tensor:
-            table = attention.cpb_mlp(attention.relative_coords_table).view(-1, attention.num_heads)
-            grid = self.layers[stage].output_resolution
-            entries = attention.relative_position_index
-            return window_bias(16 * table.sigmoid(), entries, grid, block.window_size, block.shift_size)
+            shift = self._shift(stage, block, grid)
+            return window_bias(
+                self._bias_table(block), attention.relative_position_index, grid, block.window_size, shift
+            )
 
-        constant = self._biases.setdefault((stage, index), FrozenConstant())
+        constant = self._biases.setdefault((stage, index, grid), FrozenConstant())
         is_constant = not is_adapted(attention.cpb_mlp)
         return constant.get(list(attention.cpb_mlp.parameters()), dtype, compute, is_constant)
 
-    def _attention(self, stage: int, index: int, block: SwinTransformerV2Block, tokens: Tensor) -> Tensor:
+    def _bias_table(self, block: SwinTransformerV2Block) -> Tensor:
+        """The scores of all relative positions in a window, (entries, heads)."""
         attention = block.attn
-        zeros = torch.zeros_like(attention.q_bias)
-        qkv_bias = torch.cat([attention.q_bias, zeros, attention.v_bias])
+        table = attention.cpb_mlp(attention.relative_coords_table).view(-1, attention.num_heads)
+        return 16 * table.sigmoid()
 
-        def project(image: Tensor) -> Tensor:
-            # Through the module, which may be more than its weight.
-            projected = attention.qkv(image)
-            return projected + qkv_bias.to(projected.dtype)
+    def _position_bias(self, block: SwinTransformerV2Block, positions: Tensor) -> Tensor:
+        entries = relative_entries(positions, block.window_size)
+        return self._bias_table(block)[entries].permute(2, 0, 1)
 
-        def prepare(query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-            scale = attention.logit_scale.clamp(max=4.605170185988092).exp()  # log(100), as timm clamps it
-            scale = scale.repeat(query.shape[1] // attention.num_heads, 1, 1).to(query.dtype)
-            return F.normalize(query, dim=-1) * scale, F.normalize(key, dim=-1)
+    @staticmethod
+    def _project(block: SwinTransformerV2Block, tokens: Tensor) -> Tensor:
+        attention = block.attn
+        qkv_bias = torch.cat([attention.q_bias, torch.zeros_like(attention.q_bias), attention.v_bias])
+        # Through the module, which may be more than its weight.
+        projected = attention.qkv(tokens)
+        return projected + qkv_bias.to(projected.dtype)
 
+    @staticmethod
+    def _normalise(block: SwinTransformerV2Block, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries times their temperature, and keys; axis 1 is of heads, of every window."""
+        attention = block.attn
+        scale = attention.logit_scale.clamp(max=4.605170185988092).exp()  # log(100), as timm clamps it
+        scale = scale.repeat(query.shape[1] // attention.num_heads, 1, 1).to(query.dtype)
+        return F.normalize(query, dim=-1) * scale, F.normalize(key, dim=-1)
+
+    def _attention(self, stage: int, index: int, block: SwinTransformerV2Block, tokens: Tensor, grid: Grid) -> Tensor:
         attended = windowed_attention(
             tokens,
-            self.layers[stage].output_resolution,
+            grid,
             block.window_size,
-            block.shift_size,
-            project=project,
-            num_heads=attention.num_heads,
-            bias=lambda dtype: self._bias(stage, index, block, dtype),
-            prepare=prepare,
+            self._shift(stage, block, grid),
+            project=partial(self._project, block),
+            num_heads=block.attn.num_heads,
+            bias=lambda dtype: self._bias(stage, index, block, grid, dtype),
+            prepare=partial(self._normalise, block),
             scale=1.0,
             roll_first=True,
         )
-        return attention.proj(attended)
+        return block.attn.proj(attended)
 
-
-@dataclass(frozen=True)
-class SpectrogramReader:
-    """A visual tower that reads filter banks as images of three equal channels (Table II, "shared")."""
-
-    tower: SwinV2Tower
-
-    def stage_sizes(self) -> list[tuple[int, int]]:
-        return self.tower.stage_sizes()
-
-    def stage_grids(self) -> list[tuple[int, int]]:
-        return self.tower.stage_grids()
-
-    def stage_heads(self) -> list[int]:
-        return self.tower.stage_heads()
-
-    def embed(self, inputs: Tensor) -> Tensor:
-        """(N, 1, frames, mel bins) -> (N, L, C)."""
-        size = self.tower.patch_embed.img_size
-        if inputs.shape[1:] != (1, *size):
-            raise CaeAvError(f"`input_features` must end in {(1, *size)}, got {tuple(inputs.shape[1:])}")
-        return self.tower.embed(inputs.expand(-1, 3, -1, -1))
-
-    def enter_stage(self, stage: int, tokens: Tensor) -> Tensor:
-        return self.tower.enter_stage(stage, tokens)
-
-    def blocks(self, stage: int) -> list[FrozenBlock]:
-        return self.tower.blocks(stage)
-
-    def final_norm(self, tokens: Tensor) -> Tensor:
-        return self.tower.final_norm(tokens)
+    def _group_attention(self, block: SwinTransformerV2Block, groups: Tensor, bias: Tensor | None) -> Tensor:
+        attended = group_attention(
+            groups,
+            project=partial(self._project, block),
+            num_heads=block.attn.num_heads,
+            bias=bias,
+            prepare=partial(self._normalise, block),
+            scale=1.0,
+        )
+        return block.attn.proj(attended)

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from timm.models.swin_transformer_v2 import window_partition
 from torch import Tensor
 
+from ..errors import CaeAvError
 from .recompute import recomputed
 
 
@@ -21,7 +21,8 @@ def _shift_mask(height: int, width: int, window: tuple[int, int], shift: tuple[i
         return (position >= length - size).int() + (position >= length - offset).int()
 
     region = 3 * regions(height, window[0], shift[0])[:, None] + regions(width, window[1], shift[1])
-    windows = window_partition(region[None, :, :, None], window).flatten(1)
+    rows, columns = height // window[0], width // window[1]
+    windows = region.view(rows, window[0], columns, window[1]).transpose(1, 2).reshape(rows * columns, -1)
     return like.new_zeros(()).masked_fill(windows[:, :, None] != windows[:, None, :], -100.0)
 
 
@@ -101,3 +102,51 @@ def windowed_attention(
     if any(shift) and roll_first:
         image = image.roll(shift, dims=(1, 2))
     return image.reshape(num_frames, -1, channels)
+
+
+def group_attention(
+    groups: Tensor,
+    project: Callable[[Tensor], Tensor],
+    num_heads: int,
+    bias: Tensor | None,
+    prepare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]],
+    scale: float,
+) -> Tensor:
+    """
+    Attention within groups of tokens, before the output projection.
+
+    Args:
+        groups: (G, M, C).
+        project: (G, M, C) -> (G, M, 3 C), queries, keys and values.
+        num_heads: Heads.
+        bias: What is added to the scores, broadcastable to (G, heads, M, M), or `None`.
+        prepare: Changes queries and keys (G, heads, M, d) before their product.
+        scale: Factor on the product.
+    """
+    # (G, M, 3, heads, d) -> three of (G, heads, M, d)
+    qkv = project(groups).unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
+
+    def attend(qkv: Tensor) -> Tensor:
+        query, key, value = qkv.unbind(0)
+        query, key = prepare(query, key)
+        mask = None if bias is None else bias.to(query.dtype)
+        return F.scaled_dot_product_attention(query, key, value.to(query.dtype), mask, scale=scale)
+
+    return recomputed(attend, qkv).transpose(1, 2).flatten(2)
+
+
+def relative_entries(positions: Tensor, window: tuple[int, int]) -> Tensor:
+    """
+    Entries (M, M) in a table of relative positions within a window, of tokens at `positions` (M, 2), rows and columns.
+
+    Raises:
+        CaeAvError: Two of them are further apart than tokens of a window.
+    """
+    offset = positions[:, None] - positions
+    reach = torch.tensor(window, device=positions.device) - 1
+    if bool((offset.abs() > reach).any()):
+        raise CaeAvError(
+            f"the tower knows positions within {window[0]}x{window[1]} tokens, got some that are further apart"
+        )
+    shifted = offset + reach
+    return shifted[..., 0] * (2 * window[1] - 1) + shifted[..., 1]

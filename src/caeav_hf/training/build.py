@@ -147,8 +147,12 @@ def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokeniz
         is_shared = bool(recipe.model_config.get("shared_tower"))
         if is_shared:
             towers["audio"] = None
-        missing = [f"{name}_tower" for name, tower in towers.items() if tower is None]
-        if missing and not (is_shared and missing == ["audio_tower"]):
+        has_text = recipe.model_config.get("use_text_tower", True)
+        if not has_text:
+            towers["text"] = None
+        needed = {"vision": True, "audio": not is_shared, "text": has_text}
+        missing = [f"{name}_tower" for name, tower in towers.items() if tower is None and needed[name]]
+        if missing:
             raise CaeAvError(
                 f"recipe values {', '.join(missing)} are missing: name a model to start from (model), or the three "
                 "pretrained towers (vision_tower, audio_tower, text_tower)"
@@ -306,7 +310,8 @@ def read_captions(
     Features of every caption of these splits: those stored in the folder of the data set for this model's text tower,
     and computed now where there are none. None at all of a text tower that is trained.
     """
-    if not model.config.use_case or is_adapted(model.cae_av.text_tower):
+    text_tower = model.cae_av.text_tower
+    if not model.config.use_case or text_tower is None or is_adapted(text_tower):
         splits = []
     texts = dict.fromkeys(text for data in splits for text in _captions(data))
     captions = dict(zip(texts, caption_token_ids(list(texts), processor), strict=True))

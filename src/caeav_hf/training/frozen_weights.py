@@ -27,10 +27,10 @@ def spared(model: Any, frozen_file: Path, *, dtype: torch.dtype | None, reads_te
         reads_text: Whether steps run the text tower.
     """
     towers = model.cae_av.named_towers()
-    text = towers.pop("text")
-    device = next(text.parameters()).device
+    text = towers.pop("text", None)
+    device = model.device
     changed = []
-    if not reads_text and not is_adapted(text):
+    if text is not None and not reads_text and not is_adapted(text):
         _load(model, text.to("cpu"), frozen_file)
         changed.append(text)
     if dtype is not None:

@@ -55,7 +55,7 @@ def plan_sharding(accelerator: Accelerator, model: Any, *, shard_towers: bool) -
     towers = list(model.cae_av.towers())
     if shard_towers:
         names |= {type(part).__name__ for tower in towers for part in tower.modules()} & set(_TOWER_PARTS)
-        towers = [model.cae_av.text_tower]
+        towers = [tower for kind, tower in model.cae_av.named_towers().items() if kind == "text"]
     plugin.transformer_cls_names_to_wrap = sorted(names)
     # FSDP cannot divide single numbers.
     scalars = [parameter for parameter in model.parameters() if parameter.requires_grad and not parameter.ndim]

@@ -27,7 +27,7 @@ from transformers import ClapAudioConfig, ClapAudioModel
 
 from ..configuration_cae_av import CaeAvConfig
 from ..processing import CaeAvProcessor
-from ..towers.base import Tower
+from ..towers.base import Tower, TowerReader
 from ..towers.clip_text import ClipTextTower
 from ..towers.htsat import HtsatTower
 from ..towers.swin_v2 import SwinV2Tower
@@ -44,12 +44,8 @@ _UNUSED_IMAGE_TOWER = {"image_size": 16, "patch_size": 16, "layers": 1, "width":
 
 def pooled(tower: Tower, inputs: Tensor) -> Tensor:
     """Mean over the tokens of the last stage, (N, C)."""
-    tokens = tower.embed(inputs)
-    for stage in range(len(tower.stage_sizes())):
-        tokens = tower.enter_stage(stage, tokens)
-        for block in tower.blocks(stage):
-            tokens = block(tokens)
-    return tower.final_norm(tokens).mean(1)
+    reader = TowerReader(tower)
+    return reader.pool(reader.final_norm(reader.walk(reader.embed(inputs)).finish()))
 
 
 def train_classifier(

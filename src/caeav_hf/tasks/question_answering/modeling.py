@@ -1,7 +1,6 @@
 """CAE-AV with a head for question answering (MUSIC-AVQA)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
 
 import torch
 import torch.nn.functional as F
@@ -14,10 +13,6 @@ from ...modeling.collectives import anywhere, gather_rows
 from ...modeling.frames import FrameLayout
 from ...modeling.modeling_cae_av import CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
 from .head import QuestionAnsweringHead
-
-
-if TYPE_CHECKING:
-    from ...towers.base import Tower
 
 
 # Of which pixels, along each side, one is looked at to tell clips apart.
@@ -116,8 +111,8 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
             return_dict=True,
         )
         frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
-        vision = cast("Tower", self.model.vision_tower)
-        visual = vision.final_norm(outputs.visual_hidden_state)
+        vision, _ = self.model.readers()
+        visual = vision.patches(vision.final_norm(outputs.visual_hidden_state))
         audio = self.head.encode_audio(outputs.audio_pooler_output)
         grounding = self.head.ground(visual, audio)
         mask = outputs.frame_mask
@@ -180,13 +175,9 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
 
     def _frozen_tokens(self, pixel_values_videos: Tensor, frames: FrameLayout) -> Tensor:
         """What the frozen visual tower alone says of frames: (B, T, L, D) after the final norm."""
-        vision = cast("Tower", self.model.vision_tower)
+        vision, _ = self.model.readers()
         tokens = vision.embed(frames.to_list(pixel_values_videos).to(self.dtype))
-        for stage in range(len(vision.stage_sizes())):
-            tokens = vision.enter_stage(stage, tokens)
-            for block in vision.blocks(stage):
-                tokens = block(tokens)
-        return frames.to_grid(vision.final_norm(tokens))
+        return frames.to_grid(vision.patches(vision.final_norm(vision.walk(tokens).finish())))
 
 
 __all__ = ["CaeAvForQuestionAnswering", "CaeAvQuestionAnsweringOutput"]

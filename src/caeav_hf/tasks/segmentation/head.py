@@ -160,12 +160,11 @@ class SegmentationHead(nn.Module):
 
     def __init__(self, config: CaeAvConfig):
         super().__init__()
-        size, vision = config.head_hidden_size, config.vision_config
+        size, stages = config.head_hidden_size, config.visual_stages
         # Fine to coarse: a quarter of the mask's side for the first stage, then halved stage by stage.
-        self.sides = [config.mask_size // 4 // 2**stage for stage in range(len(vision.depths))]
-        self.projections = nn.ModuleList(
-            nn.Linear(vision.embed_dim * 2**stage, size) for stage in range(len(self.sides))
-        )
+        self.sides = [config.mask_size // 4 // 2**stage for stage in range(len(stages))]
+        self.grids = [stage.grid for stage in stages]
+        self.projections = nn.ModuleList(nn.Linear(stage.hidden_size, size) for stage in stages)
         self.audio_projection = nn.Linear(config.audio_hidden_size, config.head_audio_dim)
         self.gates = nn.ModuleList(TemporalGate(config) for _ in self.sides)
         self.interactions = nn.ModuleList(TPAVI(size, config.head_audio_dim) for _ in self.sides)
@@ -180,14 +179,14 @@ class SegmentationHead(nn.Module):
     def forward(self, feature_maps: tuple[Tensor, ...], audio: Tensor, frames: FrameLayout) -> MaskLogits:
         """
         Args:
-            feature_maps: One (N, L, C) a stage, tokens of square grids, before CASE, the last after the final norm.
+            feature_maps: One (N, L, C) a stage of the visual tower, before CASE, the last after the final norm.
             audio: (N, C_a), mean over the audio tokens after CASE.
             frames: Which clips the N frames belong to.
         """
         maps = []
-        for tokens, projection, side in zip(feature_maps, self.projections, self.sides, strict=True):
-            grid = round(tokens.shape[1] ** 0.5)
-            image = projection(tokens).unflatten(1, (grid, grid)).permute(0, 3, 1, 2)
+        for tokens, projection, grid, side in zip(feature_maps, self.projections, self.grids, self.sides, strict=True):
+            patches = tokens[:, -grid[0] * grid[1] :]  # without a class token
+            image = projection(patches).unflatten(1, grid).permute(0, 3, 1, 2)
             maps.append(F.interpolate(image, size=(side, side), mode="bicubic", align_corners=False))
         audio = self.audio_projection(audio)
         visual_gates = []
