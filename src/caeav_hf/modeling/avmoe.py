@@ -1,8 +1,8 @@
 """
-AVMoE adapters: a router mixes experts that carry the other modality into a stream with experts of the stream alone.
+AVMoE adapters: a router mixes cross-modal experts, which read the other modality, with unimodal experts.
 
-The baseline that CAE-AV extends (its Table I); an adapter reads the tokens of both modalities and returns what is
-added to the stream.
+This is the baseline that CAE-AV extends (its Table I). An adapter reads the tokens of both modalities and returns a
+term to add to the stream.
 """
 
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ class CrossModalMap(nn.Module):
         return F.linear(pooled, weight) + self.tokens.bias.mean() * weight.sum(1) + self.channels.bias
 
     def factors(self, num_queries: int) -> bool:
-        """Whether so many queries are cheaper answered without forming Y."""
+        """Return whether answering this number of queries is cheaper without forming Y."""
         return 2 * num_queries < min(self.channels.weight.shape)
 
     def attend(self, queries: Tensor, other: Tensor) -> Tensor:
@@ -64,11 +64,11 @@ class CrossModalMap(nn.Module):
             mapped = self(other)
             return (queries @ mapped.transpose(1, 2)).softmax(-1) @ mapped
         row_sums = weight.sum(1)
-        # What is constant over the tokens Y (the channel bias) does not move the softmax and is left out.
+        # The channel bias is constant over the tokens of Y, so it does not change the softmax and is left out.
         scores = self.tokens.weight @ F.linear(other, queries @ weight)
         probs = (scores + self.tokens.bias[:, None] * (queries @ row_sums)).softmax(1).transpose(1, 2)
         gathered = F.linear((probs @ self.tokens.weight) @ other, weight)
-        # The bias as a column: onnxruntime 1.31 gives wrong products of a transposed tensor and a vector.
+        # The bias as a column: onnxruntime 1.31 computes wrong products of a transposed tensor and a vector.
         return gathered + (probs @ self.tokens.bias[:, None]) * row_sums + self.channels.bias
 
 
@@ -85,12 +85,12 @@ class GroupedLinear(nn.Module):
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
     def forward(self, states: Tensor) -> Tensor:
-        # One dense product with the blocks on the diagonal beats a strided product a group: the map is narrow.
+        # The map is narrow, so one dense product with blocks on the diagonal is faster than a strided one per group.
         return F.linear(states, torch.block_diag(*self.weight.chunk(self.groups)))
 
 
 class LatentAttention(nn.Module):
-    """What an expert reads through: latent tokens and the gate of what they bring back (initially 0)."""
+    """Attention of a stream to latent tokens that have gathered context, scaled by a gate (initially 0)."""
 
     def __init__(self, num_latent_tokens: int, hidden_size: int):
         super().__init__()
@@ -103,9 +103,9 @@ class LatentAttention(nn.Module):
         nn.init.zeros_(self.gate)
 
     def forward(self, states: Tensor, gathered: Tensor) -> Tensor:
-        """`states` (N, L, C) attend to the latents, which have `gathered` (N, n, C) what they attended to."""
+        """Let `states` (N, L, C) attend to the latents plus `gathered` (N, n, C), the context that they gathered."""
         tokens = self.latents + gathered
-        # So few keys make a map that is small beside the states: it is what the backward pass keeps, not the result.
+        # With so few keys the attention map is small beside the states: the backward pass keeps it, not the result.
         probs = (states @ tokens.transpose(1, 2)).softmax(-1)
         return torch.baddbmm(states, probs, self.gate * tokens)
 
@@ -171,11 +171,11 @@ class Expert(nn.Module):
                 nn.init.zeros_(gate)
 
     def attend(self, states: Tensor, frames: FrameLayout, gathered: Tensor | None) -> Tensor:
-        """The expert's attention on (N, L, C); `gathered` is what its latents found in the other modality."""
+        """Apply the expert's attention to (N, L, C); `gathered` is its latents' context from the other modality."""
         if self.attention_type == "latent":
             latents = self.latent_attention.latents
             if gathered is None and torch.compiler.is_exporting():
-                # ONNX knows scaled dot products of tensors with heads only.
+                # ONNX supports scaled dot-product attention only with a dimension of heads.
                 gathered = (latents @ states.transpose(1, 2)).softmax(-1) @ states
             elif gathered is None:
                 gathered = F.scaled_dot_product_attention(
@@ -185,13 +185,13 @@ class Expert(nn.Module):
         if self.attention_type == "self":
             return self.frame_attention(states, frames)
         if self.attention_type == "dot":
-            # Rows are normalised, then applied down the columns, as in the authors' code.
+            # Rows are normalized, then applied along columns, as in the authors' code.
             rows = (states @ states.transpose(1, 2)).softmax(-1)
             return states + self.attention_gate * (rows.transpose(1, 2) @ states)
         return states
 
     def bottleneck(self, states: Tensor, weight: Tensor) -> Tensor:
-        """What the expert makes of the tokens (N, L, C) it attended to, times its weight in each frame (N,)."""
+        """Apply the bottleneck to attended tokens (N, L, C) and scale by the expert's weight in each frame (N,)."""
         hidden = self.down(self.norm_before(states))
         if hasattr(self, "batch_norm_down"):
             hidden = self.batch_norm_down(hidden)
@@ -207,7 +207,7 @@ class Expert(nn.Module):
     def forward(self, states: Tensor, weight: Tensor, frames: FrameLayout, gathered: Tensor | None = None) -> Tensor:
         """(N, L, C) and weights (N,) -> (N, L, C)."""
         if self.attention_type == "self":
-            # It drops attention weights at random, and so cannot be made again.
+            # Its attention has dropout, so recomputing it would give another result.
             return recomputed(self.bottleneck, self.attend(states, frames, gathered), weight)
 
         def run(states: Tensor, weight: Tensor, *gathered: Tensor) -> Tensor:
@@ -217,7 +217,7 @@ class Expert(nn.Module):
 
 
 class Router(nn.Module):
-    """One weight an expert and frame, from the mean tokens of both modalities: two (N, C) -> (N, experts)."""
+    """Computes a weight per expert and frame from the mean tokens of both modalities: two (N, C) -> (N, experts)."""
 
     def __init__(self, config: CaeAvConfig, hidden_size: int):
         super().__init__()
@@ -236,7 +236,7 @@ class Router(nn.Module):
 
 class AVMoE(nn.Module):
     """
-    The adapter of one stream: what it adds, as a mixture of experts weighted per frame.
+    The adapter of one stream: a mixture of experts, weighted per frame.
 
     Args:
         config: Sizes and options of the adapters.
@@ -275,7 +275,7 @@ class AVMoE(nn.Module):
             frames: Which clips the N frames belong to.
 
         Returns:
-            What is added to the stream (N, L, C), and the routing weights (N, experts), cross-modal experts first.
+            The term to add to the stream (N, L, C), and the routing weights (N, experts), cross-modal experts first.
         """
         probs = self.router(states.mean(1), self.cross_modal_map.mean(other))
         mixed: Tensor | None = None
@@ -284,14 +284,14 @@ class AVMoE(nn.Module):
             latents: list[Tensor] = [
                 cast(Expert, expert).latent_attention.latents for expert in self.cross_modal_experts
             ]
-            found = self.cross_modal_map.attend(torch.cat(latents), other)
-            gathered = found.split([len(latent) for latent in latents], dim=1)
+            context = self.cross_modal_map.attend(torch.cat(latents), other)
+            gathered = context.split([len(latent) for latent in latents], dim=1)
         experts = [*self.cross_modal_experts, *self.unimodal_experts]
         for index, expert in enumerate(experts):
-            read = gathered[index] if index < len(gathered) else None
-            weighted = expert(states, probs[:, index], frames, read)
+            own = gathered[index] if index < len(gathered) else None
+            weighted = expert(states, probs[:, index], frames, own)
             mixed = weighted if mixed is None else mixed + weighted
-        assert mixed is not None  # the configuration asks for at least one expert
+        assert mixed is not None  # the configuration requires at least one expert
         return mixed, probs
 
 
@@ -300,8 +300,8 @@ def load_balancing_loss(router_probs: Tensor) -> Tensor:
     Divergence of uniform routing from the mean routing weights of (..., N, experts), over the N frames of all
     processes: (...).
 
-    As the authors' code has it, the sum of -log of the means: the divergence times the number of experts, plus a
-    constant, so that it is smallest, but not 0, where all experts get the same.
+    As in the authors' code this is the sum of -log of the means: the divergence times the number of experts, plus a
+    constant, so that it is minimal, but not 0, for uniform routing.
     """
     mean = batch_mean(router_probs.float().sum(-2), router_probs.shape[-2])
     return -mean.clamp_min(1e-9).log().sum(-1)
@@ -310,10 +310,10 @@ def load_balancing_loss(router_probs: Tensor) -> Tensor:
 @register_interaction("avmoe")
 class AVMoEInteraction(InteractionLayer):
     """
-    The baseline: two AVMoE adapters a stream, beside the attention branch and beside the feed-forward branch.
+    The baseline: two AVMoE adapters per stream, beside the attention branch and beside the feed-forward branch.
 
-    A method may build on it: each half takes an `enrichment` of both streams, which the adapters read and the frozen
-    branches do not. In a stage without adapters it is added to the streams.
+    Other methods can build on it: each half takes an `enrichment` of both streams, which the adapters read but the
+    frozen branches do not. In a stage without adapters it is added to the streams.
     """
 
     def __init__(self, config: CaeAvConfig, position: PairPosition):
@@ -322,7 +322,7 @@ class AVMoEInteraction(InteractionLayer):
         self.add_layers()
 
     def add_layers(self) -> None:
-        """Build the adapters. A subclass whose own layers come first in checkpoints builds them before."""
+        """Build the adapters. Subclasses whose own layers come first in checkpoints build them before."""
         if not self.has_adapters:
             return
         config, visual, audio = self.config, self.position.visual, self.position.audio
@@ -359,7 +359,7 @@ class AVMoEInteraction(InteractionLayer):
         frames: FrameLayout,
         enrichment: tuple[Tensor, Tensor] | None = None,
     ) -> InteractionOutput:
-        """The first half: attention branches, and adapters beside them. The official audio runs its whole block."""
+        """Run the attention branches with their adapters. The official audio stream runs its whole block here."""
         new_visual = visual + visual_block.attention(visual)
         new_audio = self.run_audio_attention(audio, audio_block)
         output = InteractionOutput(new_visual, new_audio)
@@ -374,7 +374,7 @@ class AVMoEInteraction(InteractionLayer):
         frames: FrameLayout,
         enrichment: tuple[Tensor, Tensor] | None = None,
     ) -> InteractionOutput:
-        """The second half: feed-forward branches, and adapters beside them."""
+        """Run the feed-forward branches with their adapters."""
         new_visual = visual + visual_block.feed_forward(visual)
         new_audio = audio if self.config.is_official else audio + audio_block.feed_forward(audio)
         output = InteractionOutput(new_visual, new_audio)
@@ -393,7 +393,7 @@ class AVMoEInteraction(InteractionLayer):
         frames: FrameLayout,
         enrichment: tuple[Tensor, Tensor] | None,
     ) -> InteractionOutput:
-        """Add to the new streams what the adapters of a branch make of the streams that enter it."""
+        """Add the output of a branch's adapters, which read the streams before the branch, to the new streams."""
         if self.has_adapters:
             if enrichment is not None:
                 visual, audio = visual + enrichment[0], audio + enrichment[1]
