@@ -6,7 +6,7 @@ QUESTIONS = "questions"
 # Suffixes of files taken for clips in a folder.
 MEDIA_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".ts")
 TASKS = ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")
-# The streams of a model, and what captions describe.
+# Streams of a model, and kinds of captions.
 MODALITIES = ("visual", "audio")
-# Of labels that do not count, as in the losses of PyTorch.
+# Label ignored by losses and metrics, as in PyTorch.
 IGNORED_LABEL = -100
