@@ -155,8 +155,10 @@ class AudioFrontEnd:
 
     @property
     def spectrogram_size(self) -> tuple[int, int]:
-        """Frames and bands of a segment's filter bank, with `mel_scale` `"kaldi"`."""
-        return self.spectrogram_frames or self.num_mel_bins, self.num_mel_bins
+        """Frames and bands of a segment's spectrogram or filter bank."""
+        if self.mel_scale == "kaldi":
+            return self.spectrogram_frames or self.num_mel_bins, self.num_mel_bins
+        return self.tile_seconds * self.sampling_rate // self.hop_length + 1, self.num_mel_bins
 
     def validate_front_end(self) -> None:
         """

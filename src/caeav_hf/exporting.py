@@ -70,10 +70,6 @@ def example_inputs(
     """
     config: CaeAvConfig = model.config
     generator = torch.Generator().manual_seed(seed)
-    audio = config.audio_config
-    spectrum = audio.spectrogram_size
-    if not config.shared_tower:
-        spectrum = (int(audio.tile_seconds * audio.sampling_rate) // audio.hop_length + 1, audio.num_mel_bins)
     grid = (batch_size, num_frames)
 
     def noise(*shape: int) -> Tensor:
@@ -88,7 +84,7 @@ def example_inputs(
     frame_mask[0, max(1, num_frames - 1) :] = batch_size == 1
     inputs = {
         "pixel_values_videos": noise(3, *config.vision_config.input_size),
-        "input_features": 15 * noise(1, *spectrum) - 30,
+        "input_features": 15 * noise(1, *config.audio_config.spectrogram_size) - 30,
         "frame_mask": frame_mask,
     }
     inputs = {name: value * frame_mask.view(*grid, *[1] * (value.ndim - 2)) for name, value in inputs.items()}

@@ -57,7 +57,6 @@ def toy_answering_model(seed: int = 0, **overrides) -> CaeAvForQuestionAnswering
 def toy_batch(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 4, seed: int = 0) -> dict[str, Tensor]:
     """Random inputs of the right shapes, captions with padding, labels with background."""
     generator = torch.Generator().manual_seed(seed)
-    size, audio = config.vision_config.image_size, config.audio_config
 
     def ids(length: int) -> tuple[Tensor, Tensor]:
         lengths = torch.randint(3, length + 1, (batch_size, 1), generator=generator)
@@ -67,13 +66,10 @@ def toy_batch(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 4, see
 
     visual_ids, visual_mask = ids(9)
     audio_ids, audio_mask = ids(7)
-    frames = audio.tile_seconds * audio.sampling_rate // audio.hop_length + 1
-    if config.shared_tower:
-        frames = audio.num_mel_bins
     shape = (batch_size, num_frames)
     return {
-        "pixel_values_videos": torch.randn(*shape, 3, size, size, generator=generator),
-        "input_features": 15 * torch.randn(*shape, 1, frames, audio.num_mel_bins, generator=generator) - 30,
+        "pixel_values_videos": torch.randn(*shape, 3, *config.vision_config.input_size, generator=generator),
+        "input_features": 15 * torch.randn(*shape, 1, *config.audio_config.spectrogram_size, generator=generator) - 30,
         "visual_caption_ids": visual_ids,
         "visual_caption_mask": visual_mask,
         "audio_caption_ids": audio_ids,

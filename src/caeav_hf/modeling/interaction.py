@@ -164,6 +164,22 @@ class InteractionLayer(nn.Module):
         return {}
 
     @classmethod
+    def embed(
+        cls, config: CaeAvConfig, visual: Tensor, audio: Tensor, frames: FrameLayout, shared: Mapping[str, nn.Module]
+    ) -> tuple[Tensor, Tensor]:
+        """
+        Change the tokens (N, L, C) of both streams between the towers' embeddings, positions included, and what is
+        before the first blocks: position tables or prompt tokens of the method's own. By default nothing changes.
+
+        Args:
+            config: The configuration.
+            visual, audio: What the embeddings give.
+            frames: The layout of the frames.
+            shared: The modules of `shared_modules`.
+        """
+        return visual, audio
+
+    @classmethod
     def collect(
         cls,
         config: CaeAvConfig,

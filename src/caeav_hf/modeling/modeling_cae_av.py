@@ -531,6 +531,8 @@ class CaeAvModel(CaeAvPreTrainedModel):
         vision, audition = self.readers()
         visual = vision.embed(frames.to_list(pixel_values_videos).to(self.dtype))
         audio = audition.embed(frames.to_list(input_features).to(self.dtype))
+        shared = {name: getattr(self, name) for name in self._shared_names}
+        visual, audio = self.interaction_class.embed(self.config, visual, audio, frames, shared)
 
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -566,7 +568,6 @@ class CaeAvModel(CaeAvPreTrainedModel):
             case = self.case(visual, audio, self.caption_mapper(captions), frames, caption_layout=frames)
             new_visual, new_audio = case.visual, case.audio
         weights = self.auxiliary_loss_weights if return_loss else None
-        shared = {name: getattr(self, name) for name in self._shared_names}
         explained, losses = self.interaction_class.collect(self.config, explained, frames, shared, weights)
         loss, loss_dict = None, None
         if return_loss:
