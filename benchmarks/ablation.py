@@ -32,12 +32,12 @@ from tqdm import tqdm
 
 from caeav_hf.data import AveBuilder, AvsBenchBuilder, CaeAvCollator, CaeAvDataset
 from caeav_hf.demo import stage_aucs
+from caeav_hf.task import get_task
 from caeav_hf.toy import generate
 from caeav_hf.training import find_recipe, load_recipe
 from caeav_hf.training.build import build_processor, load_trained_model
 from caeav_hf.training.evaluation import evaluate
 from caeav_hf.training.run import train
-from caeav_hf.training.tasks import get_task
 from caeav_hf.visualization.drawing import COLOURS, SERIES, make_bare, new_figure, save_figure
 
 

@@ -22,12 +22,11 @@ from throughput import Settings, describe_machine, make_inputs, peak_memory, res
 from tqdm.auto import tqdm
 
 from caeav_hf import CaeAvConfig
-from caeav_hf.configuration_cae_av import TASKS
+from caeav_hf.task import get_task, tasks
 from caeav_hf.training.checkpointing import CheckpointStore
 from caeav_hf.training.frozen_weights import spared
 from caeav_hf.training.recipe import Recipe
 from caeav_hf.training.schedule import build_optimizer, step_in_backward
-from caeav_hf.training.tasks import get_task
 
 
 SWITCHES = (
@@ -103,7 +102,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if not arguments.measure:
         print(f"{'':10}{'trained':>12}{'frozen':>12}{'one process':>14}{'DDP on 4':>12}{'FSDP on 4':>12}")
-        for task in TASKS:
+        for task in tasks():
             values = compute(task, arguments.size)
             parameters = "".join(f"{values[name]:10.1f} M" for name in ("trained", "frozen"))
             print(f"{task:10}{parameters}" + "".join(f"{values[name]:9.2f} GB" for name in ("one", "DDP", "FSDP")))

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from caeav_hf import CaeAvConfig, CaeAvPreTrainedModel
-from caeav_hf.configuration_cae_av import TASKS
-from caeav_hf.conversion.official import MODELS
+from caeav_hf.conversion.flags import FLAGS
+from caeav_hf.task import get_task
 
 
 # Modules that the authors' code builds but never runs; only the official formulation has them.
@@ -51,7 +51,7 @@ def build(task: str, formulation: str, **values: Any) -> CaeAvPreTrainedModel:
     if task == "avvp":
         values["visual_3d_size"] = 512
     with torch.device("meta"):
-        return MODELS[task](CaeAvConfig.from_preset(task, formulation=formulation, **values))
+        return get_task(task).model_class(CaeAvConfig.from_preset(task, formulation=formulation, **values))
 
 
 def count(task: str, formulation: str, **values: Any) -> dict[str, int]:
@@ -136,9 +136,9 @@ def show_shared() -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=TASKS, help="one task; by default all")
+    parser.add_argument("--task", choices=FLAGS, help="one task; by default all")
     task = parser.parse_args().task
-    for name in TASKS if task is None else (task,):
+    for name in FLAGS if task is None else (task,):
         show(name)
     if task in (None, "ave"):
         show_shared()

@@ -12,8 +12,8 @@ from caeav_hf.pipelines import (
     AudioVisualSegmentationPipeline,
     AudioVisualVideoParsingPipeline,
 )
+from caeav_hf.task import get_task
 from caeav_hf.training.build import aligned, load_trained_model
-from caeav_hf.training.tasks import get_task
 from tests.odd_offsets import ALIGNMENT, at_odd_offsets
 from tests.same import assert_same_result
 from tests.training.toy_files import mask_clips, mask_model, parsing_model, question_model, toy_clips, toy_model

@@ -10,9 +10,8 @@ import pytest
 from transformers import AutoModel, pipeline
 
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization, CaeAvModel, CaeAvProcessor
-from caeav_hf.architectures import MODEL_PIPELINES, TASK_MODELS
 from caeav_hf.assets import toy_towers
-from caeav_hf.configuration_cae_av import TASKS
+from caeav_hf.task import get_task, tasks
 
 
 STUB = "caeav_hf_stub.py"
@@ -109,13 +108,13 @@ def test_the_stub_has_the_classes_that_a_checkpoint_names(folder, tmp_path):
     exec((folder / STUB).read_text(), stub)
     processor = json.loads((folder / "processor_config.json").read_text())
     assert processor["auto_map"]["AutoProcessor"] == "caeav_hf_stub.CaeAvProcessor"
-    for task in TASKS:
+    for task in tasks():
         CaeAvConfig.from_preset(task, size="toy").save_pretrained(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         assert config["auto_map"]["AutoModel"] == "caeav_hf_stub.CaeAvModel"
         ((name, found),) = config["custom_pipelines"].items()
-        assert name == MODEL_PIPELINES[TASK_MODELS[task]]
-        assert found["pt"] == [TASK_MODELS[task]]
+        assert name == get_task(task).pipeline_name
+        assert found["pt"] == [get_task(task).model_name]
         for reference in (*config["auto_map"].values(), found["impl"], *(f"caeav_hf_stub.{n}" for n in found["pt"])):
             module, _, class_name = reference.partition(".")
             assert module == "caeav_hf_stub"

@@ -1,4 +1,4 @@
-"""Configuration of CAE-AV: sub-configurations of the three frozen towers, the presets of the tasks, validation.
+"""Configuration of CAE-AV: sub-configurations of the three frozen towers, presets, validation.
 
 Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Interactive Enrichment"; the presets hold
 the sizes of its Table I and of the authors' code.
@@ -15,11 +15,9 @@ from transformers import AutoConfig, ClapAudioConfig, GenerationConfig, PreTrain
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .architectures import TASK_MODELS
-from .constants import TASKS
 from .errors import CaeAvError
-from .labels import AVE_CATEGORIES, LLP_CATEGORIES, MUSIC_AVQA_ANSWERS
 from .remote_code import AUTO_MAP, RegisteredPipelines, custom_pipelines, write_stub
+from .task import get_task
 
 
 # What Transformers writes into a config.json, or did once, besides the fields of a configuration.
@@ -517,7 +515,7 @@ class CaeAvConfig(PreTrainedConfig):
     id2label: dict[int, str] | dict[str, str] | None = None
     label2id: dict[str, int] | dict[str, str] | None = None
 
-    task: Literal["ave", "avvp", "avs_s4", "avs_ms3", "avqa"] = "ave"
+    task: str = "ave"
     formulation: Literal["paper", "official"] = "paper"
     shared_tower: bool = False
     use_text_tower: bool = True
@@ -592,7 +590,8 @@ class CaeAvConfig(PreTrainedConfig):
             raise CaeAvError("`id2label` of CaeAvConfig must name at least one class")
         _tuples_to_lists(self, "adapter_stages", "matching_hidden_sizes")
         if self.id2label is None and kwargs.get("num_labels") is None:
-            self.id2label = dict(enumerate(AVE_CATEGORIES))
+            # Also for other tasks, whose configurations are saved without names that are the default.
+            self.id2label = dict(get_task(CaeAvConfig.task).preset["id2label"])
         if self.visual_adapter_gate is None:
             self.visual_adapter_gate = self.adapter_gate or (self.is_official and self.task != "avvp")
         # The base class derives `label2id` only where it makes up the names itself.
@@ -613,12 +612,13 @@ class CaeAvConfig(PreTrainedConfig):
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
         """See `PreTrainedConfig.save_pretrained`; a stub beside the file leads Transformers to this package."""
         self.auto_map = dict(AUTO_MAP)
-        self.custom_pipelines = custom_pipelines((self.architectures or [TASK_MODELS[self.task]])[0])
+        self.custom_pipelines = custom_pipelines((self.architectures or [get_task(self.task).model_name])[0])
         write_stub(save_directory)
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation: every message names the field."""
+        get_task(self.task)
         _positive(
             self,
             *("num_frames", "segment_seconds", "num_latent_tokens", "adapter_reduction", "adapter_groups", "gate_dim"),
@@ -750,19 +750,18 @@ class CaeAvConfig(PreTrainedConfig):
         The configuration of a task, in the paper's sizes or in sizes that train on a laptop's processor.
 
         Args:
-            task: One of `ave`, `avvp`, `avs_s4`, `avs_ms3`, `avqa`.
+            task: One of `ave`, `avvp`, `avs_s4`, `avs_ms3`, `avqa`, or a task of your own ([`~task.register_task`]).
             size: `"full"` (Swin-V2-L, HTS-AT, CLIP ViT-L-14) or `"toy"` (towers of a few hundred thousand weights).
             overrides: Any field of the configuration. A dict for a sub-configuration changes only the values it names.
 
         Raises:
             ValueError: `task` or `size` is none of the above, or a value is rejected by the validation.
         """
-        if task not in TASKS:
-            raise ValueError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}")
+        preset = get_task(task).preset
         if size not in ("full", "toy"):
             raise ValueError(f"`size` must be 'full' or 'toy', got {size!r}")
         _refuse_unknown(cls, overrides)
-        values: dict[str, Any] = {"task": task, **_PRESETS[task]}
+        values: dict[str, Any] = {"task": task, **preset}
         if size == "toy":
             values |= _TOY
         if overrides.get("shared_tower"):
@@ -796,56 +795,7 @@ def _filter_bank(image_size: int, segment_seconds: float) -> dict[str, Any]:
     }
 
 
-# Model sizes of Table I and of the authors' training scripts; learning rates and schedules are in the recipes.
-_PRESETS: dict[str, dict[str, Any]] = {
-    "ave": {"id2label": dict(enumerate(AVE_CATEGORIES))},
-    "avvp": {
-        "id2label": dict(enumerate(LLP_CATEGORIES)),
-        "adapter_stages": (1, 2, 3, 4),
-        "adapter_batch_norm": False,
-        "unimodal_attention": "dot",
-        "head_hidden_size": 128,
-        "head_num_heads": 8,
-    },
-    "avs_s4": {
-        "num_labels": 1,
-        "num_frames": 5,
-        "adapter_stages": (1, 2, 3, 4),
-        "num_latent_tokens": 87,
-        "adapter_batch_norm": False,
-        "adapter_gate": False,
-        "unimodal_attention": "self",
-        "router_noise_std": 0.01,
-        "entropy_loss_weight": 0.005,
-    },
-    "avs_ms3": {
-        "num_labels": 1,
-        "num_frames": 5,
-        "num_latent_tokens": 87,
-        "adapter_batch_norm": False,
-        "adapter_gate": False,
-        "unimodal_attention": "latent",
-        "router_noise_std": 0.01,
-        "load_balancing_loss_weight": 0.01,
-        "matching_loss_weight": 0.5,
-        "entropy_loss_weight": 0.005,
-    },
-    "avqa": {
-        "id2label": dict(enumerate(MUSIC_AVQA_ANSWERS)),
-        "frame_sampling": "spread",
-        "adapter_stages": (1, 2, 3, 4),
-        "num_unimodal_experts": 2,
-        "num_latent_tokens": 2,
-        "adapter_groups": 4,
-        "adapter_batch_norm": False,
-        "adapter_gate": False,
-        "matching_loss_weight": 0.5,
-        "caption_loss_weight": 0.08,
-        "alignment_loss_weight": 0.03,
-        "entropy_loss_weight": 0.005,
-    },
-}
-
+# Sizes of this package.
 _TOY: dict[str, Any] = {
     "vision_config": {
         "image_size": 64,

@@ -5,7 +5,6 @@ PREPARED = "prepared"
 QUESTIONS = "questions"
 # Suffixes of files taken for clips in a folder.
 MEDIA_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".ts")
-TASKS = ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")
 # Streams of a model, and kinds of captions.
 MODALITIES = ("visual", "audio")
 # Label ignored by losses and metrics, as in PyTorch.

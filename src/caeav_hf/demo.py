@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from .data import AveBuilder, CaeAvCollator, CaeAvDataset
 from .errors import CaeAvError
 from .pipelines import AudioVisualEventLocalizationPipeline
+from .task import get_task
 from .tasks.agreement import agreement_auc
 from .toy import generate
 from .training import Recipe, find_recipe, load_recipe
@@ -20,7 +21,6 @@ from .training.build import build_processor, load_trained_model
 from .training.evaluation import evaluate
 from .training.run import train
 from .training.run_folder import without_progress_bars
-from .training.tasks import get_task
 from .visualization import plot_event_timeline
 
 
@@ -149,7 +149,7 @@ def _evaluate_by_alignment(
         metrics = evaluate(
             model,
             CaeAvDataset(rows, processor, cache_dir=recipe.cache_dir),
-            CaeAvCollator(),
+            CaeAvCollator(targets=get_task("ave").targets),
             get_task("ave"),
             accelerator,
             batch_size=recipe.eval_batch_size,
@@ -181,7 +181,7 @@ def stage_aucs(model: Any, data: CaeAvDataset, scenes: dict[str, Any], batch_siz
     agreement, is_matching = [], []
     for first in range(0, len(data), batch_size):
         indices = range(first, min(first + batch_size, len(data)))
-        inputs = CaeAvCollator()([data[index] for index in indices])
+        inputs = CaeAvCollator(targets=get_task("ave").targets)([data[index] for index in indices])
         assert inputs is not None
         inputs = {name: value.to(model.device) for name, value in inputs.items() if name != "labels"}
         stages = model(**inputs).agreement

@@ -18,21 +18,9 @@ from torch import Tensor, nn
 from . import __version__
 from .configuration_cae_av import CaeAvConfig
 from .errors import CaeAvError
-from .modeling import CaeAvPreTrainedModel
+from .modeling.modeling_cae_av import CaeAvPreTrainedModel, random_words
+from .task import FRAMES, Target, get_task
 
-
-# Outputs that the processor reads, by model; a model may lack some.
-_AGREEMENT = ("agreement", "agreement_probs")
-TASK_OUTPUTS: dict[str, tuple[str, ...]] = {
-    "CaeAvModel": ("visual_hidden_state", "audio_hidden_state", *_AGREEMENT),
-    "CaeAvForEventLocalization": ("event_logits", "class_logits", "frame_log_probs", *_AGREEMENT),
-    "CaeAvForSegmentation": ("logits", *_AGREEMENT),
-    "CaeAvForVideoParsing": (
-        *("event_probs", "audio_probs", "visual_probs", "audio_frame_probs", "visual_frame_probs"),
-        *_AGREEMENT,
-    ),
-    "CaeAvForQuestionAnswering": ("logits", "visual_attention", "audio_attention", "grounding", *_AGREEMENT),
-}
 
 # Largest accepted difference, as `onnx_difference` measures it.
 TOLERANCE = 1e-4
@@ -75,11 +63,6 @@ def example_inputs(
     def noise(*shape: int) -> Tensor:
         return torch.randn(*grid, *shape, generator=generator)
 
-    def words(length: int, size: int) -> tuple[Tensor, Tensor]:
-        """Draw ids and mask of texts of different lengths."""
-        mask = torch.arange(length) < torch.randint(1, length + 1, (batch_size, 1), generator=generator)
-        return torch.randint(1, size, (batch_size, length), generator=generator) * mask, mask.long()
-
     frame_mask = torch.ones(grid, dtype=torch.bool)
     frame_mask[0, max(1, num_frames - 1) :] = batch_size == 1
     inputs = {
@@ -90,27 +73,23 @@ def example_inputs(
     inputs = {name: value * frame_mask.view(*grid, *[1] * (value.ndim - 2)) for name, value in inputs.items()}
     if config.use_case and captions is not None:
         for kind, length in (("visual", 6), ("audio", 5)):
-            ids, mask = words(length, config.text_config.vocab_size)
+            ids, mask = random_words(batch_size, length, config.text_config.vocab_size, generator)
             mask[-1] *= batch_size == 1
             width = config.text_config.hidden_size
             features = torch.randn(batch_size, length, width, generator=generator)
             inputs[f"{kind}_caption_{captions}"] = ids if captions == "ids" else features
             inputs[f"{kind}_caption_mask"] = mask
-    if config.task == "avqa":
-        inputs["question_ids"], inputs["question_mask"] = words(4, config.question_vocab_size)
-    if config.task == "avvp" and config.visual_3d_size:
-        inputs["visual_3d_features"] = noise(config.visual_3d_size)
+    inputs |= model.example_inputs(batch_size, num_frames, generator)
     kinds = {name: model.dtype if value.is_floating_point() else value.dtype for name, value in inputs.items()}
     return {name: value.to(model.device, kinds[name]) for name, value in inputs.items()}
 
 
-def axis_names(inputs: Mapping[str, Tensor]) -> dict[str, dict[int, str]]:
-    """Name the dynamic axes of each input."""
-    per_frame = ("pixel_values_videos", "input_features", "frame_mask", "visual_3d_features")
-    second = dict.fromkeys(per_frame, "frames")
-    second |= {name: "question_words" for name in inputs if name.startswith("question")}
+def axis_names(inputs: Mapping[str, Tensor], targets: Mapping[str, Target]) -> dict[str, dict[int, str]]:
+    """Name the dynamic axes of each input of a task with these targets."""
+    second = dict.fromkeys(("pixel_values_videos", "input_features", "frame_mask"), FRAMES)
     second |= {name: f"{name.split('_')[0]}_caption_tokens" for name in inputs if "_caption_" in name}
-    return {name: {0: "batch", 1: second[name]} for name in inputs}
+    second |= {name: target.axis for name, target in targets.items() if target.axis is not None}
+    return {name: {0: "batch"} | ({1: second[name]} if name in second else {}) for name in inputs}
 
 
 class NamedOutputs(nn.Module):
@@ -128,36 +107,8 @@ class NamedOutputs(nn.Module):
         self.model = model
         self.names = tuple(names)
 
-    def forward(
-        self,
-        pixel_values_videos: Tensor,
-        input_features: Tensor,
-        frame_mask: Tensor,
-        visual_caption_ids: Tensor | None = None,
-        visual_caption_embeds: Tensor | None = None,
-        visual_caption_mask: Tensor | None = None,
-        audio_caption_ids: Tensor | None = None,
-        audio_caption_embeds: Tensor | None = None,
-        audio_caption_mask: Tensor | None = None,
-        question_ids: Tensor | None = None,
-        question_mask: Tensor | None = None,
-        visual_3d_features: Tensor | None = None,
-    ) -> dict[str, Tensor]:
-        inputs = {
-            "pixel_values_videos": pixel_values_videos,
-            "input_features": input_features,
-            "frame_mask": frame_mask,
-            "visual_caption_ids": visual_caption_ids,
-            "visual_caption_embeds": visual_caption_embeds,
-            "visual_caption_mask": visual_caption_mask,
-            "audio_caption_ids": audio_caption_ids,
-            "audio_caption_embeds": audio_caption_embeds,
-            "audio_caption_mask": audio_caption_mask,
-            "question_ids": question_ids,
-            "question_mask": question_mask,
-            "visual_3d_features": visual_3d_features,
-        }
-        outputs = self.model(**{name: value for name, value in inputs.items() if value is not None})
+    def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
+        outputs = self.model(**inputs)
         found = {**outputs, **(outputs.explained or {})}
         values = {name: found[name] for name in self.names}
         return {name: torch.stack(v) if isinstance(v, tuple) else v for name, v in values.items()}
@@ -175,15 +126,14 @@ def export_program(
     Args:
         model: A model of a task, or [`CaeAvModel`]; it is traced in evaluation mode and not changed.
         captions: Whether the program reads caption ids, features of the text tower (which it then omits), or none.
-        outputs: Names of the outputs, as in [`NamedOutputs`]; by default those of `TASK_OUTPUTS` that the model
-            has.
+        outputs: Names of the outputs, as in [`NamedOutputs`]; by default those of the model's `exported_outputs`
+            that it gives.
 
     Raises:
         CaeAvError: The model lacks an output.
     """
     inputs = example_inputs(model, captions=captions)
-    # The model's class may be a subclass written by the user.
-    known = next((TASK_OUTPUTS[base.__name__] for base in type(model).__mro__ if base.__name__ in TASK_OUTPUTS), ())
+    axes_of_inputs = axis_names(inputs, get_task(model.config.task).targets)
     was_training = model.training
     model.eval()
     try:
@@ -191,7 +141,8 @@ def export_program(
             returned = model(**inputs)
             everything = {**returned, **(returned.explained or {})}
             available = [name for name, value in everything.items() if isinstance(value, Tensor | tuple)]
-            names = [name for name in known if name in available] if outputs is None else list(outputs)
+            defaults = [name for name in model.exported_outputs if name in available]
+            names = defaults if outputs is None else list(outputs)
             if unknown := [name for name in names if name not in available]:
                 raise CaeAvError(f"`outputs` has unknown names {unknown}; the model has {', '.join(available)}")
             if not names:
@@ -200,15 +151,14 @@ def export_program(
             limit = {name: model.config.text_config.context_length for name in inputs if name.endswith("caption_ids")}
             sizes = {
                 name: torch.export.Dim(name, min=1, max=limit.get(name.replace("_tokens", "_ids")))
-                for axes in axis_names(inputs).values()
+                for axes in axes_of_inputs.values()
                 for name in axes.values()
             }
             shapes = {
-                name: {axis: sizes[length] for axis, length in axes.items()}
-                for name, axes in axis_names(inputs).items()
+                name: {axis: sizes[length] for axis, length in axes.items()} for name, axes in axes_of_inputs.items()
             }
             graph = NamedOutputs(model, names).eval()
-            return torch.export.export(graph, (), kwargs=inputs, dynamic_shapes=shapes, strict=False)
+            return torch.export.export(graph, (), kwargs=inputs, dynamic_shapes={"inputs": shapes}, strict=False)
     finally:
         model.train(was_training)
 
@@ -256,7 +206,7 @@ def export_onnx(
         optimizer.setLevel(level)
     if written is None:
         raise CaeAvError(f"{file}: the exporter returned no model")
-    axes = axis_names(inputs)
+    axes = axis_names(inputs, get_task(model.config.task).targets)
     description = {
         "model": type(model).__name__,
         "task": model.config.task,

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from .architectures import MODEL_PIPELINES
+from .task import tasks
 
 
 _STUB = Path(__file__).parent / "assets" / "caeav_hf_stub.py"
@@ -41,14 +41,13 @@ class RegisteredPipelines(dict[str, Any]):
 
 
 def custom_pipelines(model_class: str) -> RegisteredPipelines:
-    """Return the pipeline of a model class, by task; empty for the model without a head."""
-    task = MODEL_PIPELINES.get(model_class)
-    if task is None:
-        return RegisteredPipelines()
-    name = f"{task.title().replace('-', '')}Pipeline"
-    return RegisteredPipelines(
-        {task: {"impl": f"{_STUB.stem}.{name}", "pt": [model_class], "type": "multimodal"}},
-    )
+    """Return the pipelines of a model class by name; empty for the model without a head."""
+    pipelines = RegisteredPipelines()
+    for task in tasks().values():
+        if task.model_name == model_class and task.pipeline_name is not None:
+            implementation = f"{_STUB.stem}.{task.pipeline_class_name}"
+            pipelines[task.pipeline_name] = {"impl": implementation, "pt": [model_class], "type": "multimodal"}
+    return pipelines
 
 
 def write_stub(folder: str | os.PathLike) -> None:

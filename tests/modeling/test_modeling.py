@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 
 from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForEventLocalization, CaeAvModel
-from caeav_hf.configuration_cae_av import TASKS
+from caeav_hf.task import tasks
 from tests.modeling.helpers import (
     toy_answering_model,
     toy_batch,
@@ -41,7 +41,7 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor, tolerance: float 
     torch.testing.assert_close(actual, expected, atol=tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", tasks())
 @pytest.mark.parametrize("formulation", FORMULATIONS)
 def test_every_preset_computes(task: str, formulation: str) -> None:
     model = toy_model(task=task, formulation=formulation)

@@ -28,12 +28,12 @@ from caeav_hf import CaeAvConfig
 from caeav_hf.data import CaeAvCollator
 from caeav_hf.modeling.avmoe import FrameAttention
 from caeav_hf.processing import CaeAvProcessor
+from caeav_hf.task import get_task
 from caeav_hf.training.build import build_accelerator, load_split
 from caeav_hf.training.checkpointing import find_checkpoint, read_loop_state
 from caeav_hf.training.loop import Trainer
 from caeav_hf.training.recipe import find_recipe, load_recipe
 from caeav_hf.training.run_folder import RunFolder
-from caeav_hf.training.tasks import get_task
 from tests.modeling.helpers import randomise
 from tests.training.random_clips import RandomClips
 from tests.training.tiny_training import TinyData, TinyProcessor, tiny_model, tiny_recipe, tiny_trainer

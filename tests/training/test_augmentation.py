@@ -37,7 +37,7 @@ EVERYTHING = {"flip_frames": True, "spec_augment": True, "mixup": True}
 
 
 def items(epoch=0, **switches):
-    clips = AugmentedClips(Clips(), Augmentation(**switches))
+    clips = AugmentedClips(Clips(), Augmentation(**switches, images=("labels",)))
     clips.set_epoch(epoch)
     return [clips[index] for index in range(12)]
 
@@ -66,12 +66,12 @@ def test_a_switch_changes_its_own_part_alone():
     # What was there before is not written over.
     source = Clips()
     before = source.sound.clone()
-    AugmentedClips(source, Augmentation(**EVERYTHING))[0]
+    AugmentedClips(source, Augmentation(**EVERYTHING, images=("labels",)))[0]
     assert torch.equal(source.sound, before)
 
 
 def test_workers_that_live_on_do_the_same():
-    clips = AugmentedClips(Clips(), Augmentation(**EVERYTHING))
+    clips = AugmentedClips(Clips(), Augmentation(**EVERYTHING, images=("labels",)))
     batches: list[list[int]] = []
     loader = clip_loader(clips, batches, collate, num_workers=2, persistent_workers=True)
     for epoch, order in enumerate(([[3, 1], [0, 7], [2]], [[1, 2, 8]])):
@@ -87,11 +87,11 @@ def test_workers_that_live_on_do_the_same():
 
 def test_masks_are_flipped_with_their_frames():
     item = Clips()[0]
-    flipped = flip(item)
+    flipped = flip(item, ["labels"])
     assert torch.equal((flipped["pixel_values_videos"][:, 0] > 0.5).to(torch.int8), flipped["labels"])
     assert not torch.equal(flipped["labels"], item["labels"])
-    # Labels of a clip or its segments have no left and right.
-    assert torch.equal(flip({**item, "labels": torch.arange(3)})["labels"], torch.arange(3))
+    # Targets that are no images have no left and right.
+    assert torch.equal(flip(item)["labels"], item["labels"])
 
 
 @settings(max_examples=25, deadline=None)

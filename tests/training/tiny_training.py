@@ -16,10 +16,10 @@ from transformers.utils import ModelOutput
 
 from caeav_hf.errors import DataError
 from caeav_hf.modeling.collectives import batch_mean
+from caeav_hf.task import Target, Task
 from caeav_hf.training.loop import Trainer
 from caeav_hf.training.recipe import Recipe
 from caeav_hf.training.run_folder import RunFolder
-from caeav_hf.training.tasks import TaskDefinition
 
 
 class TinyConfig(PreTrainedConfig):
@@ -114,16 +114,31 @@ def collate(clips):
     return {name: torch.stack([clip[name] for clip in clips]) for name in clips[0] if name != "replaces"}
 
 
-def score_clips(outputs, inputs):
-    return [{"error": error} for error in (outputs.logits - inputs["labels"]).abs().cpu().unbind(0)]
+@dataclass(frozen=True)
+class TinySums:
+    error: float
+    clips: int
+
+    def __add__(self, other):
+        return TinySums(self.error + other.error, self.clips + other.clips)
+
+    def scores(self):
+        return {"error": self.error / self.clips}
 
 
-def summarize(clips):
-    return {"error": float(torch.stack([clip["error"] for clip in clips]).double().mean())}
+def clip_sums(outputs, inputs):
+    return [TinySums(float(error), 1) for error in (outputs.logits - inputs["labels"]).abs().double()]
 
 
-TINY = TaskDefinition(
-    "tiny", TinyModel, "error", score_clips, summarize, label_column="labels", higher_is_better=False
+TINY = Task(
+    name="tiny",
+    model=TinyModel,
+    rows=None,
+    metric=clip_sums,
+    targets={"labels": Target(reader="loss")},
+    label_column="labels",
+    best_metric="error",
+    higher_is_better=False,
 )
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..constants import TASKS
+from ..conversion.flags import FLAGS
 from ..errors import CaeAvError
 
 
@@ -38,7 +38,7 @@ def add_command(commands: Any) -> None:
         metavar="CHECKPOINT",
         help="its file, or several: .pt, .pth, .ckpt, .bin, .safetensors",
     )
-    convert.add_argument("--task", required=True, choices=TASKS, help="what the model was trained for")
+    convert.add_argument("--task", required=True, choices=FLAGS, help="what the model was trained for")
     convert.add_argument("--out", required=True, metavar="DIR", help="folder for the model")
     convert.add_argument(
         "--option",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CaeAvError
+from ..task import tasks
 from .targets import Target, target_of, write_json, write_mask
 
 
@@ -23,17 +24,17 @@ class Output:
     """
 
     # Kind of model, for messages.
-    task: str
-    purpose: str
+    task = "another task"
+    purpose = "has a task of its own"
     own_options: tuple[str, ...] = ()
 
     def __init__(self, options: argparse.Namespace) -> None:
         for name in SPECIAL_OPTIONS:
             if getattr(options, name) is not None and name not in self.own_options:
-                able = sorted(output.task for output in OUTPUTS.values() if name in output.own_options)
+                outputs = {task.prediction_class for task in tasks().values()}
+                able = sorted(output.task for output in outputs if name in output.own_options)
                 raise CaeAvError(
-                    f"--{name.replace('_', '-')} needs a model of {' or '.join(dict.fromkeys(able))}; {options.model} "
-                    f"{self.purpose}"
+                    f"--{name.replace('_', '-')} needs a model of {' or '.join(able)}; {options.model} {self.purpose}"
                 )
         self.options = options
         self.picture = target_of(options.plot, options.clips, ".png", one_file_holds_all=False)
@@ -67,7 +68,7 @@ class JsonOutput(Output):
 
     def draw(self, model: Any, clip: str, result: dict[str, Any], path: Path) -> None:
         """Draw the picture of a clip."""
-        raise NotImplementedError
+        raise CaeAvError(f"--plot has no picture for {self.options.model}, which {self.purpose}")
 
     def for_json(self, result: dict[str, Any]) -> dict[str, Any]:
         """What of a result is written."""
@@ -208,12 +209,3 @@ class Masks(Output):
             print(json.dumps(self.index, indent=2))
         else:
             write_json(self.folder.path / "index.json", self.index)
-
-
-# By the pipeline that serves a model.
-OUTPUTS: dict[str, type[Output]] = {
-    "audio-visual-event-localization": Events,
-    "audio-visual-video-parsing": Tracks,
-    "audio-visual-segmentation": Masks,
-    "audio-visual-question-answering": Answers,
-}

@@ -10,8 +10,8 @@ from typing import Any
 
 from ..constants import MEDIA_SUFFIXES, MODALITIES
 from ..errors import CaeAvError, MediaError
+from ..task import Task, get_task
 from .captions import add_server_options, server_captioner
-from .outputs import OUTPUTS
 
 
 def add_command(commands: Any) -> None:
@@ -91,13 +91,13 @@ def _predict(options: argparse.Namespace) -> int:
     options.clips = find_clips(options.clips)
     captions = _read_captions(options.captions)
     task = _task_of(options.model)
-    output = OUTPUTS[task](options)
+    output = task.prediction_class(options)
     clips = [{**output.clip_inputs(clip), **_captions_of(clip, captions)} for clip in options.clips]
 
     # Only now, since these take seconds to load.
     from tqdm import tqdm
 
-    model = _load_pipeline(task, options, output.parameters())
+    model = _load_pipeline(task.pipeline_name, options, output.parameters())
     failed = []
     captioner = server_captioner(options)
     stream = model((clip for clip in clips), batch_size=options.batch_size, captioner=captioner)
@@ -177,23 +177,29 @@ def _captions_of(clip: str, captions: dict[str, dict[str, str]]) -> dict[str, st
     return {}
 
 
-def _task_of(model: str) -> str:
-    """The pipeline that a model is for, by the task of its configuration."""
+def _task_of(model: str) -> Task:
+    """
+    The task of a model, by its configuration.
+
+    Raises:
+        CaeAvError: There is no such model, or no pipeline for its task.
+    """
     from huggingface_hub.errors import StrictDataclassError
 
     from ..configuration_cae_av import CaeAvConfig
     from ..hub import check_model
-    from ..pipelines import TASK_PIPELINES
 
     check_model(model)
     try:
-        task = CaeAvConfig.from_pretrained(model).task
+        task = get_task(CaeAvConfig.from_pretrained(model).task)
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise CaeAvError(f"{model}: cannot be loaded as a model: {str(error).strip().splitlines()[-1]}") from error
-    return TASK_PIPELINES[task]
+    if task.pipeline_name is None:
+        raise CaeAvError(f"{model}: there is no pipeline for its task, {task.name}")
+    return task
 
 
-def _load_pipeline(task: str, options: argparse.Namespace, parameters: dict[str, Any]) -> Any:
+def _load_pipeline(name: Any, options: argparse.Namespace, parameters: dict[str, Any]) -> Any:
     from transformers import pipeline
     from transformers.utils import logging
 
@@ -203,7 +209,7 @@ def _load_pipeline(task: str, options: argparse.Namespace, parameters: dict[str,
     logging.disable_progress_bar()
     device = {} if options.device is None else {"device": options.device}
     try:
-        return pipeline(task, model=options.model, on_error="skip", **parameters, **device)
+        return pipeline(name, model=options.model, on_error="skip", **parameters, **device)
     except CaeAvError:
         raise
     except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:

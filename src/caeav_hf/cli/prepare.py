@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..constants import TASKS
 from ..errors import CaeAvError
+from ..task import tasks
 
 
 def add_command(commands: Any) -> None:
@@ -23,7 +23,7 @@ def add_command(commands: Any) -> None:
     prepare.add_argument("dataset", metavar="DATASET", help="a folder that a builder wrote")
     prepare.add_argument("--out", required=True, metavar="DIR", help="folder for the prepared data set")
     prepare.add_argument("--model", metavar="DIR", help="model folder or Hub id that the data is prepared for")
-    prepare.add_argument("--task", choices=TASKS, help="without --model: for the model of this task's recipe ...")
+    prepare.add_argument("--task", choices=tasks(), help="without --model: for the model of this task's recipe ...")
     prepare.add_argument("--size", choices=("full", "toy"), default="full", help="... and size (default: %(default)s)")
     prepare.add_argument(
         "--format",

@@ -13,10 +13,7 @@ from transformers.utils import logging
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from ..modeling.modeling_cae_av import CaeAvPreTrainedModel
-from ..tasks.event_localization.modeling import CaeAvForEventLocalization
-from ..tasks.question_answering.modeling import CaeAvForQuestionAnswering
-from ..tasks.segmentation.modeling import CaeAvForSegmentation
-from ..tasks.video_parsing.modeling import CaeAvForVideoParsing
+from ..task import get_task
 from ..towers.checkpoint_files import without_prefix
 from ..towers.loading import load_text_tower
 from ..towers.renaming import convert_keys
@@ -25,14 +22,6 @@ from ..towers.sizes import relative_position_indices
 from .key_map import sections
 from .sizes import official_config
 
-
-MODELS: Mapping[str, type[CaeAvPreTrainedModel]] = {
-    "ave": CaeAvForEventLocalization,
-    "avvp": CaeAvForVideoParsing,
-    "avs_s4": CaeAvForSegmentation,
-    "avs_ms3": CaeAvForSegmentation,
-    "avqa": CaeAvForQuestionAnswering,
-}
 
 _NO_TEXT = "the text tower: the authors read captions' features from files; give `text`, or features to the model"
 
@@ -82,7 +71,7 @@ def from_official(
         state, task, options, vision or {}, audio or {}, text_values, {**overrides}
     )
     has_old_swin = any(key.startswith("swin.layers.0.downsample.") for key in state)
-    model_class = MODELS[task]
+    model_class = get_task(task).model_class
     with torch.device("meta"):
         expected = {key: value.shape for key, value in model_class(config).state_dict().items()}
     tensors, report = convert_keys(state, expected, sections(task, pairs, has_old_swin), copy)

@@ -8,11 +8,10 @@ from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ..configuration_cae_av import CaeAvConfig
-from ..constants import TASKS
 from ..errors import CaeAvError
 from ..towers.evidence import Evidence
 from ..towers.sizes import audio_values, vision_values
-from .flags import SHAPING, shaping_flags
+from .flags import FLAGS, SHAPING, shaping_flags
 
 
 _ADAPTER = r"^{stream}(?:_moe)?_adapter_blocks_{part}\.(\d+)\."
@@ -42,8 +41,8 @@ def official_config(
     Raises:
         CaeAvError: Something that was given is unknown or contradicts a tensor, or the checkpoint is of no such model.
     """
-    if task not in TASKS:
-        raise CaeAvError(f"`task` must be one of {', '.join(TASKS)}, got {task!r}")
+    if task not in FLAGS:
+        raise CaeAvError(f"`task` must be one of {', '.join(FLAGS)}, got {task!r}")
     flags, without_effect = shaping_flags(options, task)
     told = Evidence(state)
     adapters = _adapters(told)

@@ -1,24 +1,16 @@
 """Clips into a batch: pads time and captions, and says with masks what is real."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
 import torch
 
-from caeav_hf.constants import IGNORED_LABEL, MODALITIES
+from caeav_hf.constants import MODALITIES
 from caeav_hf.errors import DataError
+from caeav_hf.task import FRAMES, Target, tasks
 
 
-# What a batch may have besides the clips and their captions, and what it is padded with.
-_TARGETS = {
-    "labels": IGNORED_LABEL,
-    "audio_labels": IGNORED_LABEL,
-    "visual_labels": IGNORED_LABEL,
-    "visual_3d_features": 0.0,
-    "question_ids": 0,
-    "question_mask": 0,
-}
 
 
 @dataclass(frozen=True)
@@ -27,23 +19,33 @@ class CaeAvCollator:
     Makes a batch of the clips of a [`CaeAvDataset`].
 
     Each clip is a dict with `pixel_values_videos` (T, 3, H, W), `input_features` (T, 1, frames, mels), optionally
-    `frame_mask` (T,), `labels` (T,) or (T, size, size), `visual_caption_ids` and `audio_caption_ids` (N,) or
-    `*_caption_embeds` (N, D), and `*_caption_mask` (N,) with them. For video parsing `labels` are those of the clip,
-    (C,) floating point, and `audio_labels`, `visual_labels` (T, C) and `visual_3d_features` (T, size) those of its
-    segments. For question answering `labels` is a number and `question_ids`, `question_mask` are (Q,). Other keys are
-    left out.
+    `frame_mask` (T,), `visual_caption_ids` and `audio_caption_ids` (N,) or `*_caption_embeds` (N, D), `*_caption_mask`
+    (N,) with them, and the targets of its task. Other keys are left out.
 
-    The batch has the same keys with the batch first. T, N and Q are those of the longest clip, caption and question.
-    Padding is 0, in labels -100, in the masks False or 0. If some clip of the batch has a caption of either kind, the
-    batch has both kinds for all; a caption that does not exist has a mask of zeros. If none has one, the batch has
-    none. Questions that have one and the same `pixel_values_videos`, as those about one clip that follow each other in
-    the data set, share it: the batch has each clip once, and `clip_index` (questions,), the clip of each question.
+    The batch has the same keys with the batch first. T and N are those of the longest clip and caption. Padding is 0,
+    in the masks False or 0, in a target what its task says, as -100 in labels. If some clip of the batch has a caption
+    of either kind, the batch has both kinds for all; a caption that does not exist has a mask of zeros. If none has
+    one, the batch has none.
+
+    Items with a target that shares clips, such as questions, and one and the same `pixel_values_videos`, as those
+    about one clip that follow each other in the data set, share it: the batch has each clip once, and `clip_index`
+    (items,), the clip of each item.
 
     Args:
         pad_token_id: Id that caption ids are padded with.
+        targets: The targets by name, those of a task ([`~task.Task`]). By default those of all tasks; whether one
+            that is not the same in all of them has as many segments as its clip is then not checked.
+
+    Raises:
+        DataError: Tasks pad a target differently, so that it is needed to know which task it is.
     """
 
     pad_token_id: int = 0
+    targets: Mapping[str, Target] | None = None
+
+    def __post_init__(self) -> None:
+        if self.targets is None:
+            object.__setattr__(self, "targets", _targets_of_all_tasks())
 
     def __call__(self, clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
@@ -51,17 +53,18 @@ class CaeAvCollator:
             DataError: Clips do not fit together (their sizes, or some have labels and others not), a clip's tensors
                 differ in T, or some captions are ids and others embeddings.
         """
+        targets = cast(Mapping[str, Target], self.targets)
         for clip in clips:
-            _check_lengths(clip)
-        distinct, clip_index = _distinct_clips(clips)
+            _check_lengths(clip, targets)
+        distinct, clip_index = _distinct_clips(clips, targets)
         batch = {name: _pad(distinct, name, 0.0) for name in ("pixel_values_videos", "input_features")}
         masks = [{"frame_mask": _frame_mask(clip)} for clip in distinct]
         batch["frame_mask"] = _pad(masks, "frame_mask", False)
         if len(distinct) < len(clips):
             batch["clip_index"] = clip_index
-        for name, value in _TARGETS.items():
+        for name, target in targets.items():
             if _in_all_or_none(clips, name):
-                batch[name] = _pad(clips, name, value)
+                batch[name] = _pad(clips, name, target.padding)
         return batch | self._captions(distinct)
 
     def _captions(self, clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -99,9 +102,23 @@ def _key(modality: str, part: str) -> str:
     return f"{modality}_caption_{part}"
 
 
-def _distinct_clips(items: Sequence[Mapping[str, Any]]) -> tuple[list[Mapping[str, Any]], torch.Tensor]:
-    """The items without those whose clip an earlier one has, if they are questions, and the clip of each item."""
-    if "question_ids" not in items[0]:
+def _targets_of_all_tasks() -> dict[str, Target]:
+    targets: dict[str, Target] = {}
+    for task in tasks().values():
+        for name, target in task.targets.items():
+            known = targets.setdefault(name, target)
+            if (known.padding, known.shares_clip) != (target.padding, target.shares_clip):
+                raise DataError(f"tasks pad `{name}` differently; expected `targets`, those of one task")
+            if known.axis != target.axis:
+                targets[name] = replace(known, axis=None)
+    return targets
+
+
+def _distinct_clips(
+    items: Sequence[Mapping[str, Any]], targets: Mapping[str, Target]
+) -> tuple[list[Mapping[str, Any]], torch.Tensor]:
+    """The items without those whose clip an earlier one has, if they may share it, and the clip of each item."""
+    if not any(target.shares_clip and name in items[0] for name, target in targets.items()):
         return list(items), torch.arange(len(items))
     numbers: dict[int, int] = {}
     index = [numbers.setdefault(id(item["pixel_values_videos"]), len(numbers)) for item in items]
@@ -112,16 +129,12 @@ def _frame_mask(clip: Mapping[str, Any]) -> torch.Tensor:
     return clip.get("frame_mask", torch.ones(len(clip["pixel_values_videos"]), dtype=torch.bool))
 
 
-def _check_lengths(clip: Mapping[str, Any]) -> None:
-    names = ("pixel_values_videos", "input_features", "frame_mask", *_TARGETS)
-    lengths = {name: len(clip[name]) for name in names if name in clip and not _is_of_whole_clip(name, clip[name])}
+def _check_lengths(clip: Mapping[str, Any], targets: Mapping[str, Target]) -> None:
+    along_time = [name for name, target in targets.items() if target.axis == FRAMES]
+    names = ("pixel_values_videos", "input_features", "frame_mask", *along_time)
+    lengths = {name: len(clip[name]) for name in names if name in clip}
     if len(set(lengths.values())) != 1:
         raise DataError(f"the tensors of a clip must have one length T, got {lengths}")
-
-
-def _is_of_whole_clip(name: str, tensor: torch.Tensor) -> bool:
-    """Whether a tensor has no axis of segments: classes of a clip (shares, not numbers), an answer, a question."""
-    return name.startswith("question_") or (name == "labels" and (tensor.is_floating_point() or not tensor.ndim))
 
 
 def _in_all_or_none(clips: Sequence[Mapping[str, Any]], name: str) -> bool:

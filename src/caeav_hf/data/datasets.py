@@ -54,6 +54,7 @@ class CaeAvDataset(torch.utils.data.Dataset):
             number of data sets and processors.
         mask_size: Side of the masks of segmentation; by default the processor's.
         use_captions: Whether the captions are read, where there are any.
+        task: What the rows are for; by default the task whose column of labels they have.
 
     Raises:
         DataError: `rows` is no such folder, lacks a column, or was prepared (see `data.prepared`) for other settings
@@ -69,6 +70,7 @@ class CaeAvDataset(torch.utils.data.Dataset):
         cache_dir: str | os.PathLike | None = None,
         mask_size: int | None = None,
         use_captions: bool = True,
+        task: str | None = None,
     ) -> None:
         self.rows = rows if isinstance(rows, datasets.Dataset) else load_rows(Path(rows), split)
         # Prepared clips that several questions are about lie apart from the questions.
@@ -83,6 +85,8 @@ class CaeAvDataset(torch.utils.data.Dataset):
             processor,
             cache_dir=cache_dir,
             mask_size=mask_size,
+            task=task,
+            source="`rows`:" if isinstance(rows, datasets.Dataset) else f"{rows}:",
         )
         self.processor = processor
         prepared = self.rows if self._clips is None else self._clips
@@ -113,7 +117,7 @@ class CaeAvDataset(torch.utils.data.Dataset):
             clip = row["clip"]
             if not self._make_item.holds(clip):
                 row |= self._clips[clip]
-        elif self._make_item.form.shares_clips:
+        elif self._make_item.task.shares_clips:
             clip = row["media"] or row.get("audio")
         return self._make_item(row, clip)
 
@@ -132,7 +136,7 @@ class CaeAvDataset(torch.utils.data.Dataset):
         A number for each row, the same for rows about the same clip, or None for tasks with one row a clip. Such rows
         cost least one after the other: the clip of the last one is kept.
         """
-        if not self._make_item.form.shares_clips:
+        if not self._make_item.task.shares_clips:
             return None
         numbers: dict[str, int] = {}
         return [numbers.setdefault(name, len(numbers)) for name in self.rows["video_id"]]

@@ -12,10 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
-from caeav_hf.errors import DataError
-
 from .prepared import question_features
-from .rows import row_form
+from .rows import RowForm, task_of_rows
 
 
 logger = logging.get_logger(__name__)
@@ -29,7 +27,8 @@ class ItemMaker:
 
     Args:
         features: The columns of the rows and their types.
-        processor, cache_dir, mask_size: As for [`CaeAvDataset`].
+        processor, cache_dir, mask_size, task: As for [`CaeAvDataset`].
+        source: What errors call the rows.
 
     Raises:
         DataError: A column is missing.
@@ -42,13 +41,13 @@ class ItemMaker:
         *,
         cache_dir: str | os.PathLike | None = None,
         mask_size: int | None = None,
+        task: str | None = None,
+        source: str = "`rows`:",
     ) -> None:
         columns = [*features, *question_features(features)]
-        form = row_form(columns)
-        if missing := [name for name in form.columns if name not in columns]:
-            raise DataError(f"`rows` lack the columns {', '.join(missing)}; they have {columns}")
+        self.task = task_of_rows(columns, task, source)
         self.processor = processor
-        self.form = form(processor, mask_size, features)
+        self.form: RowForm = self.task.row_form(processor, mask_size, features)
         self._cache = None if cache_dir is None else Path(cache_dir) / _settings_digest(processor)
         self._last_clip: tuple[Any, dict[str, torch.Tensor]] | None = None
 

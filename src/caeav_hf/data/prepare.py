@@ -27,6 +27,7 @@ import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from caeav_hf.errors import DataError, MediaError
+from caeav_hf.task import get_task
 
 from .card import front_matter
 from .files import write_json, write_text
@@ -41,7 +42,7 @@ from .prepared import (
     prepared_features,
     settings_text,
 )
-from .rows import RowForm, row_form
+from .rows import RowForm, task_of_rows
 from .schema import SPLITS
 from .shards import find_shards, load_rows
 
@@ -156,11 +157,12 @@ class _Split:
         self.rows = load_rows(source, name)
         if PREPARED in self.rows.column_names:
             raise DataError(f"{source}: is prepared already; expected what a builder wrote")
-        form = row_form(self.rows.column_names)
-        if task is not None and task not in form.tasks:
-            raise DataError(f"{source}: is a data set for {' or '.join(form.tasks)}; the model is for {task}")
+        columns = self.rows.column_names
+        if task is not None and get_task(task).label_column not in columns:
+            raise DataError(f"{source}: is a data set for {task_of_rows(columns).name}; the model is for {task}")
+        self.task = task_of_rows(columns, task)
         # Masks are stored as they are, so their size at training does not matter.
-        self.form: RowForm = form(processor, 1, self.rows.features)
+        self.form: RowForm = self.task.row_form(processor, 1, self.rows.features)
         self.features = prepared_features(self.rows.features)
         self.clips = self._clips()
         count = max(1, -(-len(self.clips) // shard_clips))
@@ -172,7 +174,7 @@ class _Split:
 
     def _clips(self) -> list[list[int]]:
         """The numbers of the rows of each clip."""
-        if not self.form.shares_clips:
+        if not self.task.shares_clips:
             return [[number] for number in range(len(self.rows))]
         # One name may be used for several clips, such as parts of one video.
         of_clip = [c for c in self.rows.column_names if c not in (*QUESTION_COLUMNS, *MEDIA_COLUMNS)]
@@ -261,7 +263,7 @@ class _Split:
             prepared |= {"media_start": None, "media_end": None}
         if "masks" in row:
             prepared["masks"] = [_embedded_mask(mask) for mask in row["masks"]]
-        if self.form.shares_clips:
+        if self.task.shares_clips:
             prepared[QUESTIONS] = [{name: one[name] for name in QUESTION_COLUMNS if name in one} for one in rows]
         return {name: prepared[name] for name in self.features}
 

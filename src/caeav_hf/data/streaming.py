@@ -51,7 +51,7 @@ class StreamedClips(torch.utils.data.Dataset):
 
     Args:
         data: The folder that a builder or `caeav prepare` wrote, or the name of such a data set on the Hub.
-        processor, split, cache_dir, mask_size, use_captions: As for [`CaeAvDataset`].
+        processor, split, cache_dir, mask_size, use_captions, task: As for [`CaeAvDataset`].
         shuffle_buffer: Rows of the buffer that `datasets` shuffles by, besides the order of the files; None leaves
             the rows in their order.
         seed: Seed of the order.
@@ -73,6 +73,7 @@ class StreamedClips(torch.utils.data.Dataset):
         num_processes: int = 1,
         cache_dir: str | os.PathLike | None = None,
         mask_size: int | None = None,
+        task: str | None = None,
         use_captions: bool = True,
     ) -> None:
         self._source = data, split
@@ -81,7 +82,9 @@ class StreamedClips(torch.utils.data.Dataset):
             rows = stream_rows(data, split, [name for name in rows.column_names if name not in caption_features()])
         self._columns = rows.column_names
         self.features = {**rows.features, **question_features(rows.features)}
-        self._make_item = ItemMaker(rows.features, processor, cache_dir=cache_dir, mask_size=mask_size)
+        self._make_item = ItemMaker(
+            rows.features, processor, cache_dir=cache_dir, mask_size=mask_size, task=task, source=f"{folder}:"
+        )
         if processor is not None and PREPARED in rows.features:
             for row in stream_rows(data, split, [PREPARED]).take(1):
                 check_settings(row[PREPARED], processor, str(data))
@@ -125,7 +128,7 @@ class StreamedClips(torch.utils.data.Dataset):
 
     def __getitem__(self, row: StreamedRow) -> dict[str, Any]:
         try:
-            return self._make_item(row.values, row.clip if self._make_item.form.shares_clips else None)
+            return self._make_item(row.values, row.clip if self._make_item.task.shares_clips else None)
         except MediaError as error:
             logger.warning(f"clip replaced by the first one that can be decoded: {error}")
         return {**self._replacement, "replaces": row.number}

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
-from ..architectures import MODEL_PIPELINES, TASK_MODELS
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
+from ..task import tasks
 from ..towers import lora
 from ..towers.base import TowerReader, build_tower
 from ..towers.frozen import freeze, is_adapted
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
+# What every model says of the agreement of sound and picture.
+AGREEMENT_OUTPUTS = ("agreement", "agreement_probs")
 # What explains an interaction and has a field of its own in the output.
-_EXPLAINED_FIELDS = (
-    *("agreement", "agreement_probs", "enrichment_weights", "audio_enrichment_weights", "router_probs"),
-)
+_EXPLAINED_FIELDS = (*AGREEMENT_OUTPUTS, "enrichment_weights", "audio_enrichment_weights", "router_probs")
 
 
 @dataclass
@@ -116,6 +116,12 @@ class CaeAvModelOutput(ModelOutput):
     frame_mask: torch.Tensor | None = None
 
 
+def random_words(batch_size: int, length: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return ids below `size` and mask, (batch_size, length) each, of random texts of different lengths."""
+    mask = torch.arange(length) < torch.randint(1, length + 1, (batch_size, 1), generator=generator)
+    return torch.randint(1, size, (batch_size, length), generator=generator) * mask, mask.long()
+
+
 class CaeAvPreTrainedModel(PreTrainedModel):
     """Initialisation, freezing, and construction from separately pretrained towers, for all CAE-AV models."""
 
@@ -133,6 +139,10 @@ class CaeAvPreTrainedModel(PreTrainedModel):
     ]
     # Losses are means over a batch's own frames or clips.
     accepts_loss_kwargs = False
+    # Whether some batches leave trained parameters of the head unused, for which distributed training then looks.
+    has_idle_parameters = False
+    # The outputs that a model has in an exported graph, as far as it gives them.
+    exported_outputs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: CaeAvConfig):
         super().__init__(config)
@@ -169,6 +179,41 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         for name, value in auxiliary.items():
             loss = loss + self.loss_weights[name] * value
         return {"loss": loss, "loss_dict": {"task": task_loss, **terms, **auxiliary}}
+
+    def example_inputs(self, batch_size: int, num_frames: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Return random inputs that only this model's head reads, for tracing it."""
+        return {}
+
+    def _encode(
+        self,
+        pixel_values_videos: Tensor,
+        input_features: Tensor,
+        frame_mask: Tensor | None,
+        *captions: Tensor | None,
+        labels: Tensor | None,
+        **outputs: bool | None,
+    ) -> tuple[Any, FrameLayout]:
+        """
+        Run the model under a head.
+
+        Args:
+            pixel_values_videos, input_features, frame_mask, captions: In the order of [`CaeAvModel.forward`].
+            labels: With them, the output has the losses.
+            outputs: `output_feature_maps` and `output_hidden_states`.
+
+        Returns:
+            The [`CaeAvModelOutput`], and where each frame of the batch belongs.
+        """
+        encoded = self.cae_av(
+            pixel_values_videos,
+            input_features,
+            frame_mask,
+            *captions,
+            return_loss=labels is not None,
+            return_dict=True,
+            **outputs,
+        )
+        return encoded, FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
 
     def add_lora(self, config: "LoraConfig") -> None:
         """
@@ -253,7 +298,8 @@ class CaeAvPreTrainedModel(PreTrainedModel):
     @classmethod
     def _refuse_other_task(cls, pretrained_model_name_or_path: Any = None, **kwargs: Any) -> None:
         """A checkpoint of another task has no weights for the head of this class, which would stay random."""
-        own = next((base.__name__ for base in cls.__mro__ if base.__name__ in MODEL_PIPELINES), None)
+        heads = {task.name: task.model_name for task in tasks().values()}
+        own = next((base.__name__ for base in cls.__mro__ if base.__name__ in heads.values()), None)
         if own is None or pretrained_model_name_or_path is None:
             return
         hub = ("cache_dir", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -266,12 +312,12 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         if values.get("model_type") != CaeAvConfig.model_type:
             return
         task = values.get("task", CaeAvConfig.task)
-        held = (values.get("architectures") or [TASK_MODELS.get(task)])[0]
-        if held in MODEL_PIPELINES and held != own:
-            tasks = ", ".join(repr(name) for name, model in TASK_MODELS.items() if model == own)
+        held = (values.get("architectures") or [heads.get(task)])[0]
+        if held in heads.values() and held != own:
+            own_tasks = ", ".join(repr(name) for name, model in heads.items() if model == own)
             raise CaeAvError(
                 f"{pretrained_model_name_or_path} is a checkpoint of {held} (task {task!r}) and holds no head of "
-                f"{cls.__name__} (task {tasks}); load it with {held}, or its encoder alone with CaeAvModel"
+                f"{cls.__name__} (task {own_tasks}); load it with {held}, or its encoder alone with CaeAvModel"
             )
 
     def save_pretrained(
@@ -375,6 +421,8 @@ class CaeAvModel(CaeAvPreTrainedModel):
     Args:
         config: The configuration.
     """
+
+    exported_outputs = ("visual_hidden_state", "audio_hidden_state", *AGREEMENT_OUTPUTS)
 
     def __init__(self, config: CaeAvConfig):
         super().__init__(config)

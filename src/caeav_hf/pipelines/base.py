@@ -20,6 +20,7 @@ from ..media.containers import reusable, source_name
 from ..media.inputs import is_frames
 from ..media.segments import count_segments
 from ..processing import CaeAvProcessor
+from ..task import get_task
 from .captions import CAPTIONS, attach_captions, split_captions
 from .clips import GivenClip, assemble, read_given
 
@@ -353,7 +354,7 @@ class CaeAvPipeline(Pipeline):
         """Run the model on the windows of the clips that could be decoded."""
         outputs = []
         for chosen in self._batches(model_inputs):
-            batch = CaeAvCollator()(chosen)
+            batch = CaeAvCollator(targets=get_task(self.model.config.task).targets)(chosen)
             assert batch is not None
             # Captions are needed for all clips of a batch or for none; ids are whole numbers and keep their type.
             batch = {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in batch.items()}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from ..processing.intervals import LocalizedSegments
+from ..tasks.event_localization.results import LocalizedSegments
 from .base import CaeAvPipeline
 
 

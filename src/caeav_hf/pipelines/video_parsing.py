@@ -6,7 +6,7 @@ import torch
 
 from ..errors import CaeAvError
 from ..media.clip import Clip
-from ..processing.intervals import ParsedSegments
+from ..tasks.video_parsing.results import ParsedSegments
 from .base import CaeAvPipeline
 
 

@@ -1,29 +1,12 @@
-"""Segments that carry a label as intervals of time, and what a task finds in each segment."""
+"""What the results of several tasks share: intervals of time, agreement, checks of a model's outputs."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
-
-def has_class(
-    frame_probs: torch.Tensor, clip_probs: torch.Tensor, threshold: float = 0.5, video_threshold: float = 0.5
-) -> torch.Tensor:
-    """
-    The rule of video parsing: a segment has a class in a modality where both its own probability reaches `threshold`
-    and that of the whole clip reaches `video_threshold`.
-
-    Args:
-        frame_probs: (B, T, C), probabilities in the modality's segments.
-        clip_probs: (B, C), probabilities in the modality of the whole clip.
-        threshold, video_threshold: From 0 to 1.
-
-    Returns:
-        (B, T, C) bool.
-    """
-    return (frame_probs >= threshold) & (clip_probs >= video_threshold)[:, None]
+from ..errors import CaeAvError
 
 
 def intervals_of(
@@ -54,20 +37,35 @@ def intervals_of(
     ]
 
 
-def misaligned_intervals(agreement: np.ndarray, real: np.ndarray, segment_seconds: float) -> list[dict[str, float]]:
+def joined_agreement(parts: Sequence[Any]) -> np.ndarray | None:
+    """The `agreement` of consecutive parts of a clip, (T,), if all of them have one."""
+    agreement = [part.agreement for part in parts if part.agreement is not None]
+    return np.concatenate(agreement) if len(agreement) == len(parts) else None
+
+
+def agreement_of_segments(
+    agreement: np.ndarray | None, is_calibrated: bool, segment_seconds: float, real: np.ndarray | None = None
+) -> dict[str, Any]:
     """
-    Runs of segments whose sound and picture probably do not belong together.
+    What results say about the agreement of sound and picture.
 
     Args:
-        agreement: (T,), probability that they do, where as many pairs do as do not.
-        real: (T,) bool, False for segments that are left out.
+        agreement: (T,), or None where the model gave none.
+        is_calibrated: Whether it is the probability that both belong together, where as many pairs do as do not. The
+            cosine of an uncalibrated model tells nothing about misalignment.
         segment_seconds: Seconds of a segment.
+        real: (T,) bool, False for segments that are left out; by default none is.
 
     Returns:
-        For each run of segments below 0.5 a dict of `start` and `end` (seconds after the first segment began) and
-        `agreement`, the mean of the segments'.
+        A dict of **agreement**, one a segment, None where there is none, and **misaligned**, runs of segments with a
+        probability below 0.5: dicts of `start` and `end` (seconds after the first segment began) and `agreement`, the
+        mean of the segments'; None where it is not calibrated.
     """
-    return [
+    if agreement is None:
+        return {"agreement": None, "misaligned": None}
+    if real is None:
+        real = np.ones(len(agreement), bool)
+    misaligned = [
         {
             "start": run[0] * segment_seconds,
             "end": (run[-1] + 1) * segment_seconds,
@@ -75,154 +73,33 @@ def misaligned_intervals(agreement: np.ndarray, real: np.ndarray, segment_second
         }
         for run in _runs(((agreement < 0.5) & real).nonzero()[0].tolist())
     ]
+    return {"agreement": agreement[real].tolist(), "misaligned": misaligned if is_calibrated else None}
 
 
-@dataclass(frozen=True, eq=False)
-class LocalizedSegments:
-    """
-    The events in the segments of a clip.
-
-    Attributes:
-        real: (T,) bool, False for segments that are left out; those after them keep their times.
-        label_ids: (T,) int64, the class of the window in which the segment lies, or with head `mlp` the segment's own.
-        active: (T,) bool, whether the segment has an event of this class; if not, it is background.
-        scores: (T,) float32, of the event, also where the segment is background.
-        agreement: (T,) float32, or None where the model gave none: the probability that sound and picture belong
-            together if `is_calibrated`, else the cosine of the modalities.
-        is_calibrated: Whether the model was trained with the agreement loss.
-    """
-
-    real: np.ndarray
-    label_ids: np.ndarray
-    active: np.ndarray
-    scores: np.ndarray
-    agreement: np.ndarray | None
-    is_calibrated: bool = False
-
-    @classmethod
-    def joined(cls, parts: Sequence["LocalizedSegments"]) -> "LocalizedSegments":
-        """The segments of consecutive parts of a clip."""
-        return cls(
-            np.concatenate([part.real for part in parts]),
-            np.concatenate([part.label_ids for part in parts]),
-            np.concatenate([part.active for part in parts]),
-            np.concatenate([part.scores for part in parts]),
-            _joined_agreement(parts),
-            all(part.is_calibrated for part in parts),
+def real_frames(outputs: Any, frame_mask: torch.Tensor | None, shape: torch.Size, name: str) -> torch.Tensor:
+    """Which frames of the outputs are real, (B, T): as given, as the model says, or all."""
+    if frame_mask is None:
+        frame_mask = outputs.get("frame_mask")
+    if frame_mask is None:
+        frame_mask = torch.ones(shape, dtype=torch.bool)
+    if frame_mask.shape != shape:
+        raise CaeAvError(
+            f"`frame_mask` has shape {tuple(frame_mask.shape)}; expected that of `{name}`, {tuple(shape)}"
         )
-
-    def events(self, name_of: Callable[[int], str], segment_seconds: float) -> dict[str, Any]:
-        """
-        The events as intervals and as one label a segment.
-
-        Args:
-            name_of: Gives the name of a class.
-            segment_seconds: Seconds of a segment.
-
-        Returns:
-            A dict of **intervals** (see [`intervals_of`]) by start, **segments**, labels or `"background"`, **scores**
-            and **agreement**, each one a segment, and **misaligned** (see [`misaligned_intervals`]); `agreement` may
-            be None, and `misaligned` is where it is not calibrated.
-        """
-        active = self.active & self.real
-        found = [
-            interval
-            for label_id in np.unique(self.label_ids[active]).tolist()
-            for interval in intervals_of(
-                (active & (self.label_ids == label_id)).nonzero()[0].tolist(),
-                self.scores,
-                name_of(label_id),
-                label_id,
-                segment_seconds,
-            )
-        ]
-        pairs = zip(self.label_ids[self.real].tolist(), self.active[self.real].tolist(), strict=True)
-        return {
-            "intervals": sorted(found, key=lambda interval: interval["start"]),
-            "segments": [name_of(label_id) if is_event else "background" for label_id, is_event in pairs],
-            "scores": self.scores[self.real].tolist(),
-            "agreement": None if self.agreement is None else self.agreement[self.real].tolist(),
-            "misaligned": misaligned_intervals(self.agreement, self.real, segment_seconds)
-            if self.agreement is not None and self.is_calibrated
-            else None,
-        }
+    return frame_mask
 
 
-@dataclass(frozen=True, eq=False)
-class ParsedSegments:
-    """
-    What is heard and what is seen in the segments of a clip.
-
-    Attributes:
-        audible, visible: (T, C) bool, whether a segment has a class.
-        audible_scores, visible_scores: (T, C) float32, probabilities.
-        agreement: (T,) float32, or None where the model gave none: the probability that sound and picture belong
-            together if `is_calibrated`, else the cosine of the modalities.
-        is_calibrated: Whether the model was trained with the agreement loss.
-    """
-
-    audible: np.ndarray
-    visible: np.ndarray
-    audible_scores: np.ndarray
-    visible_scores: np.ndarray
-    agreement: np.ndarray | None
-    is_calibrated: bool = False
-
-    @classmethod
-    def joined(cls, parts: Sequence["ParsedSegments"]) -> "ParsedSegments":
-        """The segments of consecutive parts of a clip."""
-        return cls(
-            np.concatenate([part.audible for part in parts]),
-            np.concatenate([part.visible for part in parts]),
-            np.concatenate([part.audible_scores for part in parts]),
-            np.concatenate([part.visible_scores for part in parts]),
-            _joined_agreement(parts),
-            all(part.is_calibrated for part in parts),
-        )
-
-    def tracks(self, name_of: Callable[[int], str], segment_seconds: float) -> dict[str, Any]:
-        """
-        The segments as tracks of intervals.
-
-        Args:
-            name_of: Gives the name of a class.
-            segment_seconds: Seconds of a segment.
-
-        Returns:
-            A dict of **audible**, **visible** and **both**, lists of intervals (see [`intervals_of`]) by start, and
-            **agreement**, one a segment, or None, and **misaligned** (see [`misaligned_intervals`]), None where the
-            agreement is not calibrated.
-        """
-
-        def track(active: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
-            found = [
-                interval
-                for label_id in active.any(0).nonzero()[0].tolist()
-                for interval in intervals_of(
-                    active[:, label_id].nonzero()[0].tolist(),
-                    scores[:, label_id],
-                    name_of(label_id),
-                    label_id,
-                    segment_seconds,
-                )
-            ]
-            return sorted(found, key=lambda interval: interval["start"])
-
-        return {
-            "audible": track(self.audible, self.audible_scores),
-            "visible": track(self.visible, self.visible_scores),
-            "both": track(self.audible & self.visible, self.audible_scores * self.visible_scores),
-            "agreement": None if self.agreement is None else self.agreement.tolist(),
-            "misaligned": misaligned_intervals(self.agreement, np.ones(len(self.agreement), bool), segment_seconds)
-            if self.agreement is not None and self.is_calibrated
-            else None,
-        }
+def check_threshold(name: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise CaeAvError(f"`{name}` must lie in [0, 1], got {value}")
 
 
-def _joined_agreement(parts: Sequence[LocalizedSegments] | Sequence[ParsedSegments]) -> np.ndarray | None:
-    """The agreement of consecutive parts of a clip, (T,), if all of them have one."""
-    agreement = [part.agreement for part in parts if part.agreement is not None]
-    return np.concatenate(agreement) if len(agreement) == len(parts) else None
+def last_agreement(outputs: Any) -> torch.Tensor | None:
+    """Agreement (B, T) at the last stage, if the model gave any: calibrated if it can be, else the cosine."""
+    # One tensor a stage, or a graph's one tensor with the stages first.
+    found = [outputs.get(name) for name in ("agreement_probs", "agreement")]
+    stages = next((value for value in found if value is not None and len(value)), None)
+    return None if stages is None else stages[-1].detach().float().cpu()
 
 
 def _runs(segments: Sequence[int]) -> list[list[int]]:

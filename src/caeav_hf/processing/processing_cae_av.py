@@ -1,6 +1,5 @@
 """The processor of CAE-AV: clips and captions -> the tensors of the model, and its outputs -> labelled intervals."""
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,7 +12,6 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
 from ..errors import CaeAvError
-from ..labels import MUSIC_AVQA_QUESTION_WORDS
 from ..media.clip import Clip, MissingAudio, check_missing_audio, load_clip
 from ..media.containers import MediaSource, source_name
 from ..media.inputs import (
@@ -30,8 +28,8 @@ from ..media.inputs import (
 from ..media.segments import FrameSampling, count_segments
 from ..media.sound import load_audio, spread_sound
 from ..remote_code import AUTO_MAP, write_stub
+from ..task import get_task
 from .feature_extraction_cae_av import CaeAvFeatureExtractor
-from .intervals import LocalizedSegments, ParsedSegments, has_class
 from .question_tokenization import question_tokenizer_from_words
 from .tokenization import build_clip_tokenizer, clean_caption
 from .video_processing_cae_av import CaeAvVideoProcessor
@@ -107,9 +105,10 @@ class CaeAvProcessor(ProcessorMixin):
         Raises:
             CaeAvError: The tokenizer has more words than the configuration.
         """
-        if config.task == "avqa":
+        words = get_task(config.task).question_words
+        if words is not None:
             if question_tokenizer is None:
-                question_tokenizer = question_tokenizer_from_words(MUSIC_AVQA_QUESTION_WORDS)
+                question_tokenizer = question_tokenizer_from_words(words)
             if len(question_tokenizer) > config.question_vocab_size:
                 raise CaeAvError(
                     f"`question_tokenizer` has {len(question_tokenizer)} words; expected at most the "
@@ -519,12 +518,11 @@ class CaeAvProcessor(ProcessorMixin):
         Raises:
             CaeAvError: A tensor has another shape than stated, or `threshold` lies outside [0, 1].
         """
-        segments = self.localized_segments(outputs, threshold, frame_mask)
-        return [self.events_of(clip, segment_seconds) for clip in segments]
+        return get_task("ave").result_module.post_process(self, outputs, threshold, segment_seconds, frame_mask)
 
     def localized_segments(
         self, outputs: Any, threshold: float = 0.5, frame_mask: torch.Tensor | None = None
-    ) -> list[LocalizedSegments]:
+    ) -> list[Any]:
         """
         What the output of [`CaeAvForEventLocalization`] says of each segment. Those of consecutive parts of a clip can
         be joined before [`CaeAvProcessor.events_of`] makes intervals of them.
@@ -535,46 +533,11 @@ class CaeAvProcessor(ProcessorMixin):
         Raises:
             CaeAvError: A tensor has another shape than stated, or `threshold` lies outside [0, 1].
         """
-        _check_threshold("threshold", threshold)
-        event_logits, class_logits = outputs["event_logits"], outputs["class_logits"]
-        if event_logits.ndim != 2 or class_logits.ndim != 2 or len(event_logits) != len(class_logits):
-            raise CaeAvError(
-                "expected `event_logits` (B, T) and `class_logits` (B, C), got shapes "
-                f"{tuple(event_logits.shape)} and {tuple(class_logits.shape)}"
-            )
-        real = _real_frames(outputs, frame_mask, event_logits.shape, "event_logits").bool().cpu()
-        agreement = _last_agreement(outputs)
-        frame_log_probs = outputs.get("frame_log_probs")
-        if frame_log_probs is None:
-            events = event_logits.detach().float().sigmoid().cpu()
-            chances, labels = class_logits.detach().float().softmax(-1).max(-1)
-            scores = events * chances.cpu()[:, None]
-            labels = labels.cpu()[:, None].expand_as(events)
-        else:
-            expected = (*event_logits.shape, class_logits.shape[1] + 1)
-            if frame_log_probs.shape != expected:
-                raise CaeAvError(f"expected `frame_log_probs` {expected}, got shape {tuple(frame_log_probs.shape)}")
-            # In double precision, in which a sigmoid just above one half does not become equal to it.
-            best, labels = frame_log_probs[..., :-1].detach().cpu().double().max(-1)
-            events = (best - frame_log_probs[..., -1].detach().cpu().double()).sigmoid()
-            scores = best.exp().float()
-        # Padding stands at the end; without it, segments of a clip's next window can follow.
-        lengths = [int(mask.nonzero().max()) + 1 if mask.any() else 0 for mask in real]
-        return [
-            LocalizedSegments(
-                real=real[clip, :length].numpy(),
-                label_ids=labels[clip, :length].numpy(),
-                active=(events[clip, :length] > threshold).numpy(),
-                scores=scores[clip, :length].numpy(),
-                agreement=None if agreement is None else agreement[clip, :length].numpy(),
-                is_calibrated=outputs.get("agreement_probs") is not None,
-            )
-            for clip, length in enumerate(lengths)
-        ]
+        return get_task("ave").result_module.localized_segments(outputs, threshold, frame_mask)
 
-    def events_of(self, segments: LocalizedSegments, segment_seconds: float | None = None) -> dict[str, Any]:
+    def events_of(self, segments: Any, segment_seconds: float | None = None) -> dict[str, Any]:
         """The events of one clip, as [`CaeAvProcessor.post_process_event_localization`] has them."""
-        return segments.events(self._label, self.segment_seconds if segment_seconds is None else segment_seconds)
+        return get_task("ave").result_module.events_of(self, segments, segment_seconds)
 
     def post_process_segmentation(
         self,
@@ -603,23 +566,7 @@ class CaeAvProcessor(ProcessorMixin):
             CaeAvError: A tensor has another shape than stated, `threshold` lies outside [0, 1], or there are not as
                 many sizes as clips.
         """
-        _check_threshold("threshold", threshold)
-        logits = outputs["logits"]
-        if logits.ndim != 5 or logits.shape[2] != 1:
-            raise CaeAvError(f"expected `logits` (B, T, 1, S, S), got shape {tuple(logits.shape)}")
-        if target_sizes is not None and len(target_sizes) != len(logits):
-            raise CaeAvError(f"`target_sizes` must have one size a clip ({len(logits)}), got {len(target_sizes)}")
-        frame_mask = _real_frames(outputs, frame_mask, logits.shape[:2], "logits")
-        results = []
-        for clip, maps in enumerate(logits.detach().float()):
-            maps = maps[frame_mask[clip].bool().to(maps.device)]
-            if target_sizes is not None:
-                # Logits, not probabilities, are smooth: the edge of a mask stays where it is.
-                size = (int(target_sizes[clip][0]), int(target_sizes[clip][1]))
-                maps = torch.nn.functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
-            probabilities = maps[:, 0].sigmoid().cpu().numpy()
-            results.append({"probabilities": probabilities, "masks": probabilities > threshold})
-        return results
+        return get_task("avs_s4").result_module.post_process(self, outputs, target_sizes, threshold, frame_mask)
 
     def post_process_video_parsing(
         self,
@@ -646,8 +593,7 @@ class CaeAvProcessor(ProcessorMixin):
         Raises:
             CaeAvError: A tensor has another shape than stated, or a threshold lies outside [0, 1].
         """
-        segments = self.parsed_segments(outputs, threshold, video_threshold, frame_mask)
-        return [self.parsing_tracks(clip) for clip in segments]
+        return get_task("avvp").result_module.post_process(self, outputs, threshold, video_threshold, frame_mask)
 
     def parsed_segments(
         self,
@@ -655,13 +601,13 @@ class CaeAvProcessor(ProcessorMixin):
         threshold: float = 0.5,
         video_threshold: float = 0.5,
         frame_mask: torch.Tensor | None = None,
-    ) -> list[ParsedSegments]:
+    ) -> list[Any]:
         """
         What the output of [`CaeAvForVideoParsing`] says of each segment. Those of consecutive parts of a clip can be
         joined before [`CaeAvProcessor.parsing_tracks`] makes intervals of them.
 
-        Where a segment has a class is decided by [`~processing.intervals.has_class`]. The official formulation's frame
-        probabilities go above 1 at times; scores do not.
+        Where a segment has a class is decided by [`~tasks.video_parsing.results.has_class`]. The official
+        formulation's frame probabilities go above 1 at times; scores do not.
 
         Args:
             outputs: `audio_probs`, `visual_probs` (B, C), `audio_frame_probs`, `visual_frame_probs` (B, T, C) and, if
@@ -673,41 +619,11 @@ class CaeAvProcessor(ProcessorMixin):
         Raises:
             CaeAvError: A tensor has another shape than stated, or a threshold lies outside [0, 1].
         """
-        _check_threshold("threshold", threshold)
-        _check_threshold("video_threshold", video_threshold)
-        shapes = {
-            name: tuple(outputs[name].shape)
-            for name in ("audio_frame_probs", "visual_frame_probs", "audio_probs", "visual_probs")
-        }
-        whole = shapes["audio_frame_probs"]
-        if len(whole) != 3 or list(shapes.values()) != [whole, whole, (whole[0], whole[2]), (whole[0], whole[2])]:
-            raise CaeAvError(
-                "expected `audio_frame_probs` and `visual_frame_probs` (B, T, C), `audio_probs` and `visual_probs` "
-                f"(B, C), got shapes {', '.join(map(str, shapes.values()))}"
-            )
-        real = _real_frames(outputs, frame_mask, torch.Size(whole[:2]), "audio_frame_probs").bool().cpu()
-        agreement = _last_agreement(outputs)
-        active, scores = {}, {}
-        for modality in ("audio", "visual"):
-            frames = outputs[f"{modality}_frame_probs"].detach().float().cpu()
-            clips = outputs[f"{modality}_probs"].detach().float().cpu()
-            active[modality] = has_class(frames, clips, threshold, video_threshold)
-            scores[modality] = frames.clamp(max=1.0)
-        return [
-            ParsedSegments(
-                audible=active["audio"][clip, mask].numpy(),
-                visible=active["visual"][clip, mask].numpy(),
-                audible_scores=scores["audio"][clip, mask].numpy(),
-                visible_scores=scores["visual"][clip, mask].numpy(),
-                agreement=None if agreement is None else agreement[clip, mask].numpy(),
-                is_calibrated=outputs.get("agreement_probs") is not None,
-            )
-            for clip, mask in enumerate(real)
-        ]
+        return get_task("avvp").result_module.parsed_segments(outputs, threshold, video_threshold, frame_mask)
 
-    def parsing_tracks(self, segments: ParsedSegments) -> dict[str, Any]:
+    def parsing_tracks(self, segments: Any) -> dict[str, Any]:
         """The tracks of one clip, as [`CaeAvProcessor.post_process_video_parsing`] has them."""
-        return segments.tracks(self._label, self.segment_seconds)
+        return get_task("avvp").result_module.parsing_tracks(self, segments)
 
     def post_process_question_answering(
         self, outputs: Any, top_k: int = 5, frame_mask: torch.Tensor | None = None
@@ -734,35 +650,15 @@ class CaeAvProcessor(ProcessorMixin):
         Raises:
             CaeAvError: A tensor has another shape than stated, or `top_k` is below 1.
         """
-        if top_k < 1:
-            raise CaeAvError(f"`top_k` must be at least 1, got {top_k}")
-        logits = outputs["logits"]
-        if logits.ndim != 2:
-            raise CaeAvError(f"expected `logits` (B, answers), got shape {tuple(logits.shape)}")
-        scores, label_ids = logits.detach().float().softmax(-1).cpu().sort(-1, descending=True)
-        when = {
-            name: outputs[name].detach().float().cpu()
-            for name in ("visual_attention", "audio_attention", "grounding")
-            if outputs.get(name) is not None
-        }
-        results = []
-        for question in range(len(logits)):
-            ranked = zip(scores[question, :top_k].tolist(), label_ids[question, :top_k].tolist(), strict=True)
-            result: dict[str, Any] = {
-                "answers": [
-                    {"answer": self._label(label_id), "label_id": label_id, "score": score}
-                    for score, label_id in ranked
-                ],
-                **dict.fromkeys(("visual_attention", "audio_attention", "grounding")),
-            }
-            for name, weights in when.items():
-                real = _real_frames(outputs, frame_mask, weights.shape[:2], name)[question].bool().cpu()
-                kept = weights[question, real]
-                result[name] = _square(kept, name).numpy() if name == "grounding" else kept.tolist()
-            results.append(result)
-        return results
+        return get_task("avqa").result_module.post_process(self, outputs, top_k, frame_mask)
 
-    def _label(self, label_id: int) -> str:
+    def label_name(self, label_id: int) -> str:
+        """
+        Return the name of a class.
+
+        Raises:
+            CaeAvError: The processor knows the classes of another model.
+        """
         if self.id2label is None:
             return f"LABEL_{label_id}"
         if label_id not in self.id2label:
@@ -771,40 +667,6 @@ class CaeAvProcessor(ProcessorMixin):
                 "expected a processor made for the same classes as the model"
             )
         return self.id2label[label_id]
-
-
-def _real_frames(outputs: Any, frame_mask: torch.Tensor | None, shape: torch.Size, name: str) -> torch.Tensor:
-    """Which frames of the outputs are real, (B, T): as given, as the model says, or all."""
-    if frame_mask is None:
-        frame_mask = outputs.get("frame_mask")
-    if frame_mask is None:
-        frame_mask = torch.ones(shape, dtype=torch.bool)
-    if frame_mask.shape != shape:
-        raise CaeAvError(
-            f"`frame_mask` has shape {tuple(frame_mask.shape)}; expected that of `{name}`, {tuple(shape)}"
-        )
-    return frame_mask
-
-
-def _check_threshold(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise CaeAvError(f"`{name}` must lie in [0, 1], got {value}")
-
-
-def _last_agreement(outputs: Any) -> torch.Tensor | None:
-    """Agreement (B, T) at the last stage, if the model gave any: calibrated if it can be, else the cosine."""
-    # One tensor a stage, or a graph's one tensor with the stages first.
-    found = [outputs.get(name) for name in ("agreement_probs", "agreement")]
-    stages = next((value for value in found if value is not None and len(value)), None)
-    return None if stages is None else stages[-1].detach().float().cpu()
-
-
-def _square(weights: torch.Tensor, name: str) -> torch.Tensor:
-    """(T, tokens) row by row -> (T, rows, columns)."""
-    side = math.isqrt(weights.shape[-1])
-    if weights.ndim != 2 or side * side != weights.shape[-1]:
-        raise CaeAvError(f"expected `{name}` (B, T, tokens of a square grid), got {tuple(weights.shape)} for a clip")
-    return weights.unflatten(-1, (side, side))
 
 
 def _is_array(value: Any) -> bool:

@@ -14,7 +14,7 @@ workers nor stopping and resuming changes it.
 """
 
 import operator
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
@@ -36,12 +36,14 @@ class Augmentation:
     Args:
         flip_frames, spec_augment, mixup: The switches.
         seed: Seed of what is drawn.
+        images: Targets that are mirrored with the frames.
     """
 
     flip_frames: bool = False
     spec_augment: bool = False
     mixup: bool = False
     seed: int = 0
+    images: tuple[str, ...] = ()
 
     def __call__(self, dataset: Any, index: SupportsIndex, epoch: int) -> dict[str, Any]:
         """Return the item `index` of a data set as it is in an epoch."""
@@ -50,7 +52,7 @@ class Augmentation:
         # Always drawn, so that no switch changes what another one does.
         flips, other, weight = generator.random() < 0.5, int(generator.integers(len(dataset))), _weight(generator)
         if self.flip_frames and flips:
-            item = flip(item)
+            item = flip(item, self.images)
         if self.mixup:
             features = mix(item["input_features"], dataset[other]["input_features"], weight)
             item = {**item, "input_features": features}
@@ -88,13 +90,10 @@ class AugmentedClips(Dataset):
         self._epoch.fill_(epoch)
 
 
-def flip(item: Mapping[str, Any]) -> dict[str, Any]:
-    """The item with frames, and masks if there are any, mirrored left to right."""
-    flipped = {**item, "pixel_values_videos": item["pixel_values_videos"].flip(-1)}
-    labels = item.get("labels")
-    if labels is not None and labels.ndim == 3:  # (T, size, size)
-        flipped["labels"] = labels.flip(-1)
-    return flipped
+def flip(item: Mapping[str, Any], images: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the item with its frames, and the targets that are images, mirrored left to right."""
+    names = ("pixel_values_videos", *(name for name in images if name in item))
+    return {**item, **{name: item[name].flip(-1) for name in names}}
 
 
 def mix(features: torch.Tensor, others: torch.Tensor, weight: float) -> torch.Tensor:

@@ -17,6 +17,7 @@ from ..data.streaming import StreamedClips
 from ..errors import CaeAvError
 from ..hub import check_model
 from ..processing import CaeAvProcessor, build_question_tokenizer, clean_caption
+from ..task import Task, get_task
 from ..towers.frozen import is_adapted
 from ..towers.lora import tower_lora_config
 from .augmentation import Augmentation, AugmentedClips
@@ -24,7 +25,6 @@ from .caption_features import open_store
 from .captions import CaptionFeatures
 from .recipe import Recipe
 from .run_folder import without_progress_bars
-from .tasks import TaskDefinition, get_task
 
 
 Clips = CaeAvDataset | StreamedClips
@@ -89,8 +89,8 @@ def may_leave_parameters_out(model: Any, data: Clips) -> bool:
     Whether some step may not use every trained parameter: distributed training has to look for them then, at a cost.
     """
     config = model.config
-    if config.is_official or config.task == "avqa":
-        # The authors' encoders keep a layer that only gives its weights away; a batch of one clip matches no other.
+    if config.is_official or model.has_idle_parameters:
+        # The authors' encoders keep a layer that only gives its weights away.
         return True
     columns = [f"{side}_caption" for side in MODALITIES]
     has_all = all(name in data.features and all(data.column(name)) for name in columns)
@@ -222,6 +222,7 @@ def load_split(
         "split": split,
         "cache_dir": recipe.cache_dir,
         "use_captions": recipe.use_captions,
+        "task": recipe.task,
         # Without a processor the rows are only looked at, so any size of masks will do.
         "mask_size": None if processor is not None else 1,
     }
@@ -237,7 +238,6 @@ def load_split(
         data = StreamedClips(_data_folder(recipe), processor, **options)
     else:
         data = CaeAvDataset(_data_folder(recipe), processor, **options)
-    _check_task(data, recipe)
     if not len(data):
         raise CaeAvError(f"{recipe.data}: split {split!r} has no clips")
     return data
@@ -248,19 +248,11 @@ def augmented(data: Clips, recipe: Recipe) -> Clips | AugmentedClips:
     switches = {name: getattr(recipe, name) for name in ("flip_frames", "spec_augment", "mixup")}
     if not any(switches.values()):
         return data
-    return AugmentedClips(data, Augmentation(**switches, seed=recipe.seed))
+    images = tuple(name for name, target in get_task(recipe.task).targets.items() if target.is_image)
+    return AugmentedClips(data, Augmentation(**switches, seed=recipe.seed, images=images))
 
 
-def _check_task(data: Clips, recipe: Recipe) -> None:
-    column = get_task(recipe.task).label_column
-    if column not in data.features:
-        raise CaeAvError(
-            f"{recipe.data}: has no column {column!r}, which task {recipe.task} needs; it has "
-            f"{', '.join(data.features)}"
-        )
-
-
-def class_names(data: Clips, task: TaskDefinition) -> list[str] | None:
+def class_names(data: Clips, task: Task) -> list[str] | None:
     """Names of the classes of a data set, in the order of their labels; `None` for a task without classes."""
     if task.class_column is None:
         return None
@@ -282,7 +274,7 @@ def read_question_tokenizer(recipe: Recipe) -> Any:
     The tokenizer of the words of the training questions; `None` for a task without questions, and where training
     starts from a model, which has its own.
     """
-    if recipe.task != "avqa" or recipe.model is not None:
+    if get_task(recipe.task).question_words is None or recipe.model is not None:
         return None
     return build_question_tokenizer(load_split(recipe, recipe.train_split, None).column("question"))
 
@@ -293,7 +285,7 @@ def _data_folder(recipe: Recipe) -> str:
     return recipe.data
 
 
-def check_classes(data: Clips, task: TaskDefinition, model: Any, source: str) -> None:
+def check_classes(data: Clips, task: Task, model: Any, source: str) -> None:
     """
     Raises:
         CaeAvError: the classes of the data set are not those of the model.

@@ -10,21 +10,13 @@ import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..errors import CaeAvError
-from ..pipelines import TASK_PIPELINES
+from ..task import Task, get_task
 from .recipe import Recipe
 from .state import LoopState
 
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "model_cards"
 
-# Name of the task, and what the Hub files it under.
-_TASKS = {
-    "ave": ("audio-visual event localization", "video-classification"),
-    "avvp": ("audio-visual video parsing", "video-classification"),
-    "avs_s4": ("audio-visual segmentation of single sources", "image-segmentation"),
-    "avs_ms3": ("audio-visual segmentation of multiple sources", "image-segmentation"),
-    "avqa": ("audio-visual question answering", "visual-question-answering"),
-}
 # Stands for the model until it has a place.
 LOCAL_NAME = "path/to/this/folder"
 # Of what an evaluation returns, that which is no score.
@@ -60,15 +52,15 @@ class RunCard:
     def card(self, record: Mapping[str, Any]) -> ModelCard:
         """The card, from what the history says of the evaluation of the checkpoint."""
         recipe, config = self.recipe, self.config
-        task_name, hub_task = _TASKS[recipe.task]
+        task = get_task(recipe.task)
         metrics = {key.removeprefix("eval/"): value for key, value in record.items() if key.startswith("eval/")}
         name = Path(recipe.output_dir or recipe.task).resolve().name
         sources = config.tower_sources or {}
         towers = {kind: {**source, "name": _shown(source["name"])} for kind, source in sources.items()}
         data = ModelCardData(
             library_name="caeav-hf",
-            pipeline_tag=hub_task,
-            tags=["audio-visual", "cae-av", TASK_PIPELINES[recipe.task]],
+            pipeline_tag=task.card.hub_task,
+            tags=["audio-visual", "cae-av", task.pipeline_name or task.name],
             base_model=[repo for source in towers.values() if (repo := _repository(source))] or None,
             model_name=name,
             eval_results=eval_results(recipe, recipe.eval_split, metrics),
@@ -78,16 +70,17 @@ class RunCard:
             template_path=str(TEMPLATES / "trained_model.md"),
             title=name,
             model_class=self.model_class,
-            task=recipe.task,
-            task_name=task_name,
+            task_name=task.card.title,
+            metric_note=task.card.metric_note,
+            knowledge=task.card.knowledge,
             formulation=config.formulation,
             data_name=_shown(recipe.data),
-            usage=_usage(recipe.task),
+            usage=_usage(task, self.model_class),
             trained=f"{self.trained:,}",
             frozen=f"{self.frozen:,}",
             towers=towers,
             lora=config.lora,
-            class_names=None if recipe.task.startswith("avs") else list(config.id2label.values()),
+            class_names=None if task.class_column is None else list(config.id2label.values()),
             steps=record["step"],
             epochs=record["epoch"],
             environment=self.environment,
@@ -100,12 +93,12 @@ class RunCard:
 
 def eval_results(recipe: Recipe, split: str, metrics: Mapping[str, float]) -> list[EvalResult]:
     """The scores of a split as the model-index holds them."""
-    task_name, hub_task = _TASKS[recipe.task]
+    card = get_task(recipe.task).card
     name = _shown(recipe.data)
     return [
         EvalResult(
-            task_type=hub_task,
-            task_name=task_name,
+            task_type=card.hub_task,
+            task_name=card.title,
             dataset_type=re.sub(r"[^\w./-]+", "-", name),
             dataset_name=name,
             dataset_split=split,
@@ -187,8 +180,9 @@ def _recipe_text(recipe: Recipe) -> str:
     return yaml.safe_dump(values, sort_keys=False).rstrip()
 
 
-def _usage(task: str) -> str:
-    make = f'run = pipeline("{TASK_PIPELINES[task]}", model="{LOCAL_NAME}")'
+def _usage(task: Task, model_class: str) -> str:
+    if task.pipeline_name is None:
+        return f'model = {model_class}.from_pretrained("{LOCAL_NAME}")'
+    make = f'run = pipeline("{task.pipeline_name}", model="{LOCAL_NAME}")'
     captions = 'captions={"visual": "what is seen", "audio": "what is heard"}'
-    clip = '{"video": "clip.mp4", "question": "Is there a bell sound?"}' if task == "avqa" else '"clip.mp4"'
-    return f"{make}\nresult = run({clip}, {captions})"
+    return f"{make}\nresult = run({task.card.example}, {captions})"

@@ -14,10 +14,10 @@ from ..devices import default_device
 from ..errors import CaeAvError, DataError
 from ..hub import check_model
 from ..processing import clean_caption
+from ..task import get_task
 from .build import build_processor, caption_token_ids, load_trained_model
 from .caption_features import CaptionFeatureStore, text_tower_identity
 from .captions import CaptionFeatures
-from .tasks import get_task
 
 
 # Captions that lie in memory together, and in one file.

@@ -10,18 +10,18 @@ from accelerate.utils import gather_object, send_to_device
 from tqdm import tqdm
 
 from ..data.streaming import StreamedClips
+from ..task import Task
 from .batches import Collator, clip_loader
 from .captions import CaptionFeatures
 from .order import ordered_batches
 from .sharding import bare, gathered, is_sharded
-from .tasks import TaskDefinition
 
 
 def evaluate(
     model: torch.nn.Module,
     dataset: Any,
     collator: Collator,
-    task: TaskDefinition,
+    task: Task,
     accelerator: Accelerator,
     *,
     batch_size: int,
@@ -55,6 +55,7 @@ def evaluate(
     loader = clip_loader(dataset, batches, collator, num_workers=num_workers, pin_memory=pin_memory)
     was_training = model.training
     model.eval()
+    columns = {name: dataset.column(name) for name in task.row_columns}
     scored = []
     with torch.no_grad(), together:
         for batch in tqdm(
@@ -62,16 +63,14 @@ def evaluate(
         ):
             inputs = batch["inputs"] if captions is None else captions.insert(batch["inputs"])
             inputs = send_to_device(inputs, accelerator.device)
-            outputs = model(**{name: value for name, value in inputs.items() if name not in task.target_names})
-            scores = zip(batch["indices"], batch["replaced"], task.score_clips(outputs, inputs), strict=True)
+            outputs = model(**task.inputs_in_evaluation(inputs))
+            of_rows = {name: [column[index] for index in batch["indices"]] for name, column in columns.items()}
+            sums = zip(batch["indices"], batch["replaced"], task.sums(outputs, {**inputs, **of_rows}), strict=True)
             # What stands in for a clip that cannot be decoded is scored in its own place.
-            scored += [(index, values) for index, is_replaced, values in scores if not is_replaced]
+            scored += [(index, clip) for index, is_replaced, clip in sums if not is_replaced]
     model.train(was_training)
     if accelerator.num_processes > 1:
         scored = gather_object(scored)
     scored.sort(key=lambda item: item[0])
-    columns = {name: dataset.column(name) for name in task.row_columns}
-    metrics = task.summarize(
-        [{**scores, **{name: column[index] for name, column in columns.items()}} for index, scores in scored]
-    )
+    metrics = task.scores([clip for _, clip in scored])
     return {**metrics, "clips": len(scored), "dropped_clips": len(dataset) - len(scored)}

@@ -14,10 +14,10 @@ from .. import __version__, exporting
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from ..hub import check_name, upload
+from ..task import get_task
 from .build import build_processor, load_trained_model
 from .card import LOCAL_NAME, space_files
 from .run_folder import without_progress_bars
-from .tasks import get_task
 
 
 def best_checkpoint(path: str | Path) -> Path:
@@ -142,7 +142,7 @@ def push(
     with tempfile.TemporaryDirectory(prefix="caeav-") as temporary:
         folder = Path(temporary) / "model"
         model = export(source, folder, adapter_only=adapter_only, towers=towers, merge_lora=merge_lora)
-        if space is not None and model.config.task != "ave":
+        if space is not None and not get_task(model.config.task).card.has_space:
             raise CaeAvError(f"{space}: there is a Space for event localization only, this model is for another task")
         _hide_paths(folder / "config.json", needed=adapter_only)
         card = folder / "README.md"

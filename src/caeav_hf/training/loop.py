@@ -16,6 +16,7 @@ from tqdm import tqdm
 from ..data.streaming import StreamedClips
 from ..errors import CaeAvError
 from ..modeling.collectives import without_contribution
+from ..task import Task
 from ..towers.frozen import trained_names
 from .batches import ClipBatch, Collator, EpochBatches, clip_loader, lend_inputs, windows
 from .captions import CaptionFeatures
@@ -27,7 +28,6 @@ from .run_folder import RunFolder
 from .schedule import build_optimizer, entropy_weight, learning_rate, set_learning_rate, step_in_backward
 from .sharding import bare, plan_sharding, share_gradients, whole
 from .state import LoopState
-from .tasks import TaskDefinition
 
 
 class Trainer:
@@ -48,7 +48,7 @@ class Trainer:
     def __init__(
         self,
         recipe: Recipe,
-        task: TaskDefinition,
+        task: Task,
         model: Any,
         processor: Any,
         train_data: Any,
@@ -235,7 +235,7 @@ class Trainer:
             with synchronise, without_contribution(not batch["indices"]):
                 inputs = batch["inputs"] if self.captions is None else self.captions.insert(batch["inputs"])
                 # Of the targets, the loss reads `labels`; the others are the metric's.
-                inputs = {k: v for k, v in inputs.items() if k == "labels" or k not in self.task.target_names}
+                inputs = self.task.inputs_in_training(inputs)
                 outputs = self.model(**send_to_device(inputs, accelerator.device, non_blocking=True))
                 # Everywhere else the loss is read once a step, since reading it waits for the device; here the
                 # backward pass would already change the weights.

@@ -11,16 +11,10 @@ from typing import Any
 import yaml
 
 from ..errors import CaeAvError
+from ..task import get_task
 
 
 RECIPES = Path(__file__).parent / "recipes"
-
-# Where a switch of `augmentation` would make labels wrong, and why.
-_UNFIT_SWITCHES = {
-    ("flip_frames", "avqa"): "questions ask what is on the left and on the right",
-    ("mixup", "avqa"): "questions ask what is heard",
-    ("mixup", "avvp"): "labels say what is heard, and of training clips not whether it is heard or seen",
-}
 
 
 def _value(default: Any, text: str) -> Any:
@@ -152,8 +146,8 @@ def _check_switches(task: str, switches: Mapping[str, bool]) -> None:
     Raises:
         CaeAvError: A switch that is on would make labels of the task wrong.
     """
-    for (name, unfit_task), reason in _UNFIT_SWITCHES.items():
-        if switches[name] and task == unfit_task:
+    for name, reason in get_task(task).unfit_augmentation.items():
+        if switches[name]:
             raise CaeAvError(f"recipe value {name!r} must be false for task {task}, where {reason}")
 
 

@@ -11,6 +11,7 @@ from accelerate.utils import set_seed
 from ..data import CaeAvCollator
 from ..data.shards import local_folder
 from ..errors import CaeAvError
+from ..task import get_task
 from .build import (
     augmented,
     build_accelerator,
@@ -33,7 +34,6 @@ from .recipe import Recipe
 from .run_folder import RunFolder, environment
 from .sharding import is_sharded
 from .state import LoopState
-from .tasks import get_task
 
 
 # What autocast computes in, by the names of recipes.
@@ -101,7 +101,7 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
     # From here on random numbers are drawn for dropout, which must differ between processes.
     set_seed(recipe.seed, device_specific=True)
     accelerator.ddp_handler.find_unused_parameters = may_leave_parameters_out(model, train_data)
-    collator = CaeAvCollator()
+    collator = CaeAvCollator(targets=task.targets)
     clips = augmented(train_data, recipe)
     card = RunCard(model, recipe, environment(accelerator), task.best_metric)
     trainer = Trainer(
@@ -138,7 +138,7 @@ def score(checkpoint: str | Path, recipe: Recipe, split: str) -> dict[str, float
     return evaluate(
         model,
         data,
-        CaeAvCollator(),
+        CaeAvCollator(targets=task.targets),
         task,
         accelerator,
         batch_size=recipe.eval_batch_size,

@@ -184,7 +184,7 @@ def test_frame_classes_decide_where_they_are_given(tmp_path):
 
 
 def test_training_scores_frame_classes():
-    from caeav_hf.training.tasks import get_task
+    from caeav_hf.task import get_task
 
     task = get_task("ave")
     frames = torch.tensor(FRAMES).float()
@@ -199,6 +199,6 @@ def test_training_scores_frame_classes():
         }
         for frame_log_probs in (frames[clip : clip + 1, length], None):
             outputs = type("Outputs", (), {**values, "frame_log_probs": frame_log_probs})
-            clips.append(task.score_clips(outputs, {"labels": torch.tensor([labels])})[0])
-    assert task.summarize(clips[::2])["accuracy"] == pytest.approx(5 / 6)
-    assert task.summarize(clips[1::2])["accuracy"] == pytest.approx(3 / 6)
+            clips.append(task.sums(outputs, {"labels": torch.tensor([labels])})[0])
+    assert task.scores(clips[::2])["accuracy"] == pytest.approx(5 / 6)
+    assert task.scores(clips[1::2])["accuracy"] == pytest.approx(3 / 6)

@@ -13,10 +13,10 @@ from torch.utils.data import DataLoader
 
 from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.data import CaeAvCollator, CaeAvDataset
-from caeav_hf.data.rows import _resize
 from caeav_hf.errors import DataError
 from caeav_hf.media.sound import load_audio
 from caeav_hf.processing.processing_cae_av import CaeAvProcessor
+from caeav_hf.tasks.segmentation.rows import _resize
 from tests.corpora import build_avs
 from tests.same import assert_same_clip
 
@@ -203,7 +203,7 @@ def test_the_size_of_the_masks_must_be_known(avs_parquet):
 
 def test_bad_rows_are_refused(avs_parquet, avs_processor):
     rows = CaeAvDataset(avs_parquet["ms3"], avs_processor, split="test").rows
-    with pytest.raises(DataError, match="lack the columns audio, mask_frames"):
+    with pytest.raises(DataError, match="no column audio, mask_frames"):
         CaeAvDataset(rows.remove_columns(["audio", "mask_frames"]), avs_processor)
     empty = rows.remove_columns("audio").add_column("audio", [None] * len(rows))
     clips = CaeAvDataset(empty, avs_processor)

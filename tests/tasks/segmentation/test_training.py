@@ -12,8 +12,8 @@ from PIL import Image
 from caeav_hf import CaeAvConfig, CaeAvForSegmentation
 from caeav_hf.data import AvsBenchBuilder, CaeAvDataset
 from caeav_hf.processing import CaeAvProcessor
+from caeav_hf.task import get_task
 from caeav_hf.training.command import main
-from caeav_hf.training.tasks import get_task
 from tests.training.toy_files import mask_corpus, mask_data, mask_model, toy_data
 
 
@@ -126,14 +126,14 @@ def test_what_is_kept_of_a_clip_is_small():
     logits, labels = torch.randn(2, 5, 1, 64, 64), torch.randint(0, 2, (2, 5, 64, 64), dtype=torch.int8)
     labels[0, 1:] = -100  # as single-source training labels it
     outputs = type("Outputs", (), {"logits": logits})
-    clips = task.score_clips(outputs, {"labels": labels})
-    assert all(sum(value.numel() for value in clip.values()) < 300 for clip in clips)
-    assert [int(clip["frames"]) for clip in clips] == [1, 5]
-    empty = task.score_clips(outputs, {"labels": torch.zeros_like(labels)})
-    assert task.summarize(empty).keys() == {"j"}
-    assert task.summarize(clips).keys() == {"j", "f", "f_whole_set"}
-    alone = [task.summarize([clip])["f"] for clip in clips]
-    assert task.summarize(clips)["f"] == pytest.approx(np.mean(alone))
+    clips = task.sums(outputs, {"labels": labels})
+    assert all(sum(np.size(value) for value in vars(clip).values()) < 300 for clip in clips)
+    assert [clip.frames for clip in clips] == [1, 5]
+    empty = task.sums(outputs, {"labels": torch.zeros_like(labels)})
+    assert task.scores(empty).keys() == {"j"}
+    assert task.scores(clips).keys() == {"j", "f", "f_whole_set"}
+    alone = [task.scores([clip])["f"] for clip in clips]
+    assert task.scores(clips)["f"] == pytest.approx(np.mean(alone))
 
 
 def test_no_epochs_score_and_save_the_model_as_it_begins(tmp_path):

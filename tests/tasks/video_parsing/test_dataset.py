@@ -98,5 +98,5 @@ def test_classes_must_be_named(llp_parquet, llp_processor):
     plain = rows.cast_column("event_labels", datasets.Sequence(datasets.Value("int64")))
     with pytest.raises(DataError, match="`event_labels` must be a list of class labels"):
         CaeAvDataset(plain, llp_processor)
-    with pytest.raises(DataError, match="lack the columns audio_segment_labels"):
+    with pytest.raises(DataError, match="no column audio_segment_labels"):
         CaeAvDataset(rows.remove_columns("audio_segment_labels"), llp_processor)

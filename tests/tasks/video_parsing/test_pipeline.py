@@ -12,7 +12,7 @@ from caeav_hf import CaeAvConfig, CaeAvForVideoParsing
 from caeav_hf.errors import CaeAvError
 from caeav_hf.media.clip import load_clip
 from caeav_hf.pipelines import AudioVisualVideoParsingPipeline
-from caeav_hf.processing.intervals import ParsedSegments
+from caeav_hf.tasks.video_parsing.results import ParsedSegments
 from tests.media_factory import write_clip
 from tests.same import assert_same_result
 from tests.training.toy_files import parsing_model, toy_clips

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForVideoParsing, CaeAvProcessor
-from caeav_hf.processing.intervals import ParsedSegments
+from caeav_hf.tasks.video_parsing.results import ParsedSegments
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,6 @@ from typing import ClassVar, NamedTuple
 import datasets
 
 from caeav_hf.errors import DataError
-from caeav_hf.labels import AVE_CATEGORIES
 
 from ...data.builder import (
     BuildReport,
@@ -29,6 +28,7 @@ from ...data.builder import (
 )
 from ...data.media_files import Query
 from ...data.schema import AVE_NUM_SEGMENTS, SPLITS, event_localization_features, event_segment_labels
+from .labels import AVE_CATEGORIES
 
 
 AVE_HEADER = "Category&VideoID&Quality&StartTime&EndTime"

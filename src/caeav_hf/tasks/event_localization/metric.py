@@ -8,6 +8,7 @@ for this head do. Background is the label after the last class (28 in AVE).
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import datasets
@@ -39,6 +40,44 @@ Returns:
         `compute` is given `id2label`.
     num_segments: segments that count.
 """
+
+
+@dataclass(frozen=True)
+class EventSums:
+    """
+    What the accuracy is made of, of some clips; `a + b` is that of both.
+
+    Args:
+        right: Number of segments that are predicted right.
+        segments: Number of segments that count.
+    """
+
+    right: int
+    segments: int
+
+    def __add__(self, other: "EventSums") -> "EventSums":
+        return EventSums(self.right + other.right, self.segments + other.segments)
+
+    def scores(self) -> dict[str, float]:
+        """
+        Return the `accuracy` in [0, 1].
+
+        Raises:
+            DataError: There is no segment.
+        """
+        if not self.segments:
+            raise DataError(f"`labels` has no segment that counts: all of them are {IGNORED_LABEL}")
+        return {"accuracy": self.right / self.segments}
+
+
+def clip_sums(outputs: Any, inputs: Mapping[str, Any]) -> list[EventSums]:
+    """Return the sums of each clip of a batch, from the output of the model and its inputs with `labels`."""
+    predicted, expected, _ = _labels(
+        outputs.event_logits, outputs.class_logits, inputs["labels"], outputs.frame_log_probs
+    )
+    counted = expected != IGNORED_LABEL
+    right = ((predicted == expected) & counted).sum(1)
+    return [EventSums(*pair) for pair in zip(right.tolist(), counted.sum(1).tolist(), strict=True)]
 
 
 def event_localization_accuracy(

@@ -8,8 +8,7 @@ from transformers.utils import can_return_tuple
 from ...configuration_cae_av import CaeAvConfig
 from ...constants import IGNORED_LABEL
 from ...errors import CaeAvError
-from ...modeling.frames import FrameLayout
-from ...modeling.modeling_cae_av import CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
+from ...modeling.modeling_cae_av import AGREEMENT_OUTPUTS, CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
 from .head import CMBSHead, MLPHead
 
 
@@ -42,6 +41,8 @@ class CaeAvForEventLocalization(CaeAvPreTrainedModel):
         config: The configuration; `event_head` chooses the head.
     """
 
+    exported_outputs = ("event_logits", "class_logits", "frame_log_probs", *AGREEMENT_OUTPUTS)
+
     def __init__(self, config: CaeAvConfig):
         super().__init__(config)
         self.model = CaeAvModel(config)
@@ -73,22 +74,16 @@ class CaeAvForEventLocalization(CaeAvPreTrainedModel):
         Returns:
             [`CaeAvEventLocalizationOutput`]
         """
-        outputs = self.model(
-            pixel_values_videos,
-            input_features,
-            frame_mask,
-            visual_caption_ids=visual_caption_ids,
-            audio_caption_ids=audio_caption_ids,
-            visual_caption_mask=visual_caption_mask,
-            audio_caption_mask=audio_caption_mask,
-            visual_caption_embeds=visual_caption_embeds,
-            audio_caption_embeds=audio_caption_embeds,
-            return_loss=labels is not None,
+        captions = (
+            *(visual_caption_ids, audio_caption_ids, visual_caption_mask, audio_caption_mask),
+            *(visual_caption_embeds, audio_caption_embeds),
+        )
+        outputs, frames = self._encode(
+            *(pixel_values_videos, input_features, frame_mask, *captions),
+            labels=labels,
             output_feature_maps=output_feature_maps,
             output_hidden_states=output_hidden_states,
-            return_dict=True,
         )
-        frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
         logits = self.head(outputs.visual_pooler_output, outputs.audio_pooler_output, frames)
         values = dict(outputs)
         if labels is not None:

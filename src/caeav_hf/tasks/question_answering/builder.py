@@ -22,11 +22,11 @@ from typing import Any, ClassVar, NamedTuple
 import datasets
 
 from caeav_hf.errors import DataError
-from caeav_hf.labels import MUSIC_AVQA_ANSWERS
 
 from ...data.builder import BuildReport, ClipBuilder, Entry, read_class_names
 from ...data.media_files import Query
 from ...data.schema import MUSIC_AVQA_NUM_SEGMENTS, SPLITS, question_answering_features
+from .labels import MUSIC_AVQA_ANSWERS
 
 
 MUSIC_AVQA_SPLIT_FILES = dict(zip(SPLITS, ("avqa-train.json", "avqa-val.json", "avqa-test.json"), strict=True))

@@ -3,7 +3,10 @@ Accuracy of audio-visual question answering, as defined for MUSIC-AVQA: the shar
 over all of them, over those of each type (Audio, Visual, Audio-Visual) and over those of each subtype of a type.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 import datasets
@@ -34,6 +37,53 @@ Returns:
     per_type, per_subtype: the same for each type, and for each "type/subtype", that occurs.
     num_questions: questions that count.
 """
+
+
+@dataclass(frozen=True)
+class AnswerSums:
+    """
+    What the accuracies are made of, of some questions; `a + b` is that of both.
+
+    Args:
+        right: Number of questions that are answered right, by the name of their accuracy: `accuracy` over all,
+            `accuracy/TYPE` and `accuracy/TYPE/SUBTYPE` over those of a kind.
+        asked: Number of questions, likewise.
+    """
+
+    right: Counter[str]
+    asked: Counter[str]
+
+    def __add__(self, other: "AnswerSums") -> "AnswerSums":
+        return AnswerSums(self.right + other.right, self.asked + other.asked)
+
+    def scores(self) -> dict[str, float]:
+        """
+        Return the accuracies in [0, 1].
+
+        Raises:
+            DataError: There is no question.
+        """
+        if not self.asked:
+            raise DataError(f"`labels` has no question that counts: all of them are {IGNORED_LABEL}")
+        names = sorted(self.asked, key=lambda name: (name.count("/"), name))
+        return {name: self.right[name] / self.asked[name] for name in names}
+
+
+def clip_sums(outputs: Any, inputs: Mapping[str, Any]) -> list[AnswerSums]:
+    """
+    Return the sums of each question of a batch, from the output of the model and its inputs with `labels`,
+    `question_type` and `question_subtype`.
+    """
+    sums = []
+    right = (outputs.logits.argmax(-1) == inputs["labels"]).tolist()
+    kinds = zip(inputs["question_type"], inputs["question_subtype"], strict=True)
+    for is_right, label, parts in zip(right, inputs["labels"].tolist(), kinds, strict=True):
+        # A subtype belongs to a type: without one it is not counted.
+        known = tuple(takewhile(bool, parts))
+        names = ["/".join(("accuracy", *known[:depth])) for depth in range(len(known) + 1)]
+        asked = Counter(names if label != IGNORED_LABEL else [])
+        sums.append(AnswerSums(asked if is_right else Counter(), asked))
+    return sums
 
 
 def question_answering_accuracy(

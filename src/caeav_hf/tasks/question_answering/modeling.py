@@ -11,7 +11,13 @@ from ...configuration_cae_av import CaeAvConfig
 from ...errors import CaeAvError
 from ...modeling.collectives import anywhere, gather_rows
 from ...modeling.frames import FrameLayout
-from ...modeling.modeling_cae_av import CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
+from ...modeling.modeling_cae_av import (
+    AGREEMENT_OUTPUTS,
+    CaeAvModel,
+    CaeAvModelOutput,
+    CaeAvPreTrainedModel,
+    random_words,
+)
 from .head import QuestionAnsweringHead
 
 
@@ -52,11 +58,21 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
         config: The configuration.
     """
 
+    # A batch of one clip matches no other.
+    has_idle_parameters = True
+
+    exported_outputs = ("logits", "visual_attention", "audio_attention", "grounding", *AGREEMENT_OUTPUTS)
+
     def __init__(self, config: CaeAvConfig):
         super().__init__(config)
         self.model = CaeAvModel(config)
         self.head = QuestionAnsweringHead(config)
         self.post_init()
+
+    def example_inputs(self, batch_size: int, num_frames: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Questions of different lengths."""
+        ids, mask = random_words(batch_size, 4, self.config.question_vocab_size, generator)
+        return {"question_ids": ids, "question_mask": mask}
 
     @can_return_tuple
     def forward(
@@ -95,22 +111,16 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
         Returns:
             [`CaeAvQuestionAnsweringOutput`]
         """
-        outputs = self.model(
-            pixel_values_videos,
-            input_features,
-            frame_mask,
-            visual_caption_ids=visual_caption_ids,
-            audio_caption_ids=audio_caption_ids,
-            visual_caption_mask=visual_caption_mask,
-            audio_caption_mask=audio_caption_mask,
-            visual_caption_embeds=visual_caption_embeds,
-            audio_caption_embeds=audio_caption_embeds,
-            return_loss=labels is not None,
+        captions = (
+            *(visual_caption_ids, audio_caption_ids, visual_caption_mask, audio_caption_mask),
+            *(visual_caption_embeds, audio_caption_embeds),
+        )
+        outputs, frames = self._encode(
+            *(pixel_values_videos, input_features, frame_mask, *captions),
+            labels=labels,
             output_feature_maps=output_feature_maps,
             output_hidden_states=output_hidden_states,
-            return_dict=True,
         )
-        frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
         vision, _ = self.model.readers()
         visual = vision.patches(vision.final_norm(outputs.visual_hidden_state))
         audio = self.head.encode_audio(outputs.audio_pooler_output)

@@ -16,6 +16,7 @@ All are made of sums over frames and clips, so they are accumulated as [`Segment
 clips there are.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -105,6 +106,14 @@ class SegmentationSums:
             "f": self.best_f / self.clips_with_target,
             "f_whole_set": float(self.f.max()) / self.frames_with_target,
         }
+
+
+def clip_sums(outputs: Any, inputs: Mapping[str, Any]) -> list[SegmentationSums]:
+    """
+    Return the sums of each clip of a batch, from the output of the model and its inputs with `labels`; never the
+    masks, which for a whole split would fill memory.
+    """
+    return [segmentation_sums(*clip) for clip in zip(outputs.logits, inputs["labels"], strict=True)]
 
 
 def segmentation_scores(mask_logits: Any, masks: Any) -> dict[str, float | None]:

@@ -8,8 +8,7 @@ from transformers.utils import can_return_tuple
 
 from ...configuration_cae_av import CaeAvConfig
 from ...errors import CaeAvError
-from ...modeling.frames import FrameLayout
-from ...modeling.modeling_cae_av import CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
+from ...modeling.modeling_cae_av import AGREEMENT_OUTPUTS, CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
 from .head import SegmentationHead, ZeroBatchNorm
 
 
@@ -33,6 +32,8 @@ class CaeAvForSegmentation(CaeAvPreTrainedModel):
     Args:
         config: The configuration.
     """
+
+    exported_outputs = ("logits", *AGREEMENT_OUTPUTS)
 
     def __init__(self, config: CaeAvConfig):
         super().__init__(config)
@@ -72,22 +73,16 @@ class CaeAvForSegmentation(CaeAvPreTrainedModel):
         Returns:
             [`CaeAvSegmentationOutput`]
         """
-        outputs = self.model(
-            pixel_values_videos,
-            input_features,
-            frame_mask,
-            visual_caption_ids=visual_caption_ids,
-            audio_caption_ids=audio_caption_ids,
-            visual_caption_mask=visual_caption_mask,
-            audio_caption_mask=audio_caption_mask,
-            visual_caption_embeds=visual_caption_embeds,
-            audio_caption_embeds=audio_caption_embeds,
-            return_loss=labels is not None,
+        captions = (
+            *(visual_caption_ids, audio_caption_ids, visual_caption_mask, audio_caption_mask),
+            *(visual_caption_embeds, audio_caption_embeds),
+        )
+        outputs, frames = self._encode(
+            *(pixel_values_videos, input_features, frame_mask, *captions),
+            labels=labels,
             output_feature_maps=True,
             output_hidden_states=output_hidden_states,
-            return_dict=True,
         )
-        frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
         maps = tuple(frames.to_list(tokens) for tokens in outputs.visual_feature_maps)
         masks = self.head(maps, frames.to_list(outputs.audio_pooler_output), frames)
         values = dict(outputs)

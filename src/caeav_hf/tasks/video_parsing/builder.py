@@ -22,7 +22,6 @@ from typing import Any, ClassVar, NamedTuple
 import datasets
 
 from caeav_hf.errors import DataError
-from caeav_hf.labels import LLP_CATEGORIES
 
 from ...data.builder import (
     BuildReport,
@@ -37,6 +36,7 @@ from ...data.builder import (
 from ...data.checks import UnusableError
 from ...data.media_files import Query
 from ...data.schema import LLP_NUM_SEGMENTS, SPLITS, video_parsing_features
+from .labels import LLP_CATEGORIES
 from .visual_3d import feature_shape, find_features, read_features
 
 

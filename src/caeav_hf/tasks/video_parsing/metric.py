@@ -17,6 +17,7 @@ that are in its prediction or its target; if there is none, it is 1. The score o
 All are sums over clips, so they are accumulated as [`VideoParsingSums`], ten numbers however many clips there are.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +27,8 @@ import numpy as np
 
 from caeav_hf.constants import IGNORED_LABEL
 from caeav_hf.errors import DataError
+
+from .results import has_class
 
 
 LEVELS = ("segment", "event")
@@ -77,6 +80,20 @@ class VideoParsingSums:
             raise DataError(f"the targets have no segment that counts: all of them are {IGNORED_LABEL}")
         means = 100 * self.f / self.clips
         return {level: dict(zip(KINDS, row.tolist(), strict=True)) for level, row in zip(LEVELS, means, strict=True)}
+
+
+def clip_sums(outputs: Any, inputs: Mapping[str, Any]) -> list[VideoParsingSums]:
+    """
+    Return the sums of each clip of a batch, from the output of the model and its inputs with `audio_labels` and
+    `visual_labels`, at the usual thresholds.
+    """
+    found, expected = [], []
+    for modality in ("audio", "visual"):
+        positive = has_class(outputs[f"{modality}_frame_probs"], outputs[f"{modality}_probs"])
+        found.append(positive.transpose(1, 2))
+        expected.append(inputs[f"{modality}_labels"].transpose(1, 2))
+    clips = zip(*found, *expected, strict=True)
+    return [video_parsing_sums(*(part[None] for part in clip)) for clip in clips]
 
 
 def video_parsing_scores(

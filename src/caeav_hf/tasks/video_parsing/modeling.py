@@ -7,8 +7,7 @@ from transformers.utils import can_return_tuple
 
 from ...configuration_cae_av import CaeAvConfig
 from ...errors import CaeAvError
-from ...modeling.frames import FrameLayout
-from ...modeling.modeling_cae_av import CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
+from ...modeling.modeling_cae_av import AGREEMENT_OUTPUTS, CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
 from .head import VideoParsingHead
 
 
@@ -42,11 +41,23 @@ class CaeAvForVideoParsing(CaeAvPreTrainedModel):
         config: The configuration; `visual_3d_size` says whether there are ready 3D features.
     """
 
+    exported_outputs = (
+        *("event_probs", "audio_probs", "visual_probs", "audio_frame_probs", "visual_frame_probs"),
+        *AGREEMENT_OUTPUTS,
+    )
+
     def __init__(self, config: CaeAvConfig):
         super().__init__(config)
         self.model = CaeAvModel(config)
         self.head = VideoParsingHead(config)
         self.post_init()
+
+    def example_inputs(self, batch_size: int, num_frames: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """3D features, where the model reads any."""
+        size = self.config.visual_3d_size
+        if not size:
+            return {}
+        return {"visual_3d_features": torch.randn(batch_size, num_frames, size, generator=generator)}
 
     @can_return_tuple
     def forward(
@@ -76,22 +87,16 @@ class CaeAvForVideoParsing(CaeAvPreTrainedModel):
         Returns:
             [`CaeAvVideoParsingOutput`]
         """
-        outputs = self.model(
-            pixel_values_videos,
-            input_features,
-            frame_mask,
-            visual_caption_ids=visual_caption_ids,
-            audio_caption_ids=audio_caption_ids,
-            visual_caption_mask=visual_caption_mask,
-            audio_caption_mask=audio_caption_mask,
-            visual_caption_embeds=visual_caption_embeds,
-            audio_caption_embeds=audio_caption_embeds,
-            return_loss=labels is not None,
+        captions = (
+            *(visual_caption_ids, audio_caption_ids, visual_caption_mask, audio_caption_mask),
+            *(visual_caption_embeds, audio_caption_embeds),
+        )
+        outputs, frames = self._encode(
+            *(pixel_values_videos, input_features, frame_mask, *captions),
+            labels=labels,
             output_feature_maps=output_feature_maps,
             output_hidden_states=output_hidden_states,
-            return_dict=True,
         )
-        frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
         visual = outputs.visual_pooler_output
         if visual_3d_features is not None:
             visual_3d_features = visual_3d_features.to(visual.dtype)

@@ -1,0 +1,20 @@
+"""The rows of question answering."""
+
+import torch
+
+from ...constants import IGNORED_LABEL
+from ...data.rows import Row, RowForm
+
+
+class QuestionRows(RowForm):
+    """Question answering: a video file, a question about it and the number of its answer."""
+
+    columns = ("video_id", "media", "question", "answer_label")
+
+    def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        label = row["answer_label"]
+        question = self.processor.tokenize_questions([row["question"]])
+        return {
+            "labels": torch.tensor(IGNORED_LABEL if label is None else label),
+            **{name: question[name][0] for name in ("question_ids", "question_mask")},
+        }

@@ -1,0 +1,44 @@
+"""The rows of segmentation."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...constants import IGNORED_LABEL
+from ...data.images import read_mask
+from ...data.rows import Row, RowForm
+from ...errors import DataError
+
+
+class SegmentationRows(RowForm):
+    """Segmentation: frames and sound, or a video file, and masks for some frames."""
+
+    columns = ("video_id", "frames", "audio", "media", "masks", "mask_frames")
+
+    def __init__(
+        self, processor: Any, mask_size: int | None = None, features: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(processor, mask_size, features)
+        size = getattr(processor, "mask_size", None) if mask_size is None else mask_size
+        if processor is not None and not size:
+            raise DataError(
+                "the rows have masks, but their size is not known; expected a processor with a `mask_size`, as one "
+                "made for a model of segmentation has, or the argument `mask_size`"
+            )
+        self.mask_size = int(size or 0)
+
+    def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        size = self.mask_size
+        labels = torch.full((len(frame_mask), size, size), IGNORED_LABEL, dtype=torch.int8)
+        for frame, source in zip(row["mask_frames"], row["masks"], strict=True):
+            if frame < len(frame_mask) and frame_mask[frame]:
+                labels[frame] = torch.from_numpy(_resize(read_mask(source).pixels, size))
+        return {"labels": labels}
+
+
+def _resize(mask: np.ndarray, size: int) -> np.ndarray:
+    """A mask (height, width) at (size, size): each pixel takes that of the original at its own middle."""
+    rows, columns = ((2 * np.arange(size) + 1) * side // (2 * size) for side in mask.shape)
+    return mask[rows[:, None], columns]

@@ -1,0 +1,160 @@
+"""From the output of video parsing to tracks of labelled intervals."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...errors import CaeAvError
+from ...processing.intervals import (
+    agreement_of_segments,
+    check_threshold,
+    intervals_of,
+    joined_agreement,
+    last_agreement,
+    real_frames,
+)
+
+
+def has_class(
+    frame_probs: torch.Tensor, clip_probs: torch.Tensor, threshold: float = 0.5, video_threshold: float = 0.5
+) -> torch.Tensor:
+    """
+    The rule of video parsing: a segment has a class in a modality where both its own probability reaches `threshold`
+    and that of the whole clip reaches `video_threshold`.
+
+    Args:
+        frame_probs: (B, T, C), probabilities in the modality's segments.
+        clip_probs: (B, C), probabilities in the modality of the whole clip.
+        threshold, video_threshold: From 0 to 1.
+
+    Returns:
+        (B, T, C) bool.
+    """
+    return (frame_probs >= threshold) & (clip_probs >= video_threshold)[:, None]
+
+
+@dataclass(frozen=True, eq=False)
+class ParsedSegments:
+    """
+    What is heard and what is seen in the segments of a clip.
+
+    Attributes:
+        audible, visible: (T, C) bool, whether a segment has a class.
+        audible_scores, visible_scores: (T, C) float32, probabilities.
+        agreement: (T,) float32, or None where the model gave none: the probability that sound and picture belong
+            together if `is_calibrated`, else the cosine of the modalities.
+        is_calibrated: Whether the model was trained with the agreement loss.
+    """
+
+    audible: np.ndarray
+    visible: np.ndarray
+    audible_scores: np.ndarray
+    visible_scores: np.ndarray
+    agreement: np.ndarray | None
+    is_calibrated: bool = False
+
+    @classmethod
+    def joined(cls, parts: Sequence["ParsedSegments"]) -> "ParsedSegments":
+        """The segments of consecutive parts of a clip."""
+        return cls(
+            np.concatenate([part.audible for part in parts]),
+            np.concatenate([part.visible for part in parts]),
+            np.concatenate([part.audible_scores for part in parts]),
+            np.concatenate([part.visible_scores for part in parts]),
+            joined_agreement(parts),
+            all(part.is_calibrated for part in parts),
+        )
+
+    def tracks(self, name_of: Callable[[int], str], segment_seconds: float) -> dict[str, Any]:
+        """
+        The segments as tracks of intervals.
+
+        Args:
+            name_of: Gives the name of a class.
+            segment_seconds: Seconds of a segment.
+
+        Returns:
+            A dict of **audible**, **visible** and **both**, lists of intervals (see [`intervals_of`]) by start, and
+            **agreement** and **misaligned** (see [`agreement_of_segments`]).
+        """
+
+        def track(active: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
+            found = [
+                interval
+                for label_id in active.any(0).nonzero()[0].tolist()
+                for interval in intervals_of(
+                    active[:, label_id].nonzero()[0].tolist(),
+                    scores[:, label_id],
+                    name_of(label_id),
+                    label_id,
+                    segment_seconds,
+                )
+            ]
+            return sorted(found, key=lambda interval: interval["start"])
+
+        return {
+            "audible": track(self.audible, self.audible_scores),
+            "visible": track(self.visible, self.visible_scores),
+            "both": track(self.audible & self.visible, self.audible_scores * self.visible_scores),
+            **agreement_of_segments(self.agreement, self.is_calibrated, segment_seconds),
+        }
+
+
+def parsed_segments(
+    outputs: Any,
+    threshold: float = 0.5,
+    video_threshold: float = 0.5,
+    frame_mask: torch.Tensor | None = None,
+) -> list[ParsedSegments]:
+    """What an output says of each segment, see [`CaeAvProcessor.parsed_segments`]."""
+    check_threshold("threshold", threshold)
+    check_threshold("video_threshold", video_threshold)
+    shapes = {
+        name: tuple(outputs[name].shape)
+        for name in ("audio_frame_probs", "visual_frame_probs", "audio_probs", "visual_probs")
+    }
+    whole = shapes["audio_frame_probs"]
+    if len(whole) != 3 or list(shapes.values()) != [whole, whole, (whole[0], whole[2]), (whole[0], whole[2])]:
+        raise CaeAvError(
+            "expected `audio_frame_probs` and `visual_frame_probs` (B, T, C), `audio_probs` and `visual_probs` "
+            f"(B, C), got shapes {', '.join(map(str, shapes.values()))}"
+        )
+    real = real_frames(outputs, frame_mask, torch.Size(whole[:2]), "audio_frame_probs").bool().cpu()
+    agreement = last_agreement(outputs)
+    active, scores = {}, {}
+    for modality in ("audio", "visual"):
+        frames = outputs[f"{modality}_frame_probs"].detach().float().cpu()
+        clips = outputs[f"{modality}_probs"].detach().float().cpu()
+        active[modality] = has_class(frames, clips, threshold, video_threshold)
+        scores[modality] = frames.clamp(max=1.0)
+    return [
+        ParsedSegments(
+            audible=active["audio"][clip, mask].numpy(),
+            visible=active["visual"][clip, mask].numpy(),
+            audible_scores=scores["audio"][clip, mask].numpy(),
+            visible_scores=scores["visual"][clip, mask].numpy(),
+            agreement=None if agreement is None else agreement[clip, mask].numpy(),
+            is_calibrated=outputs.get("agreement_probs") is not None,
+        )
+        for clip, mask in enumerate(real)
+    ]
+
+
+def parsing_tracks(processor: Any, segments: ParsedSegments) -> dict[str, Any]:
+    """The tracks of one clip, see [`CaeAvProcessor.post_process_video_parsing`]."""
+    return segments.tracks(processor.label_name, processor.segment_seconds)
+
+
+def post_process(
+    processor: Any,
+    outputs: Any,
+    threshold: float = 0.5,
+    video_threshold: float = 0.5,
+    frame_mask: torch.Tensor | None = None,
+) -> list[dict[str, Any]]:
+    """The tracks of each clip, see [`CaeAvProcessor.post_process_video_parsing`]."""
+    segments = parsed_segments(outputs, threshold, video_threshold, frame_mask)
+    return [parsing_tracks(processor, clip) for clip in segments]
