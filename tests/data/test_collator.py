@@ -5,6 +5,7 @@ import torch
 
 from caeav_hf.data import CaeAvCollator
 from caeav_hf.errors import DataError
+from caeav_hf.task import get_task
 
 
 def clip(length: int, captions: dict[str, int] | None = None, seed: int = 0, **others) -> dict:
@@ -82,4 +83,4 @@ def test_clips_that_do_not_fit_together_are_refused():
     with pytest.raises(DataError, match="`pixel_values_videos` must have one size"):
         CaeAvCollator()([clip(2), clip(2, pixel_values_videos=torch.zeros(2, 3, 9, 9))])
     with pytest.raises(DataError, match="one length T"):
-        CaeAvCollator()([clip(2, labels=torch.zeros(3, dtype=torch.long))])
+        CaeAvCollator(targets=get_task("ave").targets)([clip(2, labels=torch.zeros(3, dtype=torch.long))])

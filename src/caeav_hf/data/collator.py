@@ -11,8 +11,6 @@ from caeav_hf.errors import DataError
 from caeav_hf.task import FRAMES, Target, tasks
 
 
-
-
 @dataclass(frozen=True)
 class CaeAvCollator:
     """

@@ -83,7 +83,7 @@ class StreamedClips(torch.utils.data.Dataset):
         self._columns = rows.column_names
         self.features = {**rows.features, **question_features(rows.features)}
         self._make_item = ItemMaker(
-            rows.features, processor, cache_dir=cache_dir, mask_size=mask_size, task=task, source=f"{folder}:"
+            rows.features, processor, cache_dir=cache_dir, mask_size=mask_size, task=task, source=f"{data}:"
         )
         if processor is not None and PREPARED in rows.features:
             for row in stream_rows(data, split, [PREPARED]).take(1):
