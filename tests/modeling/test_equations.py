@@ -12,7 +12,7 @@ from caeav_hf.modeling.captions import Captions
 from caeav_hf.modeling.case import CASE
 from caeav_hf.modeling.caste import CASTE
 from caeav_hf.modeling.frames import FrameLayout
-from caeav_hf.modeling.interaction import build_interaction
+from caeav_hf.modeling.interaction import interaction_class
 from caeav_hf.towers.base import FrozenBlock
 from tests.modeling import equations
 from tests.modeling.helpers import as_double, pair_position, toy_batch, toy_model
@@ -85,7 +85,7 @@ def test_caste() -> None:
 def test_pair(task: str, stages: tuple[int, ...]) -> None:
     """Eq. 10 to 13 around AVMoE and frozen blocks, whatever these are; the same in video parsing."""
     config = config_of(task, adapter_stages=stages)
-    layer = opened(build_interaction(config, pair_position((7, 16), (5, 32))))
+    layer = opened(interaction_class(config)(config, pair_position((7, 16), (5, 32))))
     count = int(MASK.sum())
     visual, audio = random(count, 7, 16), random(count, 5, 32, seed=2)
     branches = [(lambda x: 0.5 * np.sin(x), lambda x: 0.3 * np.cos(x)), (lambda x: np.tanh(x), lambda x: 0.2 * x**2)]

@@ -4,14 +4,16 @@ import copy
 import importlib
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+import yaml
 
-from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForEventLocalization, CaeAvModel
+from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForEventLocalization, CaeAvModel, CaeAvProcessor
 from caeav_hf.exporting import export_program
 from caeav_hf.modeling import interaction
 from tests.modeling.helpers import toy_batch, toy_model
@@ -20,7 +22,9 @@ from tests.same import assert_close
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "extending.md"
 SECTION = re.search(r"^## A method\n(.*?)(?=^## |\Z)", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
-FILE, USE = re.findall(r"```python\n(.*?)```", SECTION[1], re.DOTALL)
+FILE, USE, SCRIPT = re.findall(r"```python\n(.*?)```", SECTION[1], re.DOTALL)
+(RECIPE,) = re.findall(r"```yaml\n(.*?)```", SECTION[1], re.DOTALL)
+SAVED = Path(__file__).parents[1] / "fixtures" / "compatibility" / "saved"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -142,6 +146,24 @@ def test_its_output_is_exported(model: CaeAvForEventLocalization) -> None:
         expected = model(**batch)
     assert_close(found["openness"], torch.stack(expected.explained["openness"]))
     assert_close(found["class_logits"], expected.class_logits)
+
+
+@pytest.mark.slow
+def test_a_run_draws_its_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recipe with the document's changes, on the small data set and the small towers of the fixtures."""
+    shutil.copytree(SAVED / "prepared", tmp_path / "data")
+    recipe = yaml.safe_load(RECIPE)
+    config = CaeAvConfig.from_pretrained(SAVED / "whole", **recipe["model_config"])
+    CaeAvForEventLocalization(config).save_pretrained(tmp_path / "model")
+    CaeAvProcessor.from_pretrained(SAVED / "whole").save_pretrained(tmp_path / "model")
+    recipe |= {"model": str(tmp_path / "model"), "data": str(tmp_path / "data"), "output_dir": str(tmp_path / "run")}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "epochs": 1, "batch_size": 2}))
+    monkeypatch.setattr("sys.argv", ["train_gated_mean.py", "--recipe", str(tmp_path / "recipe.yaml")])
+    with pytest.raises(SystemExit) as ended:
+        exec(SCRIPT, {})
+    assert ended.value.code == 0
+    (line,) = (tmp_path / "run" / "history.jsonl").read_text().splitlines()
+    assert 0 < json.loads(line)["train/openness"] < 1
 
 
 def test_weights_of_the_last_pair_pool_the_tokens() -> None:

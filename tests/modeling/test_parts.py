@@ -18,7 +18,7 @@ from caeav_hf.modeling.frames import FrameLayout
 from caeav_hf.modeling.interaction import (
     InteractionLayer,
     InteractionOutput,
-    build_interaction,
+    interaction_class,
     register_interaction,
 )
 from caeav_hf.modeling.losses import caption_contrastive_loss, modality_alignment_loss, selection_entropy_loss
@@ -40,7 +40,7 @@ def config_of(formulation: str = "paper", **overrides) -> CaeAvConfig:
 
 def pair(config: CaeAvConfig, stage: int = 1, is_first: bool = True) -> InteractionLayer:
     torch.manual_seed(0)
-    return randomise(build_interaction(config, pair_position(VISUAL, AUDIO, stage, is_first))).eval().double()
+    return randomise(interaction_class(config)(config, pair_position(VISUAL, AUDIO, stage, is_first))).eval().double()
 
 
 def streams() -> tuple[Tensor, Tensor, FrozenBlock, FrozenBlock, FrameLayout]:

@@ -241,11 +241,6 @@ def interaction_class(config: CaeAvConfig) -> type[InteractionLayer]:
     return method
 
 
-def build_interaction(config: CaeAvConfig, position: PairPosition) -> InteractionLayer:
-    """Return a layer of the method that the configuration names; raises as [`interaction_class`] does."""
-    return interaction_class(config)(config, position)
-
-
 def pair_positions(visual: Sequence[TowerStage], audio: Sequence[TowerStage]) -> list[list[PairPosition]]:
     """
     Return the positions of the pairs of blocks that interact, for each stage; see [`~towers.base.pair_blocks`].
