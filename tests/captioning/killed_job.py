@@ -31,7 +31,7 @@ def kill_while_writing(after: int) -> None:
         record(table, *arguments)  # type: ignore[arg-type]
         written.append(arguments)
         if len(written) == after:
-            with table.journal.open("ab") as file:
+            with table.journal.path.open("ab") as file:
                 file.write(b'{"clip": "never')
             os.kill(os.getpid(), signal.SIGKILL)
 

@@ -171,19 +171,19 @@ def test_a_journal_that_is_in_the_file_already_changes_nothing(tmp_path):
     with CaptionTable(out) as table:
         table.record("a", "a.mp4", {"visual": "one"}, PROVENANCE)
         table.record("a", "a.mp4", {"audio": "two"}, PROVENANCE)
-        journal = table.journal.read_bytes()
+        journal = table.journal.path.read_bytes()
     row = pq.read_table(out).to_pylist()[0]
     pq.write_table(pa.Table.from_pylist([{**row, "audio_caption": "mine"}]), out)
-    table.journal.write_bytes(journal + b'{"clip": "a", "fi')
+    table.journal.path.write_bytes(journal + b'{"clip": "a", "fi')
     with CaptionTable(out):
         pass
     assert read_captions(out) == {"a": {"visual": "one", "audio": "mine"}}
-    assert not table.journal.exists()
+    assert not table.journal.path.exists()
 
 
 def test_one_job_at_a_time_and_files_of_another_kind(tmp_path):
     out = tmp_path / "captions.parquet"
-    with CaptionTable(out), pytest.raises(CaeAvError, match="another job"), CaptionTable(out):
+    with CaptionTable(out), pytest.raises(CaeAvError, match="another process is writing"), CaptionTable(out):
         pass
     with pytest.raises(CaeAvError, match=r"\.parquet"):
         CaptionTable(tmp_path / "captions.json")

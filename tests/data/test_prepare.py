@@ -5,6 +5,7 @@ import shutil
 
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 
 from caeav_hf.cli import main
 from caeav_hf.configuration_cae_av import CaeAvConfig
-from caeav_hf.data import CaeAvDataset, prepare_clips
+from caeav_hf.data import CaeAvDataset, prepare_clips, store
 from caeav_hf.data.images import read_frame
 from caeav_hf.data.prepared import _decode_sound, _encode_images, _encode_sound
 from caeav_hf.errors import DataError
@@ -139,6 +140,41 @@ def test_a_stopped_run_leaves_nothing_to_read_and_goes_on(parquet, processor, tm
     assert len(decoded) == decoded_by_then + 24 - 8
 
 
+def test_shards_of_the_first_version_are_taken_up(parquet, processor, tmp_path, monkeypatch):
+    """They have one note under another key, and until all were complete their names ended in `.part`."""
+    out = tmp_path / "out"
+    prepare_clips(parquet, processor, out, shard_clips=4)
+    report = (out / "report.json").read_text()
+    for number, path in enumerate(sorted((out / "data").iterdir())):
+        fingerprint, note = store._read_footer(path)
+        table, old = pq.read_table(path), path.with_name(f"{path.name}.part" if number else path.name)
+        path.unlink()
+        with pq.ParquetWriter(old, table.schema) as writer:
+            writer.write_table(table)
+            writer.add_key_value_metadata({"caeav_hf.prepare": json.dumps({"identity": fingerprint, **note})})
+    (out / "data/train-00002-of-00003.parquet.part").unlink()
+    load, decoded = CaeAvProcessor.load_clip, []
+
+    def counted(self, source, **options):
+        decoded.append(source)
+        return load(self, source, **options)
+
+    monkeypatch.setattr(CaeAvProcessor, "load_clip", counted)
+    prepare_clips(parquet, processor, out, shard_clips=4)
+    assert len(decoded) == 4
+    assert (out / "report.json").read_text() == report
+    assert len(CaeAvDataset(out, processor, split="train")) == 12
+    assert not list(out.rglob("*.part"))
+
+
+def test_a_folder_is_for_one_process_at_a_time(parquet, processor, tmp_path):
+    (tmp_path / "out").mkdir()
+    with store.claim(tmp_path / "out"), pytest.raises(DataError, match="out: another process is writing there"):
+        prepare_clips(parquet, processor, tmp_path / "out")
+    with pytest.raises(DataError, match=r"has data/\*\.parquet, but no settings\.json"):
+        prepare_clips(parquet, processor, shutil.copytree(parquet, tmp_path / "built"))
+
+
 def test_a_shard_that_is_no_shard_is_made_anew(parquet, processor, tmp_path):
     prepare_clips(parquet, processor, tmp_path / "out", shard_clips=4)
     path = tmp_path / "out/data/train-00001-of-00003.parquet"
@@ -154,7 +190,7 @@ def test_other_settings_are_refused(parquet, processor, tmp_path):
     small = processor_of("ave", vision_config={"image_size": 32})
     with pytest.raises(DataError, match=r"prepared with other settings.*size"):
         CaeAvDataset(tmp_path / "out", small, split="train")
-    with pytest.raises(DataError, match="prepared with other settings"):
+    with pytest.raises(DataError, match=r"made with other settings \(size;"):
         prepare_clips(parquet, small, tmp_path / "out")
     with pytest.raises(DataError, match="is prepared already"):
         prepare_clips(tmp_path / "out", processor, tmp_path / "twice")

@@ -11,8 +11,8 @@ import datasets
 import filelock
 import pytest
 
-from caeav_hf.data import AveBuilder, shard_writing
-from caeav_hf.data.shard_writing import read_fingerprint
+from caeav_hf.data import AveBuilder, store
+from caeav_hf.data.store import read_fingerprint
 from caeav_hf.errors import DataError
 from tests.corpora import build
 from tests.media_factory import write_clip
@@ -44,7 +44,7 @@ def whole(corpus, tmp_path_factory) -> dict[str, bytes]:
 
 def fail_at_shard(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the writing of this shard, counted from 1, fail when it is half written."""
-    write, begun = shard_writing.pq.ParquetWriter.write_table, []
+    write, begun = store.pq.ParquetWriter.write_table, []
 
     def failing(writer, table):
         write(writer, table)
@@ -52,7 +52,7 @@ def fail_at_shard(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
         if len(set(map(id, begun))) >= number:
             raise OSError("the disk is full")
 
-    monkeypatch.setattr(shard_writing.pq.ParquetWriter, "write_table", failing)
+    monkeypatch.setattr(store.pq.ParquetWriter, "write_table", failing)
 
 
 def test_a_build_goes_on_where_it_stopped(corpus, whole, tmp_path, monkeypatch):
@@ -138,7 +138,7 @@ def test_one_build_at_a_time(corpus, tmp_path):
     build(corpus, tmp_path / "out")
     with (
         filelock.FileLock(tmp_path / "out" / ".lock"),
-        pytest.raises(DataError, match="out: another build is writing to this folder"),
+        pytest.raises(DataError, match="out: another process is writing there"),
     ):
         build(corpus, tmp_path / "out", captions=None)
     assert build(corpus, tmp_path / "out").written_shards == 0

@@ -10,11 +10,18 @@ from safetensors.torch import load_file
 
 from caeav_hf.cli import main
 from caeav_hf.data import CaeAvCollator, CaeAvDataset
+from caeav_hf.data.store import claim
 from caeav_hf.errors import CaeAvError, DataError
 from caeav_hf.modeling import CaeAvForEventLocalization
 from caeav_hf.processing import CaeAvProcessor
 from caeav_hf.training.build import read_captions
-from caeav_hf.training.caption_features import FOLDER, CaptionFeatureStore, open_store, text_tower_identity
+from caeav_hf.training.caption_features import (
+    FOLDER,
+    CaptionFeatureStore,
+    feature_folder,
+    open_store,
+    text_tower_identity,
+)
 from caeav_hf.training.captions import CaptionFeatures
 from caeav_hf.training.encode import encode_captions
 from tests.training.toy_files import toy_data, toy_model
@@ -114,6 +121,13 @@ def test_only_new_captions_are_encoded_and_broken_files_passed_over(data, proces
     assert again[text].dtype == torch.float32
     torch.testing.assert_close(again[text], store_features(processor, text), atol=0.01, rtol=0.01)
     assert not list(again.folder.glob("*.part"))
+
+
+def test_features_are_stored_by_one_process_at_a_time(data):
+    folder = feature_folder(data, text_tower_identity(load_model()))
+    folder.mkdir(parents=True)
+    with claim(folder), pytest.raises(DataError, match="another process is writing there"):
+        encode_captions(data, toy_model(), device="cpu")
 
 
 def store_features(processor, text):

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..constants import MODALITIES
 from ..data.caption_file import is_edited
-from ..data.files import write_json
+from ..data.store import write_json
 from ..errors import CaeAvError
 from .captioner import Captioner
 from .errors import CaptionerUnusableError, CaptioningError

@@ -1,22 +1,20 @@
 """
-The caption file while it grows: a Parquet file beside an append-only journal.
+The caption file while it grows: a Parquet file beside an append-only journal (`data.store.Journal`).
 
-Every clip that was captioned is a line of the journal, on the disk before the next one. From time to time, and at the
-beginning and the end of a job, the journal's lines are put into the Parquet file, which is replaced in one step, and
-only then the journal is emptied. A job may end at any moment: a line that was written half is passed over, and a line
-that is in the Parquet file already changes nothing when it is put there once more.
+Every clip that was captioned is a record of the journal, on the disk before the next one. From time to time, and at
+the beginning and the end of a job, the journal's records are put into the Parquet file, which is replaced in one step,
+and only then the journal is emptied. A job may end at any moment: a record that is in the Parquet file already changes
+nothing when it is put there once more.
 
 Captions that somebody has edited are read anew each time and are never written over.
 """
 
-import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
-
-import filelock
+from typing import Any
 
 from ..constants import MODALITIES
 from ..data.caption_file import (
@@ -27,7 +25,8 @@ from ..data.caption_file import (
     read_caption_rows,
     write_caption_rows,
 )
-from ..errors import CaeAvError, DataError
+from ..data.store import Journal, claim
+from ..errors import CaeAvError
 
 
 PROVENANCE = ("model", "prompt_version", "settings")
@@ -49,33 +48,24 @@ class CaptionTable:
         self.path = Path(path)
         if self.path.suffix != ".parquet":
             raise CaeAvError(f"{path}: expected the name of a .parquet file")
-        self.journal = self.path.with_name(f"{self.path.name}.journal")
+        self.journal = Journal(
+            self.path.with_name(f"{self.path.name}.journal"), ("clip", "file", "captions", *PROVENANCE)
+        )
         self.rows: dict[str, CaptionRow] = {}
-        self._lock = filelock.FileLock(self.path.with_name(f"{self.path.name}.lock"))
-        self._file: IO[bytes] | None = None
+        self._claim = ExitStack()
 
     def __enter__(self) -> "CaptionTable":
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock.acquire(timeout=0)
-        except filelock.Timeout as error:
-            raise CaeAvError(f"{self.path}: another job is writing captions there; wait for its end") from error
-        except OSError as error:
-            raise CaeAvError(f"{self.path}: cannot be written: {error}") from error
-        try:
+        with ExitStack() as stack:
+            stack.enter_context(claim(self.path))
             self.compact()
-        except BaseException:
-            self._lock.release()
-            raise
+            self._claim = stack.pop_all()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
+        with self._claim:
             self.compact()
-        finally:
-            self._lock.release()
 
     def missing(self, clip: str, provenance: Mapping[str, str] | None = None) -> list[str]:
         """
@@ -100,39 +90,20 @@ class CaptionTable:
             provenance: `model`, `prompt_version` and `settings`.
         """
         record = {"clip": clip, "file": file, "captions": dict(captions), **provenance}
-        if self._file is None:
-            self._file = self.journal.open("ab")
-        self._file.write(json.dumps(record, ensure_ascii=False).encode() + b"\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        self.journal.append(record)
         _apply(self.rows, record)
 
     def compact(self) -> None:
         """Reads the Parquet file as it is now, puts the journal's captions into it, and empties the journal."""
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+        self.journal.close()
         rows, schema = read_caption_rows(self.path) if self.path.is_file() else ({}, CAPTION_SCHEMA)
-        records = list(self._journal_records())
+        records = list(self.journal.records())
         for record in records:
             _apply(rows, record)
         if records:
             write_caption_rows(self.path, list(rows.values()), schema)
-        self.journal.unlink(missing_ok=True)
+        self.journal.clear()
         self.rows = rows
-
-    def _journal_records(self) -> Iterable[dict[str, Any]]:
-        if not self.journal.is_file():
-            return
-        *lines, _cut_off = self.journal.read_bytes().split(b"\n")
-        for number, line in enumerate(lines, 1):
-            try:
-                record = json.loads(line)
-                if not {"clip", "file", "captions", *PROVENANCE} <= record.keys():
-                    raise ValueError("not a caption")
-            except (ValueError, AttributeError) as error:
-                raise DataError(f"{self.journal}:{number}: expected a caption that this program wrote") from error
-            yield record
 
 
 def _apply(rows: dict[str, CaptionRow], record: Mapping[str, Any]) -> None:

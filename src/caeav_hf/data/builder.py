@@ -3,7 +3,7 @@ From annotation files and a media folder to Parquet shards: what the builders of
 
 A builder reads its annotations into [`Entry`] rows, each saying which media files it needs. Here every file is looked
 up (`media_files`) and checked (`checks`), what is missing or broken is counted by reason and named in `report.json`,
-and the rest is written (`shard_writing`):
+and the rest is written (`store`):
 
     <out>/data/<split>-00000-of-00001.parquet ...    <out>/report.json    <out>/README.md (the data set card)
 
@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
-import filelock
 import pyarrow as pa
 from tqdm import tqdm
 
@@ -37,9 +36,8 @@ from .caption_file import read_captions
 from .card import card_text_of
 from .checks import ClipFiles, MediaChecker, MediaPart, Notes, UnusableError
 from .cutting import cut
-from .files import write_json, write_text
 from .media_files import Query
-from .shard_writing import Shard, write_shards
+from .store import Shard, claim, write_json, write_shards, write_text
 
 
 _MAX_EXAMPLES = 20
@@ -224,16 +222,12 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
             max_shard_bytes: Size at which a shard is closed, counting embedded media; rows are never divided.
 
         Raises:
-            DataError: As said above, or another build is writing to this folder.
+            DataError: As said above, or another process is writing to this folder.
         """
         out = Path(out_dir)
         out.mkdir(parents=True, exist_ok=True)
-        try:
-            # The operating system takes the lock from a process that dies.
-            with filelock.FileLock(out / ".lock", timeout=0):
-                return self._build(out, max_shard_bytes)
-        except filelock.Timeout as error:
-            raise DataError(f"{out}: another build is writing to this folder; expected one at a time") from error
+        with claim(out):
+            return self._build(out, max_shard_bytes)
 
     def _build(self, out: Path, max_shard_bytes: int) -> BuildReport:
         report, rows = self._usable_rows()
@@ -259,6 +253,7 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
                 Shard(
                     f"{split}-{number:05d}-of-{len(parts):05d}.parquet",
                     self._fingerprint(part, captions, schema),
+                    schema,
                     partial(tables, part),
                 )
                 for split, parts in plans.items()
@@ -266,7 +261,7 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
             ]
             # Until the new card is there, there is none: it would be that of other shards.
             report.written_shards = write_shards(
-                out, schema, shards, self.config.num_proc, lambda: (out / "README.md").unlink(missing_ok=True)
+                out, shards, self.config.num_proc, lambda: (out / "README.md").unlink(missing_ok=True)
             )
         write_json(out / "report.json", self._report(report))
         fingerprint = hashlib.sha256("".join(shard.fingerprint for shard in shards).encode()).hexdigest()[:16]

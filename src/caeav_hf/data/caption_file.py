@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 from caeav_hf.constants import MODALITIES
 from caeav_hf.errors import DataError
 
+from .store import atomic_write
+
 
 CAPTION_SCHEMA = pa.schema(
     [
@@ -89,12 +91,8 @@ def read_caption_rows(path: str | os.PathLike) -> tuple[dict[str, CaptionRow], p
 def write_caption_rows(path: Path, rows: Sequence[CaptionRow], schema: pa.Schema = CAPTION_SCHEMA) -> None:
     """Writes a Parquet caption file, ordered by clip; a reader sees the old or the new one, never a part."""
     table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["clip"]), schema=schema)
-    partial_path = path.with_name(f"{path.name}.part")
-    with partial_path.open("wb") as file:
-        pq.write_table(table, file)
-        file.flush()
-        os.fsync(file.fileno())
-    partial_path.replace(path)
+    with atomic_write(path) as partial_path:
+        pq.write_table(table, partial_path)
 
 
 def read_captions(path: str | os.PathLike) -> dict[str, dict[str, str | None]]:

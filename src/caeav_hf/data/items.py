@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 from .prepared import question_features
 from .rows import RowForm, task_of_rows
+from .store import atomic_write
 
 
 logger = logging.get_logger(__name__)
@@ -94,10 +95,8 @@ class ItemMaker:
             logger.warning(f"{path}: made anew, since it cannot be read ({error})")
         features = self._process(row)
         path.parent.mkdir(parents=True, exist_ok=True)
-        # A name of its own for each process: several may make the same entry, and the last one to finish wins.
-        partial_path = path.with_name(f"{path.name}.{os.getpid()}.part")
-        save_file(features, partial_path)
-        partial_path.replace(path)
+        with atomic_write(path, is_cache=True) as partial_path:
+            save_file(features, partial_path)
         return features
 
     def _process(self, row: Mapping[str, Any]) -> dict[str, torch.Tensor]:

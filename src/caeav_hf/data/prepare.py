@@ -5,32 +5,29 @@ The folder that is written has the form of a builder's, with the rows of `data.p
 
     <out>/data/<split>-00000-of-00009.parquet ...    <out>/report.json    <out>/README.md
 
-Each shard has a fixed share of the clips. One that is complete is called `.parquet.part`, and what it was made of and
-which clips failed is written in it; a run that was stopped goes on after the last one. Only when all are complete do
-they get their names, so that no reader takes a part for the whole.
+Each shard (`data.store`) has a fixed share of the clips and notes which of them failed. A run that was stopped
+continues after the last complete shard; only when all are complete can they be read.
 """
 
 import hashlib
 import json
 import os
-import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from caeav_hf.errors import DataError, MediaError
 from caeav_hf.task import get_task
 
 from .card import front_matter
-from .files import write_json, write_text
 from .images import read_mask
 from .prepared import (
     MEDIA_COLUMNS,
@@ -45,13 +42,13 @@ from .prepared import (
 from .rows import RowForm, task_of_rows
 from .schema import SPLITS
 from .shards import find_shards, load_rows
+from .store import Shard, claim, keep_settings, write_json, write_shards, write_text
 
 
 # Clips of a shard: what a run that is stopped has to do again, at most.
 _SHARD_CLIPS = 128
 # Clips of a group, which a streaming reader holds at once: some 30 MB.
 _GROUP_CLIPS = 16
-_METADATA = b"caeav_hf.prepare"
 
 In = TypeVar("In")
 Out = TypeVar("Out")
@@ -113,46 +110,48 @@ def prepare_clips(
         raise DataError(f"{source}: expected a builder's folder with Parquet files in {source / 'data'}")
     if out.resolve() == source.resolve():
         raise DataError(f"{out}: expected another folder than that of the data set")
-    (out / "data").mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=True)
     settings = settings_text(processor, image_format)
-    works = [_Split(source, split, processor, task, settings, out / "data", shard_clips) for split in splits]
-    _claim(out, settings)
-    report = {}
-    with ThreadPoolExecutor(num_proc) as pool:
-        for work in works:
-            with tqdm(total=len(work.clips), desc=f"Preparing {work.name}", unit="clip") as bar:
-                report[work.name] = work.run(pool, 2 * num_proc, image_format, bar)
-    write_json(out / "report.json", _report_dict(source, settings, report))
-    if not any(part.rows for part in report.values()):
-        reason = next(iter(report[splits[0]].failed.values()), "it has no rows")
-        raise DataError(f"{source}: no clip could be prepared, e.g. {reason} (see {out / 'report.json'})")
-    parts = {path: path.with_name(f"{path.name}.part") for work in works for path in work.paths}
-    # What is of an earlier state of the data set goes first: readers notice a folder that lacks a shard, but not one
-    # with shards of two states.
-    for path in (out / "data").iterdir():
-        is_shard = re.fullmatch(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet", path.name)
-        if is_shard and (path not in parts or parts[path].exists()):
-            path.unlink()
-    for path, part in parts.items():
-        if part.exists():
-            part.replace(path)
-    write_text(out / "README.md", _card(source, out, json.loads(settings), report))
+    works = [_Split(source, split, processor, task, settings) for split in splits]
+    report = {work.name: PreparedSplit(clips=len(work.clips)) for work in works}
+
+    def finish(shards: Mapping[str, list[Shard]]) -> None:
+        for split, parts in shards.items():
+            report[split].shards = [shard.fingerprint for shard in parts]
+            report[split].rows = sum(shard.note["rows"] for shard in parts)
+            report[split].failed = {name: why for shard in parts for name, why in shard.note["failed"].items()}
+        write_json(out / "report.json", _report_dict(source, settings, report))
+        if not any(part.rows for part in report.values()):
+            reason = next(iter(report[splits[0]].failed.values()), "it has no rows")
+            raise DataError(f"{source}: no clip could be prepared, e.g. {reason} (see {out / 'report.json'})")
+        (out / "README.md").unlink(missing_ok=True)
+
+    with claim(out):
+        keep_settings(out, json.loads(settings), results="data/*.parquet")
+        with (
+            ThreadPoolExecutor(num_proc) as pool,
+            tqdm(total=sum(len(work.clips) for work in works), desc="Preparing", unit="clip") as bar,
+        ):
+            shards = {work.name: work.shards(pool, 2 * num_proc, shard_clips, image_format, bar) for work in works}
+            write_shards(
+                out,
+                [shard for parts in shards.values() for shard in parts],
+                1,
+                partial(finish, shards),
+                # JPEG and the last bits of sound cannot be made smaller; PNGs are stored undeflated for this.
+                compression={"frames.list.element.bytes": "zstd" if image_format == "png" else "none"},
+                use_dictionary=[PREPARED],
+                write_statistics=False,
+            )
+        finish(shards)
+        write_text(out / "README.md", _card(source, out, json.loads(settings), report))
     return report
 
 
 class _Split:
     """The clips of a split, and the shards that they go into."""
 
-    def __init__(
-        self,
-        source: Path,
-        name: str,
-        processor: Any,
-        task: str | None,
-        settings: str,
-        data: Path,
-        shard_clips: int,
-    ) -> None:
+    def __init__(self, source: Path, name: str, processor: Any, task: str | None, settings: str) -> None:
         self.name, self.processor = name, processor
         self.rows = load_rows(source, name)
         if PREPARED in self.rows.column_names:
@@ -165,10 +164,6 @@ class _Split:
         self.form: RowForm = self.task.row_form(processor, 1, self.rows.features)
         self.features = prepared_features(self.rows.features)
         self.clips = self._clips()
-        count = max(1, -(-len(self.clips) // shard_clips))
-        self.paths = [data / f"{name}-{number:05d}-of-{count:05d}.parquet" for number in range(count)]
-        self.shares = [self.clips[start : start + shard_clips] for start in range(0, len(self.clips), shard_clips)]
-        self.shares = self.shares or [[]]
         self._content = _digest_files(find_shards(source, name))
         self._settings = settings
 
@@ -183,20 +178,18 @@ class _Split:
             clips.setdefault(json.dumps(row, sort_keys=True, default=str), []).append(number)
         return list(clips.values())
 
-    def run(self, pool: ThreadPoolExecutor, ahead: int, image_format: ImageFormat, bar: tqdm) -> PreparedSplit:
-        """Makes the shards that are not there yet."""
-        result = PreparedSplit(clips=len(self.clips))
-        for path, share in zip(self.paths, self.shares, strict=True):
-            identity = self._identity(share)
-            done = _read_note(path.with_name(f"{path.name}.part")) or _read_note(path)
-            if done is None or done["identity"] != identity:
-                done = self._write(path, share, identity, pool, ahead, image_format, bar)
-            else:
-                bar.update(len(share))
-            result.rows += done["rows"]
-            result.failed |= done["failed"]
-            result.shards.append(done["identity"])
-        return result
+    def shards(
+        self, pool: ThreadPoolExecutor, ahead: int, shard_clips: int, image_format: ImageFormat, bar: tqdm
+    ) -> list[Shard]:
+        """The shards that the clips go into; `ahead` clips are decoded, or wait, at a time."""
+        shares = [self.clips[start : start + shard_clips] for start in range(0, len(self.clips), shard_clips)] or [[]]
+        shards = []
+        for number, share in enumerate(shares):
+            note: dict[str, Any] = {}
+            tables = partial(self._tables, share, note, pool, ahead, image_format, bar)
+            name = f"{self.name}-{number:05d}-of-{len(shares):05d}.parquet"
+            shards.append(Shard(name, self._identity(share), self.features.arrow_schema, tables, note))
+        return shards
 
     def _identity(self, share: list[list[int]]) -> str:
         """Stands for everything that a shard is made of; files by size and time of their last change."""
@@ -208,19 +201,16 @@ class _Split:
                 digest.update(json.dumps([_file_state(path) for path in _paths(row)]).encode())
         return digest.hexdigest()
 
-    def _write(
+    def _tables(
         self,
-        path: Path,
         share: list[list[int]],
-        identity: str,
+        note: dict[str, Any],
         pool: ThreadPoolExecutor,
         ahead: int,
         image_format: ImageFormat,
         bar: tqdm,
-    ) -> dict[str, Any]:
-        partial_path = path.with_name(f"{path.name}.part.tmp")
-        schema = self.features.arrow_schema
-        note: dict[str, Any] = {"identity": identity, "rows": 0, "failed": {}}
+    ) -> Iterator[pa.Table]:
+        """The row groups of a shard. `note` gets its rows and the clips that failed, with the reasons."""
 
         def make(rows: list[dict[str, Any]]) -> dict[str, Any] | MediaError:
             try:
@@ -228,31 +218,21 @@ class _Split:
             except MediaError as error:
                 return error
 
+        note |= {"rows": 0, "failed": {}}
         rows = (([self.rows[number] for number in clip]) for clip in share)
         names = iter(self.rows.select_columns("video_id").select([clip[0] for clip in share])["video_id"])
-        with pq.ParquetWriter(
-            partial_path,
-            schema,
-            # JPEG and the last bits of sound cannot be made smaller; PNGs are stored as they are for this to do it.
-            compression={"frames.list.element.bytes": "zstd" if image_format == "png" else "none"},
-            use_dictionary=[PREPARED],
-            write_statistics=False,
-        ) as writer:
-            made = _in_order(pool, make, rows, ahead)
-            while group := list(islice(made, _GROUP_CLIPS)):
-                kept = []
-                for name, row in zip(names, group, strict=False):
-                    bar.update()
-                    if isinstance(row, MediaError):
-                        note["failed"][name] = str(row)
-                        continue
-                    kept.append(row)
-                    note["rows"] += len(row.get(QUESTIONS, [None]))
-                if kept:
-                    writer.write_table(pa.Table.from_pylist(kept, schema=schema), row_group_size=_GROUP_CLIPS)
-            writer.add_key_value_metadata({_METADATA: json.dumps(note)})
-        partial_path.replace(path.with_name(f"{path.name}.part"))
-        return note
+        made = _in_order(pool, make, rows, ahead)
+        while group := list(islice(made, _GROUP_CLIPS)):
+            kept = []
+            for name, row in zip(names, group, strict=False):
+                bar.update()
+                if isinstance(row, MediaError):
+                    note["failed"][name] = str(row)
+                    continue
+                kept.append(row)
+                note["rows"] += len(row.get(QUESTIONS, [None]))
+            if kept:
+                yield pa.Table.from_pylist(kept, schema=self.features.arrow_schema)
 
     def _prepared_row(self, rows: list[dict[str, Any]], image_format: ImageFormat) -> dict[str, Any]:
         """The prepared row of a clip from its rows."""
@@ -268,24 +248,6 @@ class _Split:
         return {name: prepared[name] for name in self.features}
 
 
-def _claim(out: Path, settings: str) -> None:
-    """Notes what the folder is prepared for; a DataError if that was something else before."""
-    path = out / "settings.json"
-    wanted = json.loads(settings)
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        write_json(path, wanted)
-        return
-    except ValueError:
-        before = {}
-    if before != wanted:
-        keys = [key for key in wanted if before.get(key) != wanted[key]]
-        raise DataError(
-            f"{out}: was prepared with other settings ({', '.join(keys)}; see {path}); expected another folder"
-        )
-
-
 def _in_order(
     pool: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterable[In], ahead: int
 ) -> Iterator[Out]:
@@ -297,15 +259,6 @@ def _in_order(
             yield waiting.popleft().result()
     while waiting:
         yield waiting.popleft().result()
-
-
-def _read_note(path: Path) -> dict[str, Any] | None:
-    """What is written in a shard about itself; None where there is no complete one."""
-    try:
-        metadata = pq.read_metadata(path).metadata or {}
-        return json.loads(metadata[_METADATA])
-    except (OSError, pa.ArrowInvalid, KeyError, ValueError):
-        return None
 
 
 def _media(row: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import logging
 
+from ..data.store import atomic_write
 from ..errors import CaeAvError
 
 
@@ -47,6 +48,11 @@ def text_tower_identity(model: Any) -> str:
     return digest.hexdigest()
 
 
+def feature_folder(data: str | Path, identity: str) -> Path:
+    """Where the features of a text tower are stored in the folder of a data set."""
+    return Path(data) / FOLDER / identity[:16]
+
+
 class CaptionFeatureStore(Mapping[str, torch.Tensor]):
     """
     The stored features of one text tower: from cleaned captions to (tokens, size) float32.
@@ -57,7 +63,7 @@ class CaptionFeatureStore(Mapping[str, torch.Tensor]):
     """
 
     def __init__(self, data: str | Path, identity: str) -> None:
-        self.folder = Path(data) / FOLDER / identity[:16]
+        self.folder = feature_folder(data, identity)
         self.identity = identity
         self._files: dict[str, Any] = {}
         for path in sorted(self.folder.glob("features-*.safetensors")):
@@ -84,13 +90,12 @@ class CaptionFeatureStore(Mapping[str, torch.Tensor]):
         """
         numbers = [int(path.stem.split("-")[1]) for path in self.folder.glob("features-*.safetensors")]
         path = self.folder / f"features-{max(numbers, default=-1) + 1:05d}.safetensors"
-        partial_path = path.with_name(f"{path.name}.part")
         metadata = {"format": _FORMAT, "text_tower": self.identity}
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             tensors = {_PREFIX + text: tensor.contiguous() for text, tensor in features.items()}
-            save_file(tensors, partial_path, metadata=metadata)
-            partial_path.replace(path)
+            with atomic_write(path) as partial_path:
+                save_file(tensors, partial_path, metadata=metadata)
         except (OSError, SafetensorError) as error:
             raise CaeAvError(f"{path}: cannot be written: {error}") from error
         self._open(path)

@@ -1,6 +1,5 @@
 """The model card of a run: what was trained on what, how, and what it scored, for people and for the Hub."""
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any, cast
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from ..data.store import write_text
 from ..errors import CaeAvError
 from ..task import Task, get_task
 from .recipe import Recipe
@@ -45,9 +45,7 @@ class RunCard:
         """Write `README.md` into the folder of the best checkpoint."""
         value = state.best_value
         record = next(r for r in reversed(state.history) if r[f"eval/{self.best_metric}"] == value)
-        partial = folder / ".partial-README.md"
-        self.card(record).save(partial)
-        os.replace(partial, folder / "README.md")
+        write_text(folder / "README.md", str(self.card(record)))
 
     def card(self, record: Mapping[str, Any]) -> ModelCard:
         """The card, from what the history says of the evaluation of the checkpoint."""

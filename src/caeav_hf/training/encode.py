@@ -10,13 +10,14 @@ from tqdm import tqdm
 
 from ..configuration_cae_av import CaeAvConfig
 from ..constants import MODALITIES
+from ..data.store import claim
 from ..devices import default_device
 from ..errors import CaeAvError, DataError
 from ..hub import check_model
 from ..processing import clean_caption
 from ..task import get_task
 from .build import build_processor, caption_token_ids, load_trained_model
-from .caption_features import CaptionFeatureStore, text_tower_identity
+from .caption_features import CaptionFeatureStore, feature_folder, text_tower_identity
 from .captions import CaptionFeatures
 
 
@@ -47,7 +48,7 @@ def encode_captions(
 
     Raises:
         CaeAvError: The model cannot be loaded, or the data set has no captions.
-        DataError: `data` is no folder that a builder wrote.
+        DataError: `data` is no folder that a builder wrote, or another process stores features of this tower there.
     """
     texts = _captions(Path(data))
     check_model(model)
@@ -57,21 +58,25 @@ def encode_captions(
         raise CaeAvError(f"{model}: cannot be loaded as a model: {str(error).strip().splitlines()[-1]}") from error
     trained = load_trained_model(task.model_class, model)
     processor = build_processor(trained, model)
-    store = CaptionFeatureStore(data, text_tower_identity(trained))
+    identity = text_tower_identity(trained)
     trained.to(device or default_device())
-    new = [text for text in dict.fromkeys(map(clean_caption, texts)) if text not in store]
-    with tqdm(total=len(new), desc="Encoding captions", unit="caption", disable=not show_progress) as bar:
-        for start in range(0, len(new), _CAPTIONS_A_FILE):
-            part = new[start : start + _CAPTIONS_A_FILE]
-            ids = caption_token_ids(part, processor)
-            features = CaptionFeatures(
-                trained.cae_av,
-                ids,
-                context_length=trained.config.text_config.context_length,
-                keep_padding=trained.config.is_official,
-            ).features
-            store.add({text: features[key].to(getattr(torch, dtype)) for text, key in zip(part, ids, strict=True)})
-            bar.update(len(part))
+    folder = feature_folder(data, identity)
+    folder.mkdir(parents=True, exist_ok=True)
+    with claim(folder):
+        store = CaptionFeatureStore(data, identity)
+        new = [text for text in dict.fromkeys(map(clean_caption, texts)) if text not in store]
+        with tqdm(total=len(new), desc="Encoding captions", unit="caption", disable=not show_progress) as bar:
+            for start in range(0, len(new), _CAPTIONS_A_FILE):
+                part = new[start : start + _CAPTIONS_A_FILE]
+                ids = caption_token_ids(part, processor)
+                features = CaptionFeatures(
+                    trained.cae_av,
+                    ids,
+                    context_length=trained.config.text_config.context_length,
+                    keep_padding=trained.config.is_official,
+                ).features
+                store.add({text: features[key].to(getattr(torch, dtype)) for text, key in zip(part, ids, strict=True)})
+                bar.update(len(part))
     return store, len(new)
 
 

@@ -14,15 +14,9 @@ from accelerate import Accelerator
 from transformers.utils import logging
 
 from .. import __version__
+from ..data.store import write_text
 from ..errors import CaeAvError
 from .recipe import Recipe
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".partial-{path.name}")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
 
 
 @contextmanager

@@ -10,9 +10,8 @@ tensor `visual_3d` (T, 512) float32, and beside them
 """
 
 import hashlib
-import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -32,8 +31,8 @@ from caeav_hf.media.clip import load_clip
 from caeav_hf.media.containers import MediaSource
 from caeav_hf.media.segments import count_segments
 
-from ...data.files import write_json
 from ...data.schema import LLP_NUM_SEGMENTS, media_part
+from ...data.store import atomic_write, claim, keep_settings, write_json
 
 
 FEATURE_SIZE = 512
@@ -102,8 +101,8 @@ def extract_folder(
         What `report.json` holds: `written` and `already_there`, numbers of clips, and `broken`, the reason by file.
 
     Raises:
-        DataError: `media` is no such folder, two of its files are of one name, `out` has features of other settings,
-            or no clip could be read.
+        DataError: `media` is no such folder, two of its files are of one name, `out` has features of other settings or
+            is claimed by another process, or no clip could be read.
         CaeAvError: A number is out of range.
     """
     for name, value in {"frames_per_segment": frames_per_segment, "num_segments": num_segments}.items():
@@ -117,32 +116,34 @@ def extract_folder(
         "frames_per_segment": frames_per_segment,
         "num_segments": num_segments,
     }
-    _claim(folder, settings)
-    wanted = [clip for clip in clips if not feature_file(folder, clip.name).is_file()]
-    broken: dict[str, str] = {}
-    network = network.to(device).eval()
-    loader = torch.utils.data.DataLoader(
-        _Clips(wanted, frames_per_segment, num_segments),
-        batch_size=clips_per_batch,
-        num_workers=num_workers,
-        collate_fn=list,
-    )
-    with tqdm(total=len(clips), initial=len(clips) - len(wanted), desc="3D features", unit="clip") as bar:
-        for batch in loader:
-            broken.update({clip.file: value for clip, value in batch if isinstance(value, str)})
-            kept = [(clip, value) for clip, value in batch if not isinstance(value, str)]
-            if kept:
-                features = network(torch.cat([value for _, value in kept]).to(device)).float().cpu()
-                parts = features.split([len(value) for _, value in kept])
-                for (clip, _), part in zip(kept, parts, strict=True):
-                    _write_features(feature_file(folder, clip.name), part)
-            bar.update(len(batch))
-    report = {
-        "written": len(wanted) - len(broken),
-        "already_there": len(clips) - len(wanted),
-        "broken": dict(sorted(broken.items())),
-    }
-    write_json(folder / "report.json", report)
+    with claim(folder):
+        keep_settings(folder, settings, results="*.safetensors")
+        wanted = [clip for clip in clips if not feature_file(folder, clip.name).is_file()]
+        broken: dict[str, str] = {}
+        network = network.to(device).eval()
+        loader = torch.utils.data.DataLoader(
+            _Clips(wanted, frames_per_segment, num_segments),
+            batch_size=clips_per_batch,
+            num_workers=num_workers,
+            collate_fn=list,
+        )
+        with tqdm(total=len(clips), initial=len(clips) - len(wanted), desc="3D features", unit="clip") as bar:
+            for batch in loader:
+                broken.update({clip.file: value for clip, value in batch if isinstance(value, str)})
+                kept = [(clip, value) for clip, value in batch if not isinstance(value, str)]
+                if kept:
+                    features = network(torch.cat([value for _, value in kept]).to(device)).float().cpu()
+                    parts = features.split([len(value) for _, value in kept])
+                    for (clip, _), part in zip(kept, parts, strict=True):
+                        with atomic_write(feature_file(folder, clip.name)) as path:
+                            save_file({_KEY: part.contiguous()}, path)
+                bar.update(len(batch))
+        report = {
+            "written": len(wanted) - len(broken),
+            "already_there": len(clips) - len(wanted),
+            "broken": dict(sorted(broken.items())),
+        }
+        write_json(folder / "report.json", report)
     if len(broken) == len(clips):
         raise DataError(f"{media}: none of its {len(clips)} clips can be read, e.g. {next(iter(broken.values()))}")
     return report
@@ -285,28 +286,6 @@ def _row_clips(folder: Path, shards: list[str]) -> list[_Clip]:
     for number, name in enumerate(rows["filename"]):
         clips.setdefault(name, _Clip(name, name, (rows, number)))
     return list(clips.values())
-
-
-def _claim(folder: Path, settings: Mapping[str, Any]) -> None:
-    """Notes the settings of a new folder; refuses a folder of other ones."""
-    path = folder / "settings.json"
-    if not path.is_file():
-        if any(folder.glob("*.safetensors")):
-            raise DataError(f"{folder}: has features, but no settings.json that says how they were made")
-        write_json(path, settings)
-        return
-    try:
-        there = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DataError(f"{path}: expected a JSON file ({error})") from error
-    if there != settings:
-        raise DataError(f"{folder}: has features of other settings, {there}; expected {dict(settings)}")
-
-
-def _write_features(path: Path, features: torch.Tensor) -> None:
-    partial_path = path.with_name(f"{path.name}.part")
-    save_file({_KEY: features.contiguous()}, partial_path)
-    partial_path.replace(path)
 
 
 def _read_weights(path: Path) -> dict[str, torch.Tensor]:
