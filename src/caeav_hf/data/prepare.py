@@ -84,8 +84,8 @@ def prepare_clips(
 ) -> dict[str, PreparedSplit]:
     """
     Decodes every clip of a builder's folder and writes a folder of prepared rows, which [`CaeAvDataset`] and
-    `train.py --streaming` read. It may be stopped at any moment and, run again, goes on; one run at a time may write a
-    folder. A clip that cannot be decoded is named in `report.json` and left out.
+    `train.py --streaming` read. A run that was stopped, at any moment, is continued by the next one. A clip that
+    cannot be decoded is named in `report.json` and left out.
 
     Args:
         folder: What a builder wrote.
@@ -98,7 +98,7 @@ def prepare_clips(
 
     Raises:
         DataError: There is no such folder; it is for another task or is prepared already; `out_dir` was prepared from
-            something else; or no clip could be decoded.
+            something else, or another process is writing to it; or no clip could be decoded.
     """
     source, out = Path(folder), Path(out_dir)
     if image_format not in ("png", "jpeg"):
