@@ -227,17 +227,20 @@ class CaeAvVisionConfig(TowerGeometry, PreTrainedConfig):
         return self.image_size, self.image_size
 
     def stages(self, input_size: tuple[int, int] | None = None) -> list[TowerStage]:
-        """See [`TowerGeometry.stages`]; sides must be multiples of the last stage's pixels a token."""
+        """See [`TowerGeometry.stages`]; sides must be multiples of `patch_size`."""
         height, width = input_size or self.input_size
-        coarsest = self.patch_size * 2 ** (len(self.depths) - 1)
-        if input_size is not None and (height % coarsest or width % coarsest):
-            raise ValueError(f"CaeAvVisionConfig reads sides that are multiples of {coarsest}, got {height}x{width}")
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"CaeAvVisionConfig reads sides that are multiples of {self.patch_size}, got {height}x{width}"
+            )
+        pixels = [self.patch_size * 2**stage for stage in range(len(self.depths))]
         return [
             TowerStage(
                 depth,
                 self.num_heads[stage],
                 self.embed_dim * 2**stage,
-                (height // self.patch_size // 2**stage, width // self.patch_size // 2**stage),
+                # An odd grid is padded before it is halved.
+                (-(-height // pixels[stage]), -(-width // pixels[stage])),
             )
             for stage, depth in enumerate(self.depths)
         ]

@@ -141,7 +141,7 @@ def test_one_tower_for_both_streams(formulation: str, tmp_path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"shared_tower": True, "audio_config": {"num_mel_bins": 40}}, "num_mel_bins"),
+        ({"shared_tower": True, "audio_config": {"num_mel_bins": 42}}, "num_mel_bins"),
         ({"audio_config": {"mel_scale": "kaldi"}}, "shared_tower"),
     ],
 )

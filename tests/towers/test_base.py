@@ -83,6 +83,13 @@ def test_swin_v2_equals_timm(grid: int, window: int, depth: int, pretrained: int
         )
 
 
+def test_odd_grids_are_those_of_timm() -> None:
+    tower = SwinV2Tower(CaeAvVisionConfig(image_size=48, embed_dim=16, num_heads=(1, 2, 4, 8), window_size=4))
+    grids = [layer.output_resolution for layer in tower.layers]
+    assert [stage.grid for stage in tower.config.stages()] == grids == [(12, 12), (6, 6), (3, 3), (2, 2)]
+    assert run(tower, torch.randn(1, 3, 48, 48)).shape == (1, 4, 128)
+
+
 @pytest.mark.parametrize(("spec_size", "window"), [(64, 2), (64, 4), (128, 4)])
 def test_htsat_equals_transformers(spec_size: int, window: int) -> None:
     torch.manual_seed(0)
