@@ -247,10 +247,12 @@ def caption_table(found: dict[str, list[dict[str, Any]]]) -> list[str]:
     """What other captions change, in the score and in the probability of the events, run by run."""
     if not found:
         return []
+    has_events = all(run["event_probability"] for runs in found.values() for run in runs)
+    events = "probability of the event, own | none | foreign | denying | " if has_events else ""
     lines = [
         "| variant | own captions | none, against own | foreign, against own | foreign, against none | "
-        "denying, against own | probability of the event, own | none | foreign | denying |",
-        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+        f"denying, against own | {events}".rstrip(),
+        "|---|" + (9 if has_events else 5) * "---:|",
     ]
     for variant, runs in found.items():
         scores = {kind: [run["scores"][f"{kind} captions, all"] for run in runs] for kind in CAPTIONS}
@@ -258,9 +260,8 @@ def caption_table(found: dict[str, list[dict[str, Any]]]) -> list[str]:
         pairs.insert(2, ("foreign", "none"))
         changes = [[a - b for a, b in zip(scores[one], scores[other], strict=True)] for one, other in pairs]
         cells = [text(scores["own"]), *(text(change, sign="+") for change in changes)]
-        for kind in CAPTIONS:
-            chances = [run["event_probability"][kind] for run in runs if run["event_probability"]]
-            cells.append(text(chances) if chances else "")
+        if has_events:
+            cells += [text([run["event_probability"][kind] for run in runs]) for kind in CAPTIONS]
         lines.append(f"| {variant} | {' | '.join(cells)} |")
     return lines
 
@@ -271,7 +272,8 @@ def has_case(variant: str) -> bool:
 
 def text(values: Sequence[float], sign: str = "", digits: int = 1) -> str:
     center, half = interval(values)
-    shown = f"{center:{sign}.{digits}f}"
+    # Adding 0 turns what rounds to minus zero into zero.
+    shown = f"{round(center, digits) + 0.0:{sign}.{digits}f}"
     return shown if math.isnan(half) else f"{shown} ± {half:.{digits}f}"
 
 
