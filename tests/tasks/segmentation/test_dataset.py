@@ -155,9 +155,9 @@ def test_broken_files_are_named_and_do_not_end_the_epoch(breakable, avs_processo
     Path(rows[2]["masks"][1]["path"]).write_bytes(b"broken")
     frame = Path(rows[3]["frames"][1]["path"])
     Image.open(frame).resize((32, 32)).save(frame)
-    assert [clips[index] is None for index in range(6)] == [True] * 4 + [False] * 2
+    assert ["replaces" in clips[index] for index in range(6)] == [True] * 4 + [False] * 2
     assert clips.broken_clips == [row["video_id"] for row in rows]
-    messages = [record.message for record in caplog.records if "clip left out" in record.message]
+    messages = [record.message for record in caplog.records if "clip replaced" in record.message]
     names = (rows[0]["frames"][2]["path"], rows[1]["audio"]["path"], rows[2]["masks"][1]["path"], rows[3]["video_id"])
     assert all(name in message for name, message in zip(names, messages, strict=True))
 
@@ -207,5 +207,6 @@ def test_bad_rows_are_refused(avs_parquet, avs_processor):
         CaeAvDataset(rows.remove_columns(["audio", "mask_frames"]), avs_processor)
     empty = rows.remove_columns("audio").add_column("audio", [None] * len(rows))
     clips = CaeAvDataset(empty, avs_processor)
-    assert clips[0] is None
-    assert clips.broken_clips == [rows[0]["video_id"]]
+    with pytest.raises(DataError, match="none of the 3 clips can be decoded"):
+        clips[0]
+    assert clips.broken_clips == rows["video_id"][:]

@@ -84,11 +84,11 @@ def test_features_of_a_3d_network(llp_parquet, llp_processor):
     given[1] = given[1][:6]
     clips = CaeAvDataset(with_features(rows, given), llp_processor)
     torch.testing.assert_close(clips[0]["visual_3d_features"], features[0])
-    # Fewer features than segments: the clip is left out, as one that cannot be read.
-    assert clips[1] is None
+    # Fewer features than segments: the clip is replaced, as one that cannot be read.
+    assert clips[1]["replaces"] == 1
     assert clips.broken_clips == [rows[1]["video_id"]]
     batch = CaeAvCollator()([clips[index] for index in range(4)])
-    torch.testing.assert_close(batch["visual_3d_features"], features[[0, 2, 3]])
+    torch.testing.assert_close(batch["visual_3d_features"], features[[0, 2, 2, 3]])
     short = {name: value[:7] if len(value) == 10 else value for name, value in clips[0].items()}
     assert (CaeAvCollator()([short, clips[2]])["visual_3d_features"][0, 7:] == 0).all()
 
