@@ -294,7 +294,7 @@ def test_the_namespace_of_a_run_is_taken_whole(converted) -> None:
     report = reports[0]
     assert report == reports[1]
     expected = set(SHARED) | set(RUNS[task]) - {"dim", "depth_vis", "depth_av"}
-    # The authors' segmentation has this flag and does not pass it on, their video parsing has no such flag.
+    # The authors' segmentation has this flag but ignores it; their video parsing has no such flag.
     expected |= {"avs_s4": {"num_tokens"}, "avvp": {"num_skip"}}.get(task, set())
     assert set(report) == expected
     assert all(report.values())
@@ -307,7 +307,7 @@ def test_flags_of_another_task_have_no_effect(state: dict[str, Tensor]) -> None:
     options = {**OPTIONS["avqa"], **SHARED, **RUNS["avqa"], "num_skip": 2, "num_singlemodal_experts": 1, "is_gate": 1}
     report = convert(state, "ave", options=options).conversion_report
     for name in ("avqa_fc_class", "video_res14x14_dir", "coff_av"):
-        assert "avqa alone" in report.without_effect[name]
+        assert "only of avqa" in report.without_effect[name]
     # What this task's parser has is checked, whatever else is there.
     with pytest.raises(CaeAvError, match="num_skip"):
         convert(state, "ave", options={**options, "num_skip": 1})

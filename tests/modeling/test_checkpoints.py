@@ -166,7 +166,7 @@ def test_wrong_arguments(model: CaeAvForEventLocalization, small: Path, tmp_path
     with pytest.raises(CaeAvError, match="adapter_only=True"):
         model.save_pretrained(tmp_path, towers={"text": "x"})
     model.save_pretrained(tmp_path)
-    with pytest.raises(CaeAvError, match="holds its own"):
+    with pytest.raises(CaeAvError, match="contains its own"):
         CaeAvForEventLocalization.from_pretrained(tmp_path, towers={"text": "x"})
 
 

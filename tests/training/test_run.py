@@ -213,4 +213,4 @@ def test_a_run_with_lora_resumes(tmp_path, cache, capsys):
     resumed = load_trained_model(CaeAvForEventLocalization, last).state_dict()
     assert all(not torch.equal(resumed[name], tensor) for name, tensor in matrices.items())
     assert main(arguments(tmp_path / "again", cache, "--model", last, *lora)) == 2
-    assert "has LoRA already" in capsys.readouterr().err
+    assert "already has LoRA" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The checkpoints of others - CAE-AV's and AVMoE's authors', public HTS-AT - as models and towers of this package."""
+"""Conversion of the checkpoints of CAE-AV's and AVMoE's authors, and of public HTS-AT checkpoints."""
 
 from typing import TYPE_CHECKING
 

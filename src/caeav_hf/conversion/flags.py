@@ -1,4 +1,4 @@
-"""The flags of the authors' programs, as a run's whole namespace holds them."""
+"""Command-line flags of the authors' programs, as the namespace of a run holds them."""
 
 import argparse
 import difflib
@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import CaeAvError
 
 
-# Flags that shape the model, with the types of the parsers.
+# Flags that shape the model, with the types that the authors' parsers give them.
 SHAPING: Mapping[str, type] = {
     **dict.fromkeys(("num_skip", "num_multimodal_experts", "num_singlemodal_experts", "num_tokens"), int),
     **dict.fromkeys(("Adapter_downsample", "num_conv_group", "is_bn", "is_gate", "is_before_layernorm"), int),
@@ -23,7 +23,7 @@ _ALL = {
     *("is_bn", "is_gate", "is_multimodal", "is_before_layernorm", "is_post_layernorm", "is_vit_ln"),
     "is_fusion_before",
 }
-# Of all programs but segmentation's.
+# In all programs except segmentation's.
 _CLASSIFYING = _ALL | {
     *("audio_dir", "video_dir", "st_dir", "label_train", "label_val", "label_test", "batch_size", "epochs", "model"),
     *("mode", "seed", "log_interval", "model_save_dir", "checkpoint", "adapter_kind", "is_audio_adapter_p1"),
@@ -37,12 +37,12 @@ _SEGMENTATION = _ALL | {
     *("sa_loss_flag", "lambda_1", "sa_loss_stages", "mask_pooling_type", "tpavi_stages", "tpavi_vv_flag"),
     *("tpavi_va_flag", "log_dir", "early_stop", "is_init_from_checkpoint", "model_load_dir", "is_self_attention"),
     *("self_attention_version", "num_skip", "use_load_balacing_loss", "load_balancing_loss_weight", "visual_only"),
-    # Of the scripts that train and test.
+    # In the training and test scripts.
     *("test_batch_size", "save_pred_mask", "checkpoint_dir"),
 }
 
-# What a namespace of each task's programs may hold: those of AVMoE, on which CAE-AV's are built, and of DG-SCT, on
-# which AVMoE's are.
+# Flags of each task's programs. CAE-AV's programs are built on AVMoE's, and AVMoE's on DG-SCT's, so a namespace may
+# hold flags of all three.
 FLAGS: Mapping[str, frozenset[str]] = {
     "ave": frozenset(
         _CLASSIFYING
@@ -87,41 +87,41 @@ def shaping_flags(
     options: Mapping[str, Any] | argparse.Namespace | None, task: str
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """
-    What of the authors' flags shapes a task's model.
+    Split the authors' flags into those that shape a task's model and those without effect.
 
     Args:
-        options: Flags under the authors' names, dashes as underscores or not, or the namespace of a run.
-        task: Of the checkpoint.
+        options: Flags under the authors' names, with dashes or underscores, or the namespace of a run.
+        task: Task of the checkpoint.
 
     Returns:
-        The values of the flags that shape the model, of the types of the authors' parsers; and the others, to the
-        reason why they have no effect.
+        The values of the flags that shape the model, converted as the authors' parsers do; and for each other flag the
+        reason why it has no effect.
 
     Raises:
-        CaeAvError: No program of the authors has such a flag, or its parser would not take the value.
+        CaeAvError: None of the authors' programs has the flag, or its parser would reject the value.
     """
     given = vars(options) if isinstance(options, argparse.Namespace) else dict(options or {})
     shaping: dict[str, Any] = {}
     without_effect: dict[str, str] = {}
     for key, value in given.items():
         name = str(key).replace("-", "_")
-        of = [other for other, names in FLAGS.items() if name in names]
-        if not of:
+        tasks = [other for other, names in FLAGS.items() if name in names]
+        if not tasks:
             near = difflib.get_close_matches(name, set().union(*FLAGS.values()), n=1, cutoff=0)
             raise CaeAvError(f"option {key!r} is in none of the authors' parsers; the nearest is {near[0]!r}")
-        if task not in of:
-            without_effect[name] = f"no flag of {task}, of {', '.join(of)} alone"
+        if task not in tasks:
+            without_effect[name] = f"not a flag of {task}, only of {', '.join(tasks)}"
         elif name in SHAPING:
             shaping[name] = _typed(name, value)
         elif name in ("unimodal_assign", "crossmodal_assign") and value != "soft":
-            raise CaeAvError(f"option {name!r} is {value!r}, but this package's grouping is 'soft' alone")
+            raise CaeAvError(f"option {name!r} is {value!r}, but this package supports only 'soft'")
         else:
             without_effect[name] = "no size of the model depends on it"
     return shaping, without_effect
 
 
 def _typed(name: str, value: Any) -> Any:
-    """A value as the authors' parser reads it, from a namespace, a script's text or YAML."""
+    """Convert a value from a namespace, a shell script or YAML as the authors' parser does."""
     if SHAPING[name] is str:
         return str(value)
     try:

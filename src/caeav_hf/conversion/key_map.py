@@ -1,9 +1,9 @@
 """
-How the authors name their parameters and what they are called here, as data.
+Rules that rename the authors' parameters to this package's names.
 
-A module's rules are regular expressions and replacements that are applied, in order, to the rest of a key behind the
-module's prefix. `SPLIT` in a new key stands for `query`, `key` and `value`, which the authors stack. The same rules
-load the reference cases of `tests/fixtures/golden`, which check them number by number.
+Each module has regular expressions and replacements, applied in order to the part of a key after the module's prefix.
+`SPLIT` in a new key stands for `query`, `key` and `value`, which the authors stack in one tensor. The golden tests
+load `tests/fixtures/golden` by the same rules and compare the outputs numerically.
 """
 
 from collections.abc import Mapping
@@ -138,7 +138,7 @@ EVENT_LOCALIZATION: Rules = {
 
 
 def _by_scale(pattern: str, replacement: str, first: int) -> Rules:
-    """One rule a scale; the authors count some from 0 and some from 1."""
+    """Return one rule per scale; the authors count some modules from 0 and some from 1."""
     return {pattern.format(n=scale + first): replacement.format(n=scale) for scale in range(4)}
 
 
@@ -172,10 +172,10 @@ SEGMENTATION: Rules = {
 
 SEGMENTATION_IGNORED: Rules = {
     r"^path4\.resConfUnit1\.": "the coarsest scale has nothing to fuse with, so its first unit never runs",
-    r"^temporal_attn\.(?:video|audio)_decoder\.": "of the relations only encoders and gates are used here",
-    r"^encoder_backbone\.": "a PVT that is built and never runs",
-    r"^conv[1-4]\.": "layers for the PVT's maps, never run",
-    r"^x[1-4]_linear\.": "maps to the PVT's widths, never run",
+    r"^temporal_attn\.(?:video|audio)_decoder\.": "segmentation uses only the relations' encoders and gates",
+    r"^encoder_backbone\.": "a PVT that is built but never runs",
+    r"^conv[1-4]\.": "layers on the PVT's maps, which never run",
+    r"^x[1-4]_linear\.": "projections to the PVT's widths, which never run",
 }
 
 VIDEO_PARSING: Rules = {
@@ -251,13 +251,13 @@ HEADS: Mapping[str, tuple[Rules, Rules]] = {
 
 def sections(task: str, pairs: list[tuple[int, int]], has_old_swin: bool) -> list[Section]:
     """
-    The whole model; the first section whose prefix a key has is the key's.
+    Return the sections of the whole model; a key belongs to the first section whose prefix it has.
 
     Args:
-        task: Whose head it has.
-        pairs: Stage and number in it, both from 0, of each pair of blocks with adapters: the authors number adapters
-            through.
-        has_old_swin: Whether downsampling closes a stage of the visual tower.
+        task: Task of the head.
+        pairs: For each pair of blocks with adapters, its stage and its index in the stage, both from 0; the authors
+            number adapters consecutively over all stages.
+        has_old_swin: Whether each stage of the visual tower ends, rather than starts, with downsampling.
     """
     found = [
         section(r"swin\.", "model.vision_tower.", SWIN_V2_OLD if has_old_swin else SWIN_V2, SWIN_V2_IGNORED),
@@ -274,7 +274,7 @@ def sections(task: str, pairs: list[tuple[int, int]], has_old_swin: bool) -> lis
             section(rf"{short}_caste_blocks_p1\.{stage}\.", f"model.interactions.{stage}.0.{modality}_caste.", CASTE)
             for stage in stages
         ]
-        # Some of the authors' files say `moe`, some do not.
+        # Some of the authors' files have `moe` in the name, some do not.
         found += [
             section(
                 rf"{short}(?:_moe)?_adapter_blocks_{part}\.{number}\.",

@@ -1,4 +1,4 @@
-"""The authors' checkpoints, of CAE-AV and of AVMoE, as models of the official formulation."""
+"""Conversion of the authors' CAE-AV and AVMoE checkpoints to models of the official formulation."""
 
 import argparse
 import os
@@ -23,7 +23,7 @@ from .key_map import sections
 from .sizes import official_config
 
 
-_NO_TEXT = "the text tower: the authors read captions' features from files; give `text`, or features to the model"
+_NO_TEXT = "text tower, not in the authors' checkpoints; pass `text`, or give caption features to the model"
 
 
 def from_official(
@@ -37,33 +37,33 @@ def from_official(
     **overrides: Any,
 ) -> CaeAvPreTrainedModel:
     """
-    The model that a checkpoint of the authors' code holds, in evaluation mode, in the official formulation.
+    Build a model of the official formulation, in evaluation mode, from a checkpoint of the authors' code.
 
-    Checkpoints of plain AVMoE load too: without CASTE's and CASE's tensors the model has neither.
+    Checkpoints of plain AVMoE also load; without tensors of CASTE and CASE the model has neither.
 
     Args:
         state_dict: Tensors under the authors' names, with or without `DataParallel`'s prefix.
         task: `ave`, `avvp`, `avs_s4`, `avs_ms3` or `avqa`.
         options: The authors' training flags under their own names, such as `num_skip`, or the whole namespace of a
-            run (`args` or `vars(args)`), of any of their tasks. Sizes are inferred from the tensors; flags that shape
-            the model must agree with them. The report lists all others as without effect.
-        vision: Sizes of a Swin-V2 that is not the usual one: `img_size`, `window_size`, `embed_dim`, `depths`,
-            `num_heads`. Only `window_size` is in no tensor.
-        audio: Sizes of an HTS-AT that is not the usual one: `spec_size`, `window_size`, `embed_dim`, `depths`,
-            `num_heads`, `mel_bins`; and what its front end has otherwise than the public checkpoints, under the names
-            of `CaeAvAudioConfig`.
-        text: The text tower of the captions, which the authors' checkpoints do not hold: an open_clip name with its
-            weights' tag, `ViT-L-14/openai`, or a folder, see `from_backbones`; or sizes for `CaeAvTextConfig`. Without
-            one the tower is new and random, and the model wants features of captions instead of captions.
-        copy: Whether the model gets copies; if not, it shares the memory of the tensors that fit it as they are.
-        overrides: Fields of the configuration that no tensor tells, such as `mask_size`.
+            run (`args` or `vars(args)`) of any of their tasks. Sizes are inferred from the tensors, and flags that
+            shape the model must agree with them. The report lists all other flags as without effect.
+        vision: Sizes of a Swin-V2 that differ from the usual ones: `img_size`, `window_size`, `embed_dim`, `depths`,
+            `num_heads`. Only `window_size` cannot be inferred from the tensors.
+        audio: Sizes of an HTS-AT that differ from the usual ones: `spec_size`, `window_size`, `embed_dim`, `depths`,
+            `num_heads`, `mel_bins`; and settings of its front end that differ from the public checkpoints', under the
+            names of `CaeAvAudioConfig`.
+        text: The text tower for captions, which the authors' checkpoints do not contain: an open_clip name with the
+            tag of its weights (`ViT-L-14/openai`) or a folder, see `from_backbones`; or sizes for `CaeAvTextConfig`.
+            Without it the tower is randomly initialised, and the model expects caption features instead of captions.
+        copy: Whether the model gets copies; if not, it shares memory with tensors that need no conversion.
+        overrides: Fields of the configuration that cannot be inferred from the tensors, such as `mask_size`.
 
     Returns:
-        The model; what became of each key is its `conversion_report`, a [`ConversionReport`].
+        The model. Its `conversion_report`, a [`ConversionReport`], says how each key was converted.
 
     Raises:
-        CaeAvError: An argument contradicts a tensor, no program of the authors has such a flag, a key is neither known
-            nor known to be unused, or one is missing. The message names the key.
+        CaeAvError: An argument contradicts a tensor, none of the authors' programs has a flag, a key is not
+            recognised, or one is missing. The message names the key.
     """
     state = without_prefix(state_dict)
     text_values, text_state = _text(text)
@@ -79,18 +79,18 @@ def from_official(
     known = relative_position_indices(config.audio_config, "model.audio_tower.audio_encoder.")
     for key, value in text_state.items():
         tensors[f"model.text_tower.{key}"] = value
-        report.missing[f"model.text_tower.{key}"] = "the text tower: from `text`"
+        report.missing[f"model.text_tower.{key}"] = "text tower, loaded from `text`"
     for key, value in known.items():
         tensors[key] = value
-        report.missing[key] = "a constant of the geometry, computed here"
+        report.missing[key] = "constant, computed from the sizes"
     absent = [key for key in expected if key not in tensors]
     for key in absent:
         if key.startswith("model.text_tower."):
             report.missing[key] = _NO_TEXT
     if lacking := [key for key in absent if key not in report.missing]:
         raise CaeAvError(
-            f"the checkpoint lacks {len(lacking)} of the tensors of a model for {task!r}, the first of them what is "
-            f"{lacking[0]!r} here"
+            f"the checkpoint lacks {len(lacking)} tensors of a model for {task!r}; the first is named {lacking[0]!r} "
+            "in this package"
         )
     return _build(model_class, config, tensors, report)
 
@@ -117,7 +117,7 @@ def _quiet_transformers() -> Iterator[None]:
 def _build(
     model_class: type[CaeAvPreTrainedModel], config: CaeAvConfig, tensors: dict[str, Tensor], report: ConversionReport
 ) -> CaeAvPreTrainedModel:
-    # What Transformers would say about keys, the report says better.
+    # The report replaces Transformers' warnings about keys.
     with _quiet_transformers():
         loaded = model_class.from_pretrained(None, config=config, state_dict=tensors, dtype=torch.float32)
     model = cast(CaeAvPreTrainedModel, loaded)

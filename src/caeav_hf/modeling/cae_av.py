@@ -1,5 +1,5 @@
 """
-CAE-AV's interaction: CASTE before AVMoE's adapters, and the loss that gives its agreement a meaning.
+CAE-AV's interaction: CASTE before AVMoE's adapters, and an optional loss that calibrates CASTE's agreement.
 
 Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Interactive Enrichment", Section III-B.
 """
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 @register_interaction("cae_av")
 class CaeAvInteraction(AVMoEInteraction):
     """
-    CAE-AV: CASTE once a stage, at its first pair, by default before the adapters (`caste_position`, Table VIII).
+    CAE-AV: CASTE once per stage, at its first pair, by default before the adapters (`caste_position`, Table VIII).
 
-    What CASTE adds reaches the streams through the adapters alone, or by itself where there are none.
+    CASTE's enrichment reaches the streams only through the adapters, or directly if there are none.
     """
 
     def add_layers(self) -> None:
@@ -39,7 +39,7 @@ class CaeAvInteraction(AVMoEInteraction):
         if self.caste_position is not None:
             self.visual_caste = CASTE(config, visual.hidden_size, audio.hidden_size)
             self.audio_caste = CASTE(config, audio.hidden_size, visual.hidden_size)
-        # The authors' video parsing drops what its audio blocks make and keeps the stream that CASTE enriched: its
+        # The authors' video parsing drops the output of its audio blocks and keeps the stream enriched by CASTE; its
         # checkpoints depend on that.
         self.skips_audio_blocks = config.is_official and config.task == "avvp"
         super().add_layers()
@@ -88,12 +88,12 @@ class CaeAvInteraction(AVMoEInteraction):
         self, visual: Tensor, audio: Tensor, frames: FrameLayout
     ) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
         """
-        Return what CASTE adds to both streams, and what explains it: the weights (N, 2) of both, and embeddings
+        Return CASTE's enrichment of both streams, and its explanation: weights (N, 2) of both streams, and embeddings
         (N, 2, 2 D) of both modalities, visual first, whose dot product is their agreement (Eq. 1).
         """
         visual_added, visual_weights, visual_projections = self.visual_caste(visual, audio, frames)
         audio_added, audio_weights, audio_projections = self.audio_caste(audio, visual, frames)
-        # Unit vectors of both directions' gates side by side: their dot product is the mean of the two cosines.
+        # Concatenated unit vectors of both directions' gates: their dot product is the mean of the two cosines.
         sides = torch.stack([visual_projections, audio_projections.flip(0)], dim=2)
         embeddings = F.normalize(sides, dim=-1).flatten(2) / math.sqrt(2)
         return (visual_added, audio_added), {
@@ -132,20 +132,20 @@ class CaeAvInteraction(AVMoEInteraction):
         if loss_weights is not None:
             device = embeddings[0][0].device
             clip, moment = frames.clip_of_frame(device), frames.moment_of_frame(device)
-            # Events last a while; half a clip away there is probably something else.
+            # Events last a while, so only sounds at least half a clip away count as mismatched.
             far = max(1, config.num_frames // 2)
-            of_stages = [
+            stage_losses = [
                 agreement_loss(visual, audio, clip, moment, far, partial(calibration.logits, stage=stage))
                 for stage, (visual, audio) in enumerate(embeddings)
             ]
-            losses["agreement"] = torch.stack(of_stages).mean()
+            losses["agreement"] = torch.stack(stage_losses).mean()
         return explained, losses
 
 
 class AgreementCalibration(nn.Module):
     """
-    Calibrates the agreement g of each stage (Eq. 1): sigmoid(scale (g - threshold)) is the probability that a frame
-    and a sound belong together, given that half of all pairs do. Not part of the paper.
+    Calibration of the agreement g of each stage (Eq. 1): sigmoid(scale (g - threshold)) is the probability that a
+    frame and a sound belong together, given that half of all pairs do. Not part of the paper.
     """
 
     def __init__(self, num_stages: int):
@@ -168,18 +168,18 @@ def agreement_loss(
     visual: Tensor, audio: Tensor, clip: Tensor, moment: Tensor, far: int, to_logits: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """
-    Contrastive loss between the frames and the sounds of a batch: a frame matches its own sound and mismatches sounds
-    of other clips, on all processes, and of its own clip at least `far` segments away. Nearer sounds are left out. Not
-    part of the paper, which trains CASTE's agreement through the task alone.
+    Compute a contrastive loss between the frames and the sounds of a batch. A frame matches its own sound; it
+    mismatches sounds of other clips, on all processes, and sounds of its own clip at least `far` segments away. Nearer
+    sounds are ignored. Not part of the paper, which trains CASTE's agreement only through the task.
 
-    This is the pairwise sigmoid loss of SigLIP (Zhai et al., ICCV 2023), with matching and mismatched pairs weighted
-    equally however many there are of each.
+    This is the pairwise sigmoid loss of SigLIP (Zhai et al., ICCV 2023), with equal total weights of matching and
+    mismatched pairs.
 
     Args:
-        visual, audio: (N, D) embeddings of the frames and their sounds; dot products are agreements.
+        visual, audio: (N, D) embeddings of the frames and their sounds; their dot products are agreements.
         clip: (N,) index of each frame's clip, from 0 on each process.
         moment: (N,) position of each frame in its clip.
-        far: Distance in segments from which moments of a clip are taken to be different.
+        far: Minimum distance in segments of mismatched sounds of the same clip.
         to_logits: Maps agreements to log-odds.
 
     Returns:
@@ -188,7 +188,7 @@ def agreement_loss(
     visual, audio = at_least_float32(visual), at_least_float32(audio)
     parts, place = gather_rows(audio)
     sounds = torch.cat(parts)
-    # Clips are numbered on each process, so the same number on another process is another clip.
+    # Each process numbers its clips from 0, so the same number on another process is another clip.
     process = torch.cat([torch.full((len(rows),), number, device=clip.device) for number, rows in enumerate(parts)])
     position = torch.stack([clip, moment], dim=-1)
     sound_clip, sound_moment = torch.cat(gather_rows(position)[0]).unbind(-1)

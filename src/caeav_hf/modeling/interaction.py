@@ -1,9 +1,9 @@
 """
-The door for methods: what an interaction layer is told, what it returns, and the registry.
+Base class and registry of interaction methods.
 
-A layer gets the tokens of both streams and the pair's two frozen blocks, and drives the frozen branches itself, since
-published methods act before, beside or after them. A method is one file: a subclass of [`InteractionLayer`] under
-[`register_interaction`]. The encoder knows methods by what this file says of them.
+A layer gets the tokens of both streams and the pair's two frozen blocks, and runs the frozen branches itself, since
+published methods act before, beside or after them. A method is one file: a subclass of [`InteractionLayer`] registered
+by [`register_interaction`]. The encoder depends only on the interface in this file.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -23,17 +23,17 @@ from .frames import FrameLayout
 @dataclass(frozen=True)
 class BlockPosition:
     """
-    Where a block stands in its tower, and the tokens that pass it.
+    Position of a block in its tower, and the sizes of its tokens.
 
     Attributes:
-        index: Its number in the tower, from 0.
-        index_in_stage: Its number in its stage, from 0.
-        depth: Blocks of the whole tower.
-        num_tokens: Tokens of a frame, L.
-        hidden_size: Channels, C.
-        grid: Height and width of the tokens of patches, which are in row-major order.
-        num_heads: Heads of its attention.
-        num_prefix_tokens: Tokens before those of the patches, such as a class token.
+        index: Index of the block in the tower, from 0.
+        index_in_stage: Index of the block in its stage, from 0.
+        depth: Number of blocks of the whole tower.
+        num_tokens: Number of tokens per frame, L.
+        hidden_size: Number of channels, C.
+        grid: Height and width of the grid of patch tokens, which are in row-major order.
+        num_heads: Number of attention heads.
+        num_prefix_tokens: Number of tokens before the patch tokens, such as a class token.
     """
 
     index: int
@@ -49,13 +49,13 @@ class BlockPosition:
 @dataclass(frozen=True)
 class PairPosition:
     """
-    Where a pair of blocks stands.
+    Position of a pair of blocks.
 
     Attributes:
-        stage: Its stage, counted from 1.
+        stage: Number of the stage, from 1.
         is_first: Whether it is the first pair of its stage.
         is_last: Whether it is the last pair of the model.
-        visual, audio: Its blocks.
+        visual, audio: Positions of its blocks.
     """
 
     stage: int
@@ -68,17 +68,17 @@ class PairPosition:
 @dataclass
 class InteractionOutput:
     """
-    What a layer returns. N counts the real frames of the batch.
+    Output of a layer. N is the number of real frames of the batch.
 
     Attributes:
-        visual, audio: New streams, (N, L, C) each.
-        explained: By name, what explains the layer's decisions, (N, ...) each. The model returns a tuple under each
-            name, one value for each layer that has it: fields of [`CaeAvModelOutput`] in these, other names in its
-            `explained`. `InteractionLayer.collect` may change that.
-        losses: By name, scalars. The model takes the mean over the layers that return one, weighs it by the option
-            `<name>_loss_weight`, and adds it to the loss.
-        visual_pooling, audio_pooling: From the last pair of the model, optionally, the weights (N, L) of the sum over
-            tokens that replaces their mean where the model reads the frames out.
+        visual, audio: New tokens of the streams, (N, L, C) each.
+        explained: Tensors (N, ...) by name that explain the layer's decisions. The model returns a tuple per name with
+            one tensor per layer that has it: as a field of [`CaeAvModelOutput`] if there is one of this name,
+            otherwise in its `explained`. `InteractionLayer.collect` may change them.
+        losses: Scalar losses by name. The model averages each over the layers that return it, multiplies it by the
+            option `<name>_loss_weight`, and adds it to the loss.
+        visual_pooling, audio_pooling: Optional, used from the last pair only: weights (N, L) of a sum over tokens that
+            replaces the tower's read-out.
     """
 
     visual: Tensor
@@ -90,7 +90,7 @@ class InteractionOutput:
 
 
 class Step(GradientCheckpointingLayer):
-    """What gradient checkpointing computes again as a whole: a frozen block that runs alone, or half a pair."""
+    """A unit that gradient checkpointing recomputes as a whole: a frozen block that runs alone, or half a pair."""
 
     def forward(self, function: Callable[..., Any], *inputs: Any) -> Any:
         return function(*inputs)
@@ -98,26 +98,26 @@ class Step(GradientCheckpointingLayer):
 
 @dataclass(frozen=True)
 class NoOptions:
-    """The options of a method without any."""
+    """Options of a method that has none."""
 
 
 class InteractionLayer(nn.Module):
     """
-    Base class of the layers of a method, one for each pair of blocks. A subclass has a `forward`:
+    Base class of the layers of a method, one per pair of blocks. A subclass implements
 
         forward(visual, audio, visual_block, audio_block, frames) -> InteractionOutput
 
-    with the streams (N, L, C), the frozen blocks, and the layout of the frames. What it does through
-    `self.step(function, *inputs)` is computed again in the backward pass with gradient checkpointing.
+    with tokens (N, L, C) of both streams, the frozen blocks, and the layout of the frames. With gradient
+    checkpointing, the backward pass recomputes what runs through `self.step(function, *inputs)`.
 
     Args:
         config: The configuration.
-        position: Where the layer stands.
+        position: Position of the layer's pair of blocks.
 
     Attributes:
         options_class: Dataclass of the method's options, which `CaeAvConfig.interaction_options` holds as a dict. It
-            rejects a wrong value with a `ValueError`.
-        options: An instance of it.
+            raises a `ValueError` for a wrong value.
+        options: The layer's instance of `options_class`.
 
     Raises:
         CaeAvError: `interaction_options` has an unknown option, lacks one, or has a wrong value.
@@ -135,7 +135,7 @@ class InteractionLayer(nn.Module):
     @classmethod
     def read_options(cls, config: CaeAvConfig) -> Any:
         """
-        Return `config.interaction_options` as the method's options.
+        Return `config.interaction_options` as an instance of `options_class`.
 
         Raises:
             CaeAvError: An option is unknown or missing, or has a wrong value.
@@ -160,7 +160,7 @@ class InteractionLayer(nn.Module):
 
     @classmethod
     def shared_modules(cls, config: CaeAvConfig) -> dict[str, nn.Module]:
-        """Return modules that the layers of the method have in common, which become parts of the encoder."""
+        """Return modules that all layers of the method share, by name; they become submodules of the encoder."""
         return {}
 
     @classmethod
@@ -168,14 +168,17 @@ class InteractionLayer(nn.Module):
         cls, config: CaeAvConfig, visual: Tensor, audio: Tensor, frames: FrameLayout, shared: Mapping[str, nn.Module]
     ) -> tuple[Tensor, Tensor]:
         """
-        Change the tokens (N, L, C) of both streams between the towers' embeddings, positions included, and what is
-        before the first blocks: position tables or prompt tokens of the method's own. By default nothing changes.
+        Change the embedded tokens before the first blocks, for example to add the method's own position embeddings or
+        prompt tokens. By default the tokens stay unchanged.
 
         Args:
             config: The configuration.
-            visual, audio: What the embeddings give.
+            visual, audio: (N, L, C) embeddings of both towers, with position embeddings.
             frames: The layout of the frames.
             shared: The modules of `shared_modules`.
+
+        Returns:
+            The new tokens of both streams.
         """
         return visual, audio
 
@@ -189,18 +192,17 @@ class InteractionLayer(nn.Module):
         loss_weights: Mapping[str, float] | None,
     ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
         """
-        Finish what the layers returned, once all have run. A method whose losses look at several layers computes them
-        here.
+        Postprocess the layers' outputs after the last layer. Losses that involve several layers are computed here.
 
         Args:
             config: The configuration.
-            explained: `InteractionOutput.explained` by name, one (N, ...) for each layer that has it.
+            explained: `InteractionOutput.explained` by name, one (N, ...) per layer that has it.
             frames: The layout of the frames.
             shared: The modules of `shared_modules`.
-            loss_weights: Today's weights of all losses; `None` where no loss is asked for.
+            loss_weights: Current weights of all losses; `None` if no losses are requested.
 
         Returns:
-            What the model returns of `explained`, and unweighted losses besides those that the layers returned.
+            The tensors that the model returns as explanations, and unweighted losses in addition to the layers'.
         """
         return explained, {}
 
@@ -230,7 +232,7 @@ def interaction_class(config: CaeAvConfig) -> type[InteractionLayer]:
         known = ", ".join(sorted(_INTERACTIONS))
         raise CaeAvError(
             f"`interaction` of CaeAvConfig must be one of {known}, got {config.interaction!r}; the module that "
-            "registers another one has to be imported first"
+            "registers another one must be imported first"
         )
     method = _INTERACTIONS[config.interaction]
     if config.agreement_loss_weight and "agreement" not in method.loss_weights(config):
@@ -243,15 +245,15 @@ def interaction_class(config: CaeAvConfig) -> type[InteractionLayer]:
 
 def pair_positions(visual: Sequence[TowerStage], audio: Sequence[TowerStage]) -> list[list[PairPosition]]:
     """
-    Return the positions of the pairs of blocks that interact, for each stage; see [`~towers.base.pair_blocks`].
+    Return the positions of the pairs of blocks that interact, by stage; see [`~towers.base.pair_blocks`].
 
     Args:
-        visual, audio: The stages of both towers.
+        visual, audio: Stages of both towers.
     """
 
     def positions(stages: Sequence[TowerStage]) -> list[BlockPosition]:
         depth = sum(stage.depth for stage in stages)
-        places = [(stage, index) for stage in stages for index in range(stage.depth)]
+        blocks = [(stage, index) for stage in stages for index in range(stage.depth)]
         return [
             BlockPosition(
                 index=number,
@@ -263,7 +265,7 @@ def pair_positions(visual: Sequence[TowerStage], audio: Sequence[TowerStage]) ->
                 num_heads=stage.num_heads,
                 num_prefix_tokens=stage.num_prefix_tokens,
             )
-            for number, (stage, index) in enumerate(places)
+            for number, (stage, index) in enumerate(blocks)
         ]
 
     visual_blocks, audio_blocks = positions(visual), positions(audio)

@@ -21,7 +21,7 @@ from ..towers import lora
 from ..towers.base import TowerReader, build_tower
 from ..towers.frozen import freeze, is_adapted
 from ..towers.loading import load_tower
-from . import avmoe, cae_av  # noqa: F401 - they register their methods
+from . import avmoe, cae_av  # noqa: F401 - importing them registers their methods
 from .captions import CaptionMapper, Captions
 from .case import CASE, CASEOutput, masked_mean
 from .checkpoints import TOWER_NAMES, adapter_names, attach_towers, find_sources
@@ -42,9 +42,9 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-# What every model says of the agreement of sound and picture.
+# Agreement of sound and picture, in the output of every model.
 AGREEMENT_OUTPUTS = ("agreement", "agreement_probs")
-# What explains an interaction and has a field of its own in the output.
+# Entries of `InteractionOutput.explained` that have their own field in `CaeAvModelOutput`.
 _EXPLAINED_FIELDS = (*AGREEMENT_OUTPUTS, "enrichment_weights", "audio_enrichment_weights", "router_probs")
 
 
@@ -61,36 +61,38 @@ class CaeAvModelOutput(ModelOutput):
         audio_hidden_state (`torch.FloatTensor` of shape `(batch_size, num_frames, audio_tokens, audio_size)`):
             Last audio stage after CASE.
         visual_pooler_output (`torch.FloatTensor` of shape `(batch_size, num_frames, visual_size)`):
-            Each frame as one vector: the tower's read-out behind its final norm, by default the mean of its tokens, or
-            their sum by the weights that the interaction method gives.
+            One vector per frame: the tower's read-out after its final norm, by default the mean of the tokens, or
+            their weighted sum if the interaction method returns weights.
         audio_pooler_output (`torch.FloatTensor` of shape `(batch_size, num_frames, audio_size)`):
-            Likewise of the audio, without a final norm.
+            The same for the audio, without a final norm.
         visual_hidden_states (`tuple(torch.FloatTensor)`, with `output_hidden_states=True`):
-            One `(batch_size, num_frames, tokens, size)` for the embedding and one for each stage, as its last block
-            leaves it: before the next stage downsamples it, the last one before CASE and the final norm.
-        audio_hidden_states (`tuple(torch.FloatTensor)`, with `output_hidden_states=True`): Likewise of the audio.
+            One `(batch_size, num_frames, tokens, size)` for the embedding and one per stage, the output of its last
+            block: before the next stage's downsampling and, for the last stage, before CASE and the final norm.
+        audio_hidden_states (`tuple(torch.FloatTensor)`, with `output_hidden_states=True`): The same for the audio.
         visual_feature_maps (`tuple(torch.FloatTensor)`, with `output_feature_maps=True`):
-            One `(batch_size, num_frames, tokens, size)` a stage. The last one is after CASE, in the official
-            formulation before it, and after the tower's final norm.
+            One `(batch_size, num_frames, tokens, size)` per stage. The last one is after CASE (in the official
+            formulation, before it) and after the tower's final norm.
         agreement (`tuple(torch.FloatTensor)`):
-            One `(batch_size, num_frames)` a stage, cosine of the modalities (Eq. 1).
+            One `(batch_size, num_frames)` per stage: cosine similarity of the modalities (Eq. 1).
         agreement_probs (`tuple(torch.FloatTensor)`, with `agreement_loss_weight`):
-            One `(batch_size, num_frames)` a stage: probability that a frame and its sound belong together, where as
-            many pairs do as do not.
+            One `(batch_size, num_frames)` per stage: probability that a frame and its sound belong together, given
+            that half of all pairs do.
         enrichment_weights (`tuple(torch.FloatTensor)`):
-            One `(batch_size, num_frames, 2)` a stage: the visual stream's spatial and temporal weight (Eq. 4).
-        audio_enrichment_weights (`tuple(torch.FloatTensor)`): Likewise of the audio stream.
+            One `(batch_size, num_frames, 2)` per stage: the visual stream's spatial and temporal weight (Eq. 4).
+        audio_enrichment_weights (`tuple(torch.FloatTensor)`): The same for the audio stream.
         router_probs (`tuple(torch.FloatTensor)`):
-            One `(batch_size, num_frames, 4, experts)` a paired block with adapters: visual and audio beside attention,
-            visual and audio beside the feed-forward.
-        explained (`dict[str, tuple(torch.FloatTensor)]`, with interaction methods that have more):
-            One `(batch_size, num_frames, ...)` a layer that returns it, under the method's own names.
+            One `(batch_size, num_frames, 4, experts)` per paired block with adapters: visual and audio beside
+            attention, visual and audio beside the feed-forward.
+        explained (`dict[str, tuple(torch.FloatTensor)]`, if the interaction method returns more):
+            One `(batch_size, num_frames, ...)` per layer that returns it, under the method's own names.
         caption_agreement (`torch.FloatTensor` of shape `(batch_size, num_frames)`, with captions):
-            Cosine of each frame and its visual caption (Eq. 19).
-        audio_caption_agreement (`torch.FloatTensor` of shape `(batch_size, num_frames)`, with captions): Likewise.
+            Cosine similarity of each frame and its visual caption (Eq. 19).
+        audio_caption_agreement (`torch.FloatTensor` of shape `(batch_size, num_frames)`, with captions):
+            The same for each frame's sound and the audio caption.
         visual_selected_tokens (`torch.LongTensor` of shape `(batch_size, num_frames, kept)`, with captions):
-            The tokens that CASE enriched.
-        audio_selected_tokens (`torch.LongTensor` of shape `(batch_size, num_frames, kept)`, with captions): Likewise.
+            Indices of the tokens that CASE enriched.
+        audio_selected_tokens (`torch.LongTensor` of shape `(batch_size, num_frames, kept)`, with captions):
+            The same for the audio.
         frame_mask (`torch.BoolTensor` of shape `(batch_size, num_frames)`): True for real frames.
     """
 
@@ -117,13 +119,13 @@ class CaeAvModelOutput(ModelOutput):
 
 
 def random_words(batch_size: int, length: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Return ids below `size` and mask, (batch_size, length) each, of random texts of different lengths."""
+    """Return ids below `size` and the mask, (batch_size, length) each, of random texts of different lengths."""
     mask = torch.arange(length) < torch.randint(1, length + 1, (batch_size, 1), generator=generator)
     return torch.randint(1, size, (batch_size, length), generator=generator) * mask, mask.long()
 
 
 class CaeAvPreTrainedModel(PreTrainedModel):
-    """Initialisation, freezing, and construction from separately pretrained towers, for all CAE-AV models."""
+    """Base class of all CAE-AV models: initialisation, freezing, LoRA, checkpoints, and pretrained towers."""
 
     config: CaeAvConfig
     config_class = CaeAvConfig
@@ -133,48 +135,48 @@ class CaeAvPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules: tuple[str, ...] | set[str] = ("CASE",)
     _supports_sdpa = True
-    # Layers of CASE that the paper formulation once built too, and which are official alone.
+    # Layers of CASE that only the official formulation has now; checkpoints of the paper's may still hold them.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
         r"case\.(visual|audio)_stream\.(temporal_norm|caption_feed_forward)\."
     ]
-    # Losses are means over a batch's own frames or clips.
+    # Losses are means over the frames or clips of a batch and take no `num_items_in_batch`.
     accepts_loss_kwargs = False
-    # Whether some batches leave trained parameters of the head unused, for which distributed training then looks.
+    # Whether some batches leave trained parameters unused; distributed training then has to look for them.
     has_idle_parameters = False
-    # The outputs that a model has in an exported graph, as far as it gives them.
+    # Fields of the output that an exported graph returns, if they are not `None`.
     exported_outputs: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: CaeAvConfig):
         super().__init__(config)
         if config.adapter_only:
-            # They are attached once the rest is loaded.
+            # `from_pretrained` attaches the towers after the rest is loaded.
             self._keys_to_ignore_on_load_missing = [TOWER_NAMES]
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            # Its running statistics are buffers, which only the base class initialises safely.
+            # Running statistics are buffers; the base class initialises them only where they were not loaded.
             super()._init_weights(module)
         elif hasattr(module, "reset_parameters"):
             cast(Any, module).reset_parameters()
         elif hasattr(module, "init_parameters"):
-            # The text tower; not by its class, which takes a second to import.
+            # The text tower, recognised by its method, since importing its class takes a second.
             cast(Any, module).init_parameters()
         if hasattr(module, "init_non_persistent_buffers"):
             cast(Any, module).init_non_persistent_buffers()
 
     @property
     def cae_av(self) -> "CaeAvModel":
-        """The model without head."""
+        """The model without its head."""
         return cast("CaeAvModel", self.base_model)
 
     @property
     def loss_weights(self) -> dict[str, float]:
-        """Weights of the auxiliary terms by name, to be changed in place, for example by a warm-up."""
+        """Weights of the auxiliary losses by name. May be changed in place, for example by a warm-up."""
         return self.cae_av.auxiliary_loss_weights
 
     def _total_loss(self, outputs: CaeAvModelOutput, task_loss: Tensor, **auxiliary: Tensor) -> dict[str, Any]:
-        """`loss` and `loss_dict` of a head: its own terms and those of the model under it."""
+        """Return `loss` and `loss_dict` of a head, which include the terms of the model under it."""
         loss, terms = cast(Tensor, outputs.loss) + task_loss, cast(dict, outputs.loss_dict)
         for name, value in auxiliary.items():
             loss = loss + self.loss_weights[name] * value
@@ -198,11 +200,11 @@ class CaeAvPreTrainedModel(PreTrainedModel):
 
         Args:
             pixel_values_videos, input_features, frame_mask, captions: In the order of [`CaeAvModel.forward`].
-            labels: With them, the output has the losses.
+            labels: If given, the output includes the losses.
             outputs: `output_feature_maps` and `output_hidden_states`.
 
         Returns:
-            The [`CaeAvModelOutput`], and where each frame of the batch belongs.
+            The [`CaeAvModelOutput`], and the layout of the frames.
         """
         encoded = self.cae_av(
             pixel_values_videos,
@@ -217,34 +219,33 @@ class CaeAvPreTrainedModel(PreTrainedModel):
 
     def add_lora(self, config: "LoraConfig") -> None:
         """
-        Put LoRA beside linear maps of the towers, to be trained with the adapters. It is part of the model from then
-        on, and of its checkpoints.
+        Add LoRA to linear layers of the towers, to be trained with the adapters. It becomes part of the model and of
+        its checkpoints.
 
-        `peft.get_peft_model(model, config)` is the alternative: it trains nothing but LoRA, and what `modules_to_save`
-        names.
+        Alternatively, `peft.get_peft_model(model, config)` trains only LoRA and the modules in `modules_to_save`.
 
         Args:
-            config: Such as [`~towers.lora.tower_lora_config`] makes; `target_modules` are names within
+            config: For example from [`~towers.lora.tower_lora_config`]; `target_modules` are names within
                 [`CaeAvModel`].
 
         Raises:
-            CaeAvError: The model has LoRA already, or `target_modules` name something else than parts of the towers.
+            CaeAvError: The model already has LoRA, or `target_modules` match modules outside the towers.
         """
         if self.config.lora is not None:
-            raise CaeAvError("the model has LoRA already; merge it first, `merge_lora()`")
+            raise CaeAvError("the model already has LoRA; merge it first with `merge_lora()`")
         values = lora.to_values(config)
         lora.inject(self.cae_av, self.cae_av.named_towers(), values)
         self.config.lora = values
 
     def merge_lora(self) -> None:
         """
-        Add the product of LoRA to the weights of the towers, after which the model has none; it computes the same,
-        faster, but on towers of its own.
+        Merge LoRA into the weights of the towers and remove it. The outputs stay the same and inference is faster, but
+        the towers are no longer the pretrained ones.
         """
         self._remove_lora(merge=True)
 
     def unload_lora(self) -> None:
-        """Take LoRA out again, which leaves the towers as they were."""
+        """Remove LoRA without merging it, which restores the towers."""
         self._remove_lora(merge=False)
 
     def _remove_lora(self, merge: bool) -> None:
@@ -255,34 +256,34 @@ class CaeAvPreTrainedModel(PreTrainedModel):
 
     def save_lora(self, folder: str | os.PathLike) -> None:
         """
-        Write LoRA alone in the format of peft, for `PeftModel.from_pretrained` on the model that `unload_lora` leaves.
+        Save only LoRA, in peft's format. `PeftModel.from_pretrained` loads it into the model after `unload_lora`.
 
         Raises:
-            CaeAvError: There is none, or it cannot be written.
+            CaeAvError: The model has no LoRA, or it cannot be written.
         """
         if self.config.lora is None:
-            raise CaeAvError("the model has no LoRA to be saved")
+            raise CaeAvError("the model has no LoRA to save")
         lora.save(self.cae_av, folder, "" if self.cae_av is self else f"{self.base_model_prefix}.")
 
     def get_input_embeddings(self) -> nn.Module:
-        """Frames are no tokens: the patch embedding stands where text models have their embedding."""
+        """Return the visual tower's patch embedding, the counterpart of a text model's token embedding."""
         return cast(Any, self.cae_av.vision_tower).get_input_embeddings()
 
     @classmethod
     def from_pretrained(cls, *args: Any, towers: Mapping[str, str | os.PathLike] | None = None, **kwargs: Any):
         """
-        See `PreTrainedModel.from_pretrained`, which makes every loaded parameter trainable; the towers are not.
+        Load a model; see `PreTrainedModel.from_pretrained`. The towers stay frozen.
 
-        The towers of an adapter-only checkpoint are fetched from where its configuration says. Whatever they come
-        from, their tensors have to be those that the checkpoint was trained on.
+        The towers of an adapter-only checkpoint are loaded from the sources in its configuration. Wherever they come
+        from, their tensors must be those that the checkpoint was trained on.
 
         Args:
-            towers: For adapter-only checkpoints: where `vision`, `audio` or `text` tower are to be found instead, as
+            towers: For adapter-only checkpoints: other sources of the `vision`, `audio` or `text` tower, as
                 `from_backbones` takes them.
 
         Raises:
-            CaeAvError: The checkpoint is that of another task's class, a tower cannot be loaded or is another one, or
-                the checkpoint holds its own.
+            CaeAvError: The checkpoint belongs to another task's class, a tower cannot be loaded or differs from the
+                one that the checkpoint was trained on, or `towers` are given but the checkpoint contains its own.
         """
         cls._refuse_other_task(*args[:1], **kwargs)
         loaded = super().from_pretrained(*args, **kwargs)
@@ -291,13 +292,14 @@ class CaeAvPreTrainedModel(PreTrainedModel):
             attach_towers(model, towers or {})
             model.config.adapter_only = False
         elif towers is not None:
-            raise CaeAvError("`towers` are for adapter-only checkpoints; this one holds its own")
+            raise CaeAvError("`towers` are for adapter-only checkpoints; this one contains its own")
+        # `super().from_pretrained` leaves every loaded parameter trainable.
         model.cae_av.freeze_towers()
         return loaded
 
     @classmethod
     def _refuse_other_task(cls, pretrained_model_name_or_path: Any = None, **kwargs: Any) -> None:
-        """A checkpoint of another task has no weights for the head of this class, which would stay random."""
+        """Raise if the checkpoint is of another task: it has no weights for the head, which would stay random."""
         heads = {task.name: task.model_name for task in tasks().values()}
         own = next((base.__name__ for base in cls.__mro__ if base.__name__ in heads.values()), None)
         if own is None or pretrained_model_name_or_path is None:
@@ -308,7 +310,7 @@ class CaeAvPreTrainedModel(PreTrainedModel):
                 pretrained_model_name_or_path, **{name: kwargs[name] for name in hub if name in kwargs}
             )
         except OSError:
-            return  # loading it says what is wrong
+            return  # Loading it raises the proper error.
         if values.get("model_type") != CaeAvConfig.model_type:
             return
         task = values.get("task", CaeAvConfig.task)
@@ -331,20 +333,20 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         **kwargs: Any,
     ) -> None:
         """
-        See `PreTrainedModel.save_pretrained`.
+        Save the model; see `PreTrainedModel.save_pretrained`.
 
         Args:
-            adapter_only: Leave out the towers and name them in the configuration, for `from_pretrained` to fetch. What
-                is trained inside them is stored.
-            towers: With `adapter_only`: where `vision`, `audio` or `text` tower are to be had, as `from_backbones`
-                takes them, for a model that does not remember it or towers that lie elsewhere now.
+            adapter_only: Leave out the towers and store their sources in the configuration, from which
+                `from_pretrained` loads them. What is trained inside them is saved.
+            towers: With `adapter_only`: sources of the `vision`, `audio` or `text` tower, as `from_backbones` takes
+                them, for a model that does not know them or towers that have moved.
 
         Raises:
-            CaeAvError: `adapter_only`, and where a tower can be had is not known, or it is no longer that tower.
+            CaeAvError: With `adapter_only`, the source of a tower is unknown, or no longer holds that tower.
         """
         if not adapter_only:
             if towers is not None:
-                raise CaeAvError("`towers` are for `adapter_only=True`; a whole checkpoint holds its own")
+                raise CaeAvError("`towers` are for `adapter_only=True`; a whole checkpoint contains its own")
             super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
             return
         weights = self.state_dict() if state_dict is None else state_dict
@@ -368,33 +370,35 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         **overrides: Any,
     ):
         """
-        A model on separately pretrained towers, its own layers newly initialised.
+        Build a model on separately pretrained towers; its own layers are randomly initialised.
+
+        Any Hub repository may be followed by a revision, `org/name@revision`.
 
         Args:
             vision: A timm name (`swinv2_large_window12_192.ms_in22k`), a Hub repository (`hf-hub:org/name`), or a
                 local folder in timm's Hub format (`config.json` and `model.safetensors`).
-            audio: A Hub repository or local folder that `transformers.ClapModel` or `ClapAudioModel` saved, whose
-                front end is the `ClapFeatureExtractor` saved beside it, or HTS-AT's where there is none; or a file
-                with a public checkpoint of HTS-AT, whose front end's settings come with it. `None` with
-                `shared_tower=True`: the visual tower then reads the sound too.
-            text: An open_clip name, with the weights' tag behind a slash (`ViT-L-14/openai`), a Hub repository
-                (`hf-hub:org/name`), or a local folder in open_clip's Hub format. `None` with
-                `use_text_tower=False`. Behind each Hub repository a revision may follow, `org/name@revision`.
-            task: Preset whose other sizes are used.
+            audio: A Hub repository or local folder saved by `transformers.ClapModel` or `ClapAudioModel`, with the
+                front end of the `ClapFeatureExtractor` saved beside it, or else HTS-AT's; or a file with a public
+                checkpoint of HTS-AT, with the front end that it was trained with. `None` with `shared_tower=True`,
+                where the visual tower reads the sound too.
+            text: An open_clip name followed by a slash and the tag of its weights (`ViT-L-14/openai`), a Hub
+                repository (`hf-hub:org/name`), or a local folder in open_clip's Hub format. `None` with
+                `use_text_tower=False`.
+            task: Preset for all other sizes.
             size: Size of that preset, `"full"` or `"toy"`.
-            overrides: Fields of the configuration. The towers' own sizes come from the towers; of `audio_config` only
-                the front end may be given: rate, window, hop, frequencies, mel scale and tiling.
+            overrides: Fields of the configuration. Sizes of the towers come from the towers; `audio_config` may set
+                only the front end: sampling rate, window, hop, frequencies, mel scale and tiling.
 
         Raises:
-            CaeAvError: A tower cannot be found, is none of the supported kinds, or its sizes are given.
+            CaeAvError: A tower cannot be found or is not of a supported kind, or an override sets its sizes.
         """
         for name in ("vision_config", "text_config"):
             if name in overrides:
                 raise CaeAvError(f"`{name}` comes from the tower itself and cannot be given to `from_backbones`")
         if (audio is None) != bool(overrides.get("shared_tower")):
-            raise CaeAvError(f"`audio` must be None exactly where `shared_tower` is set, got {audio!r}")
+            raise CaeAvError(f"`audio` must be None if and only if `shared_tower` is True, got {audio!r}")
         if (text is None) != (not overrides.get("use_text_tower", True)):
-            raise CaeAvError(f"`text` must be None exactly where `use_text_tower` is False, got {text!r}")
+            raise CaeAvError(f"`text` must be None if and only if `use_text_tower` is False, got {text!r}")
         towers = {"vision": load_tower("vision", vision)}
         if text is not None:
             towers["text"] = load_tower("text", text)
@@ -410,7 +414,7 @@ class CaeAvPreTrainedModel(PreTrainedModel):
 
 
 def _pool(reader: TowerReader, tokens: Tensor, weights: Tensor | None) -> Tensor:
-    """One vector a frame (N, C) of its tokens (N, L, C): the tower's read-out, or their sum by weights (N, L)."""
+    """Pool tokens (N, L, C) to (N, C): by the tower's read-out, or as their sum with weights (N, L)."""
     return reader.pool(tokens) if weights is None else (weights[:, None] @ tokens).squeeze(1)
 
 
@@ -426,7 +430,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
 
     def __init__(self, config: CaeAvConfig):
         super().__init__(config)
-        # Only here, since the libraries behind the towers take seconds to load.
+        # Imported here, since the libraries behind it take seconds to load.
         from ..towers.clip_text import ClipTextTower
 
         self.vision_tower = build_tower(config.vision_config)
@@ -460,23 +464,23 @@ class CaeAvModel(CaeAvPreTrainedModel):
         self.post_init()
 
     def named_towers(self) -> dict[str, nn.Module]:
-        """The frozen towers: vision, audio unless the visual one reads the sound too, text unless there is none."""
+        """Return the frozen towers by name: `vision`, `audio` unless it is shared, and `text` unless there is none."""
         towers = {"vision": self.vision_tower, "audio": self.audio_tower, "text": self.text_tower}
         return {kind: tower for kind, tower in towers.items() if tower is not None}
 
     def towers(self) -> tuple[nn.Module, ...]:
-        """The frozen towers without their names."""
+        """Return the frozen towers without their names."""
         return tuple(self.named_towers().values())
 
     def readers(self) -> tuple[TowerReader, TowerReader]:
-        """Return what reads the frames, and what reads the sound."""
+        """Return the readers of the frames and of the sound; with a shared tower, both run the visual tower."""
         if self.audio_tower is not None:
             return TowerReader(self.vision_tower), TowerReader(self.audio_tower)
         size = self.config.audio_config.spectrogram_size
         return TowerReader(self.vision_tower), TowerReader(self.vision_tower, size, reads_spectrograms=True)
 
     def freeze_towers(self) -> None:
-        """No gradient into the towers, but for LoRA that is part of the model."""
+        """Freeze the towers, except LoRA that is part of the model."""
         for tower in self.towers():
             freeze(tower)
             if self.config.lora is not None:
@@ -484,14 +488,14 @@ class CaeAvModel(CaeAvPreTrainedModel):
 
     def keep_constants(self, dtype: torch.dtype) -> None:
         """
-        Compute what attention of the towers in `dtype` adds to its scores. It is computed when it is needed anyway,
-        but not within a graph of `torch.compile`.
+        Precompute the biases of the towers' attention in `dtype`. They are otherwise computed on first use, which is
+        not possible within a graph of `torch.compile`.
         """
         for reader in self.readers():
             reader.keep_constants(dtype)
 
     def forget(self) -> None:
-        """Drop what was computed from the weights of the towers and kept."""
+        """Drop cached values computed from the weights of the towers."""
         for tower in self.towers():
             cast(Any, tower).forget()
 
@@ -501,30 +505,31 @@ class CaeAvModel(CaeAvPreTrainedModel):
             tower.eval()
             if is_adapted(tower):
                 lora.set_training(tower, mode)
-                # Weights of the tower into which LoRA is merged later may look untouched.
+                # Merging LoRA later may change weights in place without a trace, so drop what was cached from them.
                 cast(Any, tower).forget()
         return self
 
     def get_caption_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """
-        Frozen text features, as `visual_caption_embeds` and `audio_caption_embeds` take them.
+        Encode captions for `visual_caption_embeds` and `audio_caption_embeds`.
 
         Args:
             ids: (B, N) token ids of captions.
-            mask: Not needed, CLIP's text tower looks back only; accepted so that a tokenizer's output can be passed.
+            mask: Unused, since attention in CLIP's text tower is causal; accepted so that a tokenizer's output can be
+                passed.
 
         Returns:
-            (B, N, D).
+            (B, N, D) features of the text tower.
 
         Raises:
             CaeAvError: The model has no text tower.
         """
         if self.text_tower is None:
             raise CaeAvError(
-                "the model has no text tower (`use_text_tower=False`): give captions as features, "
-                "`visual_caption_embeds` and `audio_caption_embeds`"
+                "the model has no text tower (`use_text_tower=False`): pass caption features, `visual_caption_embeds` "
+                "and `audio_caption_embeds`"
             )
-        # While a model is trained on features that are known, its text tower may stay on the CPU.
+        # In training on precomputed caption features, the text tower may stay on the CPU.
         return self.text_tower(ids.to(self.text_tower.ln_final.weight.device)).to(ids.device)
 
     @can_return_tuple
@@ -546,20 +551,20 @@ class CaeAvModel(CaeAvPreTrainedModel):
         r"""
         Args:
             pixel_values_videos: `(batch_size, num_frames, channels, height, width)`, normalised frames.
-            input_features: `(batch_size, num_frames, 1, frames, mel_bins)`, log-mel in dB of each segment.
-            frame_mask: `(batch_size, num_frames)`, true for real frames; all are where it is absent.
+            input_features: `(batch_size, num_frames, 1, frames, mel_bins)`, log-mel spectrogram of each segment in dB.
+            frame_mask: `(batch_size, num_frames)`, true for real frames; by default all are.
             visual_caption_ids, audio_caption_ids: `(batch_size, tokens)`, CLIP token ids.
-            visual_caption_mask, audio_caption_mask: `(batch_size, tokens)`, true for real tokens. A row without any
-                says that the clip has no caption.
-            visual_caption_embeds, audio_caption_embeds: `(batch_size, tokens, size)`, features that the text tower
-                gave before, instead of ids.
+            visual_caption_mask, audio_caption_mask: `(batch_size, tokens)`, true for real tokens. A row without real
+                tokens marks a clip without captions.
+            visual_caption_embeds, audio_caption_embeds: `(batch_size, tokens, size)`, features from
+                [`~CaeAvModel.get_caption_features`], instead of ids.
             return_loss: Whether to compute the auxiliary losses.
             output_feature_maps: Whether to return the visual tokens of every stage.
             output_hidden_states: Whether to return the tokens of both streams after the embedding and every stage; by
-                default as the configuration says.
+                default the configuration decides.
 
         Raises:
-            CaeAvError: Shapes do not fit each other or the configuration, or only one caption is given.
+            CaeAvError: Shapes do not match each other or the configuration, or only one caption is given.
         """
         if pixel_values_videos.ndim != 5 or input_features.ndim != 5:
             raise CaeAvError(
@@ -573,12 +578,13 @@ class CaeAvModel(CaeAvPreTrainedModel):
                 f"{tuple(pixel_values_videos.shape[:2])} and {tuple(input_features.shape[:2])}"
             )
         batch_size, num_frames = pixel_values_videos.shape[:2]
-        # Losses are about the real frames alone, and a batch norm in training has statistics of them.
+        # A compiled graph needs static shapes, so there the list keeps padded frames. Losses and the statistics of
+        # batch norms in training must cover only real frames.
         is_graph = torch.compiler.is_compiling() and not self.training and not return_loss
         frames = FrameLayout(batch_size, num_frames, frame_mask, keeps_padding=is_graph)
-        vision, audition = self.readers()
-        visual = vision.embed(frames.to_list(pixel_values_videos).to(self.dtype))
-        audio = audition.embed(frames.to_list(input_features).to(self.dtype))
+        visual_reader, audio_reader = self.readers()
+        visual = visual_reader.embed(frames.to_list(pixel_values_videos).to(self.dtype))
+        audio = audio_reader.embed(frames.to_list(input_features).to(self.dtype))
         shared = {name: getattr(self, name) for name in self._shared_names}
         visual, audio = self.interaction_class.embed(self.config, visual, audio, frames, shared)
 
@@ -587,7 +593,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
         visual_states, audio_states = ([visual], [audio]) if output_hidden_states else ([], [])
         explained: dict[str, list[Tensor]] = {}
         interaction_losses: dict[str, list[Tensor]] = {}
-        visual_walk, audio_walk = vision.walk(visual, self.step), audition.walk(audio, self.step)
+        visual_walk, audio_walk = visual_reader.walk(visual, self.step), audio_reader.walk(audio, self.step)
         for layers in self.interactions:
             for layer in cast(nn.ModuleList, layers):
                 position = cast(PairPosition, layer.position)
@@ -631,7 +637,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
 
         maps = list(visual_walk.ends) if output_feature_maps else []
         if maps:
-            maps[-1] = vision.final_norm(maps[-1] if self.config.is_official else new_visual)
+            maps[-1] = visual_reader.final_norm(maps[-1] if self.config.is_official else new_visual)
         grid = frames.to_grid
         optional: dict[str, Any] = {}
         if case is not None:
@@ -652,8 +658,10 @@ class CaeAvModel(CaeAvPreTrainedModel):
             loss_dict=loss_dict,
             visual_hidden_state=grid(new_visual),
             audio_hidden_state=grid(new_audio),
-            visual_pooler_output=grid(_pool(vision, vision.final_norm(new_visual), output.visual_pooling)),
-            audio_pooler_output=grid(_pool(audition, new_audio, output.audio_pooling)),
+            visual_pooler_output=grid(
+                _pool(visual_reader, visual_reader.final_norm(new_visual), output.visual_pooling)
+            ),
+            audio_pooler_output=grid(_pool(audio_reader, new_audio, output.audio_pooling)),
             visual_feature_maps=tuple(grid(tokens) for tokens in maps) or None,
             frame_mask=torch.ones_like(pixel_values_videos[:, :, 0, 0, 0], dtype=torch.bool)
             if frame_mask is None
@@ -669,8 +677,10 @@ class CaeAvModel(CaeAvPreTrainedModel):
         device: torch.device | None,
     ) -> Captions | None:
         """
-        Text features of both captions from (ids, mask, embeds), or `None` without captions. With a device, this
-        process gets empty ones where only others that share the batch have captions: all must take the same way.
+        Return the text features of both captions, each given as (ids, mask, embeds), or `None` without captions.
+
+        With `device`, processes that share the batch first agree: one without captions gets empty ones if another has
+        captions, since all of them must run the same layers.
         """
         sources = []
         for name, (ids, mask, embeds) in (("visual", visual), ("audio", audio)):
@@ -681,7 +691,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
                 continue
             if source.shape[0] != batch_size or (mask is not None and mask.shape != source.shape[:2]):
                 raise CaeAvError(
-                    f"`{name}_caption_*` must have one row a clip ({batch_size}) and a mask of the same length, got "
+                    f"`{name}_caption_*` must have one row per clip ({batch_size}) and a mask of the same length, got "
                     f"{tuple(source.shape)} and mask {None if mask is None else tuple(mask.shape)}"
                 )
             sources.append((ids, mask, embeds))
@@ -703,7 +713,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
         present = None
         if visual_mask is not None and audio_mask is not None:
             present = visual_mask.any(1) & audio_mask.any(1)
-            # Attention over no key at all is undefined; what comes of these rows is not used.
+            # Attention without any key is undefined, so rows without a caption attend to all; their output is unused.
             visual_mask, audio_mask = visual_mask | ~present[:, None], audio_mask | ~present[:, None]
         if self.config.is_official:
             # The authors' code attends to all positions, padding included.
@@ -718,7 +728,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
         case: CASEOutput | None,
         frames: FrameLayout,
     ) -> dict[str, Tensor]:
-        """The unweighted terms of captions and CASE (Eq. 22 to 25) over the real frames."""
+        """Return the unweighted losses of captions and CASE (Eq. 22 to 25) over the real frames."""
         losses: dict[str, Tensor] = {}
         if not self.config.use_case:
             return losses
