@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from caeav_hf import CaeAvConfig
 from caeav_hf.conversion import key_map
-from caeav_hf.conversion.official import MODELS
 from caeav_hf.modeling import CaeAvPreTrainedModel
+from caeav_hf.task import get_task
 from caeav_hf.towers.renaming import Rules, rename, split
 from tests.golden import GoldenCase
 
@@ -67,7 +67,7 @@ def small_config(task: str, **overrides) -> CaeAvConfig:
 def small_model(config: CaeAvConfig, seed: int = 0) -> CaeAvPreTrainedModel:
     """A model with nothing left at zero; its towers have the weights of the reference cases."""
     torch.manual_seed(seed)
-    model = MODELS[config.task](config)
+    model = get_task(config.task).model_class(config)
     with torch.no_grad():
         for name, tensor in model.named_parameters():
             if "tower" not in name:

@@ -157,16 +157,16 @@ def _adapter_values(
     down = f"{expert}down_sampler.weight"
     bottleneck, group_width = evidence.shape(down)[:2]
     width = evidence.shape(f"{first}fc.weight")[0]
-    evidence.tell("num_multimodal_experts", experts["multimodal"], f"{first}router.4.weight")
-    evidence.tell("num_singlemodal_experts", experts["singlemodal"], f"{first}router.4.weight")
-    evidence.tell("Adapter_downsample", width // bottleneck, down)
-    evidence.tell("num_conv_group", width // group_width, down)
+    evidence.record("num_multimodal_experts", experts["multimodal"], f"{first}router.4.weight")
+    evidence.record("num_singlemodal_experts", experts["singlemodal"], f"{first}router.4.weight")
+    evidence.record("Adapter_downsample", width // bottleneck, down)
+    evidence.record("num_conv_group", width // group_width, down)
     latents = next((key for key in (f"{expert}my_tokens", f"{own}my_tokens") if key in evidence.state), None)
     if latents is not None:
-        evidence.tell("num_tokens", evidence.shape(latents)[0], latents)
+        evidence.record("num_tokens", evidence.shape(latents)[0], latents)
 
     def flag(name: str, key: str) -> None:
-        evidence.tell(name, int(key in evidence.state), key)
+        evidence.record(name, int(key in evidence.state), key)
 
     audio_expert = expert.replace("vis", "audio", 1)
     flag("is_bn", f"{expert}bn1.weight")
@@ -178,23 +178,23 @@ def _adapter_values(
         if f"{own}{name}" in evidence.state:
             attention, key = kind, f"{own}{name}"
     if task != "avvp":
-        evidence.tell("is_self_attention", int(attention != "none"), key)
+        evidence.record("is_self_attention", int(attention != "none"), key)
     if attention in ("self", "latent"):
-        evidence.tell("self_attention_version", "v1" if attention == "self" else "v2", key)
+        evidence.record("self_attention_version", "v1" if attention == "self" else "v2", key)
     if task == "ave":
-        evidence.tell(
+        evidence.record(
             "is_cmbs", int(evidence.find(r"^CMBS\.") is not None), evidence.find(r"^(CMBS|mlp_class)\.") or "CMBS."
         )
         if evidence.values["is_cmbs"]:
             relation = evidence.find(r"^(?:temporal_attn\.)?v_fc\.") or "temporal_attn.v_fc.weight"
-            evidence.tell("is_temporal_att", int(relation.startswith("temporal_attn.")), relation)
+            evidence.record("is_temporal_att", int(relation.startswith("temporal_attn.")), relation)
     if task == "avqa":
-        evidence.tell("avqa_fc_class", evidence.shape("fc_ans.weight")[0], "fc_ans.weight")
+        evidence.record("avqa_fc_class", evidence.shape("fc_ans.weight")[0], "fc_ans.weight")
     if task == "avvp":
-        evidence.tell("dim", evidence.shape("fc_a.weight")[0], "fc_a.weight")
+        evidence.record("dim", evidence.shape("fc_a.weight")[0], "fc_a.weight")
         for name, blocks in (("depth_aud", "audio_cug"), ("depth_vis", "visual_cug"), ("depth_av", "av_mcg")):
             number = evidence.count(rf"^{blocks}\.blocks\.(\d+)\.")
-            evidence.tell(name, number, f"{blocks}.blocks.{number - 1}")
+            evidence.record(name, number, f"{blocks}.blocks.{number - 1}")
 
     checked = {}
     for name, value in flags.items():
@@ -212,7 +212,7 @@ def _adapter_values(
             f"option 'num_skip' is {skip}, which puts adapters into stages {by_skip}, but the tensors up to "
             f"{adapters[-1] + 'fc.weight'!r} belong to stages {stages}"
         )
-    evidence.agree("option", checked, set(SHAPING))
+    evidence.merge("option", checked, set(SHAPING))
     values = {
         "num_cross_modal_experts": experts["multimodal"],
         "num_unimodal_experts": experts["singlemodal"],

@@ -1,1 +1,1 @@
-"""The frozen towers: what they compute, where their weights come from, and LoRA on them."""
+"""Frozen towers: their models, pretrained weights, and LoRA."""

@@ -1,9 +1,10 @@
 """
-The frozen towers as stages of blocks, a block being two residual branches: attention and feed-forward.
+Base class and registry of frozen towers.
 
-An interaction layer decides when each branch runs and on what, so the towers here hand out their blocks instead of
-running them. A tower is one file: a [`Tower`] under [`register_tower`], beside a configuration that answers what the
-encoder, the heads and the processor ask before the tower is built ([`~configuration_cae_av.TowerGeometry`]).
+A tower is a sequence of stages of blocks, and a block has two residual branches: attention and feed-forward. Towers
+return their blocks instead of running them, since interaction layers decide when each branch runs and on which tokens.
+A tower is one file: a [`Tower`] registered by [`register_tower`], and a configuration from which the encoder, the
+heads and the processor read its sizes before it is built ([`~configuration_cae_av.TowerGeometry`]).
 """
 
 from collections.abc import Callable, Sequence
@@ -29,17 +30,17 @@ def _no_groups(*_: Any) -> Tensor:
 @dataclass(frozen=True)
 class FrozenBlock:
     """
-    One block of a tower. Both branches map tokens (N, L, C) to what is added to them, norms included.
+    One block of a tower. Both branches, which include their norms, map tokens (N, L, C) to a term to add to them.
 
     Attributes:
         attention: The attention branch.
         feed_forward: The feed-forward branch.
-        group_attention: The attention branch with the same weights and norms on groups of tokens that the caller
-            chose: `group_attention(groups, bias)` takes (G, M, C), G groups of M tokens that attend to their own group
-            and to nothing else, and what is added to the scores, broadcastable to (G, heads, M, M), or `None`. For
-            attention along time, the groups are the frames of a clip at each token position.
-        position_bias: What the tower adds to the scores of M tokens of one frame: their rows and columns in the grid,
-            (M, 2) integers, to (heads, M, M). It is for the `bias` of `group_attention`.
+        group_attention: The attention branch, with the same weights and norms, within groups of tokens chosen by the
+            caller: `group_attention(groups, bias)` takes G groups of M tokens, (G, M, C), and a bias on the scores,
+            broadcastable to (G, heads, M, M), or `None`. For attention along time, a group holds the tokens at one
+            position of all frames of a clip.
+        position_bias: The tower's bias on the scores of M tokens of one frame, (heads, M, M), from their rows and
+            columns in the grid, (M, 2) integers. May be passed as `bias` to `group_attention`.
     """
 
     attention: Callable[[Tensor], Tensor]
@@ -56,16 +57,16 @@ class FrozenBlock:
 class Tower(nn.Module):
     """
     Base class of the towers that read frames or sound. A subclass takes its configuration as the only argument and
-    keeps it as `config`.
+    stores it as `config`.
 
-    `grid` is, in all methods, the height and width of the patch tokens in a stage, which other inputs than those of
-    the configured size may have; by default that of the configuration.
+    In all methods, `grid` is the height and width of the patch tokens in a stage. It depends on the size of the
+    inputs; by default inputs have the configured size.
     """
 
     config: Any
 
     def embed(self, inputs: Tensor) -> Tensor:
-        """Return the tokens (N, L, C) of N inputs, positions included."""
+        """Return the tokens (N, L, C) of N inputs, with position embeddings."""
         raise NotImplementedError
 
     def embed_spectrogram(self, inputs: Tensor) -> Tensor:
@@ -74,8 +75,10 @@ class Tower(nn.Module):
 
     def enter_stage(self, stage: int, tokens: Tensor, grid: Grid | None = None) -> Tensor:
         """
-        Return tokens as the blocks of a stage take them: downsampled from the stage before, whose grid is given. Stage
-        0 may have a norm that stands between the embedding and the first block.
+        Return the input tokens of a stage's blocks, by default unchanged.
+
+        Hierarchical towers downsample the tokens of the stage before, whose grid is given. Stage 0 may apply a norm
+        between the embedding and the first block.
         """
         return tokens
 
@@ -84,34 +87,34 @@ class Tower(nn.Module):
         raise NotImplementedError
 
     def final_norm(self, tokens: Tensor) -> Tensor:
-        """Apply the norm behind the last stage."""
+        """Apply the norm after the last stage."""
         raise NotImplementedError
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Return one vector a frame, (..., C), of its tokens (..., L, C): the patches' mean or the class token."""
+        """Pool tokens (..., L, C) to one vector per frame (..., C): the mean of the patches or the class token."""
         if self.config.read_out == "class":
             return tokens[..., 0, :]
         return tokens[..., self.config.stages()[-1].num_prefix_tokens :, :].mean(-2)
 
     def keep_constants(self, dtype: torch.dtype, grids: Sequence[Grid] | None = None) -> None:
-        """Compute what attention in `dtype` adds to its scores, which needs nothing but weights."""
+        """Precompute the biases of attention in `dtype`, which depend only on weights."""
 
     def forget(self) -> None:
-        """Drop what was computed from the weights and kept."""
+        """Drop cached values computed from the weights."""
 
     def get_input_embeddings(self) -> nn.Module:
-        """Return the layer that reads the patches, where text models have their embedding."""
+        """Return the patch embedding, the counterpart of a text model's token embedding."""
         raise NotImplementedError
 
 
 class TowerReader:
     """
-    A tower as one stream reads through it.
+    A tower applied to the inputs of one stream.
 
     Args:
         tower: The tower.
         input_size: Height and width of the inputs; by default the tower's own.
-        reads_spectrograms: Whether the inputs are filter banks and the tower is one of frames (Table II, "shared").
+        reads_spectrograms: Whether a tower of frames reads filter banks (Table II, "shared").
     """
 
     def __init__(self, tower: Tower, input_size: Grid | None = None, reads_spectrograms: bool = False):
@@ -131,7 +134,7 @@ class TowerReader:
         return self.tower.embed_spectrogram(inputs)
 
     def enter_stage(self, stage: int, tokens: Tensor) -> Tensor:
-        """Return tokens as the blocks of a stage take them."""
+        """Return the input tokens of a stage's blocks."""
         return self.tower.enter_stage(stage, tokens, self.stages[max(0, stage - 1)].grid)
 
     def blocks(self, stage: int) -> list[FrozenBlock]:
@@ -139,38 +142,38 @@ class TowerReader:
         return self.tower.blocks(stage, self.stages[stage].grid)
 
     def final_norm(self, tokens: Tensor) -> Tensor:
-        """Apply the norm behind the last stage."""
+        """Apply the norm after the last stage."""
         return self.tower.final_norm(tokens)
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Return one vector a frame, (..., C), of its tokens (..., L, C)."""
+        """Pool tokens (..., L, C) to one vector per frame (..., C)."""
         return self.tower.pool(tokens)
 
     def patches(self, tokens: Tensor) -> Tensor:
-        """Return the tokens of the patches among those of the last stage, (..., L, C)."""
+        """Return the patch tokens among the last stage's tokens (..., L, C)."""
         return tokens[..., self.stages[-1].num_prefix_tokens :, :]
 
     def keep_constants(self, dtype: torch.dtype) -> None:
-        """Compute what attention in `dtype` adds to its scores."""
+        """Precompute the biases of attention in `dtype`."""
         self.tower.keep_constants(dtype, [stage.grid for stage in self.stages])
 
     def walk(self, tokens: Tensor, run: Callable[..., Tensor] | None = None) -> "TowerWalk":
-        """Return the tokens of [`TowerReader.embed`] as a [`TowerWalk`]."""
+        """Start a [`TowerWalk`] with the tokens of [`TowerReader.embed`]."""
         return TowerWalk(self, tokens, run)
 
 
 class TowerWalk:
     """
-    Tokens on their way through the blocks of a tower, which are numbered from 0 through all stages.
+    The state of tokens that pass through the blocks of a tower. Blocks are numbered from 0 over all stages.
 
     Args:
-        reader: Of the tower.
-        tokens: (N, L, C), embedded.
-        run: Runs a block alone, `run(block, tokens)`.
+        reader: Reader of the tower.
+        tokens: (N, L, C) embedded tokens.
+        run: Runs a block that does not interact, `run(block, tokens)`.
 
     Attributes:
-        tokens: (N, L, C), where they are now.
-        ends: Those that left each stage, before the next one downsampled them.
+        tokens: (N, L, C) current tokens.
+        ends: Output tokens of each completed stage, before downsampling.
     """
 
     def __init__(self, reader: TowerReader, tokens: Tensor, run: Callable[..., Tensor] | None = None):
@@ -178,14 +181,14 @@ class TowerWalk:
         self.ends: list[Tensor] = []
         self._reader = reader
         self._run = run or FrozenBlock.__call__
-        self._places = [(stage, index) for stage, size in enumerate(reader.stages) for index in range(size.depth)]
+        self._schedule = [(stage, index) for stage, size in enumerate(reader.stages) for index in range(size.depth)]
         self._blocks: list[FrozenBlock] = []
         self._count = 0
 
     def reach(self, number: int) -> FrozenBlock:
         """
-        Run the blocks before this number and return the one with it. The caller runs that one on `tokens` and writes
-        what comes of it back there.
+        Run all blocks before block `number` and return that block. The caller runs it on `tokens` and assigns the
+        result to `tokens`.
         """
         while self._count < number:
             block = self._next()
@@ -193,15 +196,15 @@ class TowerWalk:
         return self._next()
 
     def finish(self) -> Tensor:
-        """Run the blocks that are left and return the tokens, before the final norm."""
-        while self._count < len(self._places):
+        """Run the remaining blocks and return the tokens, before the final norm."""
+        while self._count < len(self._schedule):
             block = self._next()
             self.tokens = self._run(block, self.tokens)
         self.ends.append(self.tokens)
         return self.tokens
 
     def _next(self) -> FrozenBlock:
-        stage, index = self._places[self._count]
+        stage, index = self._schedule[self._count]
         if index == 0:
             if stage:
                 self.ends.append(self.tokens)
@@ -215,16 +218,16 @@ def pair_blocks(visual: Sequence[int], audio: Sequence[int]) -> list[list[tuple[
     """
     Return the pairs of blocks that interact.
 
-    Of n and m blocks, n >= m, block j of the m stands beside block (j + 1) n / m - 1, rounded down, of the n; the
-    others run alone. Towers with the same number of stages, whose numbers of blocks in each divide, pair stage by
-    stage; other towers pair over all their blocks.
+    Of n and m blocks, n >= m, block j of the m pairs with block floor((j + 1) n / m) - 1 of the n; the other blocks
+    run alone. If both towers have the same number of stages and the audio depth divides the visual depth in each, they
+    pair stage by stage, otherwise over all blocks.
 
     Args:
-        visual, audio: Blocks of each stage of both towers.
+        visual, audio: Number of blocks in each stage of both towers.
 
     Returns:
-        For each stage the numbers (visual, audio) of the pairs, counted from 0 through all stages. Towers with
-        different numbers of stages have those of the one with more of them.
+        For each stage the pairs (visual, audio) of block numbers, from 0 over all stages. If the numbers of stages
+        differ, the stages are those of the tower with more.
     """
 
     def pair(n_v: int, n_a: int) -> list[tuple[int, int]]:
@@ -245,7 +248,7 @@ def pair_blocks(visual: Sequence[int], audio: Sequence[int]) -> list[list[tuple[
 
 _TOWERS: dict[str, type[Tower]] = {}
 
-# Imported when they are built: the libraries behind them take seconds to load.
+# Modules imported when their tower is built, since the libraries behind them take seconds to load.
 _OWN = {"cae_av_vision": "swin_v2", "cae_av_audio": "htsat"}
 
 _TowerClass = TypeVar("_TowerClass", bound=type[Tower])
@@ -253,8 +256,8 @@ _TowerClass = TypeVar("_TowerClass", bound=type[Tower])
 
 def register_tower(config_class: type[PreTrainedConfig]) -> Callable[[_TowerClass], _TowerClass]:
     """
-    Make a tower class the one for `vision_config` and `audio_config` of this class. Saved configurations name it by
-    its `model_type`; the module that registers it has to be imported before one is loaded.
+    Register a tower class for a `vision_config` or `audio_config` of class `config_class`. Saved configurations name
+    it by the `model_type`, so the module that registers it must be imported before they are loaded.
     """
 
     def register(tower_class: _TowerClass) -> _TowerClass:
@@ -267,7 +270,7 @@ def register_tower(config_class: type[PreTrainedConfig]) -> Callable[[_TowerClas
 
 def build_tower(config: PreTrainedConfig) -> Tower:
     """
-    Return the tower of a configuration, randomly initialised.
+    Build the tower of a configuration, randomly initialised.
 
     Raises:
         CaeAvError: No tower is registered for its model type.

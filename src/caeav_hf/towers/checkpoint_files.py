@@ -1,4 +1,4 @@
-"""Checkpoint files: read without running anything that is in them."""
+"""Checkpoint files, read without executing any code in them."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,15 +18,15 @@ SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
 
 def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     """
-    The tensors of a checkpoint.
+    Load the tensors of a checkpoint.
 
     Args:
-        path: A `.safetensors` file, or one that `torch.save` wrote. Of the latter only tensors and plain containers
-            are read; classes that are named in it, as trainers name their callbacks, are never looked up. Tensors stay
-            in the file until they are used, where its format allows it.
+        path: A `.safetensors` file or one written by `torch.save`. From the latter only tensors and plain containers
+            are read; classes named in it, such as a trainer's callbacks, are never imported. Tensors are memory-mapped
+            where the format allows it.
 
     Raises:
-        CaeAvError: The file cannot be read, or holds no tensors.
+        CaeAvError: The file cannot be read, or contains something other than tensors.
     """
     path = Path(path)
     if path.suffix not in SUFFIXES:
@@ -48,23 +48,23 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
 
 
 def without_prefix(state: Mapping[str, Tensor], prefix: str = "module.") -> Mapping[str, Tensor]:
-    """The same tensors without a prefix that all their keys have."""
+    """Remove a prefix from all keys if all of them have it."""
     if not state or not all(key.startswith(prefix) for key in state):
         return state
     return {key.removeprefix(prefix): value for key, value in state.items()}
 
 
 class _Inert:
-    """Stands for a class that a checkpoint names and that is not to be looked up."""
+    """Placeholder for a class named in a checkpoint, which is not imported."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        """Whatever it would be made of is not used."""
+        """Ignore all arguments."""
 
 
 def _load_torch(path: Path) -> Any:
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except ValueError:  # the format from before zip archives, which cannot be listed or mapped
+    except ValueError:  # The format before zip archives cannot be inspected or memory-mapped.
         return torch.load(path, map_location="cpu", weights_only=True)
     with torch.serialization.safe_globals([(_Inert, name) for name in named]):
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)

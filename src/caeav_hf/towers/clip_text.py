@@ -1,4 +1,4 @@
-"""The frozen CLIP text tower and the cache of its features."""
+"""CLIP's text tower, frozen, with a cache of its features."""
 
 from collections import OrderedDict
 
@@ -12,10 +12,9 @@ from .frozen import fingerprint, is_adapted
 
 class ClipTextTower(TextTransformer):
     """
-    The text tower of CLIP as open_clip builds it, without the projection: the last hidden layer after the final norm.
+    open_clip's CLIP text tower without the projection; returns the last hidden layer after the final norm.
 
-    A caption is encoded once: the features of the `cache_size` captions read last are kept, so that an epoch over a
-    data set that fits, and every frozen use after the first, costs a look-up.
+    The features of the `cache_size` most recently used captions are cached, so repeated captions cost a look-up.
     """
 
     cache_size = 4096
@@ -38,28 +37,29 @@ class ClipTextTower(TextTransformer):
         self._cached_weights: tuple = ()
 
     def init_non_persistent_buffers(self) -> None:
-        """The causal mask is not in a checkpoint; it is made anew after loading on the meta device."""
+        """Rebuild the causal mask, which checkpoints do not contain, after loading on the meta device."""
         self.attn_mask.copy_(self.build_causal_mask())
 
     def encode(self, ids: Tensor) -> Tensor:
-        """Token features (B, N, D) of token ids (B, N), N at most the context length."""
+        """Encode token ids (B, N), N at most the context length, to token features (B, N, D)."""
         states, _ = self._embeds(ids)
-        # As the part of the tower's own mask for so few tokens, but of any number in a graph.
+        # Equal to the first N rows and columns of `attn_mask`, but with a dynamic size in an exported graph.
         mask = states.new_full((ids.shape[1], ids.shape[1]), -torch.inf).triu(1)
         return self.ln_final(self.transformer(states, attn_mask=mask))
 
     def forget(self) -> None:
-        """Drop the features that are kept."""
+        """Clear the cache."""
         self._cache.clear()
 
     def forward(self, ids: Tensor) -> Tensor:
         """
-        As `encode`, through the cache; rows that occur twice are encoded once. Each row goes through the tower alone:
-        in company its last bits would be others, on which the choice between tokens that are alike may hang, and
-        training with stored features would not be training without them.
+        Encode token ids (B, N) to token features (B, N, D) through the cache; equal rows are encoded once.
 
-        A tower that is trained, by LoRA or as it is, encodes everything anew. So does a graph, all rows at once: it
-        cannot look into a cache.
+        Each row is encoded separately. In a batch its last bits would differ, which can change CASE's choice between
+        similar tokens, and training on precomputed features would differ from training without them.
+
+        A tower that is trained, fully or by LoRA, does not use the cache. Nor does a compiled graph, which encodes all
+        rows at once.
         """
         if torch.compiler.is_compiling():
             return self.encode(ids)

@@ -1,4 +1,4 @@
-"""What it means to be frozen: no gradient, evaluation mode, and results that are computed once."""
+"""Freezing of modules, and caching of what frozen parameters determine."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -8,28 +8,28 @@ from torch import Tensor, nn
 
 
 def freeze(module: nn.Module) -> None:
-    """No gradient into the parameters, evaluation mode; whoever holds the module keeps it in that mode."""
+    """Turn off gradients and set evaluation mode, which the parent's `train` must preserve."""
     module.requires_grad_(False)
     module.eval()
 
 
 def is_adapted(module: nn.Module) -> bool:
     """
-    Whether peft has put layers into a module. What these compute changes without a parameter being written to: they
-    can be switched off, and merged behind PyTorch's back.
+    Return whether peft has added layers to a module. Their output can change without a visible write to a parameter:
+    adapters can be switched off, and merging bypasses version counters.
     """
     return any(hasattr(child, "base_layer") for child in module.modules())
 
 
 def fingerprint(parameters: Iterable[Tensor]) -> tuple:
-    """A value that changes when one of the parameters is written to, moved or replaced."""
+    """Return a value that changes when one of the parameters is written to, moved or replaced."""
     return tuple((p.data_ptr(), 0 if p.is_inference() else p._version, p.dtype, p.device) for p in parameters)
 
 
 def trained_names(model: nn.Module) -> set[str]:
     """
-    Names in the state dict of `model` that training changes: parameters with gradients, and the buffers (batch-norm
-    statistics) outside frozen towers. A frozen tower is a module that has parameters and trains none of them.
+    Return the names in the state dict of `model` that training changes: parameters with gradients, and buffers
+    (batch-norm statistics) outside frozen modules, which are those with parameters but no trained one.
     """
     frozen_modules: set[nn.Module] = set()
     for module in model.modules():
@@ -46,7 +46,7 @@ def trained_names(model: nn.Module) -> set[str]:
 
 @dataclass
 class FrozenConstant:
-    """A tensor computed from frozen parameters, kept until one of them changes."""
+    """Cache of a tensor computed from frozen parameters, valid until one of them changes."""
 
     key: tuple = ()
     value: Tensor = field(default_factory=lambda: torch.empty(0))
@@ -54,9 +54,17 @@ class FrozenConstant:
     def get(
         self, parameters: list[Tensor], dtype: torch.dtype, compute: Callable[[], Tensor], is_constant: bool = True
     ) -> Tensor:
-        """The value in `dtype`; parameters that somebody has unfrozen or adapted are read anew each time."""
+        """
+        Return the tensor in `dtype`.
+
+        Args:
+            parameters: The parameters that it is computed from. If one of them is trained, nothing is cached.
+            dtype: Data type of the result.
+            compute: Computes the tensor.
+            is_constant: Whether it may be cached; false if the parameters are adapted.
+        """
         if torch.compiler.is_compiling():
-            # Whether a weight was written to cannot be asked in a graph, where weights of a tower do not change.
+            # A graph cannot read version counters; the weights of a tower do not change in it.
             is_known = is_constant and self.key and self.value.dtype == dtype
             return self.value if is_known else compute().to(dtype)
         if not is_constant or any(parameter.requires_grad for parameter in parameters):
@@ -64,7 +72,7 @@ class FrozenConstant:
             return compute().to(dtype)
         key = (dtype, fingerprint(parameters))
         if key != self.key:
-            # A tensor made in inference mode could not be used in a training step later.
+            # A tensor created in inference mode cannot be used in a later training step.
             device_type = parameters[0].device.type
             with torch.inference_mode(False), torch.no_grad(), torch.autocast(device_type, enabled=False):
                 self.key, self.value = key, compute().to(dtype).contiguous()

@@ -1,4 +1,4 @@
-"""HTS-AT, by Transformers' `ClapAudioModel`: the tower that reads log-mel spectrograms."""
+"""HTS-AT (Transformers' `ClapAudioModel`), the tower that reads log-mel spectrograms."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,11 +18,11 @@ from .windows import group_attention, relative_entries, window_bias, windowed_at
 
 @register_tower(CaeAvAudioConfig)
 class HtsatTower(Tower, ClapAudioModel):
-    """Transformers' HTS-AT (`ClapAudioModel`) under its own parameter names; tokens are row-major, (N, H * W, C)."""
+    """`ClapAudioModel` with its own parameter names; tokens are in row-major order, (N, H * W, C)."""
 
     config: CaeAvAudioConfig
     audio_encoder: Any
-    # Its blocks run through `windowed_attention`, not through Transformers' eager attention.
+    # Blocks run `windowed_attention` instead of Transformers' eager attention.
     _supports_sdpa = True
 
     def __init__(self, config: CaeAvAudioConfig):
@@ -30,16 +30,16 @@ class HtsatTower(Tower, ClapAudioModel):
         self._biases: dict[tuple[int, int], FrozenConstant] = {}
 
     def forget(self) -> None:
-        """Drop what was computed from the weights and kept."""
+        """Drop cached values computed from the weights."""
         self._biases.clear()
 
     def embed(self, inputs: Tensor) -> Tensor:
         encoder = self.audio_encoder
-        room = encoder.spec_size * encoder.freq_ratio
-        if inputs.shape[1] != 1 or inputs.shape[2] > room or inputs.shape[3] != self.config.num_mel_bins:
+        max_frames = encoder.spec_size * encoder.freq_ratio
+        if inputs.shape[1] != 1 or inputs.shape[2] > max_frames or inputs.shape[3] != self.config.num_mel_bins:
             raise CaeAvError(
-                f"`input_features` must end in (1, at most {room} frames, {self.config.num_mel_bins} mel bins), got "
-                f"{tuple(inputs.shape[1:])}"
+                f"`input_features` must end in (1, at most {max_frames} frames, {self.config.num_mel_bins} mel bins), "
+                f"got {tuple(inputs.shape[1:])}"
             )
         normalised = encoder.batch_norm(inputs.transpose(1, 3)).transpose(1, 3)
         return encoder.patch_embed(encoder.reshape_mel2img(normalised))
@@ -73,7 +73,7 @@ class HtsatTower(Tower, ClapAudioModel):
                 self._bias(stage, index, block, dtype)
 
     def _windows(self, stage: int, block: ClapAudioLayer) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
-        """The grid of a stage, and the windows and the shift of one of its blocks."""
+        """Return the grid of a stage, and the window size and shift of one of its blocks."""
         grid = self.audio_encoder.input_resolutions[stage]
         block.set_shift_and_window_size(grid)
         window, shift = int(block.window_size), int(block.shift_size)

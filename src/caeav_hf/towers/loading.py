@@ -1,4 +1,4 @@
-"""Separately pretrained towers: where they come from, and the configuration that their sizes make."""
+"""Loading of separately pretrained towers, with configurations of their sizes."""
 
 import hashlib
 import os
@@ -20,15 +20,15 @@ from ..errors import CaeAvError
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
 
-# What of the audio configuration describes the spectrogram rather than the tower.
+# Fields of the audio configuration that describe the front end rather than the tower.
 FRONT_END = {
     *("sampling_rate", "fft_window_size", "hop_length", "frequency_min", "frequency_max", "tile_seconds"),
     *("tile_padding", "mel_scale", "spectrogram_dtype"),
 }
-# Where transformers saves a feature extractor: by itself, or as part of a processor.
+# Files of a feature extractor in Transformers' format: saved by itself, or as part of a processor.
 _EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 
-# A name for the towers that come with the package, which lie elsewhere on every machine.
+# Prefix for the towers in the package's assets, whose path depends on the installation.
 _PACKAGED = "caeav_hf:"
 _HUB = "hf-hub:"
 
@@ -36,10 +36,12 @@ _HUB = "hf-hub:"
 @dataclass
 class PretrainedTower:
     """
+    A pretrained tower's weights and sizes.
+
     Attributes:
         config: `vision_config`, `audio_config` or `text_config` for `CaeAvConfig`.
         state: Tensors under the tower's own parameter names.
-        source: What `CaeAvConfig.tower_sources` holds of it: `name`, `revision`, `sha256`.
+        source: Its entry in `CaeAvConfig.tower_sources`: `name`, `revision`, `sha256`.
     """
 
     config: dict[str, Any]
@@ -54,40 +56,40 @@ def load_tower(
     front_end: dict[str, Any] | None = None,
 ) -> PretrainedTower:
     """
-    Load a tower; see `CaeAvPreTrainedModel.from_backbones` for what the names may be.
+    Load a tower; see `CaeAvPreTrainedModel.from_backbones` for the names it accepts.
 
     Args:
         kind: `"vision"`, `"audio"` or `"text"`.
-        name: Name, Hub repository (a revision may follow behind an `@`) or local folder.
+        name: Name, Hub repository (optionally followed by `@revision`) or local folder.
         revision: Revision of a Hub repository.
-        front_end: Values of the front end in the audio configuration, such as `tile_seconds`, in place of those that
-            come with the tower.
+        front_end: Fields of the audio configuration's front end, such as `tile_seconds`, that replace those of the
+            tower.
 
     Raises:
-        CaeAvError: The tower cannot be loaded, or is none of the supported kinds.
+        CaeAvError: The tower cannot be loaded, or is not of a supported kind.
     """
     name = str(name)
-    place = _packaged_path(name)
-    if not Path(place).exists() and "@" in name:
-        place, _, revision = name.partition("@")
-        name = place
+    location = _packaged_path(name)
+    if not Path(location).exists() and "@" in name:
+        location, _, revision = name.partition("@")
+        name = location
     if kind == "vision":
-        config, state = _load_vision(place, revision)
+        config, state = _load_vision(location, revision)
     elif kind == "audio":
-        config, state = _load_audio(place, revision, front_end or {})
+        config, state = _load_audio(location, revision, front_end or {})
     else:
-        config, state = load_text_tower(place, revision)
-    commit = None if Path(place).exists() else _cached_commit(_repository(kind, place), revision)
+        config, state = load_text_tower(location, revision)
+    commit = None if Path(location).exists() else _cached_commit(_repository(kind, location), revision)
     return PretrainedTower(
-        config, state, {"name": _lasting_name(place), "revision": commit, "sha256": hash_tensors(state)}
+        config, state, {"name": _stable_name(location), "revision": commit, "sha256": hash_tensors(state)}
     )
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     """
-    SHA-256 of the floating tensors of a tower: of their names, shapes and values in float32, so that a tower stored in
-    half precision and its copy in single precision are the same. Integer tensors are indices that follow from the
-    sizes, and counters.
+    Return the SHA-256 of a tower's floating-point tensors: their names, shapes and values in float32, so that a tower
+    in half precision and its copy in single precision have the same hash. Integer tensors are skipped; they are
+    counters, or indices that follow from the sizes.
     """
     digest = hashlib.sha256()
     for name in sorted(tensors):
@@ -103,8 +105,8 @@ def _packaged_path(name: str) -> str:
     return str(ASSETS / name.removeprefix(_PACKAGED)) if name.startswith(_PACKAGED) else name
 
 
-def _lasting_name(name: str) -> str:
-    """What finds a tower again from another working folder."""
+def _stable_name(name: str) -> str:
+    """Return a name that finds the tower from any working directory."""
     if not Path(name).exists():
         return name
     path = Path(name).resolve()
@@ -112,7 +114,7 @@ def _lasting_name(name: str) -> str:
 
 
 def _repository(kind: str, name: str) -> str | None:
-    """The Hub repository behind a name of timm, open_clip or the Hub, if it stands for one."""
+    """Return the Hub repository of a timm, open_clip or Hub name, or `None` if it has none."""
     if name.startswith(_HUB):
         return name.removeprefix(_HUB)
     if kind == "vision":
@@ -129,7 +131,7 @@ def _repository(kind: str, name: str) -> str | None:
 
 
 def _cached_commit(repository: str | None, revision: str | None) -> str | None:
-    """The commit of a Hub repository that has just been read, as far as it can be told."""
+    """Return the commit of a Hub repository that was just loaded, or `revision` if the cache does not know it."""
     for file in ("config.json", "open_clip_config.json", "model.safetensors"):
         try:
             path = None if repository is None else try_to_load_from_cache(repository, file, revision=revision)
@@ -141,21 +143,21 @@ def _cached_commit(repository: str | None, revision: str | None) -> str | None:
 
 
 def _local(name: str) -> str:
-    """Both timm and open_clip mark a local folder by the same scheme."""
+    """Return a name for timm and open_clip, which share the scheme for local folders."""
     return f"local-dir:{name}" if Path(name).is_dir() else name
 
 
 def _load_vision(name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    # Here and below only where they are needed: these libraries take seconds to load.
+    # Imported here and below where needed, since these libraries take seconds to load.
     import timm
     from timm.models.swin_transformer_v2 import SwinTransformerV2
 
-    place = _local(name)
+    location = _local(name)
     repository = None if revision is None or Path(name).exists() else _repository("vision", name)
     if repository is not None:
-        place = f"{_HUB}{repository}@{revision}"
+        location = f"{_HUB}{repository}@{revision}"
     try:
-        model = timm.create_model(place, pretrained=True, num_classes=0)
+        model = timm.create_model(location, pretrained=True, num_classes=0)
     except (RuntimeError, OSError, ValueError, AssertionError) as error:
         raise CaeAvError(f"`vision`: cannot load {name!r} as a timm model or folder: {error}") from error
     if not isinstance(model, SwinTransformerV2):
@@ -171,7 +173,7 @@ def _load_vision(name: str, revision: str | None) -> tuple[dict[str, Any], dict[
         "embed_dim": model.embed_dim,
         "depths": [len(stage.blocks) for stage in model.layers],
         "num_heads": [module.num_heads for module in attention],
-        # Later stages may have shrunk theirs to their grid; the first has the nominal size.
+        # timm shrinks the windows of late stages to their grid; the first stage has the nominal size.
         "window_size": attention[0].window_size[0],
         "mlp_ratio": model.layers[0].blocks[0].mlp_ratio,
         "pretrained_window_sizes": [module.pretrained_window_size[0] for module in attention],
@@ -219,11 +221,11 @@ def _load_audio(
 
 
 def _clap_front_end(name: str, revision: str | None, num_mel_bins: int) -> dict[str, Any]:
-    """The settings of the `ClapFeatureExtractor` that is saved beside a CLAP model; none if there is none."""
+    """Return the settings of the `ClapFeatureExtractor` saved beside a CLAP model; empty if there is none."""
     from transformers import ClapFeatureExtractor
 
     try:
-        # A file that is missing is none; one that cannot be fetched is an error.
+        # A missing file gives `None`; a file that cannot be downloaded raises.
         files = [
             cached_file(name, file, revision=revision, _raise_exceptions_for_missing_entries=False)
             for file in _EXTRACTOR_FILES
@@ -236,7 +238,7 @@ def _clap_front_end(name: str, revision: str | None, num_mel_bins: int) -> dict[
     kind = settings.get("feature_extractor_type", ClapFeatureExtractor.__name__)
     if kind != ClapFeatureExtractor.__name__:
         raise CaeAvError(f"`audio`: the feature extractor of {name!r} is a {kind}, expected a ClapFeatureExtractor")
-    # Through the class, whose defaults hold where a file leaves something out.
+    # The class fills in defaults that the file omits.
     extractor = ClapFeatureExtractor.from_dict(settings)
     if extractor.feature_size != num_mel_bins:
         raise CaeAvError(
@@ -251,14 +253,14 @@ def _clap_front_end(name: str, revision: str | None, num_mel_bins: int) -> dict[
         "frequency_max": extractor.frequency_max,
         "tile_seconds": extractor.max_length_s,
         "tile_padding": extractor.padding,
-        # It has two banks of filters, and takes one or the other by how it would shorten sound.
+        # The extractor has two filter banks and chooses one by its way of truncation.
         "mel_scale": "htk" if extractor.truncation == "fusion" else "slaney",
         "spectrogram_dtype": "float64",
     }
 
 
 def _architecture(config: PreTrainedConfig) -> dict[str, Any]:
-    """The values of an audio tower that are fields of `CaeAvAudioConfig`."""
+    """Return the values of an audio tower's configuration that are fields of `CaeAvAudioConfig`."""
     architecture = set(CaeAvAudioConfig.__dataclass_fields__)
     values = {key: value for key, value in config.to_dict().items() if key in architecture}
     for key in ("transformers_version", "architectures", "dtype"):
@@ -268,16 +270,19 @@ def _architecture(config: PreTrainedConfig) -> dict[str, Any]:
 
 def load_text_tower(name: str, revision: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
-    Sizes for `CaeAvTextConfig`, and the tensors of CLIP's text tower under its own names.
+    Load CLIP's text tower.
+
+    Returns:
+        Values for `CaeAvTextConfig`, and the tensors under the tower's own names.
 
     Raises:
-        CaeAvError: It cannot be loaded, or is of another kind.
+        CaeAvError: The tower cannot be loaded, or is of another kind.
     """
     import open_clip
     from open_clip.transformer import QuickGELU, TextTransformer
 
     if revision is not None and name.startswith(_HUB):
-        # open_clip knows no revisions, but reads a folder that has one.
+        # open_clip does not support revisions, but loads a downloaded folder.
         try:
             name = snapshot_download(name.removeprefix(_HUB), revision=revision)
         except (OSError, HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:

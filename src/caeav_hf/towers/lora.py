@@ -1,8 +1,8 @@
 """
-LoRA on the frozen towers, by peft: low-rank matrices beside some of their linear maps, trained like the adapters.
+LoRA on the frozen towers, by peft, trained together with the adapters.
 
-`peft.get_peft_model` works on any CAE-AV model, and freezes everything but its LoRA matrices. What is here puts them
-into a model that keeps training its own adapters: they become part of it, of its configuration and its checkpoints.
+`peft.get_peft_model` also works on any CAE-AV model, but freezes everything except LoRA. Here LoRA becomes part of a
+model that trains its own adapters, of its configuration and of its checkpoints.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-# What gets LoRA in each tower, by the names of its modules: the attention, but the feed-forward of the text tower. In
-# that attention peft would merge, and take out again, at every step, which leaves the frozen weights rounded.
+# Patterns of the modules that get LoRA in each tower: the attention, but the feed-forward of the text tower. In
+# `nn.MultiheadAttention` peft merges and unmerges LoRA at every step, which leaves rounding errors in frozen weights.
 _TARGETS = {
     "vision": r"vision_tower\..*\.attn\.(qkv|proj)",
     "audio": r"audio_tower\..*\.attention\.(self\.(query|key|value)|output\.dense)",
@@ -37,49 +37,50 @@ def tower_lora_config(
     rank: int = 8, alpha: float = 16, dropout: float = 0.0, towers: Sequence[str] = ("vision", "audio")
 ) -> "LoraConfig":
     """
-    LoRA on the attention of towers, or the feed-forward of the text tower, for [`CaeAvModel.add_lora`] or for
-    `peft.get_peft_model`.
+    Return a configuration of LoRA on the attention of towers, or the feed-forward of the text tower, for
+    [`CaeAvModel.add_lora`] or `peft.get_peft_model`.
 
     Args:
         rank: Rank of the matrices.
-        alpha: They count alpha / rank.
+        alpha: Their product is scaled by alpha / rank.
         dropout: Dropout before them.
-        towers: Of `vision`, `audio` and `text`.
+        towers: Some of `vision`, `audio` and `text`.
 
     Raises:
-        CaeAvError: There is no such tower.
+        CaeAvError: `towers` is empty or names an unknown tower.
     """
     from peft import LoraConfig
 
     if not towers or not set(towers) <= _TARGETS.keys():
-        raise CaeAvError(f"LoRA goes on {', '.join(_TARGETS)} towers, got {', '.join(towers) or 'none'}")
+        raise CaeAvError(f"`towers` must be some of {', '.join(_TARGETS)}, got {', '.join(towers) or 'none'}")
     target = "|".join(_TARGETS[tower] for tower in towers)
     return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=rf"(.*\.)?({target})")
 
 
 def to_values(config: "LoraConfig") -> dict[str, Any]:
-    """What of a LoRA configuration differs from peft's defaults, as JSON knows it."""
+    """Return the fields of a LoRA configuration that differ from peft's defaults, as JSON types."""
     from peft import LoraConfig
 
-    usual, values = LoraConfig(), {}
+    default, values = LoraConfig(), {}
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if value != getattr(usual, field.name) and not dataclasses.is_dataclass(value):
+        if value != getattr(default, field.name) and not dataclasses.is_dataclass(value):
             values[field.name] = sorted(value) if isinstance(value, set) else value
     return values
 
 
 def inject(model: nn.Module, towers: Iterable[str], values: dict[str, Any]) -> None:
     """
-    Put LoRA into the towers of a model; what it trains besides stays as it is.
+    Add LoRA to the towers of a model without changing which of its other parameters are trained.
 
     Args:
-        model: Holds each tower under the name `KIND_tower`.
-        towers: The kinds of its towers.
+        model: Model with each tower as attribute `KIND_tower`.
+        towers: Kinds of its towers.
         values: Arguments of `peft.LoraConfig`.
 
     Raises:
-        CaeAvError: It would go elsewhere than into the towers, or nowhere, or into what it cannot stand beside.
+        CaeAvError: The arguments are invalid, or `target_modules` match modules outside the towers, none at all, or
+            layers that LoRA does not support.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.tuners_utils import check_target_module_exists
@@ -89,21 +90,21 @@ def inject(model: nn.Module, towers: Iterable[str], values: dict[str, Any]) -> N
         prefixes = tuple(f"{kind}_tower." for kind in towers)
         targets = [name for name, _ in model.named_modules() if name and check_target_module_exists(config, name)]
         if outside := [name for name in targets if not name.startswith(prefixes)]:
-            raise CaeAvError(f"LoRA is for the towers, and its `target_modules` also name {outside[0]!r}")
+            raise CaeAvError(f"LoRA is for the towers, but its `target_modules` also match {outside[0]!r}")
         trained = {parameter: parameter.requires_grad for parameter in model.parameters()}
         inject_adapter_in_model(config, model, _ADAPTER)
     except (TypeError, ValueError) as error:
-        raise CaeAvError(f"LoRA by {values}: {error}") from error
+        raise CaeAvError(f"cannot add LoRA with {values}: {error}") from error
     for parameter, requires_grad in trained.items():
         parameter.requires_grad_(requires_grad)
     for _, layer in _layers(model):
         for second in layer.lora_B.values():
-            # For whatever initialises the model after this: LoRA begins without effect.
+            # A later initialisation of the model must keep B zero, so that LoRA starts without effect.
             second.reset_parameters = partial(nn.init.zeros_, second.weight)
 
 
 def remove(model: nn.Module, *, merge: bool) -> None:
-    """Take LoRA out of the towers, with or without adding its product to their weights."""
+    """Remove LoRA from the towers, with or without merging it into their weights."""
     for name, layer in list(_layers(model)):
         parent, _, child = name.rpartition(".")
         unload = getattr(layer, "unload_and_optionally_merge_module", None)
@@ -118,7 +119,7 @@ def remove(model: nn.Module, *, merge: bool) -> None:
 
 
 def save(model: nn.Module, folder: str | os.PathLike, prefix: str) -> None:
-    """Write LoRA alone, as `peft.PeftModel.from_pretrained` reads it for a model whose names begin with `prefix`."""
+    """Save only LoRA, in peft's format for a model whose parameter names start with `prefix`."""
     from peft import get_peft_model_state_dict
 
     path = Path(folder)
@@ -133,13 +134,13 @@ def save(model: nn.Module, folder: str | os.PathLike, prefix: str) -> None:
 
 
 def activate(module: nn.Module) -> None:
-    """Let gradients into the LoRA of a frozen tower."""
+    """Enable gradients of LoRA in a frozen tower."""
     for _, layer in _layers(module):
         layer.set_adapter(layer.active_adapters)
 
 
 def set_training(module: nn.Module, mode: bool) -> None:
-    """Switch LoRA's dropout, and nothing else of a tower."""
+    """Set the training mode of LoRA's dropout, and of nothing else in a tower."""
     for _, layer in _layers(module):
         for name, child in layer.named_children():
             if name != "base_layer":
@@ -147,12 +148,12 @@ def set_training(module: nn.Module, mode: bool) -> None:
 
 
 def base_name(name: str) -> str | None:
-    """The name that a tensor of a tower has without LoRA; `None` for LoRA's own."""
+    """Return the name that a tower's tensor has without LoRA, or `None` for LoRA's own tensors."""
     return None if "lora_" in name else name.replace(".base_layer.", ".")
 
 
 def _layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The layers that peft has put in, none of those within another."""
+    """Yield the outermost layers that peft has added, with their names."""
     found: list[str] = []
     for name, child in module.named_modules():
         if hasattr(child, "base_layer") and not name.startswith(tuple(f"{outer}." for outer in found)):
@@ -161,5 +162,5 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def without_lora(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a tower under the names that they have without LoRA."""
+    """Drop LoRA's tensors and give the others the names that they have without LoRA."""
     return {base: tensor for name, tensor in tensors.items() if (base := base_name(name)) is not None}

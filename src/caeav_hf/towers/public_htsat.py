@@ -1,4 +1,4 @@
-"""Public checkpoints of HTS-AT, as the audio tower."""
+"""Conversion of public HTS-AT checkpoints to the audio tower."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,17 +20,17 @@ def htsat_from_public(
     state_dict: Mapping[str, Tensor], audio: Mapping[str, Any] | None = None
 ) -> tuple[CaeAvAudioConfig, dict[str, Tensor], ConversionReport]:
     """
-    The audio tower that a public checkpoint of HTS-AT holds.
+    Convert a public HTS-AT checkpoint to the audio tower.
 
-    The three that its authors published, of AudioSet, ESC-50 (both at 32 kHz) and Speech Commands V2 (16 kHz), are
-    told apart by their number of classes, and the front end's settings with them.
+    The settings of the front end follow from the number of classes, which identifies the three checkpoints that the
+    authors published: AudioSet and ESC-50 (both at 32 kHz), and Speech Commands V2 (16 kHz).
 
     Args:
-        state_dict: Under the authors' names, with or without the prefix `sed_model.` of their Lightning module.
-        audio: As in [`from_official`].
+        state_dict: Tensors under the authors' names, with or without their Lightning module's prefix `sed_model.`.
+        audio: See [`from_official`].
 
     Returns:
-        The configuration, the tensors under the tower's names, and what became of each key.
+        The configuration, the tensors under the tower's names, and the report of the conversion.
 
     Raises:
         CaeAvError: See [`from_official`].
@@ -40,13 +40,15 @@ def htsat_from_public(
     try:
         config = CaeAvAudioConfig(**values)
     except (ValueError, TypeError, StrictDataclassError) as error:
-        raise CaeAvError(f"no HTS-AT is of the sizes of the checkpoint and of what was given: {error}") from error
+        raise CaeAvError(f"no HTS-AT has the sizes of the checkpoint and of `audio`: {error}") from error
     with torch.device("meta"):
         expected = {key: value.shape for key, value in HtsatTower(config).state_dict().items()}
     tensors, report = convert_keys(state, expected, [section("", "", HTSAT, HTSAT_IGNORED)])
     indices = relative_position_indices(config, "audio_encoder.")
-    report.missing = dict.fromkeys(indices, "a constant of the geometry, computed here")
+    report.missing = dict.fromkeys(indices, "constant, computed from the sizes")
     tensors |= indices
     if lacking := [key for key in expected if key not in tensors]:
-        raise CaeAvError(f"the checkpoint lacks what is {lacking[0]!r} here, and {len(lacking) - 1} more")
+        raise CaeAvError(
+            f"the checkpoint lacks {len(lacking)} tensors of the tower; the first is {lacking[0]!r} in this package"
+        )
     return config, tensors, report

@@ -1,4 +1,4 @@
-"""Trading a little work in the backward pass for memory."""
+"""Recomputation in the backward pass, which saves memory for little work."""
 
 from collections.abc import Callable
 
@@ -9,10 +9,10 @@ from torch.utils.checkpoint import checkpoint
 
 def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """
-    `function(*tensors)`, of which a training step keeps the tensors only and makes everything between again.
+    Return `function(*tensors)`; training stores only `tensors` and recomputes intermediate results.
 
-    For what is large and cheap: element by element, or through narrow matrices. It must draw no random numbers.
-    `torch.compile` decides by itself what to make again.
+    For results that are large but cheap: elementwise operations and narrow matrices. `function` must not draw random
+    numbers. `torch.compile` makes its own choice of what to recompute.
     """
     if torch.compiler.is_compiling():
         return function(*tensors)
@@ -23,7 +23,7 @@ def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
 def is_recomputing() -> bool:
     """
-    Whether the backward pass is running, so that whatever is computed has been computed before. A graph of
-    `torch.compile` is traced in the forward pass.
+    Return whether the backward pass is running, so that a forward computation repeats an earlier one. `torch.compile`
+    traces its graphs in the forward pass.
     """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1

@@ -1,8 +1,8 @@
 """
-How the tensors of a checkpoint get their names here: rules as data, and what applies them.
+Renaming of a checkpoint's tensors to this package's names, by rules.
 
-The rules of a module are regular expressions and replacements that are applied, in order, to the rest of a key behind
-the module's prefix. `SPLIT` in a new key stands for `query`, `key` and `value`, which others stack.
+Each module has regular expressions and replacements, applied in order to the part of a key after the module's prefix.
+`SPLIT` in a new key stands for `query`, `key` and `value`, which other implementations stack in one tensor.
 """
 
 import re
@@ -20,8 +20,8 @@ Rules = Mapping[str, str]
 
 SPLIT = "{qkv}"
 
-# Downsampling closed a stage in the timm that the authors used; now it opens the next one. Backwards, so that no stage
-# is moved twice.
+# In the authors' version of timm, downsampling ends a stage; now it starts the next one. The order is descending so
+# that no key is renamed twice.
 SWIN_V2_OLD: Rules = {rf"^layers\.{stage}\.downsample": f"layers.{stage + 1}.downsample" for stage in range(8, -1, -1)}
 
 SWIN_V2: Rules = {}
@@ -40,7 +40,7 @@ HTSAT: Rules = {
 
 SWIN_V2_IGNORED: Rules = {
     r"^head\.": "the tower's own classifier",
-    r"\.(?:attn_mask|relative_coords_table|relative_position_index)$": "a constant of the geometry, computed here",
+    r"\.(?:attn_mask|relative_coords_table|relative_position_index)$": "constant, computed from the sizes",
     r"\.k_bias$": "always zero: keys have no bias",
 }
 
@@ -48,20 +48,20 @@ HTSAT_IGNORED: Rules = {
     r"^spectrogram_extractor\.": "constants of the front end, which the feature extractor computes",
     r"^logmel_extractor\.": "constants of the front end, which the feature extractor computes",
     r"^(?:tscam_conv|head)\.": "the tower's own classifier",
-    r"\.(?:attn_mask|relative_position_index)$": "a constant of the geometry, computed here",
+    r"\.(?:attn_mask|relative_position_index)$": "constant, computed from the sizes",
 }
 
 
 @dataclass(frozen=True)
 class Section:
     """
-    A module of the authors' model.
+    Renaming of one module of the authors' model.
 
     Attributes:
         pattern: Regular expression of the prefix of its keys.
-        target: Its prefix here.
-        rules: What happens to the rest of its keys.
-        ignored: Regular expression of a rest to the reason why it has no place here.
+        target: Its prefix in this package.
+        rules: Rules for the rest of its keys.
+        ignored: Regular expressions of keys (without the prefix) to ignore, with the reasons.
     """
 
     pattern: str
@@ -71,24 +71,24 @@ class Section:
 
 
 def section(pattern: str, target: str, rules: Rules, ignored: Rules | None = None) -> Section:
-    """A [`Section`]."""
+    """Build a [`Section`]."""
     return Section(pattern, target, rules, ignored or {})
 
 
 def rename(key: str, rules: Rules) -> str:
-    """The new name of a key, which may contain `SPLIT`."""
+    """Return the new name of a key, which may contain `SPLIT`."""
     for pattern, replacement in rules.items():
         key = re.sub(pattern, replacement, key)
     return key
 
 
 def reason_to_ignore(key: str, ignored: Rules) -> str | None:
-    """Why a key has no place here, or `None` when it may have one."""
+    """Return the reason to ignore a key, or `None`."""
     return next((reason for pattern, reason in ignored.items() if re.search(pattern, key)), None)
 
 
 def split(key: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
-    """What becomes of a tensor under its new name: itself, or queries, keys and values where they are stacked."""
+    """Yield a tensor under its new name, or its three parts if it stacks queries, keys and values."""
     if SPLIT not in key:
         yield key, value
         return
@@ -97,26 +97,29 @@ def split(key: str, value: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def convert_keys(
-    state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], found: list[Section], copy: bool = True
+    state: Mapping[str, Tensor], expected: Mapping[str, torch.Size], sections: list[Section], copy: bool = True
 ) -> tuple[dict[str, Tensor], ConversionReport]:
     """
-    Tensors under our names.
+    Rename tensors to this package's names.
 
     Args:
-        state: Under the authors' names.
-        expected: Shapes of ours.
-        found: The sections of the authors' model, in order.
-        copy: Whether they are copies, or share what memory they can.
+        state: Tensors under the authors' names.
+        expected: Shapes of the converted tensors by their new names.
+        sections: Sections of the authors' model, in order.
+        copy: Whether to copy the tensors; if not, they share memory where possible.
+
+    Returns:
+        The renamed tensors, and the report of the conversion.
 
     Raises:
-        CaeAvError: A key is not explained, two keys become one, or a tensor has another shape than it should.
+        CaeAvError: A key is not recognised, two keys get the same name, or a tensor has an unexpected shape.
     """
     report = ConversionReport()
     tensors: dict[str, Tensor] = {}
     unexplained = []
     for key, stacked in state.items():
         prefix, part = next(
-            (match.group(), part) for part in found if (match := re.match(part.pattern, key)) is not None
+            (match.group(), part) for part in sections if (match := re.match(part.pattern, key)) is not None
         )
         rest = key[len(prefix) :]
         reason = reason_to_ignore(rest, part.ignored)
@@ -129,21 +132,21 @@ def convert_keys(
                 break
             if value.numel() != expected[new_key].numel():
                 raise CaeAvError(
-                    f"{key!r} has the shape {tuple(stacked.shape)}, but the rest of the checkpoint and what was given "
-                    f"make it {tuple(expected[new_key])}"
+                    f"{key!r} has the shape {tuple(stacked.shape)}, but the rest of the checkpoint and the arguments "
+                    f"require {tuple(expected[new_key])}"
                 )
             if new_key in tensors:
-                raise CaeAvError(f"{key!r} and another key of the checkpoint both hold what is {new_key!r} here")
-            # The authors write linear maps as 1x1 convolutions, and scalars now with, now without a dimension.
+                raise CaeAvError(f"{key!r} and another key of the checkpoint are both converted to {new_key!r}")
+            # The authors use 1x1 convolutions as linear layers, and scalars with or without a dimension.
             value = value.detach().reshape(expected[new_key])
             value = value.float() if value.is_floating_point() else value
-            # A part of a tensor would keep the whole of it, and could not be saved beside the other parts.
-            is_part = value.untyped_storage().nbytes() > value.nbytes
-            tensors[new_key] = value.clone() if copy or is_part else value
+            # A view would keep the whole tensor in memory, and safetensors cannot save views that share storage.
+            is_view = value.untyped_storage().nbytes() > value.nbytes
+            tensors[new_key] = value.clone() if copy or is_view else value
             report.mapped.setdefault(key, []).append(new_key)
     if unexplained:
         raise CaeAvError(
-            f"{len(unexplained)} keys of the checkpoint have no place in such a model, among them "
+            f"{len(unexplained)} keys of the checkpoint do not belong to such a model, among them "
             f"{', '.join(repr(key) for key in unexplained[:5])}"
         )
     return tensors, report

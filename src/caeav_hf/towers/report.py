@@ -1,4 +1,4 @@
-"""What became of each key of a checkpoint, and of the flags that came with it."""
+"""Report of the conversion of a checkpoint."""
 
 from dataclasses import dataclass, field
 
@@ -6,11 +6,13 @@ from dataclasses import dataclass, field
 @dataclass
 class ConversionReport:
     """
+    How each key of a checkpoint, and each flag given with it, was converted.
+
     Attributes:
-        mapped: The authors' keys to ours; several where they stack queries, keys and values.
-        ignored: Keys that have no place here, to the reason.
-        missing: Our keys that the checkpoint does not hold, to where their values come from.
-        without_effect: The authors' flags that were given and change nothing, to the reason.
+        mapped: For each of the authors' keys this package's keys, several if it stacks queries, keys and values.
+        ignored: Keys that this package does not use, with the reason.
+        missing: This package's keys that the checkpoint lacks, with the origin of their values.
+        without_effect: The authors' flags that have no effect, with the reason.
     """
 
     mapped: dict[str, list[str]] = field(default_factory=dict)
@@ -19,7 +21,7 @@ class ConversionReport:
     without_effect: dict[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
-        """A few lines: how many keys and flags of each kind, reasons with their numbers."""
+        """Return a few lines with the number of keys and flags of each kind and for each reason."""
         lines = [f"{len(self.mapped)} keys mapped to {sum(map(len, self.mapped.values()))} tensors"]
         for title, entries in (
             ("ignored", self.ignored),

@@ -1,4 +1,4 @@
-"""Sizes of the towers, from the tensors of a checkpoint and what the caller says."""
+"""Inference of the towers' sizes from the tensors of a checkpoint and the caller's values."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -19,8 +19,8 @@ FRONT_END_NAMES = {
     *("sampling_rate", "fft_window_size", "hop_length", "frequency_min", "frequency_max", "tile_seconds"),
 }
 
-# The public checkpoints of HTS-AT, told apart by the classes that each was trained to name. Their filters all end at
-# 14 kHz: those of the one for spoken commands, at 16 kHz, end above what its rate can hold.
+# Front ends of the public HTS-AT checkpoints by their number of classes. All filters end at 14 kHz, although the
+# checkpoint for speech commands, at 16 kHz, has no signal above 8 kHz.
 _HTSAT_32K = {"sampling_rate": 32000, "fft_window_size": 1024, "hop_length": 320}
 _HTSAT_16K = {"sampling_rate": 16000, "fft_window_size": 1024, "hop_length": 160}
 _FILTERS = {"frequency_min": 50, "frequency_max": 14000}
@@ -35,31 +35,34 @@ def vision_values(
     state: Mapping[str, Tensor], given: Mapping[str, Any], prefix: str, tokens: tuple[int, int, str] | None
 ) -> dict[str, Any]:
     """
-    Values for [`CaeAvVisionConfig`].
+    Infer values for [`CaeAvVisionConfig`].
 
     Args:
         state: The checkpoint.
-        given: Under the names of the authors' timm.
-        prefix: Of the tower's keys.
-        tokens: Tokens of a stage, counted from 0, and the key that says so; without it the caller must say.
+        given: The caller's values, under the names of the authors' version of timm.
+        prefix: Prefix of the tower's keys.
+        tokens: Number of tokens in a stage, the stage from 0, and the key that says so. Without it, `given` must
+            include the image size.
 
     Raises:
-        CaeAvError: What was given contradicts a tensor.
+        CaeAvError: A given value contradicts a tensor.
     """
-    told = Evidence(state)
+    evidence = Evidence(state)
     embedding = f"{prefix}patch_embed.proj.weight"
-    embed_dim, channels, patch_size, _ = told.shape(embedding)
-    told.tell("embed_dim", embed_dim, embedding)
-    _tell_depths(told, prefix)
-    first_heads = [f"{prefix}layers.{stage}.blocks.0.attn.logit_scale" for stage in range(len(told.values["depths"]))]
-    told.tell("num_heads", [told.shape(key)[0] for key in first_heads], first_heads[0])
+    embed_dim, channels, patch_size, _ = evidence.shape(embedding)
+    evidence.record("embed_dim", embed_dim, embedding)
+    _record_depths(evidence, prefix)
+    first_heads = [
+        f"{prefix}layers.{stage}.blocks.0.attn.logit_scale" for stage in range(len(evidence.values["depths"]))
+    ]
+    evidence.record("num_heads", [evidence.shape(key)[0] for key in first_heads], first_heads[0])
     if tokens is not None:
-        told.tell("img_size", _side(tokens) * patch_size, tokens[2])
+        evidence.record("img_size", _side(tokens) * patch_size, tokens[2])
     masks = f"^{prefix.replace('.', '[.]')}.*attn_mask$"
-    if (mask := told.find(masks)) is not None:
-        told.tell("window_size", round(told.shape(mask)[-1] ** 0.5), mask)
-    values = told.agree("`vision`", given, VISION_NAMES)
-    hidden = told.shape(f"{prefix}layers.0.blocks.0.mlp.fc1.weight")[0]
+    if (mask := evidence.find(masks)) is not None:
+        evidence.record("window_size", round(evidence.shape(mask)[-1] ** 0.5), mask)
+    values = evidence.merge("`vision`", given, VISION_NAMES)
+    hidden = evidence.shape(f"{prefix}layers.0.blocks.0.mlp.fc1.weight")[0]
     config = {
         "patch_size": patch_size,
         "num_channels": channels,
@@ -74,34 +77,34 @@ def audio_values(
     state: Mapping[str, Tensor], given: Mapping[str, Any], prefix: str, tokens: tuple[int, int, str] | None = None
 ) -> dict[str, Any]:
     """
-    Values for [`CaeAvAudioConfig`], the front end's included.
+    Infer values for [`CaeAvAudioConfig`], including the front end.
 
     Args:
         state: The checkpoint.
-        given: Under the authors' names, and the front end's under those of the configuration.
-        prefix: Of the tower's keys.
-        tokens: Tokens of a stage, counted from 0, and the key that says so.
+        given: The caller's values, under the authors' names, and for the front end under the configuration's.
+        prefix: Prefix of the tower's keys.
+        tokens: Number of tokens in a stage, the stage from 0, and the key that says so.
 
     Raises:
-        CaeAvError: What was given contradicts a tensor, or the filters in the checkpoint are of no known front end.
+        CaeAvError: A given value contradicts a tensor, or the filters in the checkpoint differ from the front end's.
     """
-    told = Evidence(state)
+    evidence = Evidence(state)
     embedding = f"{prefix}patch_embed.proj.weight"
-    width, _, patch_size, _ = told.shape(embedding)
-    told.tell("embed_dim", width, embedding)
-    _tell_depths(told, prefix)
+    width, _, patch_size, _ = evidence.shape(embedding)
+    evidence.record("embed_dim", width, embedding)
+    _record_depths(evidence, prefix)
     tables = [
         f"{prefix}layers.{stage}.blocks.0.attn.relative_position_bias_table"
-        for stage in range(len(told.values["depths"]))
+        for stage in range(len(evidence.values["depths"]))
     ]
-    told.tell("num_heads", [told.shape(table)[1] for table in tables], tables[0])
-    told.tell("window_size", (round(told.shape(tables[0])[0] ** 0.5) + 1) // 2, tables[0])
-    told.tell("mel_bins", told.shape(f"{prefix}bn0.weight")[0], f"{prefix}bn0.weight")
+    evidence.record("num_heads", [evidence.shape(table)[1] for table in tables], tables[0])
+    evidence.record("window_size", (round(evidence.shape(tables[0])[0] ** 0.5) + 1) // 2, tables[0])
+    evidence.record("mel_bins", evidence.shape(f"{prefix}bn0.weight")[0], f"{prefix}bn0.weight")
     if tokens is not None:
-        told.tell("spec_size", _side(tokens) * patch_size, tokens[2])
+        evidence.record("spec_size", _side(tokens) * patch_size, tokens[2])
     front_end = {name: value for name, value in given.items() if name in FRONT_END_NAMES}
     architecture = {name: value for name, value in given.items() if name not in FRONT_END_NAMES}
-    values = told.agree("`audio`", architecture, AUDIO_NAMES)
+    values = evidence.merge("`audio`", architecture, AUDIO_NAMES)
     config = {
         "spec_size": values.get("spec_size", 256),
         "window_size": values["window_size"],
@@ -113,11 +116,11 @@ def audio_values(
         "patch_size": patch_size,
         "patch_stride": [patch_size, patch_size],
     }
-    return {**config, **_front_end(told, prefix, front_end)}
+    return {**config, **_front_end(evidence, prefix, front_end)}
 
 
 def relative_position_indices(config: CaeAvAudioConfig, prefix: str) -> dict[str, Tensor]:
-    """The buffers of the audio tower that no checkpoint of HTS-AT needs to hold."""
+    """Return the audio tower's index buffers, which follow from its sizes."""
     indices = {}
     for stage, depth in enumerate(config.depths):
         heads = config.num_attention_heads[stage]
@@ -128,37 +131,39 @@ def relative_position_indices(config: CaeAvAudioConfig, prefix: str) -> dict[str
     return indices
 
 
-def _tell_depths(told: Evidence, prefix: str) -> None:
+def _record_depths(evidence: Evidence, prefix: str) -> None:
     escaped = prefix.replace(".", "[.]")
-    stages = told.count(rf"^{escaped}layers\.(\d+)\.blocks\.")
-    depths = [told.count(rf"^{escaped}layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages)]
+    stages = evidence.count(rf"^{escaped}layers\.(\d+)\.blocks\.")
+    depths = [evidence.count(rf"^{escaped}layers\.{stage}\.blocks\.(\d+)\.") for stage in range(stages)]
     if not depths or 0 in depths:
         raise CaeAvError(f"the checkpoint has no blocks under {prefix + 'layers.0.blocks.'!r}")
-    told.tell("depths", depths, told.find(rf"^{escaped}layers\.0\.blocks\.0\.") or "")
+    evidence.record("depths", depths, evidence.find(rf"^{escaped}layers\.0\.blocks\.0\.") or "")
 
 
 def _side(tokens: tuple[int, int, str]) -> int:
-    """The side of the first stage's square of tokens, from that of any stage."""
+    """Return the side of the first stage's token grid, given the number of tokens in any stage."""
     count, stage, key = tokens
     side = round(count**0.5)
     if side * side != count:
-        raise CaeAvError(f"{key!r} is for {count} tokens, expected those of a square")
+        raise CaeAvError(f"{key!r} is for {count} tokens, expected a square number")
     return side * 2**stage
 
 
-def _front_end(told: Evidence, prefix: str, given: dict[str, Any]) -> dict[str, Any]:
-    """The front end that the checkpoint was trained with: by its classes, checked by its filters."""
-    classes = next((key for key in (f"{prefix}tscam_conv.weight", f"{prefix}head.weight") if key in told.state), None)
-    count = 527 if classes is None else told.shape(classes)[0]
+def _front_end(evidence: Evidence, prefix: str, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the checkpoint's front end by its number of classes, checked against its filters."""
+    classes = next(
+        (key for key in (f"{prefix}tscam_conv.weight", f"{prefix}head.weight") if key in evidence.state), None
+    )
+    count = 527 if classes is None else evidence.shape(classes)[0]
     _, settings = HTSAT_FRONT_ENDS.get(count, HTSAT_FRONT_ENDS[527])
     settings = {**settings, **given}
     filters = f"{prefix}logmel_extractor.melW"
-    if filters in told.state:
-        stored = told.state[filters].float()
+    if filters in evidence.state:
+        stored = evidence.state[filters].float()
         expected = torch.tensor(
             mel_filter_bank(
                 num_frequency_bins=settings["fft_window_size"] // 2 + 1,
-                num_mel_filters=told.values["mel_bins"],
+                num_mel_filters=evidence.values["mel_bins"],
                 min_frequency=settings["frequency_min"],
                 max_frequency=settings["frequency_max"],
                 sampling_rate=settings["sampling_rate"],
@@ -168,8 +173,8 @@ def _front_end(told: Evidence, prefix: str, given: dict[str, Any]) -> dict[str, 
         ).float()
         if stored.shape != expected.shape or not torch.allclose(stored, expected, atol=1e-5):
             raise CaeAvError(
-                f"{filters!r} are not the filters of {settings['sampling_rate']} Hz, {settings['frequency_min']} to "
-                f"{settings['frequency_max']} Hz; give the right values as `audio` (sampling_rate, frequency_min, "
-                "frequency_max, fft_window_size, hop_length)"
+                f"{filters!r} holds other filters than those at {settings['sampling_rate']} Hz from "
+                f"{settings['frequency_min']} to {settings['frequency_max']} Hz; pass the right values in `audio` "
+                "(sampling_rate, frequency_min, frequency_max, fft_window_size, hop_length)"
             )
     return settings

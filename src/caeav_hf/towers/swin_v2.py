@@ -1,4 +1,4 @@
-"""Swin Transformer V2, by timm: the tower that reads frames, and filter banks as images."""
+"""timm's Swin Transformer V2, the tower that reads frames, or filter banks as images."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -18,7 +18,7 @@ from .windows import group_attention, relative_entries, window_bias, windowed_at
 
 @register_tower(CaeAvVisionConfig)
 class SwinV2Tower(Tower, SwinTransformerV2):
-    """timm's Swin Transformer V2 under timm's own parameter names; tokens are row-major, (N, H * W, C)."""
+    """timm's Swin Transformer V2 with timm's parameter names; tokens are in row-major order, (N, H * W, C)."""
 
     config: CaeAvVisionConfig
     layers: Any
@@ -43,7 +43,7 @@ class SwinV2Tower(Tower, SwinTransformerV2):
         self._biases: dict[tuple[int, int, Grid], FrozenConstant] = {}
 
     def forget(self) -> None:
-        """Drop what was computed from the weights and kept."""
+        """Drop cached values computed from the weights."""
         self._biases.clear()
 
     def embed(self, inputs: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class SwinV2Tower(Tower, SwinTransformerV2):
         images = inputs.expand(-1, self.config.num_channels, -1, -1)
         if images.shape[-2:] == self.patch_embed.img_size:
             return self.embed(images)
-        # Past timm's check of the size, on which nothing but the grid depends.
+        # Bypass timm's check of the image size; the embedding itself works at any size.
         return self.patch_embed.norm(self.patch_embed.proj(images).flatten(2).transpose(1, 2))
 
     def enter_stage(self, stage: int, tokens: Tensor, grid: Grid | None = None) -> Tensor:
@@ -69,11 +69,11 @@ class SwinV2Tower(Tower, SwinTransformerV2):
         return self.layers[stage].downsample(tokens.unflatten(1, grid)).flatten(1, 2)
 
     def blocks(self, stage: int, grid: Grid | None = None) -> list[FrozenBlock]:
-        own = grid or self.layers[stage].output_resolution
+        stage_grid = grid or self.layers[stage].output_resolution
 
         def make(index: int, block: SwinTransformerV2Block) -> FrozenBlock:
             return FrozenBlock(
-                attention=lambda tokens: block.norm1(self._attention(stage, index, block, tokens, own)),
+                attention=lambda tokens: block.norm1(self._attention(stage, index, block, tokens, stage_grid)),
                 feed_forward=lambda tokens: block.norm2(block.mlp(tokens)),
                 group_attention=lambda groups, bias=None: block.norm1(self._group_attention(block, groups, bias)),
                 position_bias=lambda positions: self._position_bias(block, positions),
@@ -93,7 +93,7 @@ class SwinV2Tower(Tower, SwinTransformerV2):
                 self._bias(stage, index, block, grids[stage] if grids else layer.output_resolution, dtype)
 
     def _shift(self, stage: int, block: SwinTransformerV2Block, grid: Grid) -> Grid:
-        """The cyclic shift of a block: none along a side that one window covers."""
+        """Return the cyclic shift of a block, which is 0 along a side that one window covers."""
         if grid == self.layers[stage].output_resolution or not any(block.target_shift_size):
             return block.shift_size
         height, width = (0 if g <= w else w // 2 for g, w in zip(grid, block.window_size, strict=True))
@@ -113,7 +113,7 @@ class SwinV2Tower(Tower, SwinTransformerV2):
         return constant.get(list(attention.cpb_mlp.parameters()), dtype, compute, is_constant)
 
     def _bias_table(self, block: SwinTransformerV2Block) -> Tensor:
-        """The scores of all relative positions in a window, (entries, heads)."""
+        """Return the bias of all relative positions in a window, (entries, heads)."""
         attention = block.attn
         table = attention.cpb_mlp(attention.relative_coords_table).view(-1, attention.num_heads)
         return 16 * table.sigmoid()
@@ -126,13 +126,13 @@ class SwinV2Tower(Tower, SwinTransformerV2):
     def _project(block: SwinTransformerV2Block, tokens: Tensor) -> Tensor:
         attention = block.attn
         qkv_bias = torch.cat([attention.q_bias, torch.zeros_like(attention.q_bias), attention.v_bias])
-        # Through the module, which may be more than its weight.
+        # Calls the module rather than `F.linear`, since LoRA may wrap it.
         projected = attention.qkv(tokens)
         return projected + qkv_bias.to(projected.dtype)
 
     @staticmethod
     def _normalise(block: SwinTransformerV2Block, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries times their temperature, and keys; axis 1 is of heads, of every window."""
+        """Normalise queries and keys for cosine attention and scale the queries; axis 1 is (windows *) heads."""
         attention = block.attn
         scale = attention.logit_scale.clamp(max=4.605170185988092).exp()  # log(100), as timm clamps it
         scale = scale.repeat(query.shape[1] // attention.num_heads, 1, 1).to(query.dtype)

@@ -1,4 +1,4 @@
-"""Attention within (shifted) windows, which Swin-V2 and HTS-AT share."""
+"""Attention within (shifted) windows, shared by Swin-V2 and HTS-AT."""
 
 from collections.abc import Callable
 
@@ -12,8 +12,8 @@ from .recompute import recomputed
 
 def _shift_mask(height: int, width: int, window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:
     """
-    Additive mask (windows, tokens, tokens) that keeps what a cyclic shift brought together from attending: -100
-    between tokens of different regions, as both towers were trained with.
+    Return the additive mask (windows, tokens, tokens) that separates tokens that are adjacent only through the cyclic
+    shift: -100 between different regions, the value that both towers were trained with.
     """
 
     def regions(length: int, size: int, offset: int) -> Tensor:
@@ -30,7 +30,7 @@ def window_bias(
     table: Tensor, index: Tensor, grid: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]
 ) -> Tensor:
     """
-    What is added to the attention scores of each window and head, (windows * heads, M, M), from a table (entries,
+    Return the bias on the attention scores of each window and head, (windows * heads, M, M), from a table (entries,
     heads) of relative positions and the entry (M, M) of each pair of tokens.
     """
     bias = table[index.view(-1)].view(*index.shape, -1).permute(2, 0, 1)[None]
@@ -55,20 +55,23 @@ def windowed_attention(
     roll_first: bool,
 ) -> Tensor:
     """
-    Attention within (shifted) windows, before the output projection.
+    Compute attention within (shifted) windows, before the output projection.
 
-    Windows and heads share one axis, so that a bias a window and head needs no copy a frame.
+    Windows and heads share one axis, so that the bias of each window and head is broadcast over frames without a copy.
 
     Args:
         tokens: (N, L, C).
-        grid: Height and width of the tokens; multiples of the window once padded.
-        window, shift: Size of a window and of the cyclic shift.
+        grid: Height and width of the token grid, which is padded to multiples of the window.
+        window, shift: Height and width of a window and of the cyclic shift.
         project: (N, H, W, C) -> (N, H, W, 3 C), queries, keys and values.
-        num_heads: Heads.
-        bias: For a dtype, what is added to the scores: (windows * heads, M, M).
+        num_heads: Number of heads.
+        bias: Maps a dtype to the bias on the scores, (windows * heads, M, M).
         prepare: Changes queries and keys before their product.
         scale: Factor on the product.
-        roll_first: Whether the cyclic shift comes before the padding; the towers differ.
+        roll_first: Whether the cyclic shift comes before the padding, which differs between the towers.
+
+    Returns:
+        (N, L, C).
     """
     height, width = grid
     num_frames, _, channels = tokens.shape
@@ -91,7 +94,7 @@ def windowed_attention(
         mask = bias(query.dtype)[None]
         return F.scaled_dot_product_attention(query, key, value.to(query.dtype), mask, scale=scale)
 
-    # Of what gradients need to pass a frozen attention, its input alone is half.
+    # Storing only the input halves the memory that the backward pass through a frozen attention needs.
     attended = recomputed(attend, qkv)
     attended = attended.view(num_frames, rows, columns, num_heads, window[0], window[1], -1)
     image = attended.permute(0, 1, 4, 2, 5, 3, 6).reshape(num_frames, rows * window[0], columns * window[1], channels)
@@ -113,15 +116,18 @@ def group_attention(
     scale: float,
 ) -> Tensor:
     """
-    Attention within groups of tokens, before the output projection.
+    Compute attention within groups of tokens, before the output projection.
 
     Args:
         groups: (G, M, C).
         project: (G, M, C) -> (G, M, 3 C), queries, keys and values.
-        num_heads: Heads.
-        bias: What is added to the scores, broadcastable to (G, heads, M, M), or `None`.
+        num_heads: Number of heads.
+        bias: Bias on the scores, broadcastable to (G, heads, M, M), or `None`.
         prepare: Changes queries and keys (G, heads, M, d) before their product.
         scale: Factor on the product.
+
+    Returns:
+        (G, M, C).
     """
     # (G, M, 3, heads, d) -> three of (G, heads, M, d)
     qkv = project(groups).unflatten(-1, (3, num_heads, -1)).permute(2, 0, 3, 1, 4)
@@ -137,16 +143,17 @@ def group_attention(
 
 def relative_entries(positions: Tensor, window: tuple[int, int]) -> Tensor:
     """
-    Entries (M, M) in a table of relative positions within a window, of tokens at `positions` (M, 2), rows and columns.
+    Return the entries (M, M) in a window's table of relative positions for tokens at rows and columns `positions`,
+    (M, 2).
 
     Raises:
-        CaeAvError: Two of them are further apart than tokens of a window.
+        CaeAvError: Two tokens are further apart than tokens of a window can be.
     """
     offset = positions[:, None] - positions
     reach = torch.tensor(window, device=positions.device) - 1
     if bool((offset.abs() > reach).any()):
         raise CaeAvError(
-            f"the tower knows positions within {window[0]}x{window[1]} tokens, got some that are further apart"
+            f"the tower has a bias for positions within {window[0]}x{window[1]} tokens, got some further apart"
         )
     shifted = offset + reach
     return shifted[..., 0] * (2 * window[1] - 1) + shifted[..., 1]
