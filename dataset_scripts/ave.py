@@ -1,10 +1,9 @@
 """Write AVE as Parquet: `python dataset_scripts/ave.py --annotations DIR --media DIR --out DIR`."""
 
-from caeav_hf.tasks.event_localization.builder import AveBuilder, main
+import sys
 
-
-__all__ = ["AveBuilder"]
+from caeav_hf.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["build", "ave", *sys.argv[1:]]))

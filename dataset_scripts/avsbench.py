@@ -1,10 +1,9 @@
 """Write AVSBench as Parquet: `python dataset_scripts/avsbench.py --setting s4 --annotations A --media M --out O`."""
 
-from caeav_hf.tasks.segmentation.builder import AvsBenchBuilder, main
+import sys
 
-
-__all__ = ["AvsBenchBuilder"]
+from caeav_hf.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["build", "avsbench", *sys.argv[1:]]))

@@ -1,10 +1,9 @@
 """Write LLP as Parquet: `python dataset_scripts/llp.py --annotations DIR --media DIR --out DIR`."""
 
-from caeav_hf.tasks.video_parsing.builder import LlpBuilder, main
+import sys
 
-
-__all__ = ["LlpBuilder"]
+from caeav_hf.cli import main
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main(["build", "llp", *sys.argv[1:]]))

@@ -1,11 +1,9 @@
 """Write MUSIC-AVQA as Parquet: `python dataset_scripts/music_avqa.py --annotations DIR --media DIR --out DIR`."""
 
-from caeav_hf.data.builder import run_builder
-from caeav_hf.tasks.question_answering.builder import MusicAvqaBuilder
+import sys
 
-
-__all__ = ["MusicAvqaBuilder"]
+from caeav_hf.cli import main
 
 
 if __name__ == "__main__":
-    run_builder(MusicAvqaBuilder)
+    sys.exit(main(["build", "music_avqa", *sys.argv[1:]]))

@@ -1,5 +1,7 @@
 """One toy corpus, its Parquet folder and a processor, made once for all tests of the data part."""
 
+import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -118,3 +120,13 @@ def build_avs(corpus: Path, out: Path, setting: str, **options):
     options = {"captions": str(corpus / "captions.json"), **options}
     folders = {"annotations": str(corpus / "annotations"), "media": str(corpus / "media")}
     return data.AvsBenchBuilder(setting=setting, **folders, **options).build(out)
+
+
+def run_script(name: str, *arguments: str) -> int:
+    """The exit code of a program of `dataset_scripts/`."""
+    script = str(Path(__file__).parents[1] / "dataset_scripts" / name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", [script, *arguments])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(script, run_name="__main__")
+    return end.value.code

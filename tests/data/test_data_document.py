@@ -1,7 +1,6 @@
 """The commands that docs/data.md shows are commands, and the numbers that it computes are right."""
 
 import re
-import runpy
 import shlex
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import pytest
 from caeav_hf.cli import build_parser
 from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.data import BuildReport, ClipBuilder
+from tests.corpora import run_script
 
 
 ROOT = Path(__file__).parents[2]
@@ -28,8 +28,7 @@ def test_builder_commands(command, monkeypatch):
     monkeypatch.setattr(ClipBuilder, "__init__", lambda self, **options: given.update(options))
     monkeypatch.setattr(ClipBuilder, "build", lambda self, out: given.update(out=out) or BuildReport())
     _, script, *words = shlex.split(command)
-    monkeypatch.setattr("sys.argv", [script, *words])
-    runpy.run_path(str(ROOT / script), run_name="__main__")
+    assert run_script(Path(script).name, *words) == 0
     assert {"annotations", "media", "out"} <= given.keys()
 
 

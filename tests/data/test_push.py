@@ -10,9 +10,9 @@ from huggingface_hub import HfApi
 from huggingface_hub.errors import HTTPError, LocalTokenNotFoundError
 from huggingface_hub.utils import filter_repo_objects
 
+from caeav_hf.cli import main
 from caeav_hf.data import AveBuilder
 from caeav_hf.data.builder import push_to_hub
-from caeav_hf.tasks.event_localization.builder import main
 from tests.corpora import build
 
 
@@ -48,12 +48,12 @@ def hub(tmp_path, monkeypatch) -> SimpleNamespace:
 
 def arguments(corpus: Path, out: Path, *more: str) -> list[str]:
     folders = ("--annotations", str(corpus / "annotations"), "--media", str(corpus / "media"), "--out", str(out))
-    return [*folders, "--push-to-hub", "somebody/toy", *more]
+    return ["build", "ave", *folders, "--push-to-hub", "somebody/toy", *more]
 
 
 def test_what_is_uploaded_is_the_data_set(corpus, hub, tmp_path, capsys):
     out = tmp_path / "out"
-    main(arguments(corpus, out, "--embed-media", "--private"))
+    assert main(arguments(corpus, out, "--embed-media", "--private")) == 0
     assert "uploaded: https://huggingface.co/datasets/somebody/toy/commit/1" in capsys.readouterr().out
     assert hub.created == [("somebody/toy", "dataset", True)]
     # Neither the report, with folders of this machine, nor anything passing.
@@ -89,9 +89,7 @@ def test_an_upload_replaces_the_shards_of_an_earlier_one(corpus, hub, tmp_path):
     ],
 )
 def test_what_cannot_be_uploaded_is_said_before_anything_is_built(corpus, hub, tmp_path, capsys, more, message):
-    with pytest.raises(SystemExit) as failure:
-        main(arguments(corpus, tmp_path / "out", *more))
-    assert failure.value.code == 1
+    assert main(arguments(corpus, tmp_path / "out", *more)) == 2
     assert message in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     assert not hub.created
@@ -103,8 +101,7 @@ def test_a_refusal_is_told_and_the_set_stays(corpus, hub, tmp_path, capsys, monk
         raise error
 
     monkeypatch.setattr(HfApi, "create_repo", refuse)
-    with pytest.raises(SystemExit):
-        main(arguments(corpus, tmp_path / "out", "--embed-media"))
+    assert main(arguments(corpus, tmp_path / "out", "--embed-media")) == 2
     assert f"somebody/toy: upload failed ({error})" in capsys.readouterr().err
     assert len(datasets.load_dataset(str(tmp_path / "out"), split="train")) == 12
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..command_line import ArgumentParser, run_command
-from . import captions, convert, export, predict, prepare
+from . import build, captions, convert, export, predict, prepare
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -16,6 +16,7 @@ def build_parser() -> argparse.ArgumentParser:
     predict.add_command(commands)
     captions.add_commands(commands)
     convert.add_command(commands)
+    build.add_command(commands)
     prepare.add_command(commands)
     export.add_commands(commands)
 

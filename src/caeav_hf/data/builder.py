@@ -11,7 +11,6 @@ and the rest is written (`store`):
 stopped. The builders are `GeneratorBasedBuilder` subclasses, so `download_and_prepare` and `as_dataset` work as well.
 """
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -28,8 +27,7 @@ import datasets
 import pyarrow as pa
 from tqdm import tqdm
 
-from caeav_hf.command_line import ArgumentParser
-from caeav_hf.errors import CaeAvError, DataError
+from caeav_hf.errors import DataError
 from caeav_hf.hub import check_name, upload
 
 from .caption_file import read_captions
@@ -437,63 +435,13 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         )
 
 
-def run_builder(
-    builder_class: type[ClipBuilder],
-    arguments: Sequence[str] | None = None,
-    add_options: Callable[[argparse.ArgumentParser], None] | None = None,
-) -> None:
+def ensure_can_push(repo_id: str, is_embedded: bool) -> None:
     """
-    The command line of a builder: parses the arguments, builds, prints what was written.
+    Check before anything is built that the data set could be uploaded.
 
-    Args:
-        builder_class: The builder.
-        arguments: In place of the command line.
-        add_options: Adds options of the builder's own configuration.
+    Raises:
+        CaeAvError: The name is no repository's, or rows would refer to files on this machine.
     """
-    parser = ArgumentParser(description=f"Writes {builder_class.pretty_name} as Parquet shards.")
-    parser.add_argument("--annotations", required=True, metavar="DIR", help="folder with the annotation files")
-    parser.add_argument("--media", required=True, metavar="DIR", help="folder with the clips")
-    parser.add_argument("--out", required=True, metavar="DIR", help="folder to write")
-    parser.add_argument("--captions", metavar="FILE", help="caption file: Parquet, or JSON")
-    parser.add_argument("--embed-media", action="store_true", help="store the clips' bytes instead of their paths")
-    parser.add_argument("--strict", action="store_true", help="fail if anything of a clip is missing or broken")
-    parser.add_argument(
-        "--num-proc",
-        type=int,
-        default=os.cpu_count() or 1,
-        help="rows to check, or shards to write, at a time",
-    )
-    parser.add_argument(
-        "--push-to-hub",
-        metavar="REPO",
-        help="upload the set to this data set repository; needs --embed-media",
-    )
-    parser.add_argument("--private", action="store_true", help="if the repository is made, only you can see it")
-    if add_options is not None:
-        add_options(parser)
-    options = vars(parser.parse_args(arguments))
-    out, repo, is_private = options.pop("out"), options.pop("push_to_hub"), options.pop("private")
-    try:
-        if repo is not None:
-            _ensure_can_push(repo, options["embed_media"])
-        report = builder_class(**options).build(out)
-    except CaeAvError as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    for split, written in report.written.items():
-        lost = len(report.lost[split])
-        besides = f", which lack {lost} files" if lost else ""
-        print(f"{split}: {written} of {report.annotated[split]} rows in {report.shards[split]} shards{besides}")
-    if kept := sum(report.shards.values()) - report.written_shards:
-        print(f"{kept} of the shards were there already")
-    if repo is not None:
-        try:
-            print(f"uploaded: {push_to_hub(Path(out), repo, is_private)}")
-        except CaeAvError as error:
-            parser.exit(1, f"{parser.prog}: {error}\n")
-
-
-def _ensure_can_push(repo_id: str, is_embedded: bool) -> None:
-    """What can be said before anything is built; a CaeAvError if the set could not be uploaded."""
     check_name(repo_id)
     if not is_embedded:
         raise DataError("`push_to_hub` needs `embed_media`: without it rows refer to files on this machine")

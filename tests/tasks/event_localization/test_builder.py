@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from caeav_hf.errors import DataError
 from caeav_hf.labels import AVE_CATEGORIES
 from caeav_hf.tasks.event_localization.builder import read_annotations, read_categories
 from caeav_hf.toy import CLASSES
-from tests.corpora import build, keep_stream
+from tests.corpora import build, keep_stream, run_script
 
 
 ROOT = Path(__file__).parents[3]
@@ -273,19 +272,13 @@ def test_peculiarities_are_noted(corpus, tmp_path):
     assert row["segment_labels"] == [8] * 10
 
 
-def test_command_line(broken, tmp_path, capsys, monkeypatch):
+def test_command_line(broken, tmp_path, capsys):
     out = str(tmp_path / "out")
     arguments = ["--annotations", str(broken / "annotations"), "--media", str(broken / "media"), "--out", out]
-    script = str(ROOT / "dataset_scripts" / "ave.py")
-    monkeypatch.setattr("sys.argv", [script, *arguments, "--num-proc", "2"])
-    runpy.run_path(script, run_name="__main__")
+    assert run_script("ave.py", *arguments, "--num-proc", "2") == 0
     assert "train: 7 of 12 rows in 1 shards" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", [script, *arguments, "--strict"])
-    with pytest.raises(SystemExit) as failure:
-        runpy.run_path(script, run_name="__main__")
-    assert failure.value.code == 1
+    assert run_script("ave.py", *arguments, "--strict") == 2
     assert "5 of 24 rows" in capsys.readouterr().err
-    assert issubclass(runpy.run_path(script)["AveBuilder"], datasets.GeneratorBasedBuilder)
 
 
 def test_segment_labels_by_hand():

@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -19,6 +18,7 @@ from caeav_hf.processing import CaeAvProcessor, build_question_tokenizer
 from caeav_hf.tasks.question_answering.builder import read_answers, read_questions
 from caeav_hf.toy import MediaFormat, generate
 from caeav_hf.toy.questions import ANSWERS
+from tests.corpora import run_script
 from tests.same import assert_same_clip
 
 
@@ -219,9 +219,7 @@ def test_peculiarities_are_noted_and_kept(corpus, tmp_path):
 
 def test_script_builds(corpus, tmp_path, capsys):
     folders = ["--annotations", str(corpus / "annotations"), "--media", str(corpus / "media")]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("sys.argv", ["music_avqa.py", *folders, "--out", str(tmp_path / "out")])
-        runpy.run_path(str(ROOT / "dataset_scripts" / "music_avqa.py"), run_name="__main__")
+    assert run_script("music_avqa.py", *folders, "--out", str(tmp_path / "out")) == 0
     assert "rows in 1 shards" in capsys.readouterr().out
 
 

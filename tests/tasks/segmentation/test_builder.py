@@ -1,7 +1,6 @@
 """The AVSBench builder: parsing, checks of frames, masks and sound, report, and what `datasets` reads back."""
 
 import json
-import runpy
 import shutil
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from caeav_hf.data import AvsBenchBuilder, BuildReport
 from caeav_hf.errors import DataError
 from caeav_hf.tasks.segmentation.builder import read_meta_data
 from caeav_hf.toy import CLASSES
-from tests.corpora import build_avs, keep_stream
+from tests.corpora import build_avs, keep_stream, run_script
 
 
 ROOT = Path(__file__).parents[3]
@@ -263,16 +262,10 @@ def test_a_video_in_several_splits_is_noted(avs_corpora, tmp_path):
     assert report.notes.as_dict()["video_in_several_rows"]["examples"] == ["toy00000000 (train, test)"]
 
 
-def test_command_line(broken, tmp_path, capsys, monkeypatch):
-    script = str(ROOT / "dataset_scripts" / "avsbench.py")
+def test_command_line(broken, tmp_path, capsys):
     arguments = ["--annotations", str(broken / "annotations"), "--media", str(broken / "media")]
     arguments += ["--out", str(tmp_path / "out"), "--setting", "ms3"]
-    monkeypatch.setattr("sys.argv", [script, *arguments])
-    runpy.run_path(script, run_name="__main__")
+    assert run_script("avsbench.py", *arguments) == 0
     assert "train: 2 of 6 rows in 1 shards, which lack 2 files" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", [script, *arguments, "--strict"])
-    with pytest.raises(SystemExit) as failure:
-        runpy.run_path(script, run_name="__main__")
-    assert failure.value.code == 1
+    assert run_script("avsbench.py", *arguments, "--strict") == 2
     assert "4 of 12 rows" in capsys.readouterr().err
-    assert issubclass(runpy.run_path(script)["AvsBenchBuilder"], datasets.GeneratorBasedBuilder)

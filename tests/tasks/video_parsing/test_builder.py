@@ -2,7 +2,6 @@
 
 import json
 import os
-import runpy
 import shutil
 from pathlib import Path
 
@@ -23,7 +22,7 @@ from caeav_hf.tasks.video_parsing.builder import (
     read_events,
 )
 from caeav_hf.toy import CLASSES
-from tests.corpora import build_llp, keep_stream
+from tests.corpora import build_llp, keep_stream, run_script
 
 
 ROOT = Path(__file__).parents[3]
@@ -252,19 +251,14 @@ def test_files_that_are_missing_are_named(copy, tmp_path):
     assert read_categories(tmp_path) == LLP_CATEGORIES
 
 
-def test_command_line(copy, tmp_path, capsys, monkeypatch):
-    script, out = str(ROOT / "dataset_scripts" / "llp.py"), str(tmp_path / "out")
+def test_command_line(copy, tmp_path, capsys):
+    out = str(tmp_path / "out")
     next((copy / "media").iterdir()).unlink()
     arguments = ["--annotations", str(copy / "annotations"), "--media", str(copy / "media"), "--out", out]
-    monkeypatch.setattr("sys.argv", [script, *arguments])
-    runpy.run_path(script, run_name="__main__")
+    assert run_script("llp.py", *arguments) == 0
     assert "of 8 rows in 1 shards" in capsys.readouterr().out
-    monkeypatch.setattr("sys.argv", [script, *arguments, "--strict"])
-    with pytest.raises(SystemExit) as failure:
-        runpy.run_path(script, run_name="__main__")
-    assert failure.value.code == 1
+    assert run_script("llp.py", *arguments, "--strict") == 2
     assert "1 of 16 rows" in capsys.readouterr().err
-    assert issubclass(runpy.run_path(script)["LlpBuilder"], datasets.GeneratorBasedBuilder)
 
 
 @pytest.mark.skipif("CAEAV_ANNOTATIONS" not in os.environ, reason="CAEAV_ANNOTATIONS does not name the real files")

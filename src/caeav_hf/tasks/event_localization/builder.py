@@ -7,7 +7,6 @@ AudioSet. Its files of segments say which ten seconds of a video a clip is, whic
 `YTID, start_seconds, end_seconds, positive_labels` a clip.
 """
 
-import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +23,6 @@ from ...data.builder import (
     Entry,
     read_class_names,
     read_lines,
-    run_builder,
 )
 from ...data.media_files import Query
 from ...data.schema import AVE_NUM_SEGMENTS, SPLITS, event_localization_features, event_segment_labels
@@ -206,18 +204,3 @@ def _note_peculiarities(lines: dict[str, list[AveAnnotation]], report: BuildRepo
     for video_id, names in splits.items():
         if len(names) > 1:
             report.notes.add("video_in_several_splits", f"{video_id} ({', '.join(names)})")
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-
-    def add_options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "--clip-times",
-            nargs="+",
-            default=(),
-            metavar="FILE",
-            help="AudioSet's files of segments, where the videos are there in full length",
-        )
-
-    run_builder(AveBuilder, arguments, add_options)

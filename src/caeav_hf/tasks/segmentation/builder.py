@@ -14,9 +14,7 @@ where <split> is train, val or test. These folders may be anywhere in the media 
 jpg, and in folders without the split and the category.
 """
 
-import argparse
 import csv
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -26,7 +24,7 @@ import datasets
 from caeav_hf.errors import DataError, MediaError
 from caeav_hf.media.segments import count_segments
 
-from ...data.builder import BuildReport, Checked, ClipBuilder, ClipBuilderConfig, Entry, read_lines, run_builder
+from ...data.builder import BuildReport, Checked, ClipBuilder, ClipBuilderConfig, Entry, read_lines
 from ...data.checks import ClipFiles, MediaPart, UnusableError
 from ...data.images import read_mask
 from ...data.media_files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Query
@@ -213,17 +211,3 @@ def _several(queries: Query | tuple[Query, ...]) -> tuple[Query, ...]:
 
 def _cells(line: str) -> list[str]:
     return [cell.strip() for cell in next(csv.reader([line]))]
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-
-    def add_options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument("--setting", required=True, choices=SETTINGS, help="single source or multiple sources")
-        parser.add_argument(
-            "--from-videos",
-            action="store_true",
-            help="take frames, at the middle of each second, and sound from videos/<name>.mp4 or <name>.mp4",
-        )
-
-    run_builder(AvsBenchBuilder, arguments, add_options)

@@ -12,7 +12,6 @@ A filename is `<VideoID>_<start>_<end>`, the seconds of the video that the clip 
 `<filename>.mp4` or `<VideoID>.mp4`, ten seconds long; or `<VideoID>.mp4` is the video in full length.
 """
 
-import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,7 +30,6 @@ from ...data.builder import (
     Entry,
     read_class_names,
     read_lines,
-    run_builder,
 )
 from ...data.checks import UnusableError
 from ...data.media_files import Query
@@ -310,16 +308,3 @@ def _entry(clip: LlpClip, segments: Mapping[str, Mapping[str, list[list[int]]]])
             **{f"{m}_segment_labels": by.get(clip.filename, nothing) if known else None for m, by in segments.items()},
         },
     )
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """The command line."""
-
-    def add_options(parser: argparse.ArgumentParser) -> None:
-        parser.add_argument(
-            "--visual-3d",
-            metavar="DIR",
-            help="features of the clips as dataset_scripts/extract_visual_3d.py writes them",
-        )
-
-    run_builder(LlpBuilder, arguments, add_options)
