@@ -243,7 +243,7 @@ def test_items_and_batches(parquet, processor, tmp_path, monkeypatch):
     assert item["labels"] == row["answer_label"]
     assert not (item["question_ids"] == processor.question_tokenizer.unk_token_id).any()
     copies = [{**item, "pixel_values_videos": item["pixel_values_videos"].clone()} for item in items[:3]]
-    batch = CaeAvCollator()([*copies, None])
+    batch = CaeAvCollator()(copies)
     assert set(batch) == {*processor.model_input_names, "labels"}
     assert batch["labels"].tolist() == data.rows["answer_label"][:3]
     assert batch["labels"].dtype == torch.int64
