@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from caeav_hf import CaeAvConfig
 from caeav_hf.task import get_task, tasks
 from caeav_hf.training.checkpointing import CheckpointStore
-from caeav_hf.training.frozen_weights import spared
+from caeav_hf.training.frozen_weights import compact_frozen_towers
 from caeav_hf.training.recipe import Recipe
 from caeav_hf.training.schedule import build_optimizer, step_in_backward
 
@@ -82,7 +82,7 @@ def measure(arguments: tuple[Settings, str]) -> tuple[float, float, float]:
 
     with TemporaryDirectory() as folder:
         frozen_file = CheckpointStore(Path(folder), Accelerator()).keep_frozen(model)
-        with spared(model, frozen_file, dtype=dtype, reads_text=False):
+        with compact_frozen_towers(model, frozen_file, dtype=dtype, reads_text=False):
             gc.collect()
             reset_peak_memory(settings.device)
             before = peak_memory(settings.device)

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from caeav_hf.towers.frozen import trained_names
-from caeav_hf.training.sharding import load_optimizer_state, whole_state
+from caeav_hf.training.sharding import full_state_dicts, load_optimizer_state
 from tests.training.tiny_training import TinyModel, tiny_model, tiny_recipe, tiny_trainer
 
 
@@ -89,7 +89,7 @@ def test_what_had_no_gradient_yet_has_no_optimizer_state(has_stepped):
         model.head(torch.randn(3, 8)).sum().backward()
         optimizer.step()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    weights, saved = whole_state(model, optimizer)
+    weights, saved = full_state_dicts(model, optimizer)
     assert saved["state"].keys() == ({"head.weight", "head.bias"} if has_stepped else set())
     assert len(optimizer.state) == len(saved["state"])
     other = tiny_model(seed=1)

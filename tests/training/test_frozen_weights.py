@@ -10,7 +10,7 @@ from caeav_hf.towers.frozen import trained_names
 from caeav_hf.towers.lora import tower_lora_config
 from caeav_hf.training.checkpointing import CheckpointStore
 from caeav_hf.training.command import main
-from caeav_hf.training.frozen_weights import spared
+from caeav_hf.training.frozen_weights import compact_frozen_towers
 from tests.modeling.helpers import toy_batch, toy_model
 from tests.same import assert_close
 from tests.training import toy_files
@@ -38,7 +38,7 @@ def test_a_step_in_half_precision_stays_the_same(tmp_path):
     expected = gradients(model, batch)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     file = CheckpointStore(tmp_path, Accelerator(cpu=True)).keep_frozen(model)
-    with spared(model, file, dtype=torch.bfloat16, reads_text=True):
+    with compact_frozen_towers(model, file, dtype=torch.bfloat16, reads_text=True):
         blocks = model.cae_av.vision_tower.layers[0].blocks[0]
         assert next(blocks.mlp.fc1.parameters()).dtype == torch.bfloat16
         got = gradients(model, batch)
@@ -55,7 +55,7 @@ def test_a_text_tower_on_the_disk_can_still_be_asked(tmp_path):
     ids = toy_batch(model.config)["visual_caption_ids"]
     expected = model.cae_av.get_caption_features(ids)
     file = CheckpointStore(tmp_path, Accelerator(cpu=True)).keep_frozen(model)
-    with spared(model, file, dtype=None, reads_text=False):
+    with compact_frozen_towers(model, file, dtype=None, reads_text=False):
         # Its weights are those in the file.
         assert model.cae_av.text_tower._cache == {}
         assert_close(model.cae_av.get_caption_features(ids), expected)

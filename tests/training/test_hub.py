@@ -175,7 +175,7 @@ def test_push_says_what_is_wrong(hub, run, tmp_path, capsys, monkeypatch):
         (["--adapter-only"], "--push-to-hub"),
         (["--add-to-card"], "--evaluate"),
         ([*push, "--evaluate", run], "caeav push"),
-        ([*push, "--adapter-only", "--audio-tower", towers["audio"]], f"{towers['audio']} lies on this machine"),
+        ([*push, "--adapter-only", "--audio-tower", towers["audio"]], f"{towers['audio']} is a local path"),
     ):
         assert train(tmp_path / "run", *arguments) == 2
         assert message in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Training on Accelerate: recipes, the loop, checkpoints that survive a kill, evaluation."""
+"""Training with Accelerate: recipes, training loop, crash-safe checkpoints, evaluation."""
 
 from typing import TYPE_CHECKING
 

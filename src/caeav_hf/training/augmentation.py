@@ -1,16 +1,16 @@
 """
-Changes to the clips that are trained on, each a switch of the recipe that is off by default.
+Augmentation of training clips. Each kind is a recipe switch that is off by default.
 
-- Flip: half of the clips are mirrored, left to right, frames and masks together.
-- SpecAugment (arXiv:1904.08779) as HTS-AT's front end has it: in each segment's spectrogram two stripes of up to 64
-  frames and two of up to 8 mel bands are blanked. There the spectrogram has gone through batch norm, so that blank is
-  the mean of each band; here a band is blanked with its mean over the clip.
-- Mixup (arXiv:1710.09412) of the sound as HTS-AT's: log-mels of two clips are averaged with a weight from Beta(0.5,
-  0.5). The other clip is heard but not seen, so that of events that are both, and of what sounds and is seen, the
-  labels stay as they are; so does the caption. That this is so, the clip's own sound always has the larger weight.
+- Flip: mirrors half of the clips left to right, frames and masks together.
+- SpecAugment (arXiv:1904.08779) as in HTS-AT's front end: blanks two stripes of up to 64 frames and two of up to 8 mel
+  bands in each segment's spectrogram. HTS-AT blanks after batch norm, where zero is the mean of each band; here a band
+  is blanked with its mean over the clip.
+- Mixup (arXiv:1710.09412) of the sound as in HTS-AT: averages the log-mels of two clips with a weight from Beta(0.5,
+  0.5). The other clip is heard but not seen, so labels of audible and visible events stay valid, and so does the
+  caption. To keep it that way, the clip's own sound always has the larger weight.
 
-What happens to a clip follows from the seed, the epoch and its number alone: neither the number of processes and
-workers nor stopping and resuming changes it.
+The result depends only on the seed, the epoch and the index of the clip, not on the number of processes or workers or
+on resuming.
 """
 
 import operator
@@ -31,12 +31,12 @@ MIXUP_ALPHA = 0.5
 @dataclass(frozen=True)
 class Augmentation:
     """
-    What is done to a clip.
+    Augments a clip.
 
     Args:
         flip_frames, spec_augment, mixup: The switches.
-        seed: Seed of what is drawn.
-        images: Targets that are mirrored with the frames.
+        seed: Seed of the random draws.
+        images: Names of the targets to mirror with the frames.
     """
 
     flip_frames: bool = False
@@ -46,11 +46,15 @@ class Augmentation:
     images: tuple[str, ...] = ()
 
     def __call__(self, dataset: Any, index: SupportsIndex, epoch: int) -> dict[str, Any]:
-        """Return the item `index` of a data set as it is in an epoch."""
+        """Return item `index` of a data set, augmented for an epoch."""
         item = dataset[index]
         generator = np.random.default_rng([self.seed, epoch, operator.index(index)])
-        # Always drawn, so that no switch changes what another one does.
-        flips, other, weight = generator.random() < 0.5, int(generator.integers(len(dataset))), _weight(generator)
+        # Always draw all three, so that no switch changes the draws of another.
+        flips, other, weight = (
+            generator.random() < 0.5,
+            int(generator.integers(len(dataset))),
+            _mixing_weight(generator),
+        )
         if self.flip_frames and flips:
             item = flip(item, self.images)
         if self.mixup:
@@ -63,15 +67,15 @@ class Augmentation:
 
 class AugmentedClips(Dataset):
     """
-    A data set of clips for training, augmented.
+    Augmented training clips.
 
     Args:
-        dataset: A data set of clips: [`CaeAvDataset`], or [`StreamedClips`], which cannot be mixed.
+        dataset: [`CaeAvDataset`], or [`StreamedClips`], which does not support mixup.
     """
 
     def __init__(self, dataset: Any, augmentation: Augmentation) -> None:
         self.dataset, self.augmentation = dataset, augmentation
-        # In shared memory, for workers that live on.
+        # In shared memory, so that persistent workers see the new epoch.
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
@@ -82,24 +86,24 @@ class AugmentedClips(Dataset):
 
     @property
     def groups(self) -> list[int] | None:
-        """As for [`CaeAvDataset`]."""
+        """See [`CaeAvDataset`]."""
         return self.dataset.groups
 
     def set_epoch(self, epoch: int) -> None:
-        """Says which epoch it is."""
+        """Set the epoch that the random draws depend on."""
         self._epoch.fill_(epoch)
 
 
 def flip(item: Mapping[str, Any], images: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the item with its frames, and the targets that are images, mirrored left to right."""
+    """Mirror the frames of an item left to right, and its targets called `images`."""
     names = ("pixel_values_videos", *(name for name in images if name in item))
     return {**item, **{name: item[name].flip(-1) for name in names}}
 
 
 def mix(features: torch.Tensor, others: torch.Tensor, weight: float) -> torch.Tensor:
     """
-    `weight` times the log-mels (T, 1, frames, mels) and the rest of those of another clip; segments that the other
-    clip does not have stay.
+    Return `weight * features + (1 - weight) * others`, log-mels (T, 1, frames, mels) of two clips. Segments beyond the
+    end of `others` stay unchanged.
     """
     mixed, both = features.clone(), min(len(features), len(others))
     mixed[:both] = weight * features[:both] + (1 - weight) * others[:both]
@@ -107,7 +111,7 @@ def mix(features: torch.Tensor, others: torch.Tensor, weight: float) -> torch.Te
 
 
 def blank_stripes(features: torch.Tensor, generator: np.random.Generator) -> torch.Tensor:
-    """Log-mels (T, 1, frames, mels) with stripes of frames and of bands blanked in each segment."""
+    """Blank stripes of frames and of mel bands in each segment of log-mels (T, 1, frames, mels)."""
     blanked = features.clone()
     mean = features.mean((0, 1, 2))
     frames, bands = features.shape[2:]
@@ -119,16 +123,16 @@ def blank_stripes(features: torch.Tensor, generator: np.random.Generator) -> tor
     return blanked
 
 
-def _stripes(width: int, most: int, count: int, generator: np.random.Generator) -> list[tuple[int, int]]:
-    """`count` stripes of less than `most`, anywhere in `width`."""
+def _stripes(width: int, max_width: int, count: int, generator: np.random.Generator) -> list[tuple[int, int]]:
+    """Draw `count` stripes narrower than `max_width`, as (first, last + 1) within `width`."""
     stripes = []
     for _ in range(count):
-        length = int(generator.integers(min(most, width)))
+        length = int(generator.integers(min(max_width, width)))
         first = int(generator.integers(width - length))
         stripes.append((first, first + length))
     return stripes
 
 
-def _weight(generator: np.random.Generator) -> float:
+def _mixing_weight(generator: np.random.Generator) -> float:
     weight = float(generator.beta(MIXUP_ALPHA, MIXUP_ALPHA))
     return max(weight, 1 - weight)

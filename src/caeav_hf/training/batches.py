@@ -1,4 +1,4 @@
-"""From a data set of clips to the batches of one epoch, which know the numbers of their clips."""
+"""Load the batches of one epoch from a data set of clips, with the indices of their clips."""
 
 import operator
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -16,8 +16,12 @@ Collator = Callable[[list[Any]], dict[str, torch.Tensor]]
 
 class ClipBatch(TypedDict):
     """
-    One batch: the model's inputs, the numbers of its clips, and which of them could not be decoded, so that another
-    stands in its place. There are no inputs where a process has no clip in a step.
+    One batch of clips.
+
+    Attributes:
+        inputs: The model's inputs; empty if the process has no clip in a step.
+        indices: Indices of the clips in the data set.
+        replaced: For each clip, whether it could not be decoded and another one takes its place.
     """
 
     inputs: dict[str, torch.Tensor]
@@ -25,8 +29,8 @@ class ClipBatch(TypedDict):
     replaced: list[bool]
 
 
-class _NumberedClips(Dataset):
-    """Hands on every clip with its number, so that a batch knows which clips it has."""
+class _IndexedClips(Dataset):
+    """Returns every clip together with its index."""
 
     def __init__(self, dataset: Any) -> None:
         self.dataset = dataset
@@ -38,22 +42,22 @@ class _NumberedClips(Dataset):
         return operator.index(index), self.dataset[index]
 
 
-class _NumberedCollator:
-    """Makes batches of numbered clips."""
+class _IndexedCollator:
+    """Collates (index, clip) pairs into a [`ClipBatch`]."""
 
     def __init__(self, collator: Collator) -> None:
         self.collator = collator
 
-    def __call__(self, numbered: list[tuple[int, Any]]) -> ClipBatch:
+    def __call__(self, items: list[tuple[int, Any]]) -> ClipBatch:
         return {
-            "inputs": dict(self.collator([clip for _, clip in numbered])) if numbered else {},
-            "indices": [index for index, _ in numbered],
-            "replaced": ["replaces" in clip for _, clip in numbered],
+            "inputs": dict(self.collator([clip for _, clip in items])) if items else {},
+            "indices": [index for index, _ in items],
+            "replaced": ["replaces" in clip for _, clip in items],
         }
 
 
 class EpochBatches:
-    """The batches of the running epoch, `current`."""
+    """Batch sampler that iterates over `current`, the batches of the running epoch."""
 
     def __init__(self) -> None:
         self.current: Iterable[list[Any]] = ()
@@ -73,16 +77,16 @@ def clip_loader(
     persistent_workers: bool = False,
 ) -> DataLoader:
     """
-    A loader of exactly these batches of clip numbers, or of rows of [`StreamedClips`]. With `persistent_workers` the
-    batches may be others in the next pass over the loader (see [`EpochBatches`]), which its workers live to see.
+    Return a loader of exactly these batches of clip indices, or of rows of [`StreamedClips`]. With
+    `persistent_workers` the batches may change between passes over the loader (see [`EpochBatches`]).
 
-    It draws its worker seeds from a generator of its own: making or resuming a loader must not move the random
+    The loader draws its worker seeds from its own generator: creating or resuming a loader must not advance the random
     numbers that dropout will see.
     """
     return DataLoader(
-        _NumberedClips(dataset),
+        _IndexedClips(dataset),
         batch_sampler=batches,
-        collate_fn=_NumberedCollator(collator),
+        collate_fn=_IndexedCollator(collator),
         num_workers=num_workers,
         prefetch_factor=prefetch_factor if num_workers else None,
         pin_memory=pin_memory,
@@ -91,18 +95,18 @@ def clip_loader(
     )
 
 
-def lend_inputs(batch: ClipBatch, lender: int, accelerator: Accelerator) -> ClipBatch:
+def fill_empty_batch(batch: ClipBatch, source: int, accelerator: Accelerator) -> ClipBatch:
     """
-    Return `batch`; if it has no clip, one with the inputs of process `lender`. All processes call it.
+    Return `batch`; if it has no clip, a copy with the inputs of process `source`. All processes must call it.
 
-    A process without a clip cannot sit out a step, for the others wait for its part.
+    A process without a clip cannot sit out a step: the collectives of the others would wait for it.
     """
-    (inputs,) = broadcast_object_list([batch["inputs"]], from_process=lender)
+    (inputs,) = broadcast_object_list([batch["inputs"]], from_process=source)
     return batch if batch["indices"] else {**batch, "inputs": inputs}
 
 
 def windows(loader: DataLoader, size: int) -> Iterator[list[ClipBatch]]:
-    """The batches of the loader in lists of `size`, one list a step; the last may be shorter."""
+    """Yield the batches of each optimizer step as a list of `size`; the last one may be shorter."""
     batches = iter(loader)
     while window := list(islice(batches, size)):
         yield window

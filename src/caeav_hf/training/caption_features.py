@@ -1,11 +1,11 @@
 """
-Features of captions on disk, beside the data set that the captions are of:
+Caption features stored in the folder of a data set:
 
     <data set>/caption_features/<text tower>/features-00000.safetensors ...
 
-One tensor a caption, under its text as the tokenizer cleans it. The folder's name stands for everything that decides
-the features: weights and configuration of the text tower, and whether padded positions are kept. So features of
-another tower are never taken for this one's.
+Each file maps captions, as cleaned by the tokenizer, to one tensor each. The folder is named by a hash of everything
+that determines the features: weights and configuration of the text tower, and whether padded positions are kept. So
+features of another tower are never used by mistake.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ logger = logging.get_logger(__name__)
 FOLDER = "caption_features"
 
 _FORMAT = "caeav-caption-features-1"
-# Names of tensors may be anything but the name of a file's own header.
+# Keeps a caption from having the name of the file's own header, `__metadata__`.
 _PREFIX = "caption: "
 
 
 def text_tower_identity(model: Any) -> str:
     """
-    Stands for the text tower of a model: equal for two models if they give the same features of captions.
+    Return a hash of a model's text tower, equal for two models if their caption features are.
 
     Args:
         model: A `CaeAvFor...` model.
@@ -55,7 +55,7 @@ def feature_folder(data: str | Path, identity: str) -> Path:
 
 class CaptionFeatureStore(Mapping[str, torch.Tensor]):
     """
-    The stored features of one text tower: from cleaned captions to (tokens, size) float32.
+    The stored features of one text tower: maps cleaned captions to (tokens, size) float32.
 
     Args:
         data: Folder of the data set.
@@ -80,13 +80,13 @@ class CaptionFeatureStore(Mapping[str, torch.Tensor]):
 
     def add(self, features: Mapping[str, torch.Tensor]) -> None:
         """
-        Writes a further file, whole or not at all.
+        Write another file atomically.
 
         Args:
-            features: (tokens, size) of cleaned captions.
+            features: Maps cleaned captions to (tokens, size).
 
         Raises:
-            CaeAvError: It cannot be written.
+            CaeAvError: The file cannot be written.
         """
         numbers = [int(path.stem.split("-")[1]) for path in self.folder.glob("features-*.safetensors")]
         path = self.folder / f"features-{max(numbers, default=-1) + 1:05d}.safetensors"
@@ -105,22 +105,22 @@ class CaptionFeatureStore(Mapping[str, torch.Tensor]):
             file = safe_open(path, framework="pt")
             metadata = file.metadata() or {}
         except (OSError, SafetensorError) as error:
-            logger.warning(f"{path}: passed over, its captions are encoded anew ({error})")
+            logger.warning(f"{path}: skipped, its captions are encoded again ({error})")
             return
         if metadata.get("format") != _FORMAT or metadata.get("text_tower") != self.identity:
-            logger.warning(f"{path}: passed over, expected features of the text tower {self.identity[:16]}")
+            logger.warning(f"{path}: skipped, expected features of the text tower {self.identity[:16]}")
             return
         self._files.update({name.removeprefix(_PREFIX): file for name in file.keys()})  # noqa: SIM118
 
 
 def open_store(data: str | Path | None, model: Any) -> CaptionFeatureStore | None:
-    """The stored features of a data set that fit a model's text tower; None where there are none."""
+    """Return the stored features that fit a model's text tower; None if there are none."""
     if data is None or not (Path(data) / FOLDER).is_dir():
         return None
     store = CaptionFeatureStore(data, text_tower_identity(model))
     if not store:
         logger.warning(
-            f"{Path(data) / FOLDER}: has no features of this model's text tower; the captions are encoded anew"
+            f"{Path(data) / FOLDER}: has no features of this model's text tower; the captions are encoded again"
         )
         return None
     return store

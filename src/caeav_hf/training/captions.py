@@ -1,4 +1,4 @@
-"""Features of the frozen text tower, computed once for every distinct caption of a run."""
+"""Compute the features of the frozen text tower once for every distinct caption of a run."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -11,19 +11,19 @@ from ..constants import MODALITIES
 
 class CaptionFeatures:
     """
-    Replaces caption ids in a batch by the features that the frozen text tower gives for them.
+    Replaces the caption ids of a batch by their features from the frozen text tower.
 
-    The features are computed before training, in the order of the captions and in groups of fixed size. A step never
-    runs the tower again, and - unlike with a cache that fills as clips happen to come - the features of a resumed run
-    are those of the first run.
+    The features are computed before training, in the order of the captions and in groups of fixed size. No step runs
+    the tower, and unlike with a cache that fills in the order of the batches, a resumed run uses the features of
+    the original one.
 
     Args:
-        model: A model with `get_caption_features(ids, mask)`, (B, N) each, to (B, N, D).
-        captions: Token ids of each caption, without padding. Repeated ones are computed once.
-        context_length: Every caption is padded to this many tokens for the tower.
-        known: Features (tokens, size) of captions that need not be computed.
-        keep_padding: Keep the features of padded positions too; the official formulation reads them.
-        group_size: Captions that go through the tower together.
+        model: A model with `get_caption_features(ids, mask)`: (B, N), (B, N) -> (B, N, D).
+        captions: Token ids of each caption, without padding. Duplicates are computed once.
+        context_length: Number of tokens that captions are padded to for the tower.
+        known: Features (tokens, size) of captions that are already computed.
+        keep_padding: Keep the features of padded positions too; the official formulation uses them.
+        group_size: Number of captions per forward pass of the tower.
     """
 
     def __init__(
@@ -56,8 +56,8 @@ class CaptionFeatures:
 
     def insert(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """
-        The inputs with `*_caption_embeds` (B, N, D) in place of `*_caption_ids` (B, N); masks stay. Where a caption
-        was not read before training, the ids of its side stay for the model to read.
+        Return the inputs with `*_caption_embeds` (B, N, D) in place of `*_caption_ids` (B, N); masks stay. If the
+        features of any caption of a modality are missing, its ids stay and the model encodes them.
         """
         inputs = dict(inputs)
         for side in MODALITIES:

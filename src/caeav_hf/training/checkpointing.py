@@ -1,17 +1,17 @@
 """
-Checkpoints that a kill at any moment cannot break.
+Checkpoints that stay intact if the process is killed at any moment.
 
 ```
 checkpoints/
-  frozen-1f2e3d4c5b6a7980.safetensors   the towers, written once; every checkpoint holds a hard link to it
-  step-00000500/                        a whole model folder: config, weights, processor ...
-    training_state/                     ... and what training goes on from: optimizer.pt, loop.json, random-0.pt
+  frozen-1f2e3d4c5b6a7980.safetensors   the towers, written once and hard-linked into every checkpoint
+  step-00000500/                        a model folder: config, weights, processor ...
+    training_state/                     ... and the state to resume from: optimizer.pt, loop.json, random-0.pt
   last -> step-00000500                 links, replaced atomically
   best -> step-00000500
 ```
 
 A checkpoint is written under a temporary name and renamed when it is complete, so a folder called `step-...` is always
-whole. The newest one and the best one are kept.
+complete. Only the newest and the best one are kept.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ from torch import nn
 from ..errors import CaeAvError
 from ..towers.frozen import trained_names
 from .run_folder import without_progress_bars
-from .sharding import bare, load_optimizer_state, whole_state
+from .sharding import bare, full_state_dicts, load_optimizer_state
 from .state import LoopState, random_state, set_random_state
 
 
@@ -40,7 +40,7 @@ STATE_FOLDER = "training_state"
 
 
 class CheckpointStore:
-    """The `checkpoints` folder of a run. One per process; only the main process writes model files."""
+    """The `checkpoints` folder of a run. Every process has a store; only the main process writes model files."""
 
     def __init__(self, folder: Path, accelerator: Accelerator) -> None:
         self.folder = folder
@@ -48,7 +48,7 @@ class CheckpointStore:
         self.frozen_file: Path | None = None
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
-            # Left behind by a run that was killed while it wrote or removed a checkpoint.
+            # Left by a run that was killed while it wrote or removed a checkpoint.
             for leftover in folder.glob(".partial-*"):
                 if leftover.is_dir() and not leftover.is_symlink():
                     shutil.rmtree(leftover)
@@ -65,16 +65,16 @@ class CheckpointStore:
         name: str,
     ) -> Path:
         """
-        Write a checkpoint called `name` (see `new_name`), point `last` to it, `best` to `state.best_checkpoint`, and
-        remove those that are neither. All processes call it together.
+        Write a checkpoint called `name` (see `new_name`), link `last` to it and `best` to `state.best_checkpoint`, and
+        remove all others. All processes must call it.
 
         Returns:
-            The folder of the checkpoint, complete.
+            The folder of the checkpoint.
         """
         partial = self.folder / ".partial-checkpoint"
         bare_model = bare(model, self.accelerator)
         # What is divided among processes takes all of them to come together.
-        weights, optimizer_state = whole_state(bare_model, optimizer.optimizer)
+        weights, optimizer_state = full_state_dicts(bare_model, optimizer.optimizer)
         if self.accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)
             (partial / STATE_FOLDER).mkdir(parents=True)
@@ -99,15 +99,15 @@ class CheckpointStore:
                 if folder.name not in (name, state.best_checkpoint):
                     self._remove(folder)
                 elif folder.name != name and (folder / STATE_FOLDER).exists():
-                    # The best model is kept to be used; its optimizer state, twice its size, is not needed any more.
+                    # The best model is for inference; its optimizer state, twice its size, is no longer needed.
                     self._remove(folder / STATE_FOLDER)
         self.accelerator.wait_for_everyone()
         return self.folder / name
 
     def keep_frozen(self, model: nn.Module) -> Path:
         """
-        Write the frozen weights of `model` now, and take them from that file from here on, whatever becomes of those
-        in memory. All processes call it together.
+        Write the frozen weights of `model`. Later checkpoints link this file and ignore the frozen weights in memory,
+        which may be moved or cast by then. All processes must call it.
 
         Returns:
             The file: tensors by their names in the state dict of `model`.
@@ -121,7 +121,7 @@ class CheckpointStore:
         return self.frozen_file
 
     def new_name(self, step: int) -> str:
-        """A name for a checkpoint of this step; an epoch can end on a step that already has one."""
+        """Return an unused checkpoint name for this step; an epoch can end on a step that already has a checkpoint."""
         name, number = f"step-{step:08d}", 1
         while (self.folder / name).exists():
             number += 1
@@ -129,7 +129,7 @@ class CheckpointStore:
         return name
 
     def link_best(self, state: LoopState) -> None:
-        """Point `best` to the best checkpoint of `state`, which a kill between two renames may have kept from it."""
+        """Link `best` to the best checkpoint of `state`; a kill between two renames may have prevented that."""
         if state.best_checkpoint is not None and (self.folder / state.best_checkpoint).is_dir():
             self._link("best", state.best_checkpoint)
 
@@ -138,8 +138,8 @@ class CheckpointStore:
         if trained.issuperset(weights):
             model.save_pretrained(folder, state_dict=weights)
             return
-        # Two shards under an index are an ordinary model folder to `from_pretrained`. The frozen shard is the same in
-        # every checkpoint, so all of them share one file.
+        # For `from_pretrained` this is an ordinary model in two shards. The frozen shard is the same in every
+        # checkpoint, so all of them share one file.
         model.save_pretrained(folder, state_dict={name: weights[name] for name in weights if name in trained})
         os.rename(folder / "model.safetensors", folder / TRAINED_FILE)
         frozen = {name: tensor for name, tensor in weights.items() if name not in trained}
@@ -169,7 +169,7 @@ class CheckpointStore:
         os.replace(temporary, self.folder / link)
 
     def _remove(self, folder: Path) -> None:
-        """Remove a folder so that a half-removed one is never seen under its name."""
+        """Remove a folder, renaming it first so that no half-removed folder keeps its name."""
         doomed = self.folder / f".partial-removed-{folder.parent.name}-{folder.name}"
         shutil.rmtree(doomed, ignore_errors=True)
         os.rename(folder, doomed)
@@ -177,7 +177,7 @@ class CheckpointStore:
 
 
 def _signature(tensors: dict[str, torch.Tensor]) -> str:
-    """A short name for a set of weights, from their names, shapes and a sample of their values."""
+    """Return a short hash of the names, shapes and dtypes of weights and of a sample of their values."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
         tensor = tensors[name].detach().reshape(-1)
@@ -195,7 +195,7 @@ def _hard_link(source: Path, target: Path) -> None:
 
 
 def _flush(folder: Path) -> None:
-    """Bring every file of the folder to the disk before its rename is, so that a power cut cannot part the two."""
+    """Flush every file of the folder to disk, so that after a power cut the renamed folder is complete."""
     for path in folder.rglob("*"):
         if path.is_file():
             with open(path, "rb") as file:
@@ -204,10 +204,10 @@ def _flush(folder: Path) -> None:
 
 def find_checkpoint(path: str | Path) -> Path:
     """
-    The checkpoint to go on from: `path` itself, or the last one of the run folder `path`.
+    Return the checkpoint to resume from: `path` itself, or the last one of the run folder `path`.
 
     Raises:
-        CaeAvError: there is no training state.
+        CaeAvError: There is no training state.
     """
     path = Path(path)
     for candidate in (path, path / "checkpoints" / "last"):
@@ -220,7 +220,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def read_loop_state(checkpoint: Path) -> LoopState:
-    """The loop's counters in a checkpoint folder."""
+    """Read the loop's counters from a checkpoint folder."""
     path = checkpoint / STATE_FOLDER / "loop.json"
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
@@ -234,7 +234,7 @@ def restore_training_state(checkpoint: Path, model: nn.Module, optimizer: Any, a
     Load the optimizer, the loss scaler and this process's random generators from a checkpoint folder.
 
     Raises:
-        CaeAvError: a file is missing or broken, or belongs to a model with other trained parameters.
+        CaeAvError: A file is missing or broken, or belongs to a model with other trained parameters.
     """
     folder = checkpoint / STATE_FOLDER
     try:
@@ -243,7 +243,7 @@ def restore_training_state(checkpoint: Path, model: nn.Module, optimizer: Any, a
         scaler = getattr(accelerator, "scaler", None)
         if scaler is not None and saved["scaler"] is not None:
             scaler.load_state_dict(saved["scaler"])
-        # A process that the run did not have before keeps the generators it was seeded with.
+        # With more processes than before, the additional ones keep the generators they were seeded with.
         random_file = folder / f"random-{accelerator.process_index}.pt"
         if random_file.exists():
             set_random_state(torch.load(random_file, map_location="cpu", weights_only=True))

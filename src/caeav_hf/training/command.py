@@ -23,32 +23,32 @@ examples:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser: what to do, and one flag for every recipe value."""
+    """Build the parser: the action, and one flag for every recipe value."""
     parser = ArgumentParser(
         prog="train.py",
-        description="Train a CAE-AV model by a recipe, go on with a run, or score a checkpoint.",
+        description="Train a CAE-AV model by a recipe, resume a run, or score a checkpoint.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--recipe", metavar="FILE", help="recipe file; by default the one of --task and --size")
+    parser.add_argument("--recipe", metavar="FILE", help="recipe file (default: that of --task and --size)")
     action = parser.add_mutually_exclusive_group()
-    action.add_argument("--resume", metavar="RUN", help="run folder, or a checkpoint in it, to go on from")
-    action.add_argument("--evaluate", metavar="CHECKPOINT", help="score this model folder in place of training")
-    parser.add_argument("--split", help="split to score with --evaluate; by default the recipe's eval_split")
+    action.add_argument("--resume", metavar="RUN", help="resume this run folder, or a checkpoint in it")
+    action.add_argument("--evaluate", metavar="CHECKPOINT", help="score this model folder instead of training")
+    parser.add_argument("--split", help="split to score with --evaluate (default: the recipe's eval_split)")
     parser.add_argument("--out", metavar="FILE", help="also write the scores of --evaluate to this JSON file")
     parser.add_argument(
-        "--add-to-card", action="store_true", help="also put the scores of --evaluate into the checkpoint's model card"
+        "--add-to-card", action="store_true", help="also add the scores of --evaluate to the checkpoint's model card"
     )
-    push = parser.add_argument_group("the Hub (of the best checkpoint; see also `caeav push`)")
+    push = parser.add_argument_group("upload of the best checkpoint to the Hub (see also `caeav push`)")
     push.add_argument("--push-to-hub", metavar="REPO", help="upload model, processor and card after training")
-    push.add_argument("--adapter-only", action="store_true", help="upload it without the frozen towers")
-    push.add_argument("--private", action="store_true", help="make a repository that does not exist a private one")
+    push.add_argument("--adapter-only", action="store_true", help="leave out the frozen towers")
+    push.add_argument("--private", action="store_true", help="create the repository as a private one")
     add_recipe_flags(parser)
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit code (see [`run_command`])."""
+    """Run the command line and return the exit code (see [`run_command`])."""
     options = build_parser().parse_args(arguments)
     folder = options.resume or getattr(options, "output_dir", None)
     return run_command("train.py", lambda: _run(options), next_step=lambda: _next_step(options), place=folder)
@@ -57,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(options: argparse.Namespace) -> int:
     recipe = override_recipe(_base_recipe(options), recipe_flags(options))
     _check(options, recipe)
-    # Heavy libraries are loaded only after the arguments have been found to be right.
+    # Import heavy libraries only after the arguments have been checked.
     if options.evaluate is not None:
         _evaluate(options, recipe)
         return 0
@@ -72,7 +72,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _next_step(options: argparse.Namespace) -> str:
-    """What continues a run that was stopped."""
+    """Return advice on how to continue an interrupted run."""
     folder = options.resume or getattr(options, "output_dir", None)
     if options.evaluate is None and folder is not None:
         for run in (Path(folder), *Path(folder).resolve().parents[:2]):
@@ -82,7 +82,7 @@ def _next_step(options: argparse.Namespace) -> str:
 
 
 def _base_recipe(options: argparse.Namespace) -> Recipe:
-    """The recipe below the flags: a file, that of the run to go on with or to score, or the preset's."""
+    """Return the recipe that flags override: --recipe, that of the run to resume or score, or the preset's."""
     if options.recipe is not None:
         return load_recipe(options.recipe)
     for path in (options.resume, options.evaluate):
@@ -91,16 +91,16 @@ def _base_recipe(options: argparse.Namespace) -> Recipe:
             for folder in (Path(path), *Path(path).resolve().parents[:2]):
                 if (folder / "recipe.yaml").is_file():
                     recipe = load_recipe(folder / "recipe.yaml")
-                    # A run folder may have been moved or copied since.
+                    # The run folder may have been moved or copied since.
                     return override_recipe(recipe, {"output_dir": str(folder)})
     task, size = getattr(options, "task", Recipe.task), getattr(options, "size", Recipe.size)
     return load_recipe(find_recipe(task, size))
 
 
 def _check(options: argparse.Namespace, recipe: Recipe) -> None:
-    """What would otherwise be found out only after training."""
+    """Raise errors that would otherwise come up only after training."""
     if options.add_to_card and options.evaluate is None:
-        raise CaeAvError("--add-to-card is for --evaluate; the scores of a run are in its cards anyway")
+        raise CaeAvError("--add-to-card is for --evaluate; training adds its scores to the cards itself")
     if options.push_to_hub is None:
         if options.adapter_only or options.private:
             raise CaeAvError("--adapter-only and --private are for --push-to-hub")
@@ -113,8 +113,8 @@ def _check(options: argparse.Namespace, recipe: Recipe) -> None:
     for place in (recipe.vision_tower, recipe.audio_tower, recipe.text_tower):
         if options.adapter_only and place is not None and Path(place).exists():
             raise CaeAvError(
-                f"--adapter-only: the tower {place} lies on this machine, where nobody else finds it; train with a "
-                "name of the Hub, or upload with `caeav push --tower`"
+                f"--adapter-only: the tower {place} is a local path that nobody else can load; train with a tower "
+                "from the Hub, or upload with `caeav push --tower`"
             )
 
 
@@ -131,7 +131,7 @@ def _evaluate(options: argparse.Namespace, recipe: Recipe) -> None:
     from .run import score
 
     split = options.split or recipe.eval_split
-    # Standard output is for the scores; libraries that Accelerate imports where they are installed may print too.
+    # Standard output is for the scores; optional libraries that Accelerate imports may print to it too.
     with contextlib.redirect_stdout(sys.stderr):
         metrics = score(options.evaluate, recipe, split)
     if PartialState().is_main_process:

@@ -1,4 +1,4 @@
-"""Features of every caption of a data set, computed once and stored in it."""
+"""Compute the features of every caption of a data set once and store them in its folder."""
 
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from .caption_features import CaptionFeatureStore, feature_folder, text_tower_id
 from .captions import CaptionFeatures
 
 
-# Captions that lie in memory together, and in one file.
-_CAPTIONS_A_FILE = 2048
+# Number of captions held in memory and written to one file.
+_CAPTIONS_PER_FILE = 2048
 
 
 def encode_captions(
@@ -34,21 +34,21 @@ def encode_captions(
     show_progress: bool = False,
 ) -> tuple[CaptionFeatureStore, int]:
     """
-    Stores what a model's text tower gives for the captions of a data set; those that are there stay.
+    Store the features of all captions of a data set. Only missing ones are computed, so it is safe to run again.
 
     Args:
-        data: The folder that a builder wrote.
-        model: Model folder or Hub id.
-        device: By default the first accelerator, else the CPU.
-        dtype: Of the stored features. With float32 training is what it would be without them.
+        data: Folder written by a builder.
+        model: Model folder or Hub id whose text tower is used.
+        device: Defaults to the first accelerator, else the CPU.
+        dtype: Dtype of the stored features. With float32, training gives the same results as without them.
         show_progress: Whether to show a progress bar.
 
     Returns:
-        The store, and how many captions were new to it.
+        The store, and the number of captions added to it.
 
     Raises:
         CaeAvError: The model cannot be loaded, or the data set has no captions.
-        DataError: `data` is no folder that a builder wrote, or another process stores features of this tower there.
+        DataError: `data` was not written by a builder, or another process is storing features of this tower there.
     """
     texts = _captions(Path(data))
     check_model(model)
@@ -66,8 +66,8 @@ def encode_captions(
         store = CaptionFeatureStore(data, identity)
         new = [text for text in dict.fromkeys(map(clean_caption, texts)) if text not in store]
         with tqdm(total=len(new), desc="Encoding captions", unit="caption", disable=not show_progress) as bar:
-            for start in range(0, len(new), _CAPTIONS_A_FILE):
-                part = new[start : start + _CAPTIONS_A_FILE]
+            for start in range(0, len(new), _CAPTIONS_PER_FILE):
+                part = new[start : start + _CAPTIONS_PER_FILE]
                 ids = caption_token_ids(part, processor)
                 features = CaptionFeatures(
                     trained.cae_av,
@@ -81,7 +81,7 @@ def encode_captions(
 
 
 def _captions(folder: Path) -> list[str]:
-    """The captions of all splits."""
+    """Return the captions of all splits."""
     shards = sorted((folder / "data").glob("*.parquet"))
     if not shards:
         raise DataError(f"{folder}: expected a builder's folder with data/*.parquet in it")
@@ -94,5 +94,5 @@ def _captions(folder: Path) -> list[str]:
             raise DataError(f"{shard}: expected Parquet with the columns {', '.join(columns)} ({error})") from error
         texts += [text for column in columns for text in table[column].to_pylist() if text]
     if not texts:
-        raise CaeAvError(f"{folder}: has no captions; give a caption file to the builder with --captions")
+        raise CaeAvError(f"{folder}: has no captions; pass a caption file to the builder with --captions")
     return texts

@@ -1,4 +1,4 @@
-"""Score a model on a split: once over all clips, the same on any number of processes."""
+"""Score a model on all clips of a split. The result does not depend on the number of processes."""
 
 from collections.abc import Iterable
 from contextlib import nullcontext
@@ -14,7 +14,7 @@ from ..task import Task
 from .batches import Collator, clip_loader
 from .captions import CaptionFeatures
 from .order import ordered_batches
-from .sharding import bare, gathered, is_sharded
+from .sharding import bare, gathered_parameters, is_sharded
 
 
 def evaluate(
@@ -30,16 +30,16 @@ def evaluate(
     description: str = "evaluating",
 ) -> dict[str, float]:
     """
-    The metrics of `task` over a data set, and `clips` and `dropped_clips`: how many were scored, how many could not
-    be decoded. All processes call it together and get the same numbers.
+    Return the metrics of `task` over a data set, and the numbers of clips that were scored (`clips`) and that could
+    not be decoded (`dropped_clips`). All processes must call it and get the same result.
 
     Raises:
-        DataError: no clip can be decoded.
+        DataError: No clip can be decoded.
     """
-    # Each process scores its own share and the shares may differ by a batch, so the bare model runs: the wrapper of
-    # distributed training would wait for the others at every batch, and a compiled model would be compiled again.
+    # The shares of the processes may differ by a batch, so run the model without its wrappers: DDP would wait for the
+    # other processes at every batch, and a compiled model would be compiled again for evaluation.
     model = bare(model, accelerator)
-    together = gathered(model, accelerator) if is_sharded(accelerator) else nullcontext()
+    whole_model = gathered_parameters(model, accelerator) if is_sharded(accelerator) else nullcontext()
     batches: Iterable[list[Any]]
     if isinstance(dataset, StreamedClips):
         batches = dataset.batches(batch_size)
@@ -57,7 +57,7 @@ def evaluate(
     model.eval()
     columns = {name: dataset.column(name) for name in task.row_columns}
     scored = []
-    with torch.no_grad(), together:
+    with torch.no_grad(), whole_model:
         for batch in tqdm(
             loader, desc=description, unit="batch", disable=not accelerator.is_main_process, leave=False
         ):
@@ -66,7 +66,7 @@ def evaluate(
             outputs = model(**task.inputs_in_evaluation(inputs))
             of_rows = {name: [column[index] for index in batch["indices"]] for name, column in columns.items()}
             sums = zip(batch["indices"], batch["replaced"], task.sums(outputs, {**inputs, **of_rows}), strict=True)
-            # What stands in for a clip that cannot be decoded is scored in its own place.
+            # The replacement of a clip that cannot be decoded is scored at its own index only.
             scored += [(index, clip) for index, is_replaced, clip in sums if not is_replaced]
     model.train(was_training)
     if accelerator.num_processes > 1:

@@ -1,4 +1,4 @@
-"""From the checkpoint of a run to a folder to give away, and to the Hub."""
+"""Export the checkpoint of a run to a folder for sharing, to ONNX, or to the Hub."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from .run_folder import without_progress_bars
 
 
 def best_checkpoint(path: str | Path) -> Path:
-    """`path` itself if it is a model folder, else the best checkpoint of the run folder `path`."""
+    """Return the best checkpoint of the run folder `path`, or `path` itself if it has none."""
     path = Path(path)
     best = path / "checkpoints" / "best"
     return best if (best / "config.json").is_file() else path
@@ -36,24 +36,24 @@ def export(
     merge_lora: bool = False,
 ) -> Any:
     """
-    Write the model, the processor and the card of a checkpoint to a folder, without what only training needs.
+    Write the model, processor and card of a checkpoint to a folder, without the training state.
 
     Args:
-        source: Model folder, or run folder, whose best checkpoint is taken.
-        out: Folder, made if it is not there.
+        source: Model folder, or run folder, whose best checkpoint is exported.
+        out: Output folder, created if missing.
         adapter_only: Leave out the towers, see `CaeAvPreTrainedModel.save_pretrained`.
-        towers: Where the towers are to be had, as there.
+        towers: Where to load the towers from, likewise.
         merge_lora: Merge LoRA into the towers.
 
     Returns:
         The model.
 
     Raises:
-        CaeAvError: There is no model, it cannot be written, or it cannot be told where its towers are to be had.
+        CaeAvError: There is no model, it cannot be written, or the source of a tower to leave out is unknown.
     """
     checkpoint, task = _find_model(source)
     if Path(out).resolve() == checkpoint.resolve():
-        raise CaeAvError(f"{out}: is the checkpoint itself; choose another folder")
+        raise CaeAvError(f"{out}: is the checkpoint itself; choose another output folder")
     model = load_trained_model(get_task(task).model_class, checkpoint)
     processor = build_processor(model, checkpoint)
     if merge_lora:
@@ -72,15 +72,15 @@ def export(
 
 def write_onnx(source: str | Path, file: str | Path, *, merge_lora: bool = False) -> float | None:
     """
-    Write the model of a checkpoint as ONNX, in float32, and compare both.
+    Export the model of a checkpoint to ONNX in float32, and compare their outputs.
 
     Args:
-        source: Model folder, or run folder, whose best checkpoint is taken.
-        file: The file, see `exporting.export_onnx`.
+        source: Model folder, or run folder, whose best checkpoint is exported.
+        file: Output file, see `exporting.export_onnx`.
         merge_lora: Merge LoRA into the towers.
 
     Returns:
-        The largest difference, see `exporting.onnx_difference`; `None` without onnxruntime.
+        The largest difference, see `exporting.onnx_difference`; `None` if onnxruntime is not installed.
 
     Raises:
         CaeAvError: There is no model, a package is missing, the file cannot be written, or it differs too much.
@@ -102,7 +102,7 @@ def write_onnx(source: str | Path, file: str | Path, *, merge_lora: bool = False
 
 
 def _find_model(source: str | Path) -> tuple[Path, str]:
-    """The folder of a model, or of the best of a run, and its task."""
+    """Return the folder of a model, or of the best checkpoint of a run, and the model's task."""
     checkpoint = best_checkpoint(source)
     if not (checkpoint / "config.json").is_file():
         raise CaeAvError(f"{source}: is neither a model folder nor a run folder with checkpoints/best")
@@ -123,19 +123,19 @@ def push(
     space: str | None = None,
 ) -> list[str]:
     """
-    Upload a model as [`export`] writes it, and if wanted a Space that shows it.
+    Upload a model as written by [`export`], and optionally a Space that demonstrates it.
 
     Args:
-        repo_id: Repository of the model, made where it does not exist.
-        private: Whether a repository that is made is private.
-        space: Repository of the Space, likewise; for models of event localization.
+        repo_id: Repository of the model, created if missing.
+        private: Whether to create private repositories.
+        space: Repository of the Space, created if missing; for models of event localization.
 
     Returns:
-        The addresses of the commits.
+        The URLs of the commits.
 
     Raises:
-        CaeAvError: as [`export`]; or a name is none of a repository, the towers of an adapter-only model lie where
-            nobody else finds them, there is no Space for the task, or the Hub refuses.
+        CaeAvError: As [`export`]; or a repository name is invalid, the towers of an adapter-only model are local
+            folders, there is no Space for the task, or the Hub refuses the upload.
     """
     for name in (repo_id, *([] if space is None else [space])):
         check_name(name)
@@ -143,7 +143,7 @@ def push(
         folder = Path(temporary) / "model"
         model = export(source, folder, adapter_only=adapter_only, towers=towers, merge_lora=merge_lora)
         if space is not None and not get_task(model.config.task).card.has_space:
-            raise CaeAvError(f"{space}: there is a Space for event localization only, this model is for another task")
+            raise CaeAvError(f"{space}: a Space needs a model of event localization, this one is for another task")
         _hide_paths(folder / "config.json", needed=adapter_only)
         card = folder / "README.md"
         if card.is_file():
@@ -159,14 +159,14 @@ def push(
 
 
 def _hide_paths(path: Path, *, needed: bool) -> None:
-    """Of a tower that came from a folder of this machine, leave the folder's name."""
+    """Replace absolute paths of tower sources by folder names; raise if they are `needed` to load the model."""
     config = json.loads(path.read_text(encoding="utf-8"))
     for kind, source in (config.get("tower_sources") or {}).items():
         if Path(source["name"]).is_absolute():
             if needed:
                 raise CaeAvError(
-                    f"the {kind} tower lies in {source['name']}, where nobody else finds it: say where it is to be "
-                    f"had, --tower {kind}=NAME, or upload the model with its towers"
+                    f"the {kind} tower is in {source['name']}, which nobody else can load: name another source with "
+                    f"--tower {kind}=NAME, or upload the model with its towers"
                 )
             source["name"] = Path(source["name"]).name
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What of the frozen towers is in memory while a model is trained: no more than a step reads."""
+"""Reduce the memory of frozen towers during training to what a step reads."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,17 +13,20 @@ from ..towers.frozen import is_adapted
 
 
 @contextmanager
-def spared(model: Any, frozen_file: Path, *, dtype: torch.dtype | None, reads_text: bool) -> Iterator[None]:
+def compact_frozen_towers(
+    model: Any, frozen_file: Path, *, dtype: torch.dtype | None, reads_text: bool
+) -> Iterator[None]:
     """
-    Within this context the frozen towers of `model` take less memory and compute the same.
+    Context in which the frozen towers of `model` take less memory and compute the same.
 
-    The maps of the visual and the audio tower are held in the precision to which autocast would bring them in every
-    step. A text tower whose features are known is left in `frozen_file`, on the CPU, for what may still ask for it.
+    The linear layers of the visual and the audio tower are stored in the dtype that autocast would cast them to in
+    every step. If steps do not run the text tower, it is moved to the CPU and memory-mapped from `frozen_file`, still
+    usable for captions without precomputed features.
 
     Args:
         model: A `CaeAvFor...` model.
-        frozen_file: Its frozen weights, by their names in its state dict.
-        dtype: What autocast computes in; `None` without it.
+        frozen_file: Safetensors file of its frozen weights, by their names in its state dict.
+        dtype: The dtype of autocast; `None` without it.
         reads_text: Whether steps run the text tower.
     """
     towers = model.cae_av.named_towers()
@@ -35,7 +38,7 @@ def spared(model: Any, frozen_file: Path, *, dtype: torch.dtype | None, reads_te
         changed.append(text)
     if dtype is not None:
         for tower in towers.values():
-            hold_maps_in(dtype, tower)
+            cast_linear_layers(dtype, tower)
             changed.append(tower)
     try:
         yield
@@ -45,17 +48,17 @@ def spared(model: Any, frozen_file: Path, *, dtype: torch.dtype | None, reads_te
             tower.to(device)
 
 
-def hold_maps_in(dtype: torch.dtype, tower: nn.Module) -> None:
-    """Hold what autocast casts in every step, the frozen linear maps of a tower, in `dtype` from the start."""
+def cast_linear_layers(dtype: torch.dtype, tower: nn.Module) -> None:
+    """Cast the frozen linear layers of a tower to `dtype`, which saves autocast from casting them in every step."""
     for name, module in tower.named_modules():
         is_frozen = not any(parameter.requires_grad for parameter in module.parameters())
-        # The biases of attention are computed once, without autocast.
+        # Position biases of attention are computed once, without autocast.
         if isinstance(module, nn.Linear) and is_frozen and "cpb_mlp" not in name:
             module.to(dtype)
 
 
 def _load(model: nn.Module, tower: nn.Module, file: Path) -> None:
-    """Give a tower the weights in a file, which are read where they are used."""
+    """Load the weights of a tower from a memory-mapped file, which is read only when they are used."""
     prefix = next(name for name, module in model.named_modules() if module is tower) + "."
     weights = {name.removeprefix(prefix): w for name, w in load_file(file).items() if name.startswith(prefix)}
     tower.load_state_dict(weights, strict=False, assign=True)

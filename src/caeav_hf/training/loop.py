@@ -1,4 +1,4 @@
-"""The training loop: epochs of steps, evaluated, saved, resumable at any step, the same for every task."""
+"""The training loop of all tasks: trains, evaluates and saves each epoch; resumable at any step."""
 
 import math
 import time
@@ -18,7 +18,7 @@ from ..errors import CaeAvError
 from ..modeling.collectives import without_contribution
 from ..task import Task
 from ..towers.frozen import trained_names
-from .batches import ClipBatch, Collator, EpochBatches, clip_loader, lend_inputs, windows
+from .batches import ClipBatch, Collator, EpochBatches, clip_loader, fill_empty_batch, windows
 from .captions import CaptionFeatures
 from .checkpointing import CheckpointStore, restore_training_state
 from .evaluation import evaluate
@@ -26,23 +26,23 @@ from .order import epoch_batches
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .schedule import build_optimizer, entropy_weight, learning_rate, set_learning_rate, step_in_backward
-from .sharding import bare, plan_sharding, share_gradients, whole
+from .sharding import bare, full_tensor, plan_sharding, share_gradients
 from .state import LoopState
 
 
 class Trainer:
     """
-    Trains `model` by a recipe on Accelerate, with one process or many.
+    Trains `model` by a recipe with Accelerate, on one process or several.
 
     Args:
-        model: A `CaeAvFor...` model: it returns `loss` and `loss_dict`, those of the batch that all processes share,
-            and has a `loss_weights` dict.
+        model: A `CaeAvFor...` model: returns `loss` and `loss_dict`, both over the batch of all processes, and has a
+            `loss_weights` dict.
         processor: Saved beside the model in every checkpoint.
         train_data, eval_data: Map-style data sets of processed clips, or [`StreamedClips`]. Items with a key
-            `replaces` stand in for clips that cannot be decoded: they are trained on, but not evaluated.
-        collator: Makes the model's inputs from a list of clips.
-        captions: Features of the frozen text tower, computed once; without them the model computes its own.
-        describe: Called with the folder of each new best checkpoint, once that is whole; by the main process.
+            `replaces` take the place of clips that cannot be decoded: they are trained on, but not evaluated.
+        collator: Builds the model's inputs from a list of clips.
+        captions: Precomputed features of the frozen text tower; without them the model encodes captions itself.
+        describe: Called by the main process with the folder of each new best checkpoint once it is complete.
     """
 
     def __init__(
@@ -63,18 +63,18 @@ class Trainer:
         self.train_data, self.eval_data, self.captions, self.describe = train_data, eval_data, captions, describe
         self.accelerator, self.run = accelerator, run
         trained = trained_names(model)
-        # Nothing of the towers ever differs between processes, so nothing of them has to be sent.
+        # Frozen weights never differ between processes, so DDP need not send them.
         everything = {name for name, _ in (*model.named_parameters(), *model.named_buffers())}
         DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, everything - trained)
         if recipe.gradient_checkpointing:
-            # Older versions of Transformers have the older name only.
+            # Older versions of Transformers only have the second name.
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         plan_sharding(accelerator, model, shard_towers=recipe.shard_towers)
         self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
         if recipe.optimizer_in_backward:
             if accelerator.distributed_type != DistributedType.NO:
                 raise CaeAvError(
-                    "recipe value 'optimizer_in_backward' is for one process: others share gradients first"
+                    "recipe value 'optimizer_in_backward' needs a single process; several average gradients first"
                 )
             step_in_backward(self.optimizer.optimizer)
         self.store = CheckpointStore(run.checkpoints, accelerator)
@@ -84,11 +84,11 @@ class Trainer:
             for name, buffer in self.bare_model.named_buffers()
             if name in trained and buffer.is_floating_point()
         ]
-        source = getattr(train_data, "dataset", train_data)  # what is below an augmentation
+        source = getattr(train_data, "dataset", train_data)  # without the augmentation around it
         self.stream = source if isinstance(source, StreamedClips) else None
         self.num_rows = len(train_data) if self.stream is None else self.stream.num_rows
         self.state = LoopState(order=self._order())
-        # One loader for all epochs, for its workers to live on; the batches are those of the running epoch.
+        # One loader for all epochs keeps its workers alive; `self.batches` holds the batches of the running epoch.
         self.batches = EpochBatches()
         self.loader = clip_loader(
             train_data,
@@ -102,20 +102,20 @@ class Trainer:
 
     @property
     def bare_model(self) -> Any:
-        """The model without what distributed training and `torch.compile` put around it."""
+        """The model without the wrappers of distributed training and `torch.compile`."""
         return bare(self.model, self.accelerator)
 
     def resume(self, checkpoint: Any, state: LoopState) -> None:
         """
-        Go on from a checkpoint folder whose weights are already in the model.
+        Resume from a checkpoint folder whose weights are already in the model.
 
         Raises:
-            CaeAvError: it stopped inside an epoch whose order of clips this recipe does not repeat.
+            CaeAvError: It stopped inside an epoch, and this recipe would give that epoch another order of clips.
         """
         if state.clips_done and state.order != self._order():
             raise CaeAvError(
-                f"{checkpoint}: stopped inside an epoch of {state.order}, but now it would be {self._order()}; "
-                "these can change only between epochs"
+                f"{checkpoint}: stopped inside an epoch with {state.order}, but got {self._order()}; these can change "
+                "only between epochs"
             )
         self.state = state
         self.state.order = self._order()
@@ -128,10 +128,11 @@ class Trainer:
 
     def fit(self) -> LoopState:
         """
-        Train until the recipe is fulfilled. A recipe of no epochs scores and saves the model as it is.
+        Train until the recipe's `epochs`, `max_steps` or `patience` is reached. Without epochs, evaluate and save the
+        model as it is.
 
         Raises:
-            CaeAvError: too many steps in a row without a finite loss and gradient, or no clip can be decoded.
+            CaeAvError: Too many steps in a row had no finite loss and gradient, or no clip can be decoded.
         """
         while not self._is_done():
             started = time.perf_counter()
@@ -148,14 +149,15 @@ class Trainer:
         return state.epoch >= recipe.epochs or out_of_steps or out_of_patience
 
     def _order(self) -> dict[str, int]:
+        """Return the values that the order of the clips depends on besides the epoch."""
         order = {"seed": self.recipe.seed, "clips": self.num_rows}
         if self.stream is not None:
             order |= {"shuffle_buffer": self.recipe.shuffle_buffer, "files": self.stream.rows.num_shards}
         return order
 
     @property
-    def _clips_a_batch(self) -> int:
-        """Clips of the order that all processes together take at a time."""
+    def _clips_per_batch(self) -> int:
+        """Number of clips in a batch over all processes."""
         return self.recipe.batch_size * self.accelerator.num_processes
 
     def _train_epoch(self) -> None:
@@ -164,7 +166,7 @@ class Trainer:
         set_learning_rate(self.optimizer, learning_rate(recipe, state.epoch))
         self.bare_model.loss_weights["entropy"] = entropy_weight(recipe, self.full_entropy_weight, state.epoch)
         self.model.train()
-        # Clips that were done before a resume are left out here, so none of them is decoded again.
+        # Start after the clips that were done before a resume, so that none of them is decoded again.
         if self.stream is not None:
             self.batches.current = self.stream.batches(recipe.batch_size, epoch=state.epoch, start=state.clips_done)
         else:
@@ -180,11 +182,11 @@ class Trainer:
             )
         if hasattr(self.train_data, "set_epoch"):
             self.train_data.set_epoch(state.epoch)
-        clips_a_step = self._clips_a_batch * recipe.accumulation_steps
-        steps_left = math.ceil((self.num_rows - state.clips_done) / clips_a_step)
+        clips_per_step = self._clips_per_batch * recipe.accumulation_steps
+        steps_left = math.ceil((self.num_rows - state.clips_done) / clips_per_step)
         with tqdm(
-            total=state.clips_done // clips_a_step + steps_left,
-            initial=state.clips_done // clips_a_step,
+            total=state.clips_done // clips_per_step + steps_left,
+            initial=state.clips_done // clips_per_step,
             desc=f"epoch {state.epoch + 1}/{recipe.epochs}",
             unit="step",
             disable=not self.accelerator.is_main_process,
@@ -208,42 +210,42 @@ class Trainer:
 
     def _step(self, window: list[ClipBatch]) -> float | None:
         """
-        Take one step of the optimizer over the batches of a window, each of which the processes share.
+        Take one optimizer step over the batches of a window. Each batch is spread over all processes.
 
         Returns:
-            The mean loss over the clips, or `None` where the step was skipped.
+            The mean loss over the clips, or `None` if the step was skipped.
         """
         accelerator, state = self.accelerator, self.state
-        counts = [[len(batch["indices"]), sum(batch["replaced"])] for batch in window]
-        by_process = accelerator.gather(torch.tensor(counts, device=accelerator.device)[None])
+        clip_counts = [[len(batch["indices"]), sum(batch["replaced"])] for batch in window]
+        # (processes, batches, 2): every process has to know how many clips the others have.
+        by_process = accelerator.gather(torch.tensor(clip_counts, device=accelerator.device)[None])
         clips_by_process = by_process[..., 0]
         clips_of_batch = clips_by_process.sum(0).tolist()
         clips = sum(clips_of_batch)
-        state.clips_done = min(state.clips_done + len(window) * self._clips_a_batch, self.num_rows)
+        state.clips_done = min(state.clips_done + len(window) * self._clips_per_batch, self.num_rows)
         state.dropped_clips += int(by_process[..., 1].sum())
 
-        # Forward passes change the statistics of batch norm before it is known whether the step will be skipped.
+        # Forward passes update the statistics of batch norm before it is known whether the step is skipped.
         statistics = [buffer.clone() for buffer in self.statistics]
         losses: list[tuple[int, dict[str, torch.Tensor]]] = []
         for number, batch in enumerate(window):
             if not clips_by_process[:, number].all():
-                batch = lend_inputs(batch, int(clips_by_process[:, number].argmax()), accelerator)
-            # Gradients add up on each process, and are shared in the backward pass of the last batch.
+                batch = fill_empty_batch(batch, int(clips_by_process[:, number].argmax()), accelerator)
+            # Each process accumulates its gradients; the backward pass of the last batch averages them over processes.
             is_last = number == len(window) - 1
             accelerator.sync_gradients = is_last
             synchronise = nullcontext() if is_last else accelerator.no_sync(self.model)
             with synchronise, without_contribution(not batch["indices"]):
                 inputs = batch["inputs"] if self.captions is None else self.captions.insert(batch["inputs"])
-                # Of the targets, the loss reads `labels`; the others are the metric's.
                 inputs = self.task.inputs_in_training(inputs)
                 outputs = self.model(**send_to_device(inputs, accelerator.device, non_blocking=True))
-                # Everywhere else the loss is read once a step, since reading it waits for the device; here the
-                # backward pass would already change the weights.
+                # Checking the loss here waits for the device, so without `optimizer_in_backward` it is checked once
+                # per step below. With it, the backward pass already changes the weights.
                 if self.recipe.optimizer_in_backward and not outputs.loss.isfinite():
                     self._skip(statistics)
                     return None
-                # The loss is the mean over the batch's clips on all processes. Weighted by its share of the clips, the
-                # gradients of the window add up to that of the mean over all its clips.
+                # The loss is the mean over the batch's clips on all processes. Weight it by the batch's share of the
+                # clips, so that the gradients add up to the gradient of the mean over all clips of the window.
                 accelerator.backward(outputs.loss * (clips_of_batch[number] / clips))
             parts = {"loss": outputs.loss, **(outputs.loss_dict or {})}
             losses.append((clips_of_batch[number], {name: part.detach() for name, part in parts.items()}))
@@ -260,19 +262,19 @@ class Trainer:
         return loss
 
     def _update(self) -> bool:
-        """Clip the gradient and let the optimizer step; `False` where the gradient was not finite."""
+        """Clip the gradient and step the optimizer; return `False` if the gradient was not finite."""
         accelerator = self.accelerator
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         limit = math.inf if self.recipe.max_grad_norm is None else self.recipe.max_grad_norm
-        norm = whole(accelerator.clip_grad_norm_(trained, limit))
-        # With fp16 the loss scaler sees the same overflow itself and lowers its scale when asked to step.
+        norm = full_tensor(accelerator.clip_grad_norm_(trained, limit))
+        # With fp16, `optimizer.step()` skips the step itself and lowers the scale of the loss.
         if accelerator.scaler is None and not torch.isfinite(norm):
             return False
         self.optimizer.step()
         return not self.optimizer.step_was_skipped
 
     def _skip(self, statistics: list[torch.Tensor]) -> None:
-        """Leave a step out: batch norm gets back the statistics it had before."""
+        """Undo a step: drop its gradients and restore the earlier statistics of batch norm."""
         self.model.zero_grad()
         for buffer, before in zip(self.statistics, statistics, strict=True):
             buffer.copy_(before)
@@ -282,11 +284,11 @@ class Trainer:
             raise CaeAvError(
                 f"the loss or its gradient was not finite in {self.state.skipped_in_a_row} steps in a row, up to step "
                 f"{self.state.step + 1} in epoch {self.state.epoch + 1}; lower learning_rate, set max_grad_norm, or "
-                "use bf16 in place of fp16"
+                "use bf16 instead of fp16"
             )
 
     def _evaluate_and_save(self, started: float) -> None:
-        """Score the evaluation split, add a line to the history, save, and note whether this was the best so far."""
+        """Evaluate, add a line to the history, and save a checkpoint, which becomes the best one if it scores best."""
         state, recipe, accelerator = self.state, self.recipe, self.accelerator
         metrics = evaluate(
             self.model,
@@ -299,8 +301,8 @@ class Trainer:
             captions=self.captions,
             description=f"evaluating on {recipe.eval_split}",
         )
-        # `max_steps` may end training inside an epoch. It is recorded then too, and a run that resumes it keeps adding
-        # to its sums.
+        # `max_steps` may end training inside an epoch. The partial epoch is recorded too, and its sums are kept for a
+        # resumed run to add to.
         running = state.clips_done > 0
         last_epoch = max(0, state.epoch if running else state.epoch - 1)
         record: dict[str, Any] = {
@@ -345,7 +347,7 @@ class Trainer:
 
 
 def _total(losses: list[tuple[int, dict[str, torch.Tensor]]]) -> dict[str, list[float]]:
-    """Each loss summed over clips, and over how many clips, from batch means and the clips of each batch."""
+    """Return the sum of each loss over clips and the number of clips, from (number of clips, batch means) pairs."""
     totals: dict[str, list[float]] = {}
     for clips, parts in losses:
         # One transfer for all losses of a batch.
@@ -354,9 +356,9 @@ def _total(losses: list[tuple[int, dict[str, torch.Tensor]]]) -> dict[str, list[
     return totals
 
 
-def _merge(several: list[dict[str, list[float]]]) -> dict[str, list[float]]:
+def _merge(all_totals: list[dict[str, list[float]]]) -> dict[str, list[float]]:
     merged: dict[str, list[float]] = {}
-    for totals in several:
+    for totals in all_totals:
         for name, (value, clips) in totals.items():
             before = merged.get(name, [0.0, 0])
             merged[name] = [before[0] + value, before[1] + clips]

@@ -1,4 +1,4 @@
-"""Which clips make up which batch: the same ones in each step, however many processes share it."""
+"""Assign clips to batches such that each step has the same clips on any number of processes."""
 
 from collections.abc import Sequence
 
@@ -17,14 +17,14 @@ def epoch_batches(
     start: int = 0,
 ) -> list[list[int]]:
     """
-    The training batches of one process in one epoch, as lists of clip numbers.
+    Return the training batches of one process in one epoch, as lists of clip indices.
 
     All processes together see every clip once, in an order drawn from `seed` and `epoch` alone, `batch_size` times
-    `num_processes` of them at a time; the first `start` clips of the order are left out. Each process gets as many
-    batches as the others. One is empty where there are fewer clips, or groups, than processes.
+    `num_processes` clips per step; the first `start` clips of the order are left out. All processes get the same
+    number of batches; a batch is empty if a step has fewer clips, or groups, than processes.
 
-    With a group for each clip, from 0 on, those of one group follow each other, and those that are in one step are
-    in one batch: then a batch has no more than `batch_size` groups, but may have more clips.
+    `groups` holds a group number (from 0) for each clip. Clips of a group are consecutive, and those of one step are
+    in one batch, so a batch has at most `batch_size` groups but may have more clips.
     """
     generator = np.random.default_rng([seed, epoch])
     permuted = generator.permutation(num_clips)
@@ -53,8 +53,8 @@ def ordered_batches(
     groups: Sequence[int] | None = None,
 ) -> list[list[int]]:
     """
-    The evaluation batches of one process: every clip exactly once over all processes, none twice. Those of one group
-    follow each other.
+    Return the evaluation batches of one process. All processes together see every clip exactly once; clips of a group
+    are consecutive.
     """
     order = np.arange(num_clips) if groups is None else np.argsort(groups, kind="stable")
     mine = np.array_split(order, num_processes)[process_index].tolist()

@@ -1,4 +1,4 @@
-"""A whole run: train by a recipe, go on with an interrupted run, or score a checkpoint."""
+"""Train by a recipe, resume an interrupted run, or score a checkpoint."""
 
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from .build import (
 from .card import RunCard
 from .checkpointing import find_checkpoint, read_loop_state
 from .evaluation import evaluate
-from .frozen_weights import spared
+from .frozen_weights import compact_frozen_towers
 from .loop import Trainer
 from .recipe import Recipe
 from .run_folder import RunFolder, environment
@@ -36,13 +36,13 @@ from .sharding import is_sharded
 from .state import LoopState
 
 
-# What autocast computes in, by the names of recipes.
+# Dtypes of autocast by the names that recipes use.
 PRECISIONS = {"no": None, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass
 class TrainingResult:
-    """What a run leaves in memory: the model as last trained, its processor, the loop's state, and the run folder."""
+    """The model after the last step (not the best one), its processor, the loop's state, and the run folder."""
 
     model: Any
     processor: Any
@@ -52,7 +52,7 @@ class TrainingResult:
 
     @property
     def best_checkpoint(self) -> Path:
-        """Folder of the model that scored best on the evaluation split."""
+        """Folder of the checkpoint that scored best on the evaluation split."""
         return self.folder / "checkpoints" / "best"
 
 
@@ -61,14 +61,14 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
     Train by a recipe.
 
     Args:
-        recipe: `data` and `output_dir` have to be set.
-        resume: A run folder or a checkpoint in one to go on from; its weights are loaded in place of new ones.
+        recipe: `data` and `output_dir` are required.
+        resume: Run folder, or a checkpoint in one, to resume from.
 
     Raises:
-        CaeAvError: see the parts; the message says which recipe value or file is at fault.
+        CaeAvError: A recipe value or file is invalid; the message names it.
     """
     if recipe.output_dir is None:
-        raise CaeAvError("recipe value 'output_dir' is missing: name a folder for the run")
+        raise CaeAvError("recipe value 'output_dir' is missing; expected a folder for the run")
     task = get_task(recipe.task)
     checkpoint = None if resume is None else find_checkpoint(resume)
     run = RunFolder(recipe.output_dir)
@@ -98,7 +98,7 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
         folder=_caption_folder(recipe),
         show_progress=accelerator.is_main_process,
     )
-    # From here on random numbers are drawn for dropout, which must differ between processes.
+    # From here on random numbers are for dropout, which must differ between processes.
     set_seed(recipe.seed, device_specific=True)
     accelerator.ddp_handler.find_unused_parameters = may_leave_parameters_out(model, train_data)
     collator = CaeAvCollator(targets=task.targets)
@@ -114,7 +114,9 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
         dtype = PRECISIONS[accelerator.mixed_precision]
         if not is_sharded(accelerator):
             frozen_file = trainer.store.keep_frozen(trainer.bare_model)
-            stack.enter_context(spared(trainer.bare_model, frozen_file, dtype=dtype, reads_text=not captions.features))
+            stack.enter_context(
+                compact_frozen_towers(trainer.bare_model, frozen_file, dtype=dtype, reads_text=not captions.features)
+            )
         if recipe.torch_compile is not None:
             trainer.bare_model.cae_av.keep_constants(dtype or torch.float32)
         state = trainer.fit()
@@ -123,10 +125,10 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
 
 def score(checkpoint: str | Path, recipe: Recipe, split: str) -> dict[str, float]:
     """
-    The metrics of a model folder on a split of `recipe.data`.
+    Return the metrics of a model folder on a split of `recipe.data`.
 
     Raises:
-        CaeAvError: the folder, the data set or the split is not what it should be.
+        CaeAvError: The folder, the data set or the split is missing or does not fit the others.
     """
     task = get_task(recipe.task)
     accelerator = build_accelerator(recipe)
@@ -151,11 +153,11 @@ def score(checkpoint: str | Path, recipe: Recipe, split: str) -> dict[str, float
 
 
 def _caption_folder(recipe: Recipe) -> Path:
-    """Where stored features of captions may be. To stream a data set of the Hub, nothing of it is downloaded."""
+    """Return the folder that may hold stored caption features. A data set streamed from the Hub is not downloaded."""
     return Path(str(recipe.data)) if recipe.streaming else local_folder(str(recipe.data))
 
 
 def _flat(recipe: Recipe) -> dict[str, Any]:
-    """The recipe in the types that every tracker takes."""
+    """Return the recipe with values of types that every tracker supports."""
     values = recipe.to_dict()
     return {name: value if isinstance(value, int | float | str) else str(value) for name, value in values.items()}

@@ -1,4 +1,4 @@
-"""The folder of a run: what was asked for, with which versions, and how it went."""
+"""The folder of a run: its recipe, versions, history and checkpoints."""
 
 import importlib.metadata
 import json
@@ -21,7 +21,7 @@ from .recipe import Recipe
 
 @contextmanager
 def without_progress_bars() -> Iterator[None]:
-    """Keep Transformers' own bars for loading and saving out of the way of the run's."""
+    """Disable Transformers' progress bars for loading and saving, which would break up the run's own."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -32,7 +32,7 @@ def without_progress_bars() -> Iterator[None]:
 
 
 def environment(accelerator: Accelerator) -> dict[str, Any]:
-    """Versions and devices that the numbers of a run may depend on."""
+    """Return the versions and devices that the numbers of a run may depend on."""
     packages = ("torchvision", "transformers", "accelerate", "datasets", "timm", "open_clip_torch", "av")
     device = accelerator.device
     return {
@@ -49,7 +49,7 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
 
 class RunFolder:
     """
-    `recipe.yaml`, `environment.json`, `history.jsonl` (one line an evaluation), `curves.png` and `checkpoints/`.
+    `recipe.yaml`, `environment.json`, `history.jsonl` (one line per evaluation), `curves.png` and `checkpoints/`.
     """
 
     def __init__(self, path: str | Path) -> None:
@@ -57,13 +57,13 @@ class RunFolder:
 
     @property
     def checkpoints(self) -> Path:
-        """Where the checkpoints lie."""
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
     def refuse_overwriting(self, *, resumed: bool) -> None:
         """
         Raises:
-            CaeAvError: the folder already holds a run and this one does not resume it.
+            CaeAvError: The folder already holds a run and this one does not resume it.
         """
         if not resumed and (self.checkpoints / "last").exists():
             raise CaeAvError(
@@ -71,7 +71,7 @@ class RunFolder:
             )
 
     def start(self, recipe: Recipe, accelerator: Accelerator) -> None:
-        """Make the folder and write what is known before the first step, from the main process."""
+        """Create the folder and write recipe and environment, on the main process."""
         if accelerator.is_main_process:
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.path / "recipe.yaml", recipe.to_yaml())
@@ -81,7 +81,7 @@ class RunFolder:
     def write_history(self, history: list[dict[str, Any]]) -> None:
         """Write `history.jsonl` and draw `curves.png` from all records so far."""
         write_text(self.path / "history.jsonl", "".join(json.dumps(record) + "\n" for record in history))
-        # Drawing is only needed here, and matplotlib takes a second to import.
+        # Imported here since matplotlib takes a second to import.
         from ..visualization import plot_curves
 
         temporary = self.path / ".partial-curves.png"

@@ -1,4 +1,4 @@
-"""The optimizer, and what changes with the epoch: the learning rate and the weight of the selection entropy."""
+"""Build the optimizer, and schedule the learning rate and the weight of the selection entropy over epochs."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from .recipe import Recipe
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> Adam:
-    """Adam over the parameters that are trained; frozen towers take no part, so they carry no optimizer state."""
+    """Return Adam over the trained parameters; frozen towers get no optimizer state."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return Adam(
         trained,
@@ -21,8 +21,8 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Adam:
 
 def step_in_backward(optimizer: Optimizer) -> None:
     """
-    From here on a backward pass takes the optimizer's step: each parameter as soon as its gradient is complete, which
-    is dropped then, so that all gradients are never there at once.
+    Make backward passes step the optimizer: each parameter is updated as soon as its gradient is complete, and the
+    gradient is freed, so that all gradients are never in memory at once.
     """
     for number, group in enumerate(optimizer.param_groups):
         for parameter in group["params"]:
@@ -40,20 +40,20 @@ def _step_alone(optimizer: Optimizer, number: int, parameter: Tensor) -> None:
 
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:
-    """Learning rate of an epoch (counted from 0): multiplied by `lr_decay_factor` every `lr_decay_epochs` epochs."""
+    """Return the learning rate of an epoch (from 0), decayed by `lr_decay_factor` every `lr_decay_epochs` epochs."""
     return recipe.learning_rate * recipe.lr_decay_factor ** (epoch // recipe.lr_decay_epochs)
 
 
 def set_learning_rate(optimizer: Optimizer, value: float) -> None:
-    """Give every parameter group of the optimizer this learning rate."""
+    """Set the learning rate of all parameter groups."""
     for group in optimizer.param_groups:
         group["lr"] = value
 
 
 def entropy_weight(recipe: Recipe, full_weight: float, epoch: int) -> float:
     """
-    Weight of the selection entropy (gamma of Eq. 25) in an epoch (counted from 0): 0 for `entropy_warmup_epochs`, then
-    in equal steps over `entropy_ramp_epochs` up to `full_weight`, which it has from the epoch after these on.
+    Return the weight of the selection entropy (gamma of Eq. 25) in an epoch (from 0): 0 for `entropy_warmup_epochs`,
+    then growing in equal steps over `entropy_ramp_epochs`, and `full_weight` in all later epochs.
     """
     ramp = recipe.entropy_ramp_epochs + 1
     return full_weight * min(max(epoch + 1 - recipe.entropy_warmup_epochs, 0), ramp) / ramp

@@ -1,8 +1,8 @@
 """
-Training with parameters divided among processes (FSDP): what is divided, and how it comes together again.
+Shard parameters among processes (FSDP), and gather them for evaluation and checkpoints.
 
-Accelerate divides; here it is told what, since a model whose frozen blocks are driven by the layers between them has
-few modules that are called as a whole.
+Accelerate does the sharding. Which modules to shard is chosen here: the interaction layers call parts of the frozen
+blocks themselves, so only few modules are called as a whole, which FSDP requires of the modules that it wraps.
 """
 
 from collections.abc import Iterator
@@ -18,33 +18,32 @@ from torch.distributed.tensor import DTensor
 from ..errors import CaeAvError
 
 
-# Of the towers, the parts that are called as modules: most of their weights.
+# The parts of the towers that are called as whole modules. They hold most of the weights.
 _TOWER_PARTS = ("Mlp", "ClapAudioIntermediate", "ClapAudioOutput")
 
 
 def bare(model: nn.Module, accelerator: Accelerator) -> Any:
-    """The model without what distributed training and `torch.compile` put around it."""
+    """Return the model without the wrappers of distributed training and `torch.compile`."""
     return accelerator.unwrap_model(model, keep_torch_compile=False)
 
 
 def is_sharded(accelerator: Accelerator) -> bool:
-    """Whether this run divides parameters among processes."""
+    """Return whether this run shards parameters among processes."""
     return getattr(accelerator.state, "fsdp_plugin", None) is not None
 
 
 def plan_sharding(accelerator: Accelerator, model: Any, *, shard_towers: bool) -> None:
     """
-    Tell Accelerate what of `model` to divide: every interaction layer and CASE by themselves, what else is trained
-    together, and the frozen towers of video and audio if `shard_towers`. Otherwise each process has whole towers, and
-    sends nothing of them. The text tower, which need not run in a step, is whole on each process. Without FSDP this
-    does nothing.
+    Configure which modules of `model` Accelerate shards: each interaction layer and CASE on their own, all other
+    trained parameters together, and the frozen towers of video and audio if `shard_towers`. Otherwise each process
+    holds whole towers, which saves communication. The text tower may not run in a step, so it is never sharded.
+    Without FSDP this does nothing.
 
     Raises:
-        CaeAvError: the first version of FSDP is asked for, which cannot divide trained and frozen weights together, or
-            DeepSpeed.
+        CaeAvError: FSDP 1 is configured, which cannot shard trained and frozen weights together, or DeepSpeed.
     """
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
-        raise CaeAvError("DeepSpeed is not supported; to divide weights and optimizer state, use FSDP")
+        raise CaeAvError("DeepSpeed is not supported; use FSDP to shard weights and optimizer state")
     if not is_sharded(accelerator):
         return
     plugin = accelerator.state.fsdp_plugin
@@ -57,15 +56,15 @@ def plan_sharding(accelerator: Accelerator, model: Any, *, shard_towers: bool) -
         names |= {type(part).__name__ for tower in towers for part in tower.modules()} & set(_TOWER_PARTS)
         towers = [tower for kind, tower in model.cae_av.named_towers().items() if kind == "text"]
     plugin.transformer_cls_names_to_wrap = sorted(names)
-    # FSDP cannot divide single numbers.
+    # FSDP cannot shard scalars.
     scalars = [parameter for parameter in model.parameters() if parameter.requires_grad and not parameter.ndim]
     plugin.ignored_modules = [*towers, nn.ParameterList(scalars)]
 
 
 def share_gradients(accelerator: Accelerator, model: nn.Module) -> None:
     """
-    Take the mean over processes of the gradients that FSDP leaves alone: of single numbers, and of LoRA in towers that
-    are whole. All processes call it.
+    Average the gradients that FSDP ignores over processes: those of scalars, and of LoRA in towers that are not
+    sharded. All processes must call it.
     """
     if not is_sharded(accelerator):
         return
@@ -76,43 +75,43 @@ def share_gradients(accelerator: Accelerator, model: nn.Module) -> None:
 
 
 @contextmanager
-def gathered(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
+def gathered_parameters(model: nn.Module, accelerator: Accelerator) -> Iterator[None]:
     """
-    Within this context every process has all parameters and can run the model without the others, as in an
-    evaluation, where shares of the clips differ. All processes enter and leave it together.
+    Context in which every process holds all parameters and can run the model without the others, as an evaluation with
+    unequal shares of the clips requires. All processes must enter and leave it together.
     """
     from torch.distributed.fsdp import FSDPModule
 
-    divided = [module for module in model.modules() if isinstance(module, FSDPModule)]
-    for module in divided:
+    sharded = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for module in sharded:
         module.set_reshard_after_forward(False, recurse=False)
         module.unshard()
     try:
         yield
     finally:
-        for module in divided:
-            # As Accelerate has it: the outermost part stays whole between the forward and the backward pass.
-            again = module is not model and bool(accelerator.state.fsdp_plugin.reshard_after_forward)
-            module.set_reshard_after_forward(again, recurse=False)
+        for module in sharded:
+            # Like Accelerate, keep the root module unsharded between the forward and the backward pass.
+            reshard = module is not model and bool(accelerator.state.fsdp_plugin.reshard_after_forward)
+            module.set_reshard_after_forward(reshard, recurse=False)
             module.reshard()
 
 
-def whole(tensor: Any) -> Any:
-    """A tensor that may be divided, whole and on this process; other values as they are. All processes call it."""
+def full_tensor(tensor: Any) -> Any:
+    """Gather a sharded tensor; return other values unchanged. All processes must call it."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
+def full_state_dicts(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dict[str, Any], dict[str, Any]]:
     """
-    Return the state dict of a model and that of its optimizer, the latter by names of parameters, so that it suits any
-    number of processes. All tensors are whole and on the CPU of the main process; other processes get empty dicts. All
-    processes call it.
+    Return the state dicts of a model and of its optimizer, the latter keyed by parameter names, so that it loads on
+    any number of processes. Tensors are unsharded and on the CPU of the main process; other processes get empty dicts.
+    All processes must call it.
     """
     is_new = not optimizer.state
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     weights, state = get_state_dict(model, optimizer, options=options)
     if is_new:
-        # PyTorch has taken a step of zero gradients, to have a state to return.
+        # PyTorch took a step with zero gradients to initialize the state; discard it.
         optimizer.state.clear()
         state["state"] = {}
     return weights, state
@@ -120,16 +119,16 @@ def whole_state(model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[dic
 
 def load_optimizer_state(model: nn.Module, optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """
-    Load the optimizer's part of what `whole_state` returned.
+    Load an optimizer's state dict returned by `full_state_dicts`.
 
     Raises:
-        ValueError: it is that of other parameters.
+        ValueError: It belongs to other parameters.
     """
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     if other := sorted(trained.keys() ^ {name for group in saved["param_groups"] for name in group["params"]}):
         raise ValueError(f"optimizer state of other parameters, {len(other)} of them: {', '.join(other[:3])} ...")
-    # A parameter that has had no gradient yet has no state. PyTorch wants one of each, and would leave the moments of
-    # the step that it takes to initialize them.
+    # Parameters without a gradient so far have no saved state, but PyTorch requires an entry for each, and initializes
+    # missing moments by a step with zero gradients. Pass empty entries, and delete what that step leaves.
     state = {name: saved["state"].get(name, {}) for name in trained}
     set_optimizer_state_dict(
         model, optimizer, {**saved, "state": state}, options=StateDictOptions(full_state_dict=True)

@@ -1,4 +1,4 @@
-"""Where a run stands: the loop's own counters, and the state of every random generator."""
+"""Progress of a run: the loop's counters, and the state of all random generators."""
 
 import random
 from dataclasses import asdict, dataclass, field
@@ -13,12 +13,12 @@ from ..errors import CaeAvError
 @dataclass
 class LoopState:
     """
-    Counters of the loop. They are plain numbers, saved as JSON beside the weights.
+    Counters of the loop, saved as JSON beside the weights.
 
-    `clips_done` counts the clips of the running epoch, in its order, that all processes together have used; so a run
-    can go on with any number of processes. `loss_totals` (a sum over clips and the number of clips, for each loss),
-    `dropped_clips` and `skipped_steps` belong to that epoch too, so that a resumed epoch reports the same. `order` is
-    what the order of the clips depends on besides the epoch.
+    `clips_done` is the number of clips of the running epoch that all processes together have used, in the epoch's
+    order, so a run can resume on any number of processes. `loss_totals` (sum over clips and number of clips of each
+    loss), `dropped_clips` and `skipped_steps` also belong to the running epoch, so that a resumed epoch reports the
+    same values. `order` holds the values that the order of the clips depends on besides the epoch.
     """
 
     epoch: int = 0
@@ -35,16 +35,16 @@ class LoopState:
     history: list[dict[str, Any]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """A JSON-serialisable copy."""
+        """Return a JSON-serializable copy."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], source: str) -> "LoopState":
         """
-        The state that `to_dict` described.
+        Build the state from the output of `to_dict`.
 
         Raises:
-            CaeAvError: the values are those of another version; `source` names the file.
+            CaeAvError: The values are from another version; `source` names their file in the message.
         """
         try:
             return cls(**values)
@@ -53,7 +53,7 @@ class LoopState:
 
 
 def random_state() -> dict[str, Any]:
-    """The state of the random generators of Python, NumPy and PyTorch, in types that load with `weights_only=True`."""
+    """Return the state of the generators of Python, NumPy and PyTorch, in types that load with `weights_only=True`."""
     version, internal, gauss = random.getstate()
     name, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     return {
@@ -66,8 +66,8 @@ def random_state() -> dict[str, Any]:
 
 def set_random_state(state: dict[str, Any]) -> None:
     """
-    Put the generators back to where `random_state` found them. The generators of CUDA devices are set only when as
-    many devices are there as were then.
+    Restore the generators to a state returned by `random_state`. Those of CUDA devices are restored only if the number
+    of devices is the same.
     """
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))

@@ -1,11 +1,10 @@
 """
-Makes the toy towers that the package ships: each is trained on one modality of the toy corpus, to be frozen later.
+Train the toy towers that the package ships, each on one modality of the toy corpus.
 
     python -m caeav_hf.training.toy_towers --out toy_towers
 
-The vision tower learns the class of a frame, the audio tower the class of a second of sound (background being a class
-of its own for both), the text tower the class of a caption. They are saved as their own libraries save them: timm,
-Transformers and open_clip.
+The vision tower learns to classify frames, the audio tower seconds of sound (both with background as an additional
+class), the text tower captions. They are saved in the formats of timm, Transformers and open_clip.
 """
 
 import argparse
@@ -35,15 +34,15 @@ from ..toy import CLASSES, MISALIGNMENTS, render_frame, render_sound
 from ..toy.scene import plan_event_clips
 
 
-# A frame of the corpus is rendered larger than the tower reads it, as a video would be.
+# Frames are rendered larger than the tower's input, as those of a video would be.
 FRAME_SIZE = 96
 
-# An open_clip model has an image side too; nothing reads this one.
+# open_clip models require an image tower; nothing uses this one.
 _UNUSED_IMAGE_TOWER = {"image_size": 16, "patch_size": 16, "layers": 1, "width": 16, "head_width": 16}
 
 
 def pooled(tower: Tower, inputs: Tensor) -> Tensor:
-    """Mean over the tokens of the last stage, (N, C)."""
+    """Return the mean over the tokens of the last stage, (N, C)."""
     reader = TowerReader(tower)
     return reader.pool(reader.final_norm(reader.walk(reader.embed(inputs)).finish()))
 
@@ -57,7 +56,7 @@ def train_classifier(
     epochs: int,
     generator: torch.Generator,
 ) -> float:
-    """Train `model` with a linear classifier on top of `features`; returns the accuracy on `test`."""
+    """Train `model` with a linear classifier on top of `features`, and return the accuracy on `test`."""
     num_classes = int(train[1].max()) + 1
     model.train()
     with torch.no_grad():
@@ -88,7 +87,7 @@ def train_classifier(
 
 
 def frames_and_labels(processor: CaeAvProcessor, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """`count` frames as the vision tower reads them, and their classes; the last class is background."""
+    """Return `count` frames as inputs of the vision tower, and their classes, the last being background."""
     labels = np.arange(count) % (len(CLASSES) + 1)
     clips = [
         render_frame(rng, None if label == len(CLASSES) else int(label), FRAME_SIZE)[None]
@@ -99,7 +98,7 @@ def frames_and_labels(processor: CaeAvProcessor, count: int, rng: np.random.Gene
 
 
 def sounds_and_labels(processor: CaeAvProcessor, count: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """`count` seconds of sound as the audio tower reads them, and their classes; the last class is background."""
+    """Return `count` seconds of sound as inputs of the audio tower, and their classes, the last being background."""
     extractor = processor.feature_extractor
     labels = np.arange(count) % (len(CLASSES) + 1)
     waveforms = [
@@ -111,7 +110,7 @@ def sounds_and_labels(processor: CaeAvProcessor, count: int, rng: np.random.Gene
 
 
 def captions_and_labels(processor: CaeAvProcessor, count: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Token ids of `count` visual and `count` audio captions, and the classes of their clips."""
+    """Return token ids of `count` visual and `count` audio captions, and the classes of their clips."""
     scenes = plan_event_clips(count, (1, 0, 0), 0.3, dict.fromkeys(MISALIGNMENTS, 1.0), seed)
     texts = [scene.visual_caption for scene in scenes] + [scene.audio_caption for scene in scenes]
     ids = processor.tokenizer(texts, padding=True, truncation=True, return_tensors="pt")["input_ids"]
@@ -123,13 +122,13 @@ def make_towers(out: Path, seed: int = 0, samples: int = 4500, epochs: int = 10)
     Train and save the three towers.
 
     Args:
-        out: Folder; gets `vision`, `audio`, `text` and `report.json`.
+        out: Output folder of `vision`, `audio`, `text` and `report.json`.
         seed: Seed of samples and weights.
-        samples: Training samples of the visual and of the audio tower.
+        samples: Number of training samples of the visual and of the audio tower.
         epochs: Passes over them.
 
     Returns:
-        Accuracy of each tower on samples it has not seen.
+        Accuracy of each tower on unseen samples.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
@@ -168,7 +167,7 @@ def make_towers(out: Path, seed: int = 0, samples: int = 4500, epochs: int = 10)
     text = ClipTextTower(config.text_config)
 
     def last_token(ids: Tensor) -> Tensor:
-        # As CLIP pools: the end token, which has the highest id, has seen all others.
+        # As in CLIP, pool the end token, which has the highest id and attends to all others.
         return text.encode(ids)[torch.arange(len(ids)), ids.argmax(-1)]
 
     ids, labels = captions_and_labels(processor, samples // 3, seed)
@@ -182,7 +181,7 @@ def make_towers(out: Path, seed: int = 0, samples: int = 4500, epochs: int = 10)
 
 
 def save_clip(text: ClipTextTower, config: CaeAvConfig, out: Path) -> None:
-    """A text tower as the folder that `open_clip.create_model("local-dir:...")` reads."""
+    """Write a text tower as a folder for `open_clip.create_model("local-dir:...")`."""
     out.mkdir(parents=True, exist_ok=True)
     sizes = config.text_config
     text_config = {
@@ -207,9 +206,9 @@ def save_clip(text: ClipTextTower, config: CaeAvConfig, out: Path) -> None:
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", type=Path, required=True, help="output folder")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--samples", type=int, default=4500, help="training samples of the visual and the audio tower")
     parser.add_argument("--epochs", type=int, default=10)
