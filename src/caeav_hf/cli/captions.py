@@ -1,4 +1,4 @@
-"""The commands `caeav caption` and `caeav encode-captions`, and the captioning options of others."""
+"""The commands `caeav caption` and `caeav encode-captions`, and the captioning options of other commands."""
 
 import argparse
 import dataclasses
@@ -14,35 +14,41 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Any) -> None:
-    """Adds both commands to the subparsers of `caeav`."""
+    """Add both commands to the subparsers of `caeav`."""
     caption = commands.add_parser(
         "caption",
-        help="have a language model write the two captions of every clip of a data set",
-        description="Write a visual and an audio caption of every clip that has none yet. It may be stopped at any "
-        "moment and goes on from there when it is run again. Captions that were edited in the file are never "
-        "changed. Clips that fail are reported beside it and tried again by the next run.",
+        help="write the two captions of every clip of a data set with a language model",
+        description="Write a visual and an audio caption of every clip that has none yet. If it is stopped, running "
+        "it again continues. Captions that were edited in the file are never changed. Clips that fail are listed in "
+        "a report beside it and tried again by the next run.",
     )
     caption.add_argument(
         "dataset",
         nargs="+",
         metavar="DATASET",
-        help="a folder that a builder wrote, a folder of media files, a .txt file with a path a line, or media files",
+        help="folder written by a builder, folder of media files, .txt file with one path per line, or media files",
     )
     caption.add_argument("--out", required=True, metavar="FILE.parquet", help="caption file")
     add_server_options(caption, prefix="")
-    caption.add_argument("--local", action="store_true", help="run the model here, with Transformers")
-    caption.add_argument("--device", help="local: cpu, cuda, cuda:1 ...; by default the first accelerator, else cpu")
-    caption.add_argument("--dtype", default="auto", help="local: of the weights, e.g. bfloat16 (default: %(default)s)")
-    caption.add_argument("--batch-size", type=int, default=8, metavar="N", help="local: clips that run together")
-    caption.add_argument("--attempts", type=int, metavar="N", help="how often a request is made at most (server: 5)")
+    caption.add_argument("--local", action="store_true", help="run the model on this machine, with Transformers")
+    caption.add_argument("--device", help="local: cpu, cuda, cuda:1 ... (default: the first accelerator, else cpu)")
+    caption.add_argument(
+        "--dtype", default="auto", help="local: dtype of the weights, e.g. bfloat16 (default: %(default)s)"
+    )
+    caption.add_argument(
+        "--batch-size", type=int, default=8, metavar="N", help="local: clips per batch (default: %(default)s)"
+    )
+    caption.add_argument(
+        "--attempts", type=int, metavar="N", help="maximum number of attempts per request (default for a server: 5)"
+    )
     caption.add_argument(
         "--backoff",
         type=float,
         default=1.0,
         metavar="S",
-        help="server: seconds before the second attempt, then doubled",
+        help="server: seconds before the second attempt, doubled each time (default: %(default)s)",
     )
-    caption.add_argument("--limit", type=int, metavar="N", help="most clips to caption in this run")
+    caption.add_argument("--limit", type=int, metavar="N", help="maximum number of clips to caption in this run")
     caption.add_argument(
         "--renew", action="store_true", help="also replace unedited captions of another model, prompt or settings"
     )
@@ -51,43 +57,43 @@ def add_commands(commands: Any) -> None:
 
     encode = commands.add_parser(
         "encode-captions",
-        help="compute the frozen text features of every caption of a data set once, for training and evaluation",
-        description="Compute the features that a model's frozen text tower gives for every caption of a data set, and "
-        "store them in it. Training and evaluation with the same text tower read them; others compute their own.",
+        help="precompute the frozen text features of all captions of a data set for training and evaluation",
+        description="Compute the features of all captions of a data set with a model's frozen text tower, and store "
+        "them in its folder. Training and evaluation with the same text tower use them; others compute their own.",
     )
-    encode.add_argument("dataset", metavar="DATASET", help="a folder that a builder wrote")
+    encode.add_argument("dataset", metavar="DATASET", help="folder written by a builder")
     encode.add_argument(
         "--model", required=True, metavar="DIR", help="model folder or Hub id whose text tower is used"
     )
-    encode.add_argument("--device", help="cpu, cuda, cuda:1 ...; by default the first accelerator, else cpu")
+    encode.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the first accelerator, else cpu)")
     encode.add_argument(
         "--dtype",
         choices=("float32", "float16", "bfloat16"),
         default="float32",
-        help="of the stored features (default: %(default)s)",
+        help="dtype of the stored features (default: %(default)s)",
     )
     encode.set_defaults(run=_encode, next_step="run the same command again, which continues")
 
 
 def add_server_options(parser: argparse.ArgumentParser, prefix: str = "caption-") -> None:
-    """Adds the options that [`server_captioner`] reads."""
+    """Add the options that [`server_captioner`] reads."""
     parser.add_argument(
         f"--{prefix}server",
         dest="caption_server",
         metavar="URL",
-        help="an OpenAI-compatible server that writes captions, such as http://localhost:8000/v1",
+        help="OpenAI-compatible server that writes captions, such as http://localhost:8000/v1",
     )
     parser.add_argument(
         f"--{prefix}model",
         dest="caption_model",
         metavar="NAME",
-        help="the captioning model, such as Qwen/Qwen2.5-Omni-7B",
+        help="captioning model, such as Qwen/Qwen2.5-Omni-7B",
     )
     parser.add_argument(
         f"--{prefix}key-variable",
         dest="caption_key_variable",
         metavar="NAME",
-        help="environment variable that holds the server's key",
+        help="environment variable with the server's API key",
     )
     parser.add_argument(
         f"--{prefix}concurrency",
@@ -95,10 +101,15 @@ def add_server_options(parser: argparse.ArgumentParser, prefix: str = "caption-"
         type=int,
         default=16,
         metavar="N",
-        help="requests at a time",
+        help="number of concurrent requests (default: %(default)s)",
     )
     parser.add_argument(
-        f"--{prefix}timeout", dest="caption_timeout", type=float, default=120.0, metavar="S", help="seconds to wait"
+        f"--{prefix}timeout",
+        dest="caption_timeout",
+        type=float,
+        default=120.0,
+        metavar="S",
+        help="seconds to wait for an answer (default: %(default)s)",
     )
 
 
@@ -106,10 +117,10 @@ def server_captioner(
     options: argparse.Namespace, settings: "CaptionSettings | None" = None, **arguments: Any
 ) -> "Captioner | None":
     """
-    The captioner that the options of [`add_server_options`] describe, if they name a server.
+    Build the captioner that the options of [`add_server_options`] describe; None if they name no server.
 
     Raises:
-        CaeAvError: They name a server without a model, or a variable that is not set.
+        CaeAvError: The options name a server without a model, or a variable that is not set.
     """
     if options.caption_server is None:
         return None
@@ -136,16 +147,16 @@ def server_captioner(
 def _add_settings(parser: argparse.ArgumentParser) -> None:
     from ..captioning.settings import CaptionSettings
 
-    group = parser.add_argument_group("what the model is shown and how it answers (the same for both modalities)")
+    group = parser.add_argument_group("inputs of the model and sampling of its answers (the same for both modalities)")
     texts = {
-        "max_frames": "most frames that are shown, evenly chosen",
-        "frame_size": "most pixels of a frame's longer side",
+        "max_frames": "maximum number of frames, evenly spaced",
+        "frame_size": "maximum pixels of a frame's longer side",
         "max_seconds": "seconds of a clip, from its beginning",
-        "max_tokens": "most tokens of an answer",
-        "temperature": "of sampling; 0 takes the most likely token",
-        "top_p": "of sampling",
-        "seed": "of sampling",
-        "max_characters": "most characters of a caption",
+        "max_tokens": "maximum tokens of an answer",
+        "temperature": "sampling temperature; 0 takes the most likely token",
+        "top_p": "nucleus sampling",
+        "seed": "seed of sampling",
+        "max_characters": "maximum characters of a caption",
         "prompt_version": "version of the prompts",
     }
     defaults = {item.name: item.default for item in dataclasses.fields(CaptionSettings)}
@@ -172,7 +183,7 @@ def _caption(options: argparse.Namespace) -> int:
     if options.limit is not None and options.limit < 0:
         raise CaeAvError(f"--limit must not be negative, got {options.limit}")
     attempts: dict[str, Any] = {} if options.attempts is None else {"attempts": options.attempts}
-    # Whatever is wrong with the data set is found before a model is loaded.
+    # Errors in the data set should come up before a model is loaded.
     clips = find_clips(options.dataset[0] if len(options.dataset) == 1 else options.dataset)
     captioner = server_captioner(
         options, settings, backoff=options.backoff, **attempts
@@ -186,8 +197,8 @@ def _caption(options: argparse.Namespace) -> int:
     )
     report = caption_clips(clips, captioner, options.out, renew=options.renew, limit=options.limit)
     print(
-        f"{options.out}: {report.complete} of {report.clips} clips are captioned, {report.captioned} of them now, in "
-        f"{report.seconds:.1f} s; {report.edited} captions were edited and kept"
+        f"{options.out}: {report.complete} of {report.clips} clips have captions, {report.captioned} written now in "
+        f"{report.seconds:.1f} s; {report.edited} edited captions were kept"
     )
     if report.kept_from_elsewhere:
         print(

@@ -1,4 +1,4 @@
-"""The `caeav` command: `predict` runs a model on media files, `demo` shows the whole package on a made-up data set."""
+"""The parser of the `caeav` command, and `caeav demo`."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,7 +9,7 @@ from . import build, captions, convert, export, predict, prepare
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all subcommands."""
+    """Build the parser of all subcommands."""
     parser = ArgumentParser(prog="caeav", description="CAE-AV audio-visual learning.")
     parser.add_argument("--version", action="version", version=f"caeav-hf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -22,20 +22,22 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser(
         "demo",
-        help="make a toy corpus, train on it, evaluate, predict and draw: minutes on a laptop",
-        description="Make a toy corpus, train a toy model on it, evaluate, save, reload, predict and draw.",
+        help="generate a toy corpus, train on it, evaluate, predict and plot: minutes on a laptop",
+        description="Generate a toy corpus, train a toy model on it, evaluate, save, reload, predict and plot.",
+    )
+    demo.add_argument("--out", default="caeav-demo", metavar="DIR", help="output folder (default: %(default)s)")
+    demo.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="seed of the corpus and of training (default: %(default)s)"
     )
     demo.add_argument(
-        "--out", default="caeav-demo", metavar="DIR", help="folder for everything (default: %(default)s)"
+        "--quick", action="store_true", help="use few clips and one epoch: shows the steps, learns little"
     )
-    demo.add_argument("--seed", type=int, default=0, metavar="N", help="seed of the corpus and of training")
-    demo.add_argument("--quick", action="store_true", help="a few clips and one epoch: shows the way, learns little")
     demo.set_defaults(run=_demo, next_step="remove its folder and run the same command again")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code (see [`run_command`])."""
+    """Run the command and return the exit code (see [`run_command`])."""
     options = build_parser().parse_args(arguments)
     next_step = getattr(options, "next_step", "run the same command again")
     return run_command(

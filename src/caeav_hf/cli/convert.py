@@ -1,4 +1,4 @@
-"""The command `caeav convert`: a checkpoint of the authors' code becomes a folder for `from_pretrained`."""
+"""The command `caeav convert`: convert a checkpoint of the authors' code to a folder for `from_pretrained`."""
 
 import argparse
 import ast
@@ -19,47 +19,55 @@ if TYPE_CHECKING:
 
 _TEXT_IN = "The text tower is `{text}`."
 _TEXT_OUT = (
-    "The checkpoint holds no text tower, so that of this folder is random: give the model features of captions "
+    "The checkpoint has no text tower, so the one in this folder is random: pass caption features to the model "
     "(`visual_caption_embeds`, `audio_caption_embeds`), or convert again with `--text`."
 )
 
 
 def add_command(commands: Any) -> None:
-    """Adds the command to the subparsers of `caeav`."""
+    """Add the command to the subparsers of `caeav`."""
     convert = commands.add_parser(
         "convert",
-        help="turn a checkpoint of the authors' code, of CAE-AV or AVMoE, into a model folder",
-        description="Turn a checkpoint of the authors' code into a folder for from_pretrained: model, configuration, "
-        "processor, card, and a report on every key. Sizes are read from the tensors. Nothing in the file is run.",
+        help="convert a checkpoint of the authors' code for CAE-AV or AVMoE to a model folder",
+        description="Convert a checkpoint of the authors' code to a folder for from_pretrained: model, configuration, "
+        "processor, card, and a report on every key. Sizes are read from the tensors. No code in the file is run.",
     )
     convert.add_argument(
         "checkpoint",
         nargs="+",
         metavar="CHECKPOINT",
-        help="its file, or several: .pt, .pth, .ckpt, .bin, .safetensors",
+        help="one or more files: .pt, .pth, .ckpt, .bin, .safetensors",
     )
-    convert.add_argument("--task", required=True, choices=FLAGS, help="what the model was trained for")
-    convert.add_argument("--out", required=True, metavar="DIR", help="folder for the model")
+    convert.add_argument("--task", required=True, choices=FLAGS, help="task of the model")
+    convert.add_argument("--out", required=True, metavar="DIR", help="output folder")
     convert.add_argument(
         "--option",
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="the authors' training flags: what shapes the model is checked against the tensors, the report lists the "
-        "others: num_skip=2 is_bn=1 ...",
+        help="the authors' training flags, such as num_skip=2 is_bn=1; those that shape the model are checked against "
+        "the tensors, the others are listed in the report",
     )
     convert.add_argument(
-        "--vision", nargs="+", default=[], metavar="NAME=VALUE", help="of another Swin-V2: window_size=8 ..."
+        "--vision",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="settings of another Swin-V2, such as window_size=8",
     )
     convert.add_argument(
         "--audio",
         nargs="+",
         default=[],
         metavar="NAME=VALUE",
-        help="of another HTS-AT or front end: tile_seconds=1 ...",
+        help="settings of another HTS-AT or front end, such as tile_seconds=1",
     )
     convert.add_argument(
-        "--config", nargs="+", default=[], metavar="NAME=VALUE", help="fields of CaeAvConfig that no tensor tells"
+        "--config",
+        nargs="+",
+        default=[],
+        metavar="NAME=VALUE",
+        help="fields of CaeAvConfig that do not follow from the tensors",
     )
     convert.add_argument(
         "--text", metavar="NAME", help="CLIP text tower for captions: ViT-L-14/openai, a Hub repository or a folder"
@@ -68,7 +76,7 @@ def add_command(commands: Any) -> None:
 
 
 def _convert(options: argparse.Namespace) -> int:
-    # Only now, since these take seconds to load.
+    # Imported here since these take seconds to load.
     from ..conversion import from_official, load_checkpoint
     from ..processing import CaeAvProcessor
 
@@ -76,7 +84,7 @@ def _convert(options: argparse.Namespace) -> int:
     for path in options.checkpoint:
         tensors = load_checkpoint(path)
         if twice := sorted(set(state) & set(tensors)):
-            raise CaeAvError(f"{path}: holds {twice[0]!r}, as another file does")
+            raise CaeAvError(f"{path}: holds {twice[0]!r}, which is in another file too")
         state |= tensors
     model = from_official(
         state,
@@ -85,7 +93,7 @@ def _convert(options: argparse.Namespace) -> int:
         vision=_values("--vision", options.vision),
         audio=_values("--audio", options.audio),
         text=options.text,
-        copy=False,  # the file's pages and a copy of them would be twice the memory
+        copy=False,  # a copy beside the mapped file would double the memory
         **_values("--config", options.config),
     )
     out = Path(options.out)
@@ -124,7 +132,7 @@ def _card(model: "CaeAvPreTrainedModel", options: argparse.Namespace, summary: s
 
 
 def _values(flag: str, pairs: Sequence[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs; what is no number, list or the like is text."""
+    """Parse NAME=VALUE pairs; a value that is not a Python literal is text."""
     values = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")

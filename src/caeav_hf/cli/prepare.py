@@ -1,4 +1,4 @@
-"""The command `caeav prepare`."""
+"""The command `caeav prepare`: decode the clips of a data set once."""
 
 import argparse
 import os
@@ -11,33 +11,33 @@ from ..task import tasks
 
 
 def add_command(commands: Any) -> None:
-    """Adds the command to the subparsers of `caeav`."""
+    """Add the command to the subparsers of `caeav`."""
     prepare = commands.add_parser(
         "prepare",
         help="decode every clip of a data set once, so that training reads frames and sound instead of video",
         description="Decode every clip of a data set once and store its frames, at the model's size, and its sound, "
-        "at the model's rate, as another data set that training and evaluation read in its place. It may be stopped "
-        "at any moment and goes on from there when it is run again. Clips that cannot be decoded are reported and "
-        "left out.",
+        "at the model's sampling rate, as a data set that training and evaluation read instead. If it is stopped, "
+        "running it again continues. Clips that cannot be decoded are reported and left out.",
     )
-    prepare.add_argument("dataset", metavar="DATASET", help="a folder that a builder wrote")
-    prepare.add_argument("--out", required=True, metavar="DIR", help="folder for the prepared data set")
-    prepare.add_argument("--model", metavar="DIR", help="model folder or Hub id that the data is prepared for")
-    prepare.add_argument("--task", choices=tasks(), help="without --model: for the model of this task's recipe ...")
+    prepare.add_argument("dataset", metavar="DATASET", help="folder written by a builder")
+    prepare.add_argument("--out", required=True, metavar="DIR", help="output folder")
+    prepare.add_argument("--model", metavar="DIR", help="model folder or Hub id to prepare the data for")
+    prepare.add_argument(
+        "--task", choices=tasks(), help="without --model: prepare for the model of this task's recipe ..."
+    )
     prepare.add_argument("--size", choices=("full", "toy"), default="full", help="... and size (default: %(default)s)")
     prepare.add_argument(
         "--format",
         choices=("jpeg", "png"),
         default="jpeg",
-        help="of the frames: jpeg, quality 95, or png, which takes more space and keeps the resized frames bit for "
-        "bit (default: %(default)s)",
+        help="format of the frames: jpeg, quality 95, or png, which is lossless but larger (default: %(default)s)",
     )
     prepare.add_argument(
         "--num-proc",
         type=int,
         default=os.cpu_count() or 1,
         metavar="N",
-        help="clips that are decoded at the same time (default: one a processor)",
+        help="number of clips decoded in parallel (default: number of processors)",
     )
     prepare.set_defaults(run=_prepare, next_step="run the same command again, which continues")
 
@@ -52,7 +52,7 @@ def _prepare(options: argparse.Namespace) -> int:
     if options.num_proc < 1:
         raise CaeAvError(f"--num-proc must be at least 1, got {options.num_proc}")
     task, processor = _processor_of(options)
-    # Clips are processed side by side; the threads of each would be in each other's way.
+    # Clips are processed in parallel, where threads within each would only compete.
     torch.set_num_threads(1)
     report = prepare_clips(
         options.dataset,
@@ -76,7 +76,7 @@ def _prepare(options: argparse.Namespace) -> int:
 
 
 def _processor_of(options: argparse.Namespace) -> tuple[str, Any]:
-    """The task and the processor of the model that is named."""
+    """Return the task and the processor of the model that the options name."""
     from huggingface_hub.errors import StrictDataclassError
 
     from ..configuration_cae_av import CaeAvConfig
@@ -97,5 +97,5 @@ def _processor_of(options: argparse.Namespace) -> tuple[str, Any]:
         raise
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise CaeAvError(
-            f"{options.model}: has no configuration and processor of a model: {str(error).strip().splitlines()[-1]}"
+            f"{options.model}: expected a model and its processor: {str(error).strip().splitlines()[-1]}"
         ) from error
