@@ -56,7 +56,7 @@ def test_predict_prints_json(capsys):
     assert all(len(result["segments"]) == 10 for result in results)
 
 
-def test_predict_writes_one_file_or_one_a_clip(tmp_path, capsys):
+def test_predict_writes_one_file_or_one_per_clip(tmp_path, capsys):
     clips = toy_clips(3)
     assert predict(*clips, "--out", tmp_path / "all.json", "--batch-size", 2) == 0
     assert predict(*clips, "--out", tmp_path / "each") == 0
@@ -116,7 +116,7 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path, capsys):
         "list.json": ["predict", clip, *model, "--captions", str(tmp_path / "list.json")],
         "half.json": ["predict", clip, *model, "--captions", str(tmp_path / "half.json")],
         "--batch-size": ["predict", clip, *model, "--batch-size", "0"],
-        "give a folder": ["predict", clip, clip, *model, "--plot", str(tmp_path / "one.png")],
+        "expected a folder": ["predict", clip, clip, *model, "--plot", str(tmp_path / "one.png")],
         "several clips": ["predict", clip, clip, *model, "--out", str(tmp_path / "folder")],
         "no/folder": ["predict", clip, *model, "--out", str(tmp_path / "no" / "folder.json")],
         "threshold": ["predict", clip, *model, "--threshold", "7"],
@@ -201,7 +201,7 @@ def test_errors_of_segmentation(tmp_path, capsys):
     model = ["--model", str(mask_model()), "--device", "cpu"]
     cases = {
         "give one": ["predict", clip, *model, "--out", str(tmp_path / "masks.json")],
-        "give a folder": ["predict", clip, *mask_clips(2), *model, "--overlay", str(tmp_path / "one.mp4")],
+        "expected a folder": ["predict", clip, *mask_clips(2), *model, "--overlay", str(tmp_path / "one.mp4")],
         "several clips": ["predict", clip, clip, *model, "--out", str(tmp_path / "folder")],
         "ends in .mp4": ["predict", clip, *model, "--overlay", str(tmp_path / "one.avi")],
         "finds events": ["predict", clip, "--model", str(toy_model()), "--overlay", str(tmp_path / "one.mp4")],
