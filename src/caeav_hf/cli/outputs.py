@@ -1,4 +1,4 @@
-"""What `predict` writes: one class for each kind of model."""
+"""Outputs of `caeav predict`: one class per kind of model."""
 
 import argparse
 import json
@@ -10,20 +10,20 @@ from ..task import tasks
 from .targets import Target, target_of, write_json, write_mask
 
 
-# Options that only some models know, by their name in the parsed arguments; None where they are not given.
+# Options that only some models support, by their name in the parsed arguments; None if not given.
 SPECIAL_OPTIONS = ("threshold", "video_threshold", "overlay", "visual_3d", "question")
 
 
 class Output:
     """
-    What one run of `predict` writes. A subclass says what its models do and which special options they know, and
-    writes the results as they come.
+    The output of one run of `predict`. A subclass declares what its models do and which special options they support,
+    and writes each result as it arrives.
 
     Raises:
-        CaeAvError: The options do not fit the model, or an output cannot be written.
+        CaeAvError: The model does not support an option, or an output cannot be written.
     """
 
-    # Kind of model, for messages.
+    # The kind of model, and what it does, for error messages.
     task = "another task"
     purpose = "has a task of its own"
     own_options: tuple[str, ...] = ()
@@ -40,26 +40,26 @@ class Output:
         self.picture = target_of(options.plot, options.clips, ".png", one_file_holds_all=False)
 
     def clip_inputs(self, clip: str) -> dict[str, Any]:
-        """A clip as the pipeline takes it, without captions."""
+        """Return the pipeline's input for a clip, without captions."""
         return {"clip": clip}
 
     def parameters(self) -> dict[str, Any]:
-        """Arguments of the pipeline."""
+        """Return the arguments of the pipeline."""
         names = ("threshold", "video_threshold", "windows", "on_missing_audio")
         given = {name: getattr(self.options, name) for name in names if getattr(self.options, name) is not None}
         return {"return_arrays": False, **given}
 
     def add(self, model: Any, clip: str, result: dict[str, Any]) -> None:
-        """Take the result of a clip; MediaError if the clip cannot be read once more for a picture."""
+        """Add the result of a clip; raise a [`~errors.MediaError`] if the clip cannot be read again for a picture."""
         raise NotImplementedError
 
     def finish(self) -> None:
-        """Write what belongs to all clips."""
+        """Write what covers all clips."""
         raise NotImplementedError
 
 
 class JsonOutput(Output):
-    """Results as JSON, printed or in files, and a picture of each clip."""
+    """Prints or writes results as JSON, and plots a picture of each clip."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(options)
@@ -67,16 +67,16 @@ class JsonOutput(Output):
         self.results: list[dict[str, Any]] = []
 
     def draw(self, model: Any, clip: str, result: dict[str, Any], path: Path) -> None:
-        """Draw the picture of a clip."""
-        raise CaeAvError(f"--plot has no picture for {self.options.model}, which {self.purpose}")
+        """Plot the picture of a clip."""
+        raise CaeAvError(f"--plot does not support {self.options.model}, which {self.purpose}")
 
     def for_json(self, result: dict[str, Any]) -> dict[str, Any]:
-        """What of a result is written."""
+        """Return the part of a result that is written."""
         return result
 
     def add(self, model: Any, clip: str, result: dict[str, Any]) -> None:
         self.results.append(self.for_json(result))
-        if self.file is not None and self.file.one_a_clip:
+        if self.file is not None and self.file.one_per_clip:
             write_json(self.file(clip), self.results[-1])
         if self.picture is not None and "error" not in result:
             self.draw(model, clip, result, self.picture(clip))
@@ -84,12 +84,12 @@ class JsonOutput(Output):
     def finish(self) -> None:
         if self.file is None:
             print(json.dumps(self.results, indent=2))
-        elif not self.file.one_a_clip:
+        elif not self.file.one_per_clip:
             write_json(self.file.path, self.results)
 
 
 class Events(JsonOutput):
-    """Events, with a timeline."""
+    """Outputs of event localization: events, with a timeline."""
 
     task = "event localization"
     purpose = "finds events"
@@ -103,7 +103,7 @@ class Events(JsonOutput):
 
 
 class Tracks(JsonOutput):
-    """What is heard, seen and both, with a timeline."""
+    """Outputs of video parsing: audible, visible and audio-visual events, with a timeline."""
 
     task = "video parsing"
     purpose = "finds events in sound and picture"
@@ -117,7 +117,7 @@ class Tracks(JsonOutput):
         path = find_features(self.options.visual_3d, [Path(clip).stem])
         if path is None:
             raise CaeAvError(
-                f"{self.options.visual_3d}: expected the features of {clip}, {Path(clip).stem}.safetensors"
+                f"{self.options.visual_3d}: expected a file with the features of {clip}, {Path(clip).stem}.safetensors"
             )
         return {**super().clip_inputs(clip), "visual_3d_features": read_features(path)}
 
@@ -129,7 +129,7 @@ class Tracks(JsonOutput):
 
 
 class Answers(JsonOutput):
-    """Answers, with a picture of where and when the model looked and listened."""
+    """Outputs of question answering: answers, with a picture of where and when the model attended."""
 
     task = "question answering"
     purpose = "answers questions"
@@ -137,7 +137,7 @@ class Answers(JsonOutput):
 
     def __init__(self, options: argparse.Namespace) -> None:
         if not options.question:
-            raise CaeAvError(f"{options.model}: answers questions; expected at least one, --question TEXT")
+            raise CaeAvError(f"{options.model}: answers questions; expected at least one --question TEXT")
         super().__init__(options)
 
     def clip_inputs(self, clip: str) -> dict[str, Any]:
@@ -149,7 +149,7 @@ class Answers(JsonOutput):
         plot_answers(model.load_clip(clip), result["questions"], path, title=Path(clip).name)
 
     def for_json(self, result: dict[str, Any]) -> dict[str, Any]:
-        # Grounding is a picture, and drawn as such.
+        # The grounding is an image, which --plot shows.
         if "error" in result:
             return result
         questions = [{k: v for k, v in one.items() if k != "grounding"} for one in result["questions"]]
@@ -157,7 +157,7 @@ class Answers(JsonOutput):
 
 
 class Masks(Output):
-    """Masks: PNGs with an index, a contact sheet and a video of each clip."""
+    """Outputs of segmentation: masks as PNGs with an index, a contact sheet and a video of each clip."""
 
     task = "segmentation"
     purpose = "finds what sounds"
@@ -166,18 +166,18 @@ class Masks(Output):
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(options)
         if options.out is not None and Path(options.out).suffix == ".json":
-            raise CaeAvError(f"{options.out}: masks are written to a folder; give one")
+            raise CaeAvError(f"{options.out}: expected a folder, which masks are written to")
         several = len(options.clips) > 1
         self.folder = None
         if options.out is not None:
-            self.folder = Target(Path(options.out), "", one_a_clip=True)
+            self.folder = Target(Path(options.out), "", one_per_clip=True)
             self.folder.make(options.clips)
         self.video = target_of(options.overlay, options.clips, ".mp4", one_file_holds_all=False)
         self.show_frames = not several
         self.index: list[dict[str, Any]] = []
 
     def parameters(self) -> dict[str, Any]:
-        return {**super().parameters(), "return_arrays": True}  # written as pictures
+        return {**super().parameters(), "return_arrays": True}  # masks as arrays, to write as images
 
     def add(self, model: Any, clip: str, result: dict[str, Any]) -> None:
         if "error" in result:

@@ -1,4 +1,4 @@
-"""The command `caeav predict`."""
+"""The command `caeav predict`: run a model on media files."""
 
 import argparse
 import glob
@@ -15,36 +15,38 @@ from .captions import add_server_options, server_captioner
 
 
 def add_command(commands: Any) -> None:
-    """Adds the command to the subparsers of `caeav`."""
+    """Add the command to the subparsers of `caeav`."""
     predict = commands.add_parser(
         "predict",
-        help="run a model on clips: find events, the pixels that show what sounds, or answers to questions",
-        description="Run a model on clips. A model of event localization finds which events can be both seen and "
-        "heard, and when; one of video parsing which are heard, which are seen, and when. A model of segmentation "
-        "finds the pixels that show what is heard, second by second. A model of question answering answers the "
-        "questions of --question about every clip. What a model does is in its configuration. A clip that cannot be "
-        "read is reported and the others go on.",
+        help="run a model on clips: find events or the pixels of sounding objects, or answer questions",
+        description="Run a model on clips. The task follows from the model's configuration. Event localization finds "
+        "events that are both visible and audible, and their times; video parsing those that are visible, audible or "
+        "both. Segmentation finds the pixels of sounding objects in every second. Question answering answers each "
+        "--question about every clip. Clips that cannot be read are reported and skipped.",
     )
     predict.add_argument(
         "clips",
         nargs="+",
         metavar="CLIP",
-        help="media files; folders, whose media files are taken with those of their subfolders; or quoted patterns, "
-        "such as 'clips/**/*.mp4'",
+        help="media files, folders (searched with their subfolders), or quoted patterns such as 'clips/**/*.mp4'",
     )
     predict.add_argument("--model", required=True, metavar="DIR", help="model folder or Hub id")
     predict.add_argument(
         "--out",
         metavar="FILE.json|DIR",
-        help="events and answers: JSON file for all clips, or folder for one a clip; masks: folder for index.json "
-        "and, in folders of the clips' names, a PNG a second. Without it the JSON is printed",
-    )
-    predict.add_argument("--plot", metavar="FILE.png|DIR", help="picture of the clip, or folder for one a clip")
-    predict.add_argument(
-        "--overlay", metavar="FILE.mp4|DIR", help="masks: the clip, with its sound, with what sounds tinted"
+        help="events and answers: JSON file for all clips, or folder for one file per clip; masks: folder for "
+        "index.json and one folder per clip with a PNG per second (default: print the JSON)",
     )
     predict.add_argument(
-        "--question", action="append", metavar="TEXT", help="answers: what is asked about every clip; may be repeated"
+        "--plot", metavar="FILE.png|DIR", help="picture of the clip, or folder for one picture per clip"
+    )
+    predict.add_argument(
+        "--overlay",
+        metavar="FILE.mp4|DIR",
+        help="masks: video of the clip with sounding objects tinted, or folder for one per clip",
+    )
+    predict.add_argument(
+        "--question", action="append", metavar="TEXT", help="answers: question about every clip; may be repeated"
     )
     predict.add_argument(
         "--captions",
@@ -63,25 +65,27 @@ def add_command(commands: Any) -> None:
         "--video-threshold",
         type=float,
         metavar="P",
-        help="video parsing: probability that a class needs in the whole clip as well (default: 0.5)",
+        help="video parsing: probability that a class also needs over the whole clip (default: 0.5)",
     )
     predict.add_argument(
         "--visual-3d",
         metavar="DIR",
-        help="video parsing: folder of the clips' features of a 3D network, for models that read such",
+        help="video parsing: folder with 3D features of the clips, for models that use them",
     )
     predict.add_argument(
         "--windows",
         choices=("all", "first"),
-        help="of a clip that is longer than what the model looks at: all windows (default), or the first alone",
+        help="windows of clips that are longer than the model's input: all (default) or only the first",
     )
     predict.add_argument(
         "--on-missing-audio",
         choices=("silence", "error"),
-        help="a clip without a sound track: takes silence in its place (default), or is an error",
+        help="for a clip without a sound track: use silence (default) or report an error",
     )
-    predict.add_argument("--device", help="cpu, cuda, cuda:1, mps ...; by default the first accelerator, else cpu")
-    predict.add_argument("--batch-size", type=int, default=1, metavar="N", help="clips that run together")
+    predict.add_argument("--device", help="cpu, cuda, cuda:1, mps ... (default: the first accelerator, else cpu)")
+    predict.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="clips per batch (default: %(default)s)"
+    )
     predict.set_defaults(run=_predict, next_step="run the same command again")
 
 
@@ -94,7 +98,7 @@ def _predict(options: argparse.Namespace) -> int:
     output = task.prediction_class(options)
     clips = [{**output.clip_inputs(clip), **_captions_of(clip, captions)} for clip in options.clips]
 
-    # Only now, since these take seconds to load.
+    # Imported here since these take seconds to load.
     from tqdm import tqdm
 
     model = _load_pipeline(task.pipeline_name, options, output.parameters())
@@ -106,13 +110,13 @@ def _predict(options: argparse.Namespace) -> int:
             for clip, result in zip(options.clips, stream, strict=True):
                 try:
                     output.add(model, clip, result)
-                except MediaError as error:  # it could be read for the model, but not once more for a picture
+                except MediaError as error:  # read for the model, but not a second time for the picture
                     result = {"error": str(error)}
                 if "error" in result:
                     failed.append(result["error"])
                 progress.update()
     except KeyboardInterrupt:
-        print(f"caeav: {progress.n} of {len(clips)} clips are done and written", file=sys.stderr)
+        print(f"caeav: {progress.n} of {len(clips)} clips were processed and written", file=sys.stderr)
         output.finish()
         raise
     output.finish()
@@ -123,10 +127,10 @@ def _predict(options: argparse.Namespace) -> int:
 
 def find_clips(names: Sequence[str]) -> list[str]:
     """
-    Return the clips behind the command's arguments, those of a folder or a pattern in the order of their paths.
+    Expand the command's arguments to clips, those of a folder or a pattern sorted by path.
 
-    A folder stands for the media files in it and its subfolders, a pattern (`*`, `?`, `[...]`, `**` for any depth) for
-    the files that it matches. What is neither, a file or an address, stays as it is.
+    A folder expands to the media files in it and its subfolders, a pattern (`*`, `?`, `[...]`, `**` for any depth) to
+    the files that it matches. Files and URLs are returned unchanged.
 
     Raises:
         CaeAvError: A folder or a pattern has no clip.
@@ -179,7 +183,7 @@ def _captions_of(clip: str, captions: dict[str, dict[str, str]]) -> dict[str, st
 
 def _task_of(model: str) -> Task:
     """
-    The task of a model, by its configuration.
+    Return the task in a model's configuration.
 
     Raises:
         CaeAvError: There is no such model, or no pipeline for its task.

@@ -10,11 +10,11 @@ from ..errors import CaeAvError
 class Target:
     """Maps a clip to its output file: one file for all clips, or a folder with a file named after each clip."""
 
-    def __init__(self, path: Path, suffix: str, one_a_clip: bool) -> None:
-        self.path, self.suffix, self.one_a_clip = path, suffix, one_a_clip
+    def __init__(self, path: Path, suffix: str, one_per_clip: bool) -> None:
+        self.path, self.suffix, self.one_per_clip = path, suffix, one_per_clip
 
     def __call__(self, clip: str) -> Path:
-        return self.path / (Path(clip).stem + self.suffix) if self.one_a_clip else self.path
+        return self.path / (Path(clip).stem + self.suffix) if self.one_per_clip else self.path
 
     def make(self, clips: list[str]) -> None:
         """
@@ -42,8 +42,8 @@ def target_of(path: str | None, clips: list[str], suffix: str, *, one_file_holds
     """
     if path is None:
         return None
-    target = Target(Path(path), suffix, one_a_clip=Path(path).suffix == "" or Path(path).is_dir())
-    if not target.one_a_clip:
+    target = Target(Path(path), suffix, one_per_clip=Path(path).suffix == "" or Path(path).is_dir())
+    if not target.one_per_clip:
         if len(clips) > 1 and not one_file_holds_all:
             raise CaeAvError(f"{path}: is one file, but there are {len(clips)} clips; expected a folder")
         return target

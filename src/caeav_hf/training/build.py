@@ -1,4 +1,4 @@
-"""From a recipe to what the loop works on: the model, its processor, the data of a split, the captions."""
+"""Build what the loop needs from a recipe: accelerator, model, processor, data sets and caption features."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -29,16 +29,16 @@ from .run_folder import without_progress_bars
 
 Clips = CaeAvDataset | StreamedClips
 
-# Bytes; where PyTorch's tensors on the CPU begin is a multiple.
+# Bytes to which PyTorch aligns the tensors that it allocates on the CPU.
 _ALIGNMENT = 64
 
 
 def build_accelerator(recipe: Recipe, run_folder: Path | None = None) -> Accelerator:
     """
-    The accelerator of a run, or of an evaluation where there is no run folder.
+    Build the accelerator of a run, or of an evaluation if there is no run folder.
 
     Raises:
-        CaeAvError: the precision is not to be had on this device, or a tracker or a compiler is not installed.
+        CaeAvError: The device does not support the precision, or a tracker or a compiler is not installed.
     """
     if run_folder is not None:
         _check_trackers(recipe.report_to)
@@ -50,7 +50,7 @@ def build_accelerator(recipe: Recipe, run_folder: Path | None = None) -> Acceler
             project_dir=None if run_folder is None else str(run_folder / "trackers"),
             kwargs_handlers=[
                 DistributedDataParallelKwargs(find_unused_parameters=True),
-                # Kept until the end of the forward pass, weights in half precision would outlive their layers.
+                # The cache would keep half-precision weights beyond their layer, until the end of the forward pass.
                 AutocastKwargs(cache_enabled=not recipe.gradient_checkpointing),
             ],
         )
@@ -60,14 +60,14 @@ def build_accelerator(recipe: Recipe, run_folder: Path | None = None) -> Acceler
             f"`report_to` {recipe.report_to}: {error}"
         ) from error
     if recipe.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        # Accelerate would compute in float32 without a word.
+        # Accelerate would silently compute in float32.
         raise CaeAvError("`mixed_precision` fp16 needs a GPU; on a CPU use bf16 or no")
     return accelerator
 
 
 def _check_trackers(names: Sequence[str]) -> None:
     """
-    Accelerate leaves out a tracker that is not installed, and only logs it.
+    Raise for unknown trackers and those that are not installed, which Accelerate only logs and skips.
 
     Raises:
         CaeAvError: There is no such tracker, or it is not installed.
@@ -86,11 +86,11 @@ def _check_trackers(names: Sequence[str]) -> None:
 
 def may_leave_parameters_out(model: Any, data: Clips) -> bool:
     """
-    Whether some step may not use every trained parameter: distributed training has to look for them then, at a cost.
+    Return whether a step may leave trained parameters unused, for which DDP has to search in every step, at a cost.
     """
     config = model.config
     if config.is_official or model.has_idle_parameters:
-        # The authors' encoders keep a layer that only gives its weights away.
+        # The authors' encoders keep a layer that is only used to copy its weights from.
         return True
     columns = [f"{side}_caption" for side in MODALITIES]
     has_all = all(name in data.features and all(data.column(name)) for name in columns)
@@ -99,12 +99,15 @@ def may_leave_parameters_out(model: Any, data: Clips) -> bool:
 
 def build_model(recipe: Recipe, class_names: list[str] | None = None, question_tokenizer: Any = None) -> Any:
     """
-    The model to train, for these classes and words of questions if the task has any: from `recipe.model`, else a
-    preset on the towers that the recipe names, else (toy size) on the toy towers that come with the package. With
-    `lora_rank`, LoRA is put into its towers.
+    Build the model to train: from `recipe.model`, else from a preset on the towers that the recipe names, else (toy
+    size) on the toy towers of the package. With `lora_rank`, LoRA is added to its towers.
+
+    Args:
+        class_names: Names of the classes, for tasks that have any.
+        question_tokenizer: Tokenizer of the questions, likewise.
 
     Raises:
-        CaeAvError: no model and no towers are named, something cannot be loaded, or `model_config` is wrong.
+        CaeAvError: No model or towers are named, something cannot be loaded, or `model_config` is invalid.
     """
     model = _build_model(recipe, class_names, question_tokenizer)
     if recipe.lora_rank:
@@ -135,8 +138,8 @@ def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokeniz
     try:
         if recipe.model is not None:
             config = CaeAvConfig.from_pretrained(recipe.model, task=recipe.task, **recipe.model_config, **labels)
-            config.validate()  # values put over those of a file are not looked at otherwise
-            # A head for other classes starts anew; everything else is taken over.
+            config.validate()  # `from_pretrained` does not validate the values that override those of the file
+            # A head for other classes is initialized again; all other weights are loaded.
             with without_progress_bars():
                 model = task.model_class.from_pretrained(recipe.model, config=config, ignore_mismatched_sizes=True)
             return aligned(model)
@@ -154,7 +157,7 @@ def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokeniz
         missing = [f"{name}_tower" for name, tower in towers.items() if tower is None and needed[name]]
         if missing:
             raise CaeAvError(
-                f"recipe values {', '.join(missing)} are missing: name a model to start from (model), or the three "
+                f"recipe values {', '.join(missing)} are missing; expected a model to start from (model) or the "
                 "pretrained towers (vision_tower, audio_tower, text_tower)"
             )
         return task.model_class.from_backbones(
@@ -165,16 +168,16 @@ def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokeniz
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         source = recipe.model or f"preset {recipe.task}, {recipe.size}"
         raise CaeAvError(
-            f"{source}: no model can be made of it with model_config {recipe.model_config}: {_last_line(error)}"
+            f"{source}: no model can be built with model_config {recipe.model_config}: {_last_line(error)}"
         ) from error
 
 
 def aligned(model: Any) -> Any:
     """
-    Move tensors on the CPU to addresses like those of tensors that PyTorch makes; values stay.
+    Copy unaligned CPU tensors to addresses aligned like those that PyTorch allocates.
 
-    Loaded tensors lie where their file has them. Some processors multiply matrices there in another order, and round
-    differently, so that a resumed run would not repeat the bits of one that was never stopped.
+    Loaded tensors are mapped at their offset in the file. At unaligned addresses, some processors multiply matrices in
+    another order with other rounding, so that a resumed run would not equal an uninterrupted one bit for bit.
 
     Returns:
         `model`.
@@ -187,10 +190,10 @@ def aligned(model: Any) -> Any:
 
 def load_trained_model(model_class: Any, folder: str | Path) -> Any:
     """
-    A model from the folder of a checkpoint, its tensors [`aligned`].
+    Load a model from the folder of a checkpoint, with [`aligned`] tensors.
 
     Raises:
-        CaeAvError: there is none.
+        CaeAvError: There is no model of this class.
     """
     check_model(folder)
     try:
@@ -201,7 +204,7 @@ def load_trained_model(model_class: Any, folder: str | Path) -> Any:
 
 
 def build_processor(model: Any, folder: str | Path | None = None, question_tokenizer: Any = None) -> CaeAvProcessor:
-    """The processor saved in a model folder, or the one that follows from the model's configuration."""
+    """Load the processor saved in a model folder, or build one from the model's configuration."""
     if folder is not None and (Path(folder) / "processor_config.json").is_file():
         processor = CaeAvProcessor.from_pretrained(folder)
         processor.id2label = dict(model.config.id2label)
@@ -213,17 +216,17 @@ def load_split(
     recipe: Recipe, split: str, processor: Any, accelerator: Accelerator | None = None, *, shuffle: bool = False
 ) -> Clips:
     """
-    The clips of a split of `recipe.data`; streamed ones are the share of this process, shuffled if `shuffle`.
+    Load a split of `recipe.data`. With streaming it is the share of this process, shuffled if `shuffle`.
 
     Raises:
-        CaeAvError: no data set is named, it has no such split, or it is one for another task.
+        CaeAvError: No data set is named, it has no such split, or it is for another task.
     """
     options: dict[str, Any] = {
         "split": split,
         "cache_dir": recipe.cache_dir,
         "use_captions": recipe.use_captions,
         "task": recipe.task,
-        # Without a processor the rows are only looked at, so any size of masks will do.
+        # Without a processor only the rows are read, so the size of masks does not matter.
         "mask_size": None if processor is not None else 1,
     }
     data: Clips
@@ -244,7 +247,7 @@ def load_split(
 
 
 def augmented(data: Clips, recipe: Recipe) -> Clips | AugmentedClips:
-    """The training clips, with what the recipe switches on done to them."""
+    """Return the training clips with the augmentation that the recipe switches on."""
     switches = {name: getattr(recipe, name) for name in ("flip_frames", "spec_augment", "mixup")}
     if not any(switches.values()):
         return data
@@ -253,16 +256,16 @@ def augmented(data: Clips, recipe: Recipe) -> Clips | AugmentedClips:
 
 
 def class_names(data: Clips, task: Task) -> list[str] | None:
-    """Names of the classes of a data set, in the order of their labels; `None` for a task without classes."""
+    """Return the class names of a data set in the order of their labels; `None` for a task without classes."""
     if task.class_column is None:
         return None
     feature = data.features[task.class_column]
-    # Where a clip has several classes, its labels are a list.
+    # If clips have several classes, the feature is a list of class labels.
     return list(getattr(feature, "feature", feature).names)
 
 
 def read_class_names(recipe: Recipe) -> list[str] | None:
-    """The classes of the training split, for which no processor is needed; `None` for a task without classes."""
+    """Return the class names of the training split; `None` for a task without classes."""
     task = get_task(recipe.task)
     if task.class_column is None:
         return None
@@ -271,7 +274,7 @@ def read_class_names(recipe: Recipe) -> list[str] | None:
 
 def read_question_tokenizer(recipe: Recipe) -> Any:
     """
-    The tokenizer of the words of the training questions; `None` for a task without questions, and where training
+    Build the tokenizer of the words in the training questions; `None` for a task without questions, or if training
     starts from a model, which has its own.
     """
     if get_task(recipe.task).question_words is None or recipe.model is not None:
@@ -281,26 +284,26 @@ def read_question_tokenizer(recipe: Recipe) -> Any:
 
 def _data_folder(recipe: Recipe) -> str:
     if recipe.data is None:
-        raise CaeAvError("recipe value 'data' is missing: name a folder that a builder of dataset_scripts/ wrote")
+        raise CaeAvError("recipe value 'data' is missing; expected a folder written by a builder of dataset_scripts/")
     return recipe.data
 
 
 def check_classes(data: Clips, task: Task, model: Any, source: str) -> None:
     """
     Raises:
-        CaeAvError: the classes of the data set are not those of the model.
+        CaeAvError: The classes of the data set are not those of the model.
     """
     names, expected = class_names(data, task), [model.config.id2label[n] for n in range(model.config.num_labels)]
     if names is not None and names != expected:
-        raise CaeAvError(f"{source}: has the classes {', '.join(names)}; the model knows {', '.join(expected)}")
+        raise CaeAvError(f"{source}: has the classes {', '.join(names)}; the model expects {', '.join(expected)}")
 
 
 def read_captions(
     model: Any, processor: Any, splits: list[Clips], *, folder: Path | None = None, show_progress: bool
 ) -> CaptionFeatures:
     """
-    Features of every caption of these splits: those stored in the folder of the data set for this model's text tower,
-    and computed now where there are none. None at all of a text tower that is trained.
+    Return the features of every caption of these splits, loaded from the folder of the data set if they are stored for
+    this model's text tower, else computed. For a text tower that is trained, there are none.
     """
     text_tower = model.cae_av.text_tower
     if not model.config.use_case or text_tower is None or is_adapted(text_tower):
@@ -323,7 +326,7 @@ def read_captions(
 
 
 def caption_token_ids(texts: list[str], processor: Any) -> list[tuple[int, ...]]:
-    """Token ids of captions, without padding."""
+    """Return the token ids of captions without padding."""
     if not texts:
         return []
     inputs = processor(visual_captions=texts, audio_captions=texts)
@@ -338,5 +341,5 @@ def _captions(data: Clips) -> Iterator[str]:
 
 
 def _last_line(error: Exception) -> str:
-    """What an error of a library says in the end; the lines before tell how it came to that."""
+    """Return the last line of a library's error message, which states the cause; earlier ones give context."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()

@@ -1,4 +1,4 @@
-"""The model card of a run: what was trained on what, how, and what it scored, for people and for the Hub."""
+"""Model cards of runs: model, data, recipe and scores, in text and as metadata of the Hub."""
 
 import re
 from collections.abc import Mapping
@@ -17,9 +17,9 @@ from .state import LoopState
 
 TEMPLATES = Path(__file__).resolve().parents[1] / "model_cards"
 
-# Stands for the model until it has a place.
+# Placeholder for the model's name until it is uploaded.
 LOCAL_NAME = "path/to/this/folder"
-# Of what an evaluation returns, that which is no score.
+# Values of an evaluation that are not scores.
 _COUNTS = ("clips", "dropped_clips")
 _PATHS = ("model", "vision_tower", "audio_tower", "text_tower", "data")
 _SCORES = re.compile(r"(?<=<!-- scores -->\n).*?(?=<!-- /scores -->)", flags=re.DOTALL)
@@ -30,9 +30,9 @@ class RunCard:
     Writes the card of the best checkpoint of a run.
 
     Args:
-        model: The `CaeAvFor...` model, not yet divided among processes.
+        model: The `CaeAvFor...` model, before it is sharded.
         environment: Versions and devices, see `run_folder.environment`.
-        best_metric: The metric by which a checkpoint is the best.
+        best_metric: Name of the metric that selects the best checkpoint.
     """
 
     def __init__(self, model: Any, recipe: Recipe, environment: Mapping[str, Any], best_metric: str) -> None:
@@ -48,7 +48,7 @@ class RunCard:
         write_text(folder / "README.md", str(self.card(record)))
 
     def card(self, record: Mapping[str, Any]) -> ModelCard:
-        """The card, from what the history says of the evaluation of the checkpoint."""
+        """Build the card of a checkpoint from the record of its evaluation in the history."""
         recipe, config = self.recipe, self.config
         task = get_task(recipe.task)
         metrics = {key.removeprefix("eval/"): value for key, value in record.items() if key.startswith("eval/")}
@@ -90,7 +90,7 @@ class RunCard:
 
 
 def eval_results(recipe: Recipe, split: str, metrics: Mapping[str, float]) -> list[EvalResult]:
-    """The scores of a split as the model-index holds them."""
+    """Return the scores of a split as entries of the model-index."""
     card = get_task(recipe.task).card
     name = _shown(recipe.data)
     return [
@@ -111,16 +111,16 @@ def eval_results(recipe: Recipe, split: str, metrics: Mapping[str, float]) -> li
 
 def add_scores(folder: str | Path, results: list[EvalResult]) -> None:
     """
-    Put further scores into the card of a model folder, in place of those of the same split and metric.
+    Add scores to the card of a model folder, replacing those of the same data set, split and metric.
 
     Raises:
-        CaeAvError: There is no card of a run.
+        CaeAvError: There is no card written by a run.
     """
     path = Path(folder) / "README.md"
     try:
         card = ModelCard.load(path)
         if not _SCORES.search(card.content):
-            raise CaeAvError(f"{path}: is not the model card of a run, which has a place for scores")
+            raise CaeAvError(f"{path}: expected the model card of a run, with its section for scores")
         new, data = {_identity(result) for result in results}, cast(ModelCardData, card.data)
         data.eval_results = [r for r in data.eval_results or [] if _identity(r) not in new] + results
         _with_table(card).save(path)
@@ -131,14 +131,14 @@ def add_scores(folder: str | Path, results: list[EvalResult]) -> None:
 
 
 def space_files(model_id: str, title: str, version: str) -> dict[str, str]:
-    """The files of a Space that shows a model of event localization, by name."""
+    """Return the files of a Space that demonstrates a model of event localization, by name."""
     values = {"model_id": model_id, "title": title, "version": version}
     files = {}
     for path in sorted((TEMPLATES / "space").iterdir()):
         if path.is_file():
             text = path.read_text(encoding="utf-8")
             for name, value in values.items():
-                # A name is put between quotes or into YAML as it is.
+                # Plain substitution: these names need no escaping in Python strings or YAML.
                 text = text.replace(f"{{{{ {name} }}}}", value)
             files[path.name] = text
     return files
@@ -163,7 +163,7 @@ def _number(value: Any) -> str:
 
 
 def _shown(place: str | None) -> str:
-    """A name of the Hub as it is, of a folder the last part only: where it lies here is nobody's business."""
+    """Return the last part of a local path, which should not be published whole; other names unchanged."""
     return Path(place).resolve().name if place and Path(place).exists() else str(place)
 
 

@@ -1,4 +1,4 @@
-"""Recipes: every value of a training run in one flat YAML file, every value also a flag of the command line."""
+"""Recipes: all values of a training run in one flat YAML file, each also a command-line flag."""
 
 import argparse
 import types
@@ -18,22 +18,22 @@ RECIPES = Path(__file__).parent / "recipes"
 
 
 def _value(default: Any, text: str) -> Any:
-    """A recipe field with its default and the line that `train.py --help` prints for it."""
+    """Return a recipe field with its default and its line in `train.py --help`."""
     return field(default=default, metadata={"help": text})
 
 
 @dataclass(frozen=True)
 class Recipe:
     """
-    All values of a run. `training/recipes/<preset>.yaml` holds those of a preset and where each comes from.
+    All values of a run. `training/recipes/<preset>.yaml` has those of a preset, with the source of each.
 
-    An epoch is one pass over the training split, a step one update of the optimizer, a batch what one process puts
-    through the model at once; a step takes `accumulation_steps` batches on every process.
+    An epoch is one pass over the training split, a step one update of the optimizer, a batch the clips of one forward
+    pass on one process; a step takes `accumulation_steps` batches on every process.
     """
 
-    task: str = _value("ave", "task: which model, metric and data set")
+    task: str = _value("ave", "task, which determines model, metric and kind of data set")
     size: str = _value("full", "size of a model built from a preset: full or toy")
-    model: str | None = _value(None, "model folder or Hub id to start from; without it a preset is built on towers")
+    model: str | None = _value(None, "model folder or Hub id to start from (default: a preset on the towers below)")
     vision_tower: str | None = _value(None, "weights of the frozen visual tower: a file, a folder or a Hub id")
     audio_tower: str | None = _value(None, "weights of the frozen audio tower: a file, a folder or a Hub id")
     text_tower: str | None = _value(None, "weights of the frozen text tower: a file, a folder or a Hub id")
@@ -41,54 +41,57 @@ class Recipe:
         default_factory=dict, metadata={"help": "changes to the model configuration, as KEY=VALUE ..."}
     )
 
-    lora_rank: int = _value(0, "rank of LoRA on the frozen towers, which is trained with the adapters; 0 for none")
-    lora_alpha: float = _value(16.0, "LoRA counts alpha / rank")
+    lora_rank: int = _value(0, "rank of LoRA on the frozen towers, trained together with the adapters; 0 for none")
+    lora_alpha: float = _value(16.0, "LoRA is scaled by alpha / rank")
     lora_dropout: float = _value(0.0, "dropout before LoRA")
     lora_towers: list[str] = field(
-        default_factory=lambda: ["vision", "audio"], metadata={"help": "towers with LoRA, of vision, audio and text"}
+        default_factory=lambda: ["vision", "audio"],
+        metadata={"help": "towers with LoRA, among vision, audio and text"},
     )
 
-    data: str | None = _value(None, "data set: a folder written by a builder of dataset_scripts/, or a Hub id of one")
+    data: str | None = _value(None, "data set: folder written by a builder of dataset_scripts/, or Hub id")
     train_split: str = _value("train", "split to train on")
     eval_split: str = _value("validation", "split to evaluate on after each epoch")
-    use_captions: bool = _value(True, "read the captions of the data set, where it has any")
-    cache_dir: str | None = _value(None, "folder for processed clips, so that each is decoded once; it grows large")
-    streaming: bool = _value(False, "stream the rows of the data set in place of copying them to a cache")
-    shuffle_buffer: int = _value(128, "rows from which the next clips are drawn with streaming")
-    num_workers: int = _value(0, "processes that decode clips ahead of the model")
-    prefetch_factor: int = _value(2, "batches that each of these keeps ready")
+    use_captions: bool = _value(True, "use the captions of the data set, if it has any")
+    cache_dir: str | None = _value(None, "folder to cache processed clips, so that each is decoded once; grows large")
+    streaming: bool = _value(False, "stream the rows of the data set instead of copying them to a cache")
+    shuffle_buffer: int = _value(128, "size of the buffer from which streaming draws the next clips at random")
+    num_workers: int = _value(0, "number of worker processes that decode clips")
+    prefetch_factor: int = _value(2, "batches that each worker keeps ready")
     flip_frames: bool = _value(False, "mirror half of the training clips, with their masks")
     spec_augment: bool = _value(False, "blank stripes of time and frequency in the sound of training clips")
     mixup: bool = _value(False, "mix the sound of training clips with that of others")
 
     output_dir: str | None = _value(None, "run folder: recipe, history, curves, checkpoints")
     seed: int = _value(0, "seed of the initial weights, the order of the clips and dropout")
-    epochs: int = _value(50, "passes over the training split; 0 scores and saves the model as it begins")
+    epochs: int = _value(50, "passes over the training split; 0 evaluates and saves the initial model")
     max_steps: int | None = _value(None, "stop after this many steps, even inside an epoch")
-    batch_size: int = _value(2, "clips a batch, on each process")
-    eval_batch_size: int = _value(2, "clips a batch in evaluation, on each process")
-    accumulation_steps: int = _value(4, "batches a step")
+    batch_size: int = _value(2, "clips per batch on each process")
+    eval_batch_size: int = _value(2, "clips per batch in evaluation on each process")
+    accumulation_steps: int = _value(4, "batches per step")
     mixed_precision: str = _value("no", "no, fp16 or bf16")
-    gradient_checkpointing: bool = _value(False, "compute each layer again in the backward pass, which saves memory")
+    gradient_checkpointing: bool = _value(False, "recompute each layer in the backward pass, which saves memory")
     torch_compile: str | None = _value(None, "backend of torch.compile to train with, such as inductor")
     optimizer_in_backward: bool = _value(
-        False, "step for each parameter in the backward pass, which saves the memory of the gradients"
+        False, "update each parameter within the backward pass, which saves the memory of the gradients"
     )
-    shard_towers: bool = _value(False, "with FSDP, divide the frozen towers among the processes too")
+    shard_towers: bool = _value(False, "with FSDP, also shard the frozen towers")
 
     learning_rate: float = _value(5e-4, "learning rate of Adam in the first epochs")
     adam_beta1: float = _value(0.9, "decay of Adam's mean of gradients")
     adam_beta2: float = _value(0.999, "decay of Adam's mean of squared gradients")
     weight_decay: float = _value(0.0, "weight decay of Adam")
     lr_decay_factor: float = _value(0.65, "the learning rate is multiplied by this ...")
-    lr_decay_epochs: int = _value(3, "... every so many epochs")
+    lr_decay_epochs: int = _value(3, "... every this many epochs")
     max_grad_norm: float | None = _value(None, "clip the gradient to this norm")
     entropy_warmup_epochs: int = _value(5, "epochs during which the weight of the selection entropy (gamma) is 0")
-    entropy_ramp_epochs: int = _value(5, "epochs after these in which it grows to its full value")
+    entropy_ramp_epochs: int = _value(5, "epochs after the warm-up in which gamma grows to its full value")
 
-    save_steps: int | None = _value(None, "also write a checkpoint every so many steps")
-    patience: int | None = _value(None, "stop after so many evaluations without a better one")
-    max_skipped_steps: int = _value(25, "fail after so many steps in a row with a loss or gradient that is not finite")
+    save_steps: int | None = _value(None, "also write a checkpoint every this many steps")
+    patience: int | None = _value(None, "stop after this many evaluations without improvement")
+    max_skipped_steps: int = _value(
+        25, "fail after this many steps in a row with a loss or gradient that is not finite"
+    )
     report_to: list[str] = field(
         default_factory=list, metadata={"help": "trackers of Accelerate: tensorboard, wandb, ..., or all"}
     )
@@ -121,30 +124,32 @@ class Recipe:
         precision = self.mixed_precision
         _require(precision in ("no", "fp16", "bf16"), "mixed_precision", "no, fp16 or bf16", precision)
         if self.torch_compile is not None:
-            expected = "false with torch_compile, which has means of its own"
+            expected = "false with torch_compile, which saves memory in its own way"
             _require(not self.gradient_checkpointing, "gradient_checkpointing", expected, self.gradient_checkpointing)
         if self.optimizer_in_backward:
-            expected = "{} with optimizer_in_backward, where no step sees all gradients"
+            expected = "{} with optimizer_in_backward, which never has all gradients at once"
             _require(self.accumulation_steps == 1, "accumulation_steps", expected.format(1), self.accumulation_steps)
             _require(grad_norm is None, "max_grad_norm", expected.format("null"), grad_norm)
             _require(precision != "fp16", "mixed_precision", expected.format("no or bf16"), precision)
         if self.streaming:
-            _require(not self.mixup, "mixup", "false with streaming, where no other clip is at hand", self.mixup)
+            _require(
+                not self.mixup, "mixup", "false with streaming, which has no random access to other clips", self.mixup
+            )
         _check_switches(self.task, {name: getattr(self, name) for name in ("flip_frames", "spec_augment", "mixup")})
 
     def to_dict(self) -> dict[str, Any]:
-        """The values by name, in the order of the fields."""
+        """Return the values by name, in the order of the fields."""
         return {item.name: getattr(self, item.name) for item in fields(self)}
 
     def to_yaml(self) -> str:
-        """The recipe as YAML text that [`load_recipe`] reads back to an equal recipe."""
+        """Return the recipe as YAML text, which [`load_recipe`] reads back to an equal recipe."""
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
 def _check_switches(task: str, switches: Mapping[str, bool]) -> None:
     """
     Raises:
-        CaeAvError: A switch that is on would make labels of the task wrong.
+        CaeAvError: An augmentation that is on would invalidate the labels of the task.
     """
     for name, reason in get_task(task).unfit_augmentation.items():
         if switches[name]:
@@ -157,29 +162,31 @@ def _require(condition: bool, name: str, expected: str, value: Any) -> None:
 
 
 def available_recipes() -> list[str]:
-    """Names of the recipes that come with the package."""
+    """Return the names of the recipes of the package."""
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def find_recipe(task: str, size: str = "full") -> Path:
     """
-    The file of the recipe of a task in a size.
+    Return the recipe file of a task and size.
 
     Raises:
-        CaeAvError: no such recipe; the message lists those that exist.
+        CaeAvError: There is no such recipe; the message lists those that exist.
     """
     path = RECIPES / f"{task if size == 'full' else f'{task}_{size}'}.yaml"
     if not path.is_file():
-        raise CaeAvError(f"no recipe for task {task!r} in size {size!r}; there are {', '.join(available_recipes())}")
+        raise CaeAvError(
+            f"no recipe for task {task!r} in size {size!r}; expected one of {', '.join(available_recipes())}"
+        )
     return path
 
 
 def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Recipe:
     """
-    Read a recipe file and put `overrides` (recipe names, values of the right type or as text) over it.
+    Read a recipe file, with `overrides` of some values (typed or as text).
 
     Raises:
-        CaeAvError: the file cannot be read, or a key or a value is wrong; the message names the file and the key.
+        CaeAvError: The file cannot be read, or a key or a value is invalid; the message names the file and the key.
     """
     path = Path(path)
     try:
@@ -187,7 +194,7 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise CaeAvError(f"{path}: cannot be read as a recipe: {error}") from error
     if not isinstance(values, dict):
-        raise CaeAvError(f"{path}: a recipe is a mapping of names to values, got {type(values).__name__}")
+        raise CaeAvError(f"{path}: expected a mapping of names to values, got {type(values).__name__}")
     hints = typing.get_type_hints(Recipe)
     for key in values:
         if key not in hints:
@@ -201,10 +208,10 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
 
 def override_recipe(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
     """
-    The recipe with some values changed; entries of `model_config` are merged, everything else is replaced.
+    Return the recipe with some values replaced; entries of `model_config` are merged.
 
     Raises:
-        CaeAvError: an unknown name or a value of the wrong type or range.
+        CaeAvError: A name is unknown, or a value has the wrong type or range.
     """
     hints = typing.get_type_hints(Recipe)
     changed: dict[str, Any] = {}
@@ -217,7 +224,7 @@ def override_recipe(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
 
 
 def _coerce(name: str, value: Any, hint: Any) -> Any:
-    """Bring a YAML or command-line value to the type of its field: YAML reads 5e-4 as text and 1 as an integer."""
+    """Convert a YAML or command-line value to the type of its field: YAML reads 5e-4 as text and 1 as an integer."""
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     if type(None) in options and (value is None or value == "null"):
         return None
@@ -252,20 +259,20 @@ _EXPECTED = {
 
 
 class _KeyValues(argparse.Action):
-    """Collects KEY=VALUE arguments into a dict; the values are read as YAML, so numbers and booleans are theirs."""
+    """Collects KEY=VALUE arguments into a dict; values are parsed as YAML, so numbers and booleans are typed."""
 
     def __call__(self, parser, namespace, values, option_string=None):
         collected = dict(getattr(namespace, self.dest, None) or {})
         for item in values:
             key, equals, text = item.partition("=")
             if not key or not equals:
-                parser.error(f"{option_string} takes KEY=VALUE, got {item!r}")
+                parser.error(f"{option_string} expects KEY=VALUE, got {item!r}")
             collected[key] = yaml.safe_load(text)
         setattr(namespace, self.dest, collected)
 
 
 def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
-    """Add one flag for every recipe value: `learning_rate` is `--learning-rate`. Flags not given leave no trace."""
+    """Add a flag for every recipe value (`--learning-rate` for `learning_rate`), unset if not given."""
     hints = typing.get_type_hints(Recipe)
     group = parser.add_argument_group("recipe values (each overrides the recipe file)")
     for item in fields(Recipe):
@@ -282,6 +289,6 @@ def add_recipe_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def recipe_flags(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The recipe values that were given as flags."""
+    """Return the recipe values that were given as flags."""
     names: Sequence[str] = [item.name for item in fields(Recipe)]
     return {name: value for name, value in vars(arguments).items() if name in names}
