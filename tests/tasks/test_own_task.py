@@ -82,11 +82,11 @@ def test_it_is_trained_and_evaluated(used: dict) -> None:
 def test_it_is_loaded_and_run(used: dict, workplace: Path) -> None:
     trained, loaded = used["result"].model.state_dict(), used["model"].state_dict()
     assert trained.keys() == loaded.keys()
-    (result,) = used["tell"](["clip1.mp4"])
+    (result,) = used["classify"](["clip1.mp4"])
     assert result["label"] in ("mismatched", "matching")
     assert 0.5 <= result["score"] <= 1
     # The task of the pipeline follows from the checkpoint.
-    assert type(pipeline(model=str(used["result"].best_checkpoint))) is type(used["tell"])
+    assert type(pipeline(model=str(used["result"].best_checkpoint))) is type(used["classify"])
     with pytest.raises(CaeAvError, match="is a checkpoint of CorrespondenceModel"):
         CaeAvForEventLocalization.from_pretrained(used["result"].best_checkpoint)
 
