@@ -200,7 +200,7 @@ def test_errors_of_segmentation(tmp_path, capsys):
     clip = mask_clips(1)[0]
     model = ["--model", str(mask_model()), "--device", "cpu"]
     cases = {
-        "give one": ["predict", clip, *model, "--out", str(tmp_path / "masks.json")],
+        "expected a folder, which masks": ["predict", clip, *model, "--out", str(tmp_path / "masks.json")],
         "expected a folder": ["predict", clip, *mask_clips(2), *model, "--overlay", str(tmp_path / "one.mp4")],
         "several clips": ["predict", clip, clip, *model, "--out", str(tmp_path / "folder")],
         "ends in .mp4": ["predict", clip, *model, "--overlay", str(tmp_path / "one.avi")],
@@ -282,7 +282,7 @@ def test_options_of_other_models(tmp_path, capsys):
         (toy_model(), ["--video-threshold", "0.5"], "--video-threshold needs a model of video parsing"),
         (parsing_model(), ["--overlay", "a.mp4"], "--overlay needs a model of segmentation"),
         (mask_model(), ["--visual-3d", "a"], "--visual-3d needs a model of video parsing"),
-        (question_model(), [], "expected at least one, --question"),
+        (question_model(), [], "expected at least one --question"),
         (question_model(), ["--question", "Who?", "--threshold", "0.5"], "--threshold needs a model of"),
         (question_model(), ["--question", "???"], "has no word"),
     ]

@@ -152,8 +152,8 @@ def test_push_says_what_is_wrong(hub, run, tmp_path, capsys, monkeypatch):
         ([str(run), "not a name"], "not a name"),
         ([str(tmp_path / "nothing"), "me/model"], "checkpoints/best"),
         ([str(tmp_path / "here"), "me/model", "--adapter-only"], "--tower audio=NAME"),
-        ([str(mask_model()), "me/model", "--space", "me/page"], "event localization only"),
-        ([str(run), "me/model", "--adapter-only", "--merge-lora"], "one of the two"),
+        ([str(mask_model()), "me/model", "--space", "me/page"], "needs a model of event localization"),
+        ([str(run), "me/model", "--adapter-only", "--merge-lora"], "only one of them"),
     ):
         assert caeav(["push", *arguments]) == 2
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
