@@ -1,9 +1,9 @@
 """
-Run as a program: trainings on two processes and, to compare, on one. What came of each lies in a folder of its name.
+Program that trains on two processes and, for comparison, on one. Each training writes to a folder of its name.
 
     distributed_run.py FOLDER
 
-The processes are forked from one that has loaded the libraries, which take the most time.
+The processes are forked after importing the libraries, which takes the most time.
 """
 
 import json
@@ -43,7 +43,7 @@ TASKS = ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")
 
 
 def tiny(folder: Path, processes: int) -> None:
-    """The tiny model, two batches a step."""
+    """Train the tiny model, two batches per step."""
     recipe = tiny_recipe(epochs=2, batch_size=4 // processes, accumulation_steps=2)
     model = tiny_model(dropout=0.0, batch_norm=False)
     # Clips 9 and 10 cannot be decoded, so that one process has fewer clips than the other.
@@ -71,8 +71,8 @@ def toy_task(
     **switches: Any,
 ) -> None:
     """
-    A few steps of the toy recipe of a task, four clips a step, in double precision, nothing drawn at random; on random
-    clips, or where `switches` name one, on a data set.
+    Train a few steps of a task's toy recipe, four clips per step, in double precision and without dropout, on random
+    clips or the data set named in `switches`.
     """
     definition = get_task(task)
     recipe = load_recipe(
@@ -99,7 +99,7 @@ def toy_task(
     run = RunFolder(folder)
     accelerator = build_accelerator(recipe, folder)
     if recipe.data is None:
-        # 21 clips, four at a time: one is left for the last step of an epoch.
+        # 21 clips in steps of four leave one clip for the last step of an epoch.
         train, test = RandomClips(config, 21, broken=(5,)), RandomClips(config, 7, seed=1)
     else:
         processor = CaeAvProcessor.from_config(config)
@@ -107,7 +107,7 @@ def toy_task(
         test = load_split(recipe, recipe.eval_split, processor, accelerator)
     run.start(recipe, accelerator)
     if sharding in ("trained", "towers"):
-        # Accelerate divides only what is on an accelerator, but what it does then suits CPUs as well.
+        # Accelerate only shards models on an accelerator, although the same code works on CPUs.
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
         accelerator.state._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
     collator = CaeAvCollator()
@@ -133,7 +133,7 @@ def toy_task(
         saved = definition.model_class.from_pretrained(checkpoint, dtype=torch.float64)
         trainer.bare_model.load_state_dict(saved.state_dict())
         trainer.resume(checkpoint, read_loop_state(checkpoint))
-    if sharding is None and not recipe.save_steps:  # what is saved is not looked at
+    if sharding is None and not recipe.save_steps:  # the tests do not read the checkpoints
         trainer._save = lambda name: None
     run.write_history = lambda history: None
     trainer.fit()
@@ -168,7 +168,7 @@ KILLED_RECIPE = {"epochs": 2, "accumulation_steps": 1, "save_steps": 1}
 
 
 def killed(folder: Path, processes: int) -> None:
-    """The tiny model, four clips a step, killed in the fourth of six steps of the first epoch."""
+    """Train the tiny model, four clips per step, killed in the fourth of six steps of the first epoch."""
     recipe = tiny_recipe(batch_size=4 // processes, **KILLED_RECIPE)
     model = tiny_model(dropout=0.0, batch_norm=False)
     trainer = tiny_trainer(folder / "killed", recipe, train=TinyData(22), model=model)
@@ -182,7 +182,7 @@ def killed(folder: Path, processes: int) -> None:
 
 
 def start(number: int, function: Callable[..., None], *arguments, status: int = 0) -> Callable[[], None]:
-    """Call a function on so many processes that know each other; what is returned waits until they end as expected."""
+    """Call a function on `number` distributed processes; return a function that waits and checks their exit status."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])

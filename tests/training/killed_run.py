@@ -1,9 +1,9 @@
 """
-Run as a program: tiny trainings, each of which kills itself with SIGKILL at its moment. The tests resume them.
+Program with tiny trainings, each of which kills itself with SIGKILL at a given moment, for tests to resume.
 
     killed_run.py FOLDER MOMENT [FOLDER MOMENT ...]
 
-Every run is a process of its own, forked from one that has loaded the libraries, which take the most time.
+Each run is a process, forked after importing the libraries, which takes the most time.
 """
 
 import os
@@ -58,7 +58,7 @@ def main(*runs: str) -> None:
             try:
                 run(folder, moment)
             finally:
-                os._exit(1)  # it is still alive
+                os._exit(1)  # the kill did not happen
         _, status = os.waitpid(child, 0)
         if os.waitstatus_to_exitcode(status) != -signal.SIGKILL:
             sys.exit(f"{moment}: was not killed")

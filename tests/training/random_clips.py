@@ -1,4 +1,4 @@
-"""Clips of random numbers as every task wants them, with all that makes shares of a batch unequal."""
+"""Random clips for every task, with everything that makes shares of a batch unequal."""
 
 import torch
 
@@ -8,8 +8,8 @@ from tests.training.tiny_training import next_readable
 
 class RandomClips(torch.utils.data.Dataset):
     """
-    Clips of one to three segments. Some have no caption, some no label, and the next one replaces those whose numbers
-    are in `broken`. Of question answering, up to three questions follow each other about one clip.
+    Clips of one to three segments. Some have no caption, some no label, and those whose index is in `broken` are
+    replaced by the next one. For question answering, up to three successive questions are about one clip.
     """
 
     def __init__(self, config: CaeAvConfig, count: int, seed: int = 0, broken: tuple[int, ...] = ()) -> None:

@@ -1,9 +1,9 @@
 """
-Run as a program: trainings on streamed rows, on two processes and, to compare, on one.
+Program that trains on streamed rows, on two processes and, for comparison, on one.
 
     streamed_run.py FOLDER
 
-FOLDER has `raw`, `prepared` and `questions`, data sets to stream.
+FOLDER holds the data sets to stream: `raw`, `prepared` and `questions`.
 """
 
 import signal
@@ -23,7 +23,7 @@ STEPS = 5
 
 
 def train(folder: Path, job: str, processes: int, **switches) -> None:
-    """Ten clips of event localization, three steps an epoch, or questions about two clips, one step an epoch."""
+    """Train on ten clips of event localization, three steps per epoch, or on questions about two clips, one step."""
     task, data = ("avqa", "questions") if job == "questions" else ("ave", job.removesuffix("_killed"))
     toy_task(
         task,
@@ -43,7 +43,7 @@ def everything(folder: Path, processes: int) -> None:
 
 
 def killed(folder: Path, processes: int) -> None:
-    """Killed in the second epoch, after its first step."""
+    """Train until killed after the first step of the second epoch."""
     train(folder, "prepared_killed", processes, save_steps=1, killed_at=4)
 
 

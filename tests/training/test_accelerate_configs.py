@@ -1,4 +1,4 @@
-"""The configurations of Accelerate that come with the recipes, as Accelerate itself reads them."""
+"""The configurations of Accelerate beside the recipes, as parsed by Accelerate itself."""
 
 from types import SimpleNamespace
 
@@ -23,7 +23,7 @@ TYPES = {
 
 
 def launch_arguments(name):
-    """What `accelerate launch` makes of a configuration before it starts anything."""
+    """Return the arguments that `accelerate launch` reads from a configuration."""
     flags = ["--config_file", str(CONFIGS / f"{name}.yaml"), "train.py", "--task", "ave"]
     arguments, *_ = _validate_launch_command(launch_command_parser().parse_args(flags))
     return arguments

@@ -63,7 +63,7 @@ def test_a_switch_changes_its_own_part_alone():
     assert 1 < len(flipped) < 10
     assert flipped == differing(plain, items(**EVERYTHING), "pixel_values_videos")
     assert not differing(plain, items(spec_augment=True, mixup=True), "pixel_values_videos")
-    # What was there before is not written over.
+    # The original item is not modified.
     source = Clips()
     before = source.sound.clone()
     AugmentedClips(source, Augmentation(**EVERYTHING, images=("labels",)))[0]

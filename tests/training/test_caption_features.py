@@ -1,4 +1,4 @@
-"""Caption features from disk: the same training as with captions encoded on the fly."""
+"""Stored caption features: training is the same as with captions encoded on the fly."""
 
 import shutil
 
@@ -29,7 +29,7 @@ from tests.training.toy_files import toy_data, toy_model
 
 @pytest.fixture
 def data(tmp_path):
-    """A data set of its own, since features are written into it."""
+    """Return a copy of the data set, since features are written into it."""
     folder = tmp_path / "data"
     shutil.copytree(toy_data(), folder)
     return folder
@@ -45,7 +45,7 @@ def load_model(**config):
 
 
 def train(model, dataset, captions, steps=3):
-    """The losses of some steps; without `captions` the model encodes ids itself."""
+    """Return the losses of some steps; without `captions` the model encodes ids itself."""
     torch.manual_seed(0)
     model.train()
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=1e-3)
@@ -68,7 +68,7 @@ def train(model, dataset, captions, steps=3):
 @pytest.mark.parametrize("formulation", ["paper", "official"])
 def test_training_is_the_same_as_with_captions_encoded_on_the_fly(data, processor, formulation, tmp_path):
     model = load_model(formulation=formulation)
-    # Saved, since what the formulations do not share is new in each model that is loaded.
+    # Saved and reloaded, since weights that the formulations do not share are initialized at random.
     model.save_pretrained(tmp_path / "model")
     encode_captions(data, tmp_path / "model", device="cpu")
     dataset = CaeAvDataset(data, processor, split="train", cache_dir=tmp_path / "cache")
@@ -101,7 +101,7 @@ def test_another_text_tower_encodes_its_own(data, processor):
     expected = read_captions(model, processor, [dataset], show_progress=False).features
     for ids in expected:
         torch.testing.assert_close(read[ids], expected[ids], atol=1e-5, rtol=1e-5)
-    # What keeps padded positions has other features as well; whatever is trained does not matter.
+    # Keeping padded positions changes the features; trained weights do not.
     same, official = load_model(), load_model(formulation="official")
     with torch.no_grad():
         same.head.event_classifier.weight.zero_()

@@ -1,4 +1,4 @@
-"""What a checkpoint holds and what it does not."""
+"""Contents of checkpoints."""
 
 import os
 from dataclasses import replace
@@ -56,7 +56,7 @@ def test_only_the_newest_and_the_best_are_kept(tmp_path):
     folders = sorted(path.name for path in checkpoints.glob("step-*"))
     assert folders == [trainer.state.best_checkpoint, (checkpoints / "last").resolve().name]
     assert (checkpoints / "best").resolve().name == trainer.state.best_checkpoint
-    # The best model stays usable; only the newest one can be trained further.
+    # The best model stays loadable; only the newest one can be resumed.
     assert not (checkpoints / "best" / "training_state").exists()
     TinyModel.from_pretrained(checkpoints / "best")
 

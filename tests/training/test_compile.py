@@ -1,4 +1,4 @@
-"""Training with `torch.compile`, by backends that trace the graphs of both passes and run them as they are."""
+"""Training with `torch.compile`, with backends that trace both passes but run them uncompiled."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from tests.training.tiny_training import TinyModel, tiny_recipe, tiny_trainer
 from tests.training.toy_files import toy_data
 
 
-# Tracing takes its time for every layer.
+# Tracing every layer is slow.
 SMALL = {
     "vision_config": {"depths": (1, 1, 1, 1)},
     "audio_config": {"depths": (1, 1, 1, 1)},
@@ -22,7 +22,7 @@ SMALL = {
 
 
 @pytest.fixture(autouse=True)
-def _compiled_anew():
+def _reset_compiler():
     yield
     torch._dynamo.reset()
 
@@ -30,7 +30,7 @@ def _compiled_anew():
 @pytest.mark.slow
 def test_the_encoder_is_one_graph_with_the_same_gradients_and_statistics():
     batch = toy_batch(CaeAvConfig.from_preset("ave", size="toy"))
-    # In double precision, for the graph may add up in another order.
+    # In double precision, since the graph may sum in another order.
     inputs = {name: batch[name].double() for name in ("pixel_values_videos", "input_features")}
     results = []
     for backend in (None, "aot_eager"):

@@ -1,4 +1,4 @@
-"""A folder of clips of which a fifth is not what it should be: it is built, counted and trained on."""
+"""Building and training on a corpus of which a fifth of the clips is damaged."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ DAMAGED = 4  # of 20
 
 @pytest.fixture(scope="module")
 def damaged(tmp_path_factory) -> Path:
-    """Twenty clips; of the first ones in the training split each is damaged in a way of its own."""
+    """Return a corpus of twenty clips; the first ones in the training split are damaged, each in another way."""
     corpus = tmp_path_factory.mktemp("damaged") / "corpus"
     media_format = MediaFormat(frame_size=64, frame_rate=4)
     generate(corpus, num_clips=20, split=(7, 2, 1), media_format=media_format, progress=False)
@@ -34,7 +34,7 @@ def damaged(tmp_path_factory) -> Path:
     empty.write_bytes(b"")
     shutil.copy(audio_only, corpus / "whole.mp4")
     keep_stream(corpus / "whole.mp4", audio_only, "audio")
-    # One that only training finds out about: its header is whole, nothing of what it announces is there.
+    # Only training notices this one: its header is intact, but the announced data is missing.
     write_clip(late, seconds=10, fps=4, index_first=True)
     content = late.read_bytes()
     late.write_bytes(content[: content.index(b"mdat") + 8])

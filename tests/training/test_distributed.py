@@ -1,4 +1,4 @@
-"""Two processes train and score as one does."""
+"""Training and evaluation on two processes, compared with one."""
 
 import json
 
@@ -22,7 +22,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folder of what the program has left."""
+    """Return the folder with the output of the program."""
     return run_program("distributed_run.py", tmp_path_factory.mktemp("distributed"))
 
 
@@ -34,14 +34,14 @@ def found(runs, number, task):
 def test_the_number_of_processes_changes_no_loss_and_no_metric(runs, task):
     one, two = (found(runs, number, task) for number in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
-    # Two of the second epoch, too. After some more, rounding of the losses, which are float32, has grown.
+    # Including two steps of the second epoch. Later, rounding errors of the float32 losses grow too large.
     assert len(one["steps"]) == 8
     for first, second in zip(one["steps"], two["steps"], strict=True):
         assert second == {name: pytest.approx(value, abs=1e-5) for name, value in first.items()}
     for first, second in zip(one["history"], two["history"], strict=True):
         assert {"train/loss", "train/caption", "train/entropy", "train/alignment"} <= first.keys()
         compared = {name: value for name, value in first.items() if name != "seconds"}
-        # Accuracies count the same hits; of many pixels, rounding takes a few over the threshold.
+        # Accuracies must be equal; among many pixels, rounding moves a few over the threshold.
         of_pixels = {"eval/j", "eval/f", "eval/f_whole_set"}
         expected = {
             name: pytest.approx(value, abs=1e-3 if name in of_pixels else 1e-5)
@@ -73,7 +73,7 @@ def test_two_processes_do_what_one_does_with_twice_the_batch(runs):
         assert (second["eval/clips"], second["eval/dropped_clips"]) == (7, 0)
         assert second["eval/error"] == pytest.approx(first["eval/error"], rel=1e-4)
         assert second["train/loss"] == pytest.approx(first["train/loss"], rel=1e-4)
-    # Every process left its own random generators to resume from.
+    # Every process saved its random generators.
     state = find_checkpoint(runs / "two" / "tiny") / "training_state"
     assert {path.name for path in state.glob("random-*.pt")} == {"random-0.pt", "random-1.pt"}
 
@@ -88,14 +88,14 @@ def test_divided_weights_train_as_whole_ones_and_come_together(runs, job):
     one, divided = found(runs, "one", "ave"), found(runs, "two", job)
     for first, second in zip(one["steps"][:2], divided["steps"], strict=True):
         assert second == {name: pytest.approx(value, abs=1e-5) for name, value in first.items()}
-    # The weights that came together are in the checkpoint, an ordinary model folder.
+    # The checkpoint is an ordinary model folder with the gathered weights.
     checkpoint = find_checkpoint(runs / "two" / job)
     model = CaeAvForEventLocalization.from_pretrained(checkpoint)
     weights = torch.load(runs / "two" / job / "weights.pt", weights_only=True)
     assert model.state_dict().keys() == weights.keys()
     for name, tensor in model.state_dict().items():
         torch.testing.assert_close(tensor, weights[name], rtol=0, atol=0)
-    # Half of what is divided is here; with towers, more is.
+    # Each process holds half of the sharded parameters; sharding towers shards more.
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     share = divided["here"] / trained
     assert share == pytest.approx(0.5, abs=0.02) if job == "sharded" else share > 0.55
@@ -115,7 +115,7 @@ def test_divided_optimizer_state_comes_together(runs):
     assert max(state["step"].item() for state in optimizer.state.values()) == 2
 
 
-def test_a_run_killed_on_two_processes_goes_on_with_one(runs, tmp_path):
+def test_a_run_killed_on_two_processes_resumes_on_one(runs, tmp_path):
     folder = runs / "two" / "killed"
     checkpoint = find_checkpoint(folder)
     state = read_loop_state(checkpoint)

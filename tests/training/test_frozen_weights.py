@@ -1,4 +1,4 @@
-"""Towers that are held in less memory while a model is trained."""
+"""Frozen towers that take less memory during training."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ SMALL = {"vision_config": {"depths": (1, 1, 1, 1)}, "audio_config": {"depths": (
 
 
 def gradients(model, batch):
-    """Loss and gradients of a step in half precision."""
+    """Return loss and gradients of a step in half precision."""
     model.train()
     model.zero_grad()
     torch.manual_seed(0)
@@ -50,7 +50,7 @@ def test_a_step_in_half_precision_stays_the_same(tmp_path):
     assert all(p.requires_grad == (name in trained_names(model)) for name, p in model.named_parameters())
 
 
-def test_a_text_tower_on_the_disk_can_still_be_asked(tmp_path):
+def test_a_text_tower_on_disk_still_encodes(tmp_path):
     model = toy_model()
     ids = toy_batch(model.config)["visual_caption_ids"]
     expected = model.cae_av.get_caption_features(ids)

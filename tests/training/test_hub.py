@@ -1,4 +1,4 @@
-"""Model cards, and uploads: what would be sent, with a folder in place of the Hub."""
+"""Model cards and uploads, with a folder instead of the Hub."""
 
 import json
 import runpy
@@ -23,7 +23,7 @@ from tests.training.toy_files import mask_model, toy_clips, toy_data
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> SimpleNamespace:
-    """A folder that takes what is uploaded, and what was asked of it."""
+    """A folder that receives the uploads, and records the requests."""
     hub = SimpleNamespace(folder=tmp_path / "hub", created=[])
 
     def create_repo(self, repo_id, *, repo_type, private, exist_ok, space_sdk=None):
@@ -69,7 +69,7 @@ def test_the_best_checkpoint_has_a_card(run):
         assert text in card.content
     sources = json.loads((run / "checkpoints/best/config.json").read_text())["tower_sources"]
     assert all(source["sha256"][:16] in card.content for source in sources.values())
-    # Nothing is left of the template, and nothing says where this machine keeps things.
+    # Neither template placeholders nor local paths remain.
     assert not any(mark in card.content for mark in ("{{", "}}", "{%", "\n\n\n"))
     assert str(run.parent) not in card.content
     assert str(toy_data().parent) not in card.content
@@ -81,7 +81,7 @@ def test_scores_of_another_split_are_added(run, tmp_path):
     flags = ["--evaluate", str(best), "--task", "ave", "--size", "toy", "--data", str(toy_data()), "--split", "test"]
     before = scores(ModelCard.load(best / "README.md"))
     out = tmp_path / "scores.json"
-    for _ in range(2):  # a second time, in place of the first
+    for _ in range(2):  # the second time replaces the first
         assert main([*flags, "--add-to-card", "--out", str(out)]) == 0
     card = ModelCard.load(best / "README.md")
     accuracy = json.loads(out.read_text())["accuracy"]
@@ -101,7 +101,7 @@ def test_push_after_training(hub, tmp_path, capsys):
     assert json.loads((folder / "config.json").read_text())["adapter_only"]
     card = ModelCard.load(folder / "README.md")
     assert 'model="me/small"' in card.content
-    # Who downloads it has all that the run had.
+    # The download is equivalent to the run's model.
     best = CaeAvForEventLocalization.from_pretrained(tmp_path / "run" / "checkpoints" / "best").state_dict()
     again = CaeAvForEventLocalization.from_pretrained(folder).state_dict()
     assert all(torch.equal(again[name], tensor) for name, tensor in best.items())
@@ -121,7 +121,7 @@ def test_a_space_shows_the_model(hub, run, tmp_path, capsys, monkeypatch):
     pushed = CaeAvForEventLocalization.from_pretrained(hub.folder / "me/model")
     assert not any("base_layer" in name for name in pushed.state_dict())
 
-    # The page, with something in place of gradio.
+    # The Space's page, with a substitute for gradio.
     gradio = ModuleType("gradio")
     gradio.Error = type("Error", (Exception,), {})
     for name in ("Interface", "Video", "Textbox", "Slider", "Plot", "Dataframe"):
@@ -158,7 +158,7 @@ def test_push_says_what_is_wrong(hub, run, tmp_path, capsys, monkeypatch):
         assert caeav(["push", *arguments]) == 2
         assert message in capsys.readouterr().err.strip().splitlines()[-1]
     assert hub.created == []
-    # Whole, it says nothing of the folders of this machine.
+    # A whole model contains no local paths.
     assert caeav(["push", str(tmp_path / "here"), "me/model"]) == 0
     assert str(tmp_path) not in (hub.folder / "me/model/config.json").read_text()
 
@@ -168,7 +168,7 @@ def test_push_says_what_is_wrong(hub, run, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(HfApi, "create_repo", no_login)
     assert caeav(["push", str(run), "me/model"]) == 2
     assert "expected a login" in capsys.readouterr().err
-    # What can be known before training is.
+    # Errors that are known before training.
     push = ["--push-to-hub", "me/model"]
     for arguments, message in (
         (["--push-to-hub", "not a name"], "not a name"),

@@ -1,4 +1,4 @@
-"""What a step weighs, what is logged, what is skipped, when the loop stops."""
+"""The training loop: weights of batches, logging, skipped steps and stopping."""
 
 import json
 from dataclasses import replace
@@ -101,7 +101,7 @@ def test_the_optimizer_may_step_in_the_backward_pass(poisoned, tmp_path):
         train.features[list(poisoned)] = torch.nan
         first = tiny_trainer(folder, replace(recipe, epochs=2), train=train)
         first.fit()
-        # The state that a resumed run loads takes the place of what the optimizer was made with.
+        # The loaded state of a resumed run replaces that of the new optimizer.
         model = load_trained_model(TinyModel, folder / "checkpoints" / "last").train()
         checkpoint = find_checkpoint(folder)
         trainer = tiny_trainer(folder, recipe, train=train, model=model, resume=checkpoint)
@@ -156,7 +156,7 @@ def test_half_precision_scales_its_loss(tmp_path):
         losses.append([record["train/loss"] for record in trainer.state.history])
     assert losses[1] == pytest.approx(losses[0], rel=0.02)
 
-    # A scale that is too large falls until they do.
+    # A scale that is too large falls until they fit.
     whole = tiny_trainer(tmp_path / "whole", recipe)
     whole.fit()
     skipped = [record["train/skipped_steps"] for record in whole.state.history]

@@ -1,4 +1,4 @@
-"""Which clips make up which batch."""
+"""Assignment of clips to batches."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -21,14 +21,14 @@ def test_training_batches(num_clips, batch_size, processes, seed, epoch):
     together = [[clip for batch in batches for clip in batch] for batches in zip(*shares, strict=True)]
     assert all(together)
     assert sorted(clip for batch in together for clip in batch) == list(range(num_clips))
-    # One process with batches as large takes the same clips in each step, in the same order.
+    # One process with equally large batches takes the same clips in each step, in the same order.
     assert together == epoch_batches(num_clips, batch_size * processes, seed=seed, epoch=epoch)
 
 
 @settings(max_examples=50, deadline=None)
 @given(**SIZES, start=st.integers(0, 60))
-def test_an_epoch_goes_on_where_it_stopped(num_clips, batch_size, processes, start):
-    """With the clips that are left of the order, on any number of processes."""
+def test_an_epoch_resumes_where_it_stopped(num_clips, batch_size, processes, start):
+    """The remaining clips of the order are used, on any number of processes."""
     order = [clip for (clip,) in epoch_batches(num_clips, 1, seed=3, epoch=1)]
     shares = [
         epoch_batches(num_clips, batch_size, seed=3, epoch=1, process_index=i, num_processes=processes, start=start)

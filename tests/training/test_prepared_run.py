@@ -1,4 +1,4 @@
-"""Runs on prepared clips, which are the runs on the files they were prepared from."""
+"""Runs on prepared clips equal the runs on their source files."""
 
 import json
 

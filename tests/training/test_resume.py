@@ -1,4 +1,4 @@
-"""A run that was killed goes on as if nothing had happened, bit for bit, although loaded tensors lie elsewhere."""
+"""A killed run resumes bit for bit like an uninterrupted one, although loaded tensors are at other addresses."""
 
 import json
 import subprocess
@@ -33,7 +33,7 @@ def resume(folder, recipe=RECIPE, **data):
     trainer = tiny_trainer(
         folder, recipe, train=train, model=load_trained_model(TinyModel, checkpoint), resume=checkpoint, **data
     )
-    torch.rand(7)  # whatever a new process draws before it resumes must not matter
+    torch.rand(7)  # random numbers drawn before resuming must not matter
     trainer.resume(checkpoint, state)
     return trainer
 
@@ -71,7 +71,7 @@ MOMENTS = [
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """The folder of a run killed at each moment."""
+    """Return the folders of runs killed at each moment."""
     folders = {moment: tmp_path_factory.mktemp("killed") for moment in MOMENTS}
     runs = [str(part) for moment, folder in folders.items() for part in (folder, moment)]
     program = Path(__file__).with_name("killed_run.py")
@@ -84,7 +84,7 @@ def killed(tmp_path_factory):
 @pytest.mark.parametrize("moment", MOMENTS)
 def test_a_killed_run_resumes_exactly(killed, uninterrupted, moment):
     tmp_path = killed[moment]
-    # Whatever is called a checkpoint is whole, even before anything is cleaned up.
+    # Every folder named as a checkpoint is complete, even before any cleanup.
     for checkpoint in (tmp_path / "checkpoints").glob("step-*"):
         TinyModel.from_pretrained(checkpoint)
         if (checkpoint / "training_state").exists():
@@ -114,7 +114,7 @@ def test_resuming_inside_an_epoch_does_not_read_its_first_clips_again(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_longer_recipe_goes_on_where_the_shorter_one_ended(tmp_path):
+def test_a_longer_recipe_resumes_where_the_shorter_one_ended(tmp_path):
     tiny_trainer(tmp_path / "short", tiny_recipe(epochs=2)).fit()
     resume(tmp_path / "short", tiny_recipe(epochs=4), train=TinyData()).fit()
     tiny_trainer(tmp_path / "long", tiny_recipe(epochs=4)).fit()

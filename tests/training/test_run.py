@@ -1,4 +1,4 @@
-"""Whole runs on real clips: training, a kill, resuming, scoring, the command line."""
+"""Whole runs on real clips: training, kills, resuming, scoring, the command line."""
 
 import json
 import os
@@ -148,7 +148,7 @@ def test_a_run_killed_at_any_time_resumes_to_the_same_weights(tmp_path, cache):
     last = tmp_path / "killed" / "checkpoints" / "last"
     while process.poll() is None and not (last.exists() and last.resolve().name >= "step-00000004"):
         time.sleep(0.02)
-    time.sleep(0.3)  # whatever it is doing then
+    time.sleep(0.3)  # it may be anywhere then
     process.kill()
     _, errors = process.communicate()
     assert process.returncode == -signal.SIGKILL, errors.decode()[-2000:]
@@ -189,7 +189,7 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path, cache, capsys, more, mess
     assert not (tmp_path / "run" / "checkpoints" / "last").exists()
 
 
-def test_a_model_of_other_classes_is_told_apart(trained, tmp_path, capsys):
+def test_a_model_of_other_classes_is_refused(trained, tmp_path, capsys):
     model = CaeAvForEventLocalization.from_pretrained(trained / "checkpoints" / "best")
     model.config.id2label = {number: f"class {number}" for number in range(8)}
     model.save_pretrained(tmp_path / "other")
@@ -206,7 +206,7 @@ def test_a_run_with_lora_resumes(tmp_path, cache, capsys):
     model = load_trained_model(CaeAvForEventLocalization, last)
     matrices = {name: tensor for name, tensor in model.state_dict().items() if "lora_B" in name}
     assert {name.split(".")[1] for name in matrices} == {"vision_tower", "text_tower"}
-    # They begin at zero, and captions without an effect.
+    # They are initialized to zero, so captions have no effect at first.
     matrices = {name: tensor for name, tensor in matrices.items() if "vision" in name}
     assert all(tensor.any() for tensor in matrices.values())
     assert main(["--resume", str(tmp_path), "--max-steps", "2"]) == 0

@@ -1,4 +1,4 @@
-"""Training on streamed rows: on two processes as on one, and after a kill as if there had been none."""
+"""Training on streamed rows: on two processes as on one, and resumed as uninterrupted."""
 
 import json
 
@@ -20,7 +20,7 @@ from tests.training.toy_files import question_data, toy_data
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """The folder of what the program has left."""
+    """Return the folder with the output of the program."""
     folder = tmp_path_factory.mktemp("streamed")
     (folder / "raw").symlink_to(toy_data(), target_is_directory=True)
     for task, data, out in (("ave", toy_data(), "prepared"), ("avqa", question_data(), "questions")):
@@ -46,7 +46,7 @@ def test_the_number_of_processes_changes_no_loss_and_no_metric(runs, job):
     assert len(one["steps"]) == streamed_run.STEPS
     assert_same_steps(two["steps"], one["steps"])
     if job != "questions":
-        # Whole epochs have the mean of all clips, so a clip that was missing or counted twice would show.
+        # The losses of whole epochs are means over all clips, so they reveal missing or repeated clips.
         assert [record["epoch"] for record in one["history"]] == [1, 2]
     for first, second in zip(one["history"], two["history"], strict=True):
         assert second == {
@@ -56,7 +56,7 @@ def test_the_number_of_processes_changes_no_loss_and_no_metric(runs, job):
 
 
 @pytest.mark.slow
-def test_a_run_killed_on_two_processes_goes_on_with_one(runs, monkeypatch):
+def test_a_run_killed_on_two_processes_resumes_on_one(runs, monkeypatch):
     monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     checkpoint = find_checkpoint(runs / "2" / "prepared_killed")

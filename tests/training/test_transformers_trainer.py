@@ -32,7 +32,7 @@ MODELS = {
 
 
 class CountedCaptions(CaeAvCollator):
-    """The collator, which counts the batches that have captions."""
+    """A collator that counts the batches with captions."""
 
     def __call__(self, clips):
         batch = super().__call__(clips)
@@ -82,7 +82,7 @@ def test_trains_evaluates_saves_and_resumes(task, shapes, tmp_path):
     assert len(prediction.label_ids) == 8
     assert prediction.metrics["test_loss"] == pytest.approx(scores["eval_loss"], rel=1e-4)
 
-    # What was saved is what was trained, and training goes on from it.
+    # The saved model is the trained one, and training resumes from it.
     checkpoint = tmp_path / "checkpoint-2"
     loaded = MODELS[task].from_pretrained(checkpoint).state_dict()
     assert all(torch.equal(loaded[name], tensor) for name, tensor in run.model.state_dict().items())

@@ -28,7 +28,7 @@ ROWS = {
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where all runs find the clips that the first of them decoded."""
+    """Return the cache of decoded clips that all runs share."""
     return tmp_path_factory.mktemp("cache")
 
 

@@ -1,4 +1,4 @@
-"""A model of a few weights with everything the training loop must cope with: a frozen tower, dropout, batch norm."""
+"""A tiny model with everything the training loop has to handle: a frozen tower, dropout, batch norm."""
 
 import json
 import os
@@ -56,7 +56,7 @@ class TinyModel(PreTrainedModel):
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         model = super().from_pretrained(*args, **kwargs)
-        model.tower.requires_grad_(False)  # loading makes new parameters, which are not frozen
+        model.tower.requires_grad_(False)  # loading creates new parameters, which are not frozen
         return model
 
     def train(self, mode=True):
@@ -83,7 +83,7 @@ class TinyProcessor:
 
 
 class TinyData(torch.utils.data.Dataset):
-    """Clips of random numbers; the next one replaces those that are `broken`; `read` lists the clips asked for."""
+    """Random clips; those in `broken` are replaced by the next one; `read` lists the requested clips."""
 
     def __init__(self, num_clips=12, broken=(), seed=0):
         generator = torch.Generator().manual_seed(seed)
@@ -103,7 +103,7 @@ class TinyData(torch.utils.data.Dataset):
 
 
 def next_readable(index, count, broken):
-    """The first clip from `index` on that can be decoded, as [`CaeAvDataset`] looks for it."""
+    """Return the first clip from `index` on that can be decoded, like [`CaeAvDataset`]."""
     try:
         return next(number for number in (*range(index, count), *range(index)) if number not in broken)
     except StopIteration:
@@ -153,13 +153,13 @@ def tiny_model(seed=0, **config):
 
 
 def tiny_trainer(folder, recipe, *, train=None, test=None, model=None, resume=None):
-    """A trainer in `folder`, seeded as a run is."""
-    AcceleratorState._reset_state()  # it is one for the whole process and remembers the last precision
+    """Return a trainer in `folder`, seeded like a run."""
+    AcceleratorState._reset_state()  # it is global and keeps the last precision
     is_fp16 = recipe.mixed_precision == "fp16"
     precision = "no" if is_fp16 else recipe.mixed_precision
     accelerator = Accelerator(cpu=True, mixed_precision=precision, dynamo_backend=recipe.torch_compile or "no")
     if is_fp16:
-        # Accelerate sets this up on GPUs only.
+        # Accelerate only sets this up on GPUs.
         accelerator.state._mixed_precision, accelerator.native_amp = "fp16", True
         accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16, growth_interval=8)
     run = RunFolder(folder)
@@ -173,7 +173,7 @@ def tiny_trainer(folder, recipe, *, train=None, test=None, model=None, resume=No
 
 
 def run_program(name, folder):
-    """Run a program of this folder, which leaves in `folder` what it found."""
+    """Run a program of this folder, which writes its output to `folder`."""
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name(name)), str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},

@@ -1,4 +1,4 @@
-"""Real small clips, built as a data set, and an untrained toy model, made once for all tests that want them."""
+"""Small real clips, built as data sets, and untrained toy models, created once for all tests."""
 
 import atexit
 import shutil
@@ -30,7 +30,7 @@ def _folder() -> Path:
 
 @cache
 def toy_corpus() -> Path:
-    """A folder with `media/`, `captions.json`, `toy.json` and the annotations of 16 clips."""
+    """Return a folder with `media/`, `captions.json`, `toy.json` and the annotations of 16 clips."""
     corpus = _folder() / "corpus"
     media_format = MediaFormat(frame_size=64, frame_rate=4)
     generate(corpus, num_clips=16, split=(10, 3, 3), misalignment=0.5, media_format=media_format, progress=False)
@@ -42,20 +42,20 @@ def toy_clips(count: int) -> list[str]:
 
 
 def toy_data() -> Path:
-    """The corpus as Parquet."""
+    """Return the corpus as Parquet."""
     return built(AveBuilder, toy_corpus)
 
 
 @cache
 def toy_model() -> Path:
-    """The folder of an untrained toy model and its processor."""
+    """Return the folder of an untrained toy model and its processor."""
     torch.manual_seed(0)
     config = CaeAvConfig.from_preset("ave", size="toy", id2label=dict(enumerate(CLASSES)))
     model = CaeAvForEventLocalization(config).eval()
-    with torch.no_grad():  # scores on both sides of the threshold, so that results are not all alike
+    with torch.no_grad():  # move scores to both sides of the threshold, so that results differ
         model.head.event_classifier.weight.mul_(30)
         model.head.event_classifier.bias.add_(8)
-        # New models begin without an effect of captions; here they have one.
+        # Captions have no effect in new models; give them one.
         model.model.case.visual_stream.gamma.fill_(1)
         model.model.case.audio_stream.gamma.fill_(1)
         model.model.caption_mapper.visual_bottleneck.up.weight.normal_()
@@ -68,7 +68,7 @@ def toy_model() -> Path:
 
 @cache
 def mask_corpus() -> Path:
-    """A folder in the layout of AVSBench MS3, of 10 clips, with `media/videos/` beside it."""
+    """Return a folder of 10 clips in the layout of AVSBench MS3, with `media/videos/` beside it."""
     corpus = _folder() / "mask_corpus"
     media_format = MediaFormat(frame_size=64, frame_rate=4)
     generate(
@@ -83,7 +83,7 @@ def mask_clips(count: int) -> list[str]:
 
 @cache
 def mask_data() -> Path:
-    """The corpus with masks as Parquet."""
+    """Return the corpus with masks as Parquet."""
     corpus, data = mask_corpus(), _folder() / "mask_data"
     AvsBenchBuilder(
         setting="ms3",
@@ -97,11 +97,11 @@ def mask_data() -> Path:
 
 @cache
 def mask_model() -> Path:
-    """The folder of an untrained toy model of segmentation and its processor."""
+    """Return the folder of an untrained toy model of segmentation and its processor."""
     torch.manual_seed(0)
     config = CaeAvConfig.from_preset("avs_ms3", size="toy")
     model = CaeAvForSegmentation(config).eval()
-    with torch.no_grad():  # some pixels on each side of the threshold
+    with torch.no_grad():  # move pixels to both sides of the threshold
         model.head.classifier.weight.mul_(20)
         model.head.classifier.bias.zero_()
     folder = _folder() / "mask_model"
@@ -112,7 +112,7 @@ def mask_model() -> Path:
 
 @cache
 def parsing_corpus() -> Path:
-    """A folder in the layout of LLP, of 10 clips."""
+    """Return a folder of 10 clips in the layout of LLP."""
     corpus = _folder() / "parsing_corpus"
     media_format = MediaFormat(frame_size=64, frame_rate=4)
     generate(corpus, "avvp", num_clips=10, split=(4, 3, 3), media_format=media_format, progress=False)
@@ -121,7 +121,7 @@ def parsing_corpus() -> Path:
 
 @cache
 def question_corpus() -> Path:
-    """A folder in the layout of MUSIC-AVQA, of 6 clips and a few questions about each."""
+    """Return a folder of 6 clips in the layout of MUSIC-AVQA, with a few questions about each."""
     corpus = _folder() / "question_corpus"
     media_format = MediaFormat(frame_size=64, frame_rate=4)
     generate(corpus, "avqa", num_clips=6, split=(2, 2, 2), media_format=media_format, progress=False)
@@ -130,7 +130,7 @@ def question_corpus() -> Path:
 
 @cache
 def built(builder: type, corpus: Callable[[], Path]) -> Path:
-    """A corpus as Parquet."""
+    """Return a corpus as Parquet."""
     data = _folder() / f"{corpus.__name__}_data"
     builder(
         annotations=str(corpus() / "annotations"),
@@ -151,7 +151,7 @@ def question_data() -> Path:
 
 @cache
 def parsing_model() -> Path:
-    """The folder of an untrained toy model of video parsing and its processor."""
+    """Return the folder of an untrained toy model of video parsing and its processor."""
     torch.manual_seed(0)
     config = CaeAvConfig.from_preset("avvp", size="toy", id2label=dict(enumerate(CLASSES)))
     folder = _folder() / "parsing_model"
@@ -162,12 +162,12 @@ def parsing_model() -> Path:
 
 @cache
 def question_model() -> Path:
-    """The folder of an untrained toy model of question answering and its processor."""
+    """Return the folder of an untrained toy model of question answering and its processor."""
     torch.manual_seed(0)
     answers = {0: "yes", 1: "no", 2: "one", 3: "two", 4: "left", 5: "right"}
     config = CaeAvConfig.from_preset("avqa", size="toy", id2label=answers)
     model = CaeAvForQuestionAnswering(config)
-    with torch.no_grad():  # answers that differ from question to question
+    with torch.no_grad():  # make answers differ between questions
         model.head.classifier.weight.mul_(20)
     folder = _folder() / "question_model"
     model.save_pretrained(folder)
