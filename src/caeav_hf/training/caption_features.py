@@ -49,7 +49,7 @@ def text_tower_identity(model: Any) -> str:
 
 
 def feature_folder(data: str | Path, identity: str) -> Path:
-    """Where the features of a text tower are stored in the folder of a data set."""
+    """Return the folder for the features of a text tower, within the folder of a data set."""
     return Path(data) / FOLDER / identity[:16]
 
 
