@@ -5,12 +5,13 @@ A graph computes the model's outputs in evaluation mode, without losses. Unlike 
 frames through the towers; results are the same.
 """
 
+import inspect
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -114,6 +115,17 @@ class NamedOutputs(nn.Module):
         return {name: torch.stack(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
 
+def _with_arguments(function: Callable[..., Any], names: Iterable[str]) -> Callable[..., Any]:
+    """Name the arguments of a function of any keyword arguments, since the checks of a program refer to them."""
+
+    def named(**arguments: Any) -> Any:
+        return function(**arguments)
+
+    parameters = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names]
+    cast(Any, named).__signature__ = inspect.Signature(parameters)
+    return named
+
+
 def export_program(
     model: CaeAvPreTrainedModel, captions: CaptionKind | None = "ids", outputs: Sequence[str] | None = None
 ) -> torch.export.ExportedProgram:
@@ -158,7 +170,8 @@ def export_program(
                 name: {axis: sizes[length] for axis, length in axes.items()} for name, axes in axes_of_inputs.items()
             }
             graph = NamedOutputs(model, names).eval()
-            return torch.export.export(graph, (), kwargs=inputs, dynamic_shapes={"inputs": shapes}, strict=False)
+            graph.forward = _with_arguments(graph.forward, inputs)  # type: ignore[method-assign]
+            return torch.export.export(graph, (), kwargs=inputs, dynamic_shapes=shapes, strict=False)
     finally:
         model.train(was_training)
 
