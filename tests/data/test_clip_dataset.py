@@ -173,7 +173,7 @@ def test_bad_rows_are_refused(parquet, processor, tmp_path):
         CaeAvDataset(parquet, processor)
     with pytest.raises(DataError, match="builder's folder"):
         CaeAvDataset(tmp_path, processor, split="train")
-    with pytest.raises(DataError, match="media, segment_labels"):
+    with pytest.raises(DataError, match="has no column of labels; expected one of 'segment_labels'"):
         CaeAvDataset(datasets.Dataset.from_dict({"video_id": ["a"]}), processor)
 
 

@@ -124,7 +124,7 @@ def test_skipped_rows_are_not_decoded(folder, processor, monkeypatch):
     decoded = []
     clips = stream(folder, processor)
     monkeypatch.setattr(clips, "_make_item", lambda row, clip: decoded.append(row["video_id"]) or row)
-    clips._make_item.form = type("Form", (), {"shares_clips": False})
+    clips._make_item.task = type("Task", (), {"shares_clips": False})
     loader = clip_loader(clips, clips.batches(4, start=8), lambda items: {})
     assert len(list(loader)) == 1
     assert decoded == [name for batch in names(stream(folder).batches(4)) for name in batch][8:]

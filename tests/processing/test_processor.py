@@ -328,7 +328,7 @@ def test_head_mlp_gives_each_segment_its_most_probable_class(processor):
         "frame_mask": torch.tensor([[True, True, True, True, False]]),
     }
     (result,) = processor.post_process_event_localization(outputs)
-    names = [processor._label(label) for label in range(3)]
+    names = [processor.label_name(label) for label in range(3)]
     # In the second segment something happens with a probability of .6, but background is the most probable class.
     assert result["segments"] == [names[0], "background", names[2], names[2]]
     assert result["scores"] == pytest.approx([0.5, 0.3, 0.7, 0.6])

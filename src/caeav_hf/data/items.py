@@ -49,7 +49,7 @@ class ItemMaker:
         self.task = task_of_rows(columns, task, source)
         self.processor = processor
         self.form: RowForm = self.task.row_form(processor, mask_size, features)
-        self._cache = None if cache_dir is None else Path(cache_dir) / _settings_digest(processor)
+        self._cache = None if cache_dir is None or processor is None else Path(cache_dir) / _settings_digest(processor)
         self._last_clip: tuple[Any, dict[str, torch.Tensor]] | None = None
 
     def __call__(self, row: Mapping[str, Any], clip: Any = None) -> dict[str, Any]:
