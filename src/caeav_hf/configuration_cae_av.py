@@ -20,7 +20,7 @@ from .remote_code import AUTO_MAP, RegisteredPipelines, custom_pipelines, write_
 from .task import get_task
 
 
-# What Transformers writes into a config.json, or did once, besides the fields of a configuration.
+# Keys that Transformers writes, or once wrote, into a config.json besides the fields of a configuration.
 _KEYS_OF_TRANSFORMERS = {
     *("model_type", "num_labels", "torch_dtype", "name_or_path", "auto_map", "custom_pipelines", "output_attentions"),
     *("attn_implementation", "experts_implementation", "quantization_config", "distributed_config", "fusion_config"),
@@ -34,10 +34,10 @@ _KEYS_OF_TRANSFORMERS = {
 
 def _refuse_unknown(config_class: type[PreTrainedConfig], names: Iterable[str]) -> None:
     """
-    Refuse what neither the class nor Transformers has a field for.
+    Reject names that are fields neither of the class nor of Transformers.
 
     Raises:
-        CaeAvError: With the field, and the known one that it is nearest to.
+        CaeAvError: A name is unknown; the message suggests the nearest known one.
     """
     known = {field.name for field in fields(config_class)} | _KEYS_OF_TRANSFORMERS
     unknown = [name for name in names if name not in known and not name.startswith("_")]
@@ -49,7 +49,7 @@ def _refuse_unknown(config_class: type[PreTrainedConfig], names: Iterable[str]) 
 
 
 def _tuples_to_lists(config: PreTrainedConfig, *names: str) -> None:
-    """JSON knows no tuples: a configuration must equal itself after saving and loading."""
+    """Convert tuples to lists, as JSON does, so that a configuration equals itself after saving and loading."""
     for name in names:
         if isinstance(getattr(config, name), tuple):
             setattr(config, name, list(getattr(config, name)))
@@ -80,11 +80,11 @@ class TowerStage:
     One stage of a tower.
 
     Attributes:
-        depth: Blocks.
-        num_heads: Attention heads of a block.
-        hidden_size: Channels of a token, C.
-        grid: Height and width of the patch tokens, which are in row-major order.
-        num_prefix_tokens: Tokens before those of the patches, such as a class token.
+        depth: Number of blocks.
+        num_heads: Number of attention heads per block.
+        hidden_size: Number of channels, C.
+        grid: Height and width of the grid of patch tokens, which are in row-major order.
+        num_prefix_tokens: Number of tokens before the patch tokens, such as a class token.
     """
 
     depth: int
@@ -95,18 +95,18 @@ class TowerStage:
 
     @property
     def num_tokens(self) -> int:
-        """All tokens, L."""
+        """Number of tokens, L, including prefix tokens."""
         return self.num_prefix_tokens + self.grid[0] * self.grid[1]
 
 
 class TowerGeometry:
     """
-    What is asked of a tower before it is built. The configuration of a tower for frames or sound inherits it, beside
-    `PreTrainedConfig`.
+    Sizes of a tower that are known before it is built. The configuration of a tower for frames or sound inherits from
+    it and from `PreTrainedConfig`.
 
     Attributes:
-        read_out: What the heads read of the last stage's tokens: the `"mean"` of the patches' or the `"class"` token,
-            the first one.
+        read_out: Pooling of the last stage's tokens for the heads: the `"mean"` of the patch tokens, or the `"class"`
+            token, which is the first one.
     """
 
     read_out: Literal["mean", "class"] = "mean"
@@ -132,8 +132,8 @@ class TowerGeometry:
 @dataclass(kw_only=True, repr=False, eq=False)
 class AudioFrontEnd:
     """
-    How a waveform becomes the input of a tower, see [`CaeAvAudioConfig`] for the fields. The configuration of a tower
-    for sound inherits it, beside [`TowerGeometry`] and `PreTrainedConfig`.
+    Settings of the conversion of a waveform to a tower's input; see [`CaeAvAudioConfig`] for the fields. The
+    configuration of a tower for sound inherits from it, [`TowerGeometry`] and `PreTrainedConfig`.
     """
 
     num_mel_bins: int = 64
@@ -146,14 +146,14 @@ class AudioFrontEnd:
     tile_padding: Literal["repeat", "repeatpad", "pad"] = "repeat"
     mel_scale: Literal["slaney", "htk", "kaldi"] = "slaney"
     spectrogram_dtype: Literal["float32", "float64"] = "float32"
-    # Of AVE's training sound at 192 bands, as public code for audio-visual Swin-V2 has them.
+    # Statistics of AVE's training sound at 192 bands, from public code for audio-visual Swin-V2.
     feature_mean: float | int = -4.984795570373535
     feature_std: float | int = 3.7079780101776123
     spectrogram_frames: int | None = None
 
     @property
     def spectrogram_size(self) -> tuple[int, int]:
-        """Frames and bands of a segment's spectrogram or filter bank."""
+        """Number of frames and bands of a segment's spectrogram or filter bank."""
         if self.mel_scale == "kaldi":
             return self.spectrogram_frames or self.num_mel_bins, self.num_mel_bins
         return self.tile_seconds * self.sampling_rate // self.hop_length + 1, self.num_mel_bins
@@ -163,7 +163,7 @@ class AudioFrontEnd:
         Check the fields.
 
         Raises:
-            ValueError: One of them is wrong, by its name.
+            ValueError: A field is invalid; the message names it.
         """
         _positive(
             self, "num_mel_bins", "sampling_rate", "fft_window_size", "hop_length", "tile_seconds", "feature_std"
@@ -175,7 +175,7 @@ class AudioFrontEnd:
                     f"`spectrogram_frames` of {type(self).__name__} is for `mel_scale` 'kaldi'; with "
                     f"{self.mel_scale!r} `tile_seconds` and `hop_length` give their number"
                 )
-        # Filters may end above half the rate, as those of a public HTS-AT at 16 kHz do: no band there hears anything.
+        # Filters may end above the Nyquist frequency, as in a public HTS-AT at 16 kHz; bands there stay empty.
         lowest, highest, rate = self.frequency_min, self.frequency_max, self.sampling_rate
         if not 0 <= lowest < min(highest, rate / 2) or highest > rate:
             raise ValueError(
@@ -199,8 +199,8 @@ class CaeAvVisionConfig(TowerGeometry, PreTrainedConfig):
         depths (`list[int]`): Blocks of each stage.
         num_heads (`list[int]`): Attention heads of each stage.
         window_size (`int`, defaults to 12): Side of an attention window in tokens.
-        mlp_ratio (`float`, defaults to 4.0): Hidden width of a block's feed-forward over its channels.
-        pretrained_window_sizes (`list[int]`): Window sizes of the pre-training, per stage; 0 where they are the same.
+        mlp_ratio (`float`, defaults to 4.0): Ratio of a feed-forward's hidden width to its channels.
+        pretrained_window_sizes (`list[int]`): Window sizes of the pre-training per stage; 0 where they did not change.
     """
 
     model_type = "cae_av_vision"
@@ -251,7 +251,7 @@ class CaeAvVisionConfig(TowerGeometry, PreTrainedConfig):
         for name in ("num_heads", "pretrained_window_sizes"):
             if len(getattr(self, name)) != len(self.depths):
                 raise ValueError(
-                    f"`{name}` of CaeAvVisionConfig needs one value a stage ({len(self.depths)} by `depths`), "
+                    f"`{name}` of CaeAvVisionConfig needs one value per stage ({len(self.depths)} by `depths`), "
                     f"got {list(getattr(self, name))}"
                 )
         _divisible(self, "image_size", self.image_size, "patch_size", self.patch_size)
@@ -262,31 +262,31 @@ class CaeAvVisionConfig(TowerGeometry, PreTrainedConfig):
 @strict
 class CaeAvAudioConfig(AudioFrontEnd, TowerGeometry, ClapAudioConfig):
     r"""
-    The frozen HTS-AT that hears the segments: transformers' `ClapAudioModel`, plus the front end that makes its input.
-    The defaults are the public AudioSet HTS-AT.
+    The frozen HTS-AT that reads the sound, Transformers' `ClapAudioModel`, and the front end that computes its input.
+    The defaults are those of the public AudioSet HTS-AT.
 
     Args:
-        sampling_rate (`int`, defaults to 32000): Samples a second of the waveform.
-        fft_window_size (`int`, defaults to 1024): Samples of an analysis window.
-        hop_length (`int`, defaults to 320): Samples between analysis windows.
+        sampling_rate (`int`, defaults to 32000): Sampling rate of the waveform in Hz.
+        fft_window_size (`int`, defaults to 1024): Length of an analysis window in samples.
+        hop_length (`int`, defaults to 320): Distance between analysis windows in samples.
         frequency_min (`float`, defaults to 50): Lower edge of the mel filters in Hz.
         frequency_max (`float`, defaults to 14000): Upper edge of the mel filters in Hz.
-        tile_seconds (`int`, defaults to 10): Seconds that a segment is repeated to before its spectrogram is taken.
+        tile_seconds (`int`, defaults to 10): Length in seconds to which a segment is repeated for its spectrogram.
         tile_padding (`str`, defaults to `"repeat"`):
             How a segment fills `tile_seconds`, under the names of `ClapFeatureExtractor`: `"repeat"` cuts the last
             repetition, `"repeatpad"` adds silence after the last whole one, `"pad"` only adds silence.
         mel_scale (`str`, defaults to `"slaney"`):
-            Scale of the mel filters: `"slaney"`, normalised by area, is HTS-AT's; `"htk"`, not normalised, is that of
-            CLAP models trained with `truncation="fusion"`. `"kaldi"` makes a square image of a segment, a Kaldi-style
-            filter bank, which a visual tower reads: there is no audio tower then, and the fields above are the front
-            end's alone.
-        spectrogram_frames (`int`, *optional*): Frames that a `"kaldi"` filter bank is cut or padded to, by default as
-            many as `num_mel_bins`. A visual tower that can read sides of other lengths than the frames' gets an image
-            of `spectrogram_frames` times `num_mel_bins`.
+            Scale of the mel filters: `"slaney"`, normalised by area, for HTS-AT; `"htk"`, not normalised, for CLAP
+            models trained with `truncation="fusion"`. `"kaldi"` computes a Kaldi-style filter bank, a square image of
+            a segment that the visual tower reads. There is no audio tower then; only the fields of the front end are
+            used.
+        spectrogram_frames (`int`, *optional*): Number of frames to which a `"kaldi"` filter bank is cut or padded, by
+            default `num_mel_bins`. A visual tower that supports other sizes than the frames' gets an image of
+            `spectrogram_frames` times `num_mel_bins`.
         spectrogram_dtype (`str`, defaults to `"float32"`):
-            Precision in which the spectrogram is computed. `"float64"` is that of `ClapFeatureExtractor`; bands far
-            below the loudest one differ, by up to some tenths of a dB.
-        feature_mean, feature_std (`float`): Of the Kaldi-style features, which become (x - mean) / (2 std).
+            Precision of the spectrogram. `"float64"` is that of `ClapFeatureExtractor`; bands far below the loudest
+            one differ by up to some tenths of a dB.
+        feature_mean, feature_std (`float`): Statistics that normalise Kaldi-style features x to (x - mean) / (2 std).
     """
 
     model_type = "cae_av_audio"
@@ -308,7 +308,7 @@ class CaeAvAudioConfig(AudioFrontEnd, TowerGeometry, ClapAudioConfig):
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Height and width of the image that a spectrogram is folded to."""
+        """Height and width of the image to which a spectrogram is folded."""
         return self.spec_size, self.spec_size
 
     def stages(self, input_size: tuple[int, int] | None = None) -> list[TowerStage]:
@@ -330,8 +330,8 @@ class CaeAvAudioConfig(AudioFrontEnd, TowerGeometry, ClapAudioConfig):
             raise ValueError("`enable_fusion` of CaeAvAudioConfig must be False: a segment is one spectrogram")
         if len(self.num_attention_heads) != len(self.depths):
             raise ValueError(
-                f"`num_attention_heads` of CaeAvAudioConfig needs one value a stage ({len(self.depths)} by `depths`), "
-                f"got {list(self.num_attention_heads)}"
+                f"`num_attention_heads` of CaeAvAudioConfig needs one value per stage ({len(self.depths)} by "
+                f"`depths`), got {list(self.num_attention_heads)}"
             )
         _divisible(self, "spec_size", self.spec_size, "num_mel_bins", self.num_mel_bins)
         stride = self.patch_stride if isinstance(self.patch_stride, int) else min(self.patch_stride)
@@ -355,12 +355,12 @@ class CaeAvTextConfig(PreTrainedConfig):
     The frozen CLIP text tower that reads the captions, built by open_clip. The defaults are those of `ViT-L-14`.
 
     Args:
-        vocab_size (`int`, defaults to 49408): Tokens; a smaller vocabulary keeps the most frequent merges.
-        context_length (`int`, defaults to 77): Tokens of a caption, start and end included.
+        vocab_size (`int`, defaults to 49408): Number of tokens; a smaller vocabulary keeps the most frequent merges.
+        context_length (`int`, defaults to 77): Number of tokens of a caption, including start and end.
         hidden_size (`int`, defaults to 768): Width of the token features.
-        num_hidden_layers (`int`, defaults to 12): Layers.
-        num_attention_heads (`int`, defaults to 12): Attention heads.
-        mlp_ratio (`float`, defaults to 4.0): Hidden width of the feed-forward over `hidden_size`.
+        num_hidden_layers (`int`, defaults to 12): Number of layers.
+        num_attention_heads (`int`, defaults to 12): Number of attention heads.
+        mlp_ratio (`float`, defaults to 4.0): Ratio of the feed-forward's hidden width to `hidden_size`.
         hidden_act (`str`, defaults to `"quick_gelu"`): `"quick_gelu"` (OpenAI's weights) or `"gelu"` (most others).
     """
 
@@ -392,10 +392,10 @@ class CaeAvTextConfig(PreTrainedConfig):
 
 def _tower_type(name: str, values: dict[str, Any], default: str) -> str:
     """
-    The model type of the tower that values are for: their own, if it is of a tower, else the default one.
+    Return the model type of a tower's values: their own if it is a tower's, otherwise the default.
 
     Raises:
-        CaeAvError: It is the model type of nothing.
+        CaeAvError: The model type is not registered.
     """
     model_type = values.get("model_type", default)
     if model_type not in CONFIG_MAPPING:
@@ -414,76 +414,77 @@ class CaeAvConfig(PreTrainedConfig):
 
     Args:
         vision_config, audio_config, text_config (`dict` or configuration): The three frozen towers. A `model_type`
-            that [`~towers.base.register_tower`] registered chooses another tower than Swin-V2 or HTS-AT.
+            registered by [`~towers.base.register_tower`] selects another tower than Swin-V2 or HTS-AT.
         task (`str`): One of `ave`, `avvp`, `avs_s4`, `avs_ms3`, `avqa`.
         formulation (`str`, defaults to `"paper"`):
-            `"paper"` computes the printed equations, `"official"` what the authors' code computes, so that
-            checkpoints trained with it give the same numbers.
+            `"paper"` follows the printed equations, `"official"` the authors' code, so that checkpoints trained with
+            it give the same results.
         shared_tower (`bool`, defaults to `False`): Whether the visual tower reads the sound too, as filter bank images
             (Table II, "shared"); `audio_config` then describes these.
-        use_text_tower (`bool`, defaults to `True`): Whether the model reads captions itself. Without a text tower
-            captions are given as features, whose width `text_config` tells, or not at all (`use_case=False`).
-        interaction (`str`, defaults to `"cae_av"`): Interaction layer of the paired blocks: `"cae_av"`,
-            `"avmoe"`, or what [`~modeling.interaction.register_interaction`] has added.
-        interaction_options (`dict`, *optional*): Options of that method, for methods that have some.
+        use_text_tower (`bool`, defaults to `True`): Whether the model has a text tower. Without one, captions are
+            given as features of the width in `text_config`, or not used (`use_case=False`).
+        interaction (`str`, defaults to `"cae_av"`): Interaction method of the paired blocks: `"cae_av"`, `"avmoe"`, or
+            one registered by [`~modeling.interaction.register_interaction`].
+        interaction_options (`dict`, *optional*): Options of that method, if it has any.
         num_frames (`int`, defaults to 10): Segments of a clip, one frame each. Any other number works at run time.
-        segment_seconds (`float`, defaults to 1.0): Seconds of a segment.
+        segment_seconds (`float`, defaults to 1.0): Length of a segment in seconds.
         frame_sampling (`str`, defaults to `"consecutive"`):
-            `"consecutive"` takes segments one after the other from the start of a clip, `"spread"` takes `num_frames`
-            of them, evenly from the whole of it.
+            `"consecutive"` takes consecutive segments from the start of a clip, `"spread"` takes `num_frames` segments
+            evenly from the whole clip.
         adapter_stages (`list[int]`, defaults to `(1, 3)`): Stages with AVMoE adapters, counted from 1.
         num_cross_modal_experts, num_unimodal_experts (`int`): Experts of an AVMoE module (Table I).
         num_latent_tokens (`int`, defaults to 32): Latent tokens of an expert that attends through them.
-        adapter_reduction (`int`, defaults to 8): Channels over the bottleneck's channels in an expert.
+        adapter_reduction (`int`, defaults to 8): Ratio of an expert's channels to its bottleneck's.
         adapter_groups (`int`, defaults to 2): Groups of an expert's two projections.
-        adapter_batch_norm, adapter_gate (`bool`): Batch normalisation in, and a learnable gate behind, an expert.
-        visual_adapter_gate (`bool`, *optional*): Whether the experts of the visual stream have that gate. By default
-            as `adapter_gate` says; in the official formulation always, except in `avvp`, as the authors' code has it.
+        adapter_batch_norm, adapter_gate (`bool`): Batch normalisation in, and a learnable gate after, an expert.
+        visual_adapter_gate (`bool`, *optional*): Whether the experts of the visual stream have that gate. Defaults to
+            `adapter_gate`; in the official formulation to `True`, except for `avvp`, as in the authors' code.
         adapter_norm_before, adapter_norm_after (`bool`, default to `True`): Layer norms around an expert's bottleneck.
         unimodal_attention (`str`): Attention inside the stream in unimodal experts: none, self, latent or dot.
         router_noise_std (`float`): Standard deviation of the noise on routing logits while training.
         load_balancing_loss_weight (`float`): Weight of the routing's divergence from uniform.
-        matching_loss_weight (`float`): Weight of the match between the audio and what the masks cover (segmentation),
-            or the frames (question answering).
+        matching_loss_weight (`float`): Weight of the loss that matches the audio with the masked pixels
+            (segmentation) or with the frames (question answering).
         caste_position (`str`, defaults to `"before"`):
-            Where CASTE stands in a pair of blocks: `"before"` the first adapters, `"between"` both, or `"after"` the
+            Position of CASTE in a pair of blocks: `"before"` the first adapters, `"between"` both, or `"after"` the
             second (Table VIII).
         gate_dim (`int`, defaults to 128): Width of CASTE's agreement gate (Eq. 1 to 4).
         topk_ratio (`float`, defaults to 0.3): Share of a frame's tokens that CASTE and CASE enrich (rho).
         use_case (`bool`, defaults to `True`): Whether captions enrich the last stage.
         caption_mapper_heads, caption_bottleneck_dim (`int`): Sizes of the caption mapper (Eq. 15, 16).
         case_num_heads (`int`, defaults to 8): Attention heads of CASE.
-        case_scale_init (`float`, defaults to 0.0): Start value of CASE's scales gamma_v and gamma_a (Eq. 20, 21). The
-            official formulation has no such scales.
-        attention_dropout, branch_dropout (`float`): On CASE's attention maps, and on its and the mapper's branches.
+        case_scale_init (`float`, defaults to 0.0): Initial value of CASE's scales gamma_v and gamma_a (Eq. 20, 21).
+            The official formulation has no such scales.
+        attention_dropout, branch_dropout (`float`): Dropout on CASE's attention maps, and on the branches of CASE and
+            the caption mapper.
         projection_dim (`int`, defaults to 512): Width of the space in which the losses compare modalities.
-        contrastive_temperature (`float`, defaults to 0.2): Start value of InfoNCE's learnable temperature (Eq. 22).
+        contrastive_temperature (`float`, defaults to 0.2): Initial value of InfoNCE's learnable temperature (Eq. 22).
         caption_loss_weight, alignment_loss_weight, entropy_loss_weight (`float`): alpha, beta, gamma (Eq. 25).
         entropy_sign (`str`, defaults to `"as_printed"`):
             Eq. 24 prints minus the entropy, which rewards flat selections; `"sharpen"` rewards sharp ones, as the
-            paper's text wants.
-        agreement_loss_weight (`float`, defaults to 0.0): Weight of the contrast between matching and mismatched frames
-            and sounds that trains CASTE's agreement (Eq. 1). Not part of the paper; with 0, the default, the task
-            alone shapes the agreement, and it tells nothing about misalignment.
+            paper's text intends.
+        agreement_loss_weight (`float`, defaults to 0.0): Weight of the contrastive loss between matching and
+            mismatched frames and sounds that trains CASTE's agreement (Eq. 1). Not part of the paper; with 0, the
+            default, only the task trains the agreement, which then says nothing about misalignment.
         event_head (`str`, defaults to `"cmbs"`): Head of event localization: `"cmbs"`, `"cmbs_linear"` (without its
             temporal relations) or `"mlp"` (Appendix B).
         head_visual_dim, head_audio_dim, head_hidden_size, head_num_heads, head_intermediate_size (`int`),
             head_dropout (`float`): Sizes of the temporal relation blocks of the task heads.
         mask_size (`int`, defaults to 224): Side of the segmentation head's square logits in pixels, a multiple of 32.
-        visual_3d_size (`int`, defaults to 0): Width of ready 3D features that video parsing reads beside the frames,
-            512 for R(2+1)D-18; 0 for none.
+        visual_3d_size (`int`, defaults to 0): Width of precomputed 3D features that video parsing reads beside the
+            frames, 512 for R(2+1)D-18; 0 for none.
         unimodal_grouping_depth, cross_modal_grouping_depth (`int`): Layers of video parsing's class-token grouping.
-        audio_label_smoothing, visual_label_smoothing (`float`): What a clip's label counts for each modality alone
-            while video parsing is trained: a present class is a target of this much plus half of the rest.
-        question_vocab_size (`int`, defaults to 93): Words of the questions, padding and unknown word included.
-        matching_hidden_sizes (`list[int]`): Hidden widths of question answering's match of sound and frame.
+        audio_label_smoothing, visual_label_smoothing (`float`): Weight s of a clip's labels as targets of a single
+            modality in video parsing; the target of a present class is s + (1 - s) / 2.
+        question_vocab_size (`int`, defaults to 93): Number of words of the questions, including padding and unknown.
+        matching_hidden_sizes (`list[int]`): Hidden widths of question answering's classifier of matching sound.
         initializer_range (`float`, defaults to 0.02): Standard deviation of new linear weights in the task heads.
         lora (`dict`, *optional*):
-            LoRA on the towers: arguments of `peft.LoraConfig`. `add_lora` of a model writes it.
+            LoRA on the towers: arguments of `peft.LoraConfig`. Set by a model's `add_lora`.
         tower_sources (`dict`, *optional*):
-            Where the weights of the towers come from: for `vision`, `audio` and `text` a dict of `name`, `revision`
-            and `sha256`, the hash of their tensors. `from_backbones` writes it.
-        adapter_only (`bool`, defaults to `False`): Whether the weights beside this configuration lack the towers.
+            Sources of the towers' weights: for `vision`, `audio` and `text` a dict of `name`, `revision` and `sha256`,
+            the hash of their tensors. Set by `from_backbones`.
+        adapter_only (`bool`, defaults to `False`): Whether the checkpoint lacks the towers.
 
     ```python
     >>> from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
@@ -494,7 +495,7 @@ class CaeAvConfig(PreTrainedConfig):
     """
 
     model_type = "cae_av"
-    # What explains a decision is not gathered over an evaluation split, only the decision.
+    # Evaluation gathers decisions over a split, not what explains them.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         *("loss_dict", "visual_hidden_state", "audio_hidden_state", "visual_hidden_states", "audio_hidden_states"),
         *("visual_pooler_output", "audio_pooler_output"),
@@ -509,7 +510,7 @@ class CaeAvConfig(PreTrainedConfig):
         for kind in ("vision", "audio", "text")
     }
 
-    # A dict becomes the class of its `model_type`; without one, or from nothing, the class of this package.
+    # A dict becomes the class of its `model_type`; without `model_type`, or from `None`, the class of this package.
     vision_config: Any = None
     audio_config: Any = None
     text_config: Any = None
@@ -597,7 +598,7 @@ class CaeAvConfig(PreTrainedConfig):
             self.id2label = dict(get_task(CaeAvConfig.task).preset["id2label"])
         if self.visual_adapter_gate is None:
             self.visual_adapter_gate = self.adapter_gate or (self.is_official and self.task != "avvp")
-        # The base class derives `label2id` only where it makes up the names itself.
+        # The base class derives `label2id` only for names that it generates itself.
         if self.id2label is not None and self.label2id is None:
             self.label2id = {name: int(index) for index, name in self.id2label.items()}
         if "custom_pipelines" in kwargs:
@@ -610,17 +611,17 @@ class CaeAvConfig(PreTrainedConfig):
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
-        """Do nothing: `save_pretrained` writes a stub, where the base class would copy this module."""
+        """Do nothing: `save_pretrained` writes a stub, whereas the base class would copy this module."""
 
     def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """See `PreTrainedConfig.save_pretrained`; a stub beside the file leads Transformers to this package."""
+        """See `PreTrainedConfig.save_pretrained`; also writes a stub through which Transformers finds this package."""
         self.auto_map = dict(AUTO_MAP)
         self.custom_pipelines = custom_pipelines((self.architectures or [get_task(self.task).model_name])[0])
         write_stub(save_directory)
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def validate_architecture(self):
-        """Part of `@strict`-powered validation: every message names the field."""
+        """Part of `@strict`-powered validation; every message names the field."""
         get_task(self.task)
         _positive(
             self,
@@ -707,7 +708,7 @@ class CaeAvConfig(PreTrainedConfig):
 
     @property
     def num_experts(self) -> int:
-        """Experts of one AVMoE module, cross-modal ones first."""
+        """Number of experts of an AVMoE module, cross-modal and unimodal."""
         return self.num_cross_modal_experts + self.num_unimodal_experts
 
     @property
@@ -734,23 +735,23 @@ class CaeAvConfig(PreTrainedConfig):
 
     @property
     def audio_depths(self) -> list[int]:
-        """Blocks of each stage of the tower that reads the sound."""
+        """Number of blocks in each stage of the tower that reads the sound."""
         return [stage.depth for stage in self.audio_stages]
 
     @property
     def num_stages(self) -> int:
-        """Stages in which blocks pair: those of the tower that has more."""
+        """Number of stages of paired blocks, that of the tower with more stages."""
         return max(len(self.visual_stages), len(self.audio_stages))
 
     @property
     def is_official(self) -> bool:
-        """Whether the authors' code, rather than the printed equations, is followed."""
+        """Whether the model follows the authors' code rather than the printed equations."""
         return self.formulation == "official"
 
     @classmethod
     def from_preset(cls, task: str, size: str = "full", **overrides: Any) -> "CaeAvConfig":
         """
-        The configuration of a task, in the paper's sizes or in sizes that train on a laptop's processor.
+        Return the configuration of a task, in the paper's sizes or in sizes that train on a laptop's CPU.
 
         Args:
             task: One of `ave`, `avvp`, `avs_s4`, `avs_ms3`, `avqa`, or a task of your own ([`~task.register_task`]).
@@ -785,7 +786,7 @@ class CaeAvConfig(PreTrainedConfig):
 
 
 def _filter_bank(image_size: int, segment_seconds: float) -> dict[str, Any]:
-    """An audio configuration whose segments fill a square image: 5.2 ms a row where it has 192."""
+    """Return an audio configuration whose segments fill a square image, for example 192 rows of 5.2 ms."""
     rate = 16_000
     return {
         "mel_scale": "kaldi",

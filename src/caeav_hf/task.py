@@ -1,9 +1,9 @@
 """
-A task: one record of the model, data, metric and pipeline that belong together, and the registry of all records.
+The record of a task, which names its model, data, metric and pipeline, and the registry of tasks.
 
-A record names what is slow to import as `"module:name"` and imports it when it is first asked for, so that a command
-line can list the tasks without loading PyTorch. The tasks of this package are the folders of `caeav_hf.tasks`; a task
-of your own is added by [`register_task`] (docs/extending.md shows one).
+A record refers to what is slow to import as `"module:name"` and imports it on first use, so that a command line can
+list the tasks without loading PyTorch. The tasks of this package are the folders of `caeav_hf.tasks`; further tasks
+are added by [`register_task`] (see docs/extending.md).
 """
 
 import importlib
@@ -18,24 +18,23 @@ from .constants import IGNORED_LABEL
 from .errors import CaeAvError
 
 
-# The axis of a target that has one entry for each segment of its clip.
+# Axis of a target with one entry per segment of its clip.
 FRAMES = "frames"
 
 
 @dataclass(frozen=True)
 class Target:
     """
-    What a batch holds of each clip besides frames, sound and captions: labels, or an input of the task's head.
+    A tensor of each clip in a batch besides frames, sound and captions: labels, or an input of the task's head.
 
     Args:
-        padding: What shorter clips are padded with, at the end of their tensor's first axis.
-        axis: What the first axis of a clip's tensor runs along. `"frames"` is the clip's segments, of which there must
-            then be as many; another name says whose lengths are the same in an exported graph. `None` for tensors
-            that have one size in all clips.
-        reader: Who reads it: the `"model"` always, its `"loss"` in training, or the `"metric"` alone.
-        is_image: Whether its last axis is the width of the frame, so that it is mirrored with the frames.
-        shares_clip: Whether several items of a batch, each with a target of its own, may be about one clip. The clip
-            is then in the batch once, and `clip_index` says which items are about it.
+        padding: Value that pads shorter tensors at the end of their first axis.
+        axis: Name of the first axis. `"frames"` has one entry per segment of the clip; axes with another common name
+            have the same length in an exported graph. `None` for tensors of the same size in all clips.
+        reader: Who reads it: the `"model"` always, its `"loss"` only in training, or only the `"metric"`.
+        is_image: Whether the last axis is the width of the frame, so that it is mirrored with the frames.
+        shares_clip: Whether several items of a batch, each with its own target, may refer to one clip. The batch then
+            contains the clip once, and `clip_index` maps items to clips.
     """
 
     padding: float = IGNORED_LABEL
@@ -48,15 +47,15 @@ class Target:
 @dataclass(frozen=True)
 class Card:
     """
-    What the model card of a trained model says about its task.
+    Task-specific text of a trained model's card.
 
     Args:
-        title: The task in words.
-        hub_task: What the Hub files it under.
-        example: What a pipeline is called with, as Python code.
-        metric_note: Explains the scores, in Markdown.
-        knowledge: What of its training data a model is limited to.
-        has_space: Whether the Space of `model_cards/space` can show such a model.
+        title: Name of the task.
+        hub_task: The Hub's name of the task.
+        example: Example input of the pipeline, as Python code.
+        metric_note: Explanation of the scores, in Markdown.
+        knowledge: What a model can only know from its training data.
+        has_space: Whether the Space of `model_cards/space` supports such a model.
     """
 
     title: str = "audio-visual learning"
@@ -70,31 +69,31 @@ class Card:
 @dataclass(frozen=True)
 class Task:
     """
-    Everything that the package knows about a task.
+    Record of everything that belongs to a task.
 
-    Classes and functions are given as they are or as `"module:name"`.
+    Classes and functions are given as objects or as `"module:name"`.
 
     Args:
-        name: What configurations and recipes call it.
+        name: Name in configurations and recipes.
         model: The model class, a [`CaeAvPreTrainedModel`] with a head.
-        rows: The [`~data.rows.RowForm`] that makes the targets of a row.
-        metric: A function of the model's output and its inputs, which include `targets` and `row_columns`. Returns for
-            each clip of the batch an object that is small, on the CPU, and adds up by `+`; its `scores()` returns
-            numbers by name, as [`Task.scores`] describes.
-        targets: What a batch holds besides clips and captions, by name.
+        rows: The [`~data.rows.RowForm`] that builds the targets of a row.
+        metric: Function of the model's output and its inputs, which include `targets` and `row_columns`. Returns one
+            small object on the CPU per clip of the batch; these can be added, and `scores()` of their sum returns
+            numbers by name, see [`Task.scores`].
+        targets: Tensors of a batch besides clips and captions, by name.
         label_column: Column of the data set with the labels, by which data sets of the task are recognised.
-        best_metric: The score by which a checkpoint is the best.
-        higher_is_better: Whether a higher one is better.
+        best_metric: Score that selects the best checkpoint.
+        higher_is_better: Whether higher values of this score are better.
         class_column: Column whose feature names the classes of the model; `None` for a task without classes.
-        row_columns: Columns whose values the metric finds among the inputs, as lists with one value a clip.
+        row_columns: Columns passed to the metric among the inputs, as lists with one value per clip.
         preset: Fields of [`CaeAvConfig`] that differ from their defaults.
-        question_words: The words of the questions that a head reads as `question_ids`, unless a tokenizer is given;
-            `None` for a task without questions.
-        unfit_augmentation: Switches of a recipe's augmentation that would make labels wrong, and why.
+        question_words: Default vocabulary of the questions that a head reads as `question_ids`; `None` for a task
+            without questions.
+        unfit_augmentation: Switches of a recipe's augmentation that would make labels wrong, with the reasons.
         results: Module with `post_process(processor, outputs, **options)`, which turns outputs into results.
-        pipeline, pipeline_name: Pipeline class, and the name under which Transformers knows it.
-        prediction: The [`~cli.outputs.Output`] that writes what `caeav predict` finds.
-        card: What model cards say.
+        pipeline, pipeline_name: Pipeline class, and its name in Transformers.
+        prediction: The [`~cli.outputs.Output`] that writes the results of `caeav predict`.
+        card: Text of model cards.
 
     Raises:
         CaeAvError: Only one of `pipeline` and `pipeline_name` is given.
@@ -125,17 +124,17 @@ class Task:
 
     @property
     def model_class(self) -> Any:
-        """The class of its models."""
+        """The model class."""
         return _load(self.model)
 
     @property
     def model_name(self) -> str:
-        """The name of this class, which is not imported for it."""
+        """The name of the model class, without importing it."""
         return _name_of(self.model)
 
     @property
     def row_form(self) -> Any:
-        """The form of its rows."""
+        """The class that builds the targets of rows."""
         return _load(self.rows)
 
     @property
@@ -145,51 +144,50 @@ class Task:
 
     @property
     def pipeline_class(self) -> Any:
-        """The class of its pipeline, `None` without one."""
+        """The pipeline class, or `None`."""
         return _load(self.pipeline)
 
     @property
     def pipeline_class_name(self) -> str:
-        """The name of this class, which is not imported for it."""
+        """The name of the pipeline class, without importing it."""
         return _name_of(self.pipeline)
 
     @property
     def prediction_class(self) -> Any:
-        """What writes the results of `caeav predict`."""
+        """The class that writes the results of `caeav predict`."""
         return _load(self.prediction)
 
     @property
     def shares_clips(self) -> bool:
-        """Whether several rows may be about one clip."""
+        """Whether several rows may refer to one clip."""
         return any(target.shares_clip for target in self.targets.values())
 
     def inputs_in_training(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What of a batch the model reads in training."""
+        """Return the entries of a batch that the model reads in training."""
         return {name: value for name, value in inputs.items() if self._reader(name) != "metric"}
 
     def inputs_in_evaluation(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """What of a batch the model reads in evaluation, where no loss is computed."""
+        """Return the entries of a batch that the model reads in evaluation, where no loss is computed."""
         return {name: value for name, value in inputs.items() if self._reader(name) == "model"}
 
     def _reader(self, name: str) -> str:
         return self.targets[name].reader if name in self.targets else "model"
 
     def sums(self, outputs: Any, inputs: Mapping[str, Any]) -> list[Any]:
-        """What the metric needs of each clip of a batch: small objects that add up by `+`."""
+        """Return one small object per clip of a batch for the metric; these can be added."""
         return _load(self.metric)(outputs, inputs)
 
     def scores(self, sums: Sequence[Any]) -> dict[str, float]:
         """
-        Return the metrics over clips from the sums of each: a metric is computed once over all clips, on however many
-        processes they were scored.
+        Return the metrics over all clips, however many processes have scored them, from the sums of each clip.
 
-        Nested scores are joined by slashes, `{"segment": {"type": 50.0}}` as `segment/type`; those that are `None`,
-        since no clip has what they measure, are left out.
+        Names of nested scores are joined by slashes, `{"segment": {"type": 50.0}}` becomes `segment/type`. Scores that
+        are `None`, because no clip has what they measure, are omitted.
         """
         return _flat(reduce(add, sums).scores())
 
     def is_better(self, value: float, best: float | None) -> bool:
-        """Whether a value of the best metric beats the best so far; a tie does not, and a NaN never does."""
+        """Return whether a value of the best metric is better than the best so far; false for ties and NaN."""
         if best is None:
             return value == value
         return value > best if self.higher_is_better else value < best
@@ -201,16 +199,16 @@ _FOLLOWERS: list[Callable[[Task], None]] = []
 
 def register_task(task: Task, exist_ok: bool = False) -> None:
     """
-    Make a task known under its name, to configurations, recipes, data sets and pipelines.
+    Register a task under its name for configurations, recipes, data sets and pipelines.
 
-    Where the record names classes of the module that registers it, call this after they are defined.
+    If the record refers to classes of the module that registers it, call this after their definition.
 
     Args:
         task: The task.
-        exist_ok: Whether it may replace a task of that name.
+        exist_ok: Whether it may replace a task of the same name.
 
     Raises:
-        CaeAvError: There is a task of that name.
+        CaeAvError: A task of this name exists.
     """
     if task.name in tasks() and not exist_ok:
         raise CaeAvError(f"there is a task {task.name!r} already; expected another name, or `exist_ok=True`")
@@ -220,7 +218,7 @@ def register_task(task: Task, exist_ok: bool = False) -> None:
 
 
 def tasks() -> dict[str, Task]:
-    """Return all tasks by name: those of this package, then those that were registered."""
+    """Return all tasks by name: those of this package, then registered ones."""
     return {**_built_in(), **_REGISTERED}
 
 
@@ -229,19 +227,19 @@ def get_task(name: str) -> Task:
     Return the task of a name.
 
     Raises:
-        CaeAvError: There is no such task; the message lists those there are.
+        CaeAvError: There is no such task; the message lists the known ones.
     """
     known = tasks()
     if name not in known:
         raise CaeAvError(
-            f"`task` must be one of {', '.join(known)}, got {name!r}; a task of your own is known once the module "
-            "that registers it has been imported"
+            f"`task` must be one of {', '.join(known)}, got {name!r}; the module that registers another task must be "
+            "imported first"
         )
     return known[name]
 
 
 def follow_tasks(follower: Callable[[Task], None]) -> None:
-    """Call a function with every task, now and whenever one is registered. Following again changes nothing."""
+    """Call a function for every known task, and later for each newly registered one; idempotent."""
     if follower not in _FOLLOWERS:
         _FOLLOWERS.append(follower)
         for task in tasks().values():
@@ -250,7 +248,7 @@ def follow_tasks(follower: Callable[[Task], None]) -> None:
 
 @cache
 def _built_in() -> dict[str, Task]:
-    """The tasks of this package, which are found by their folders: no module here names one."""
+    """Return the tasks of this package, which are found by their folders."""
     package = importlib.import_module(f"{__package__}.tasks")
     folders = [module.name for module in pkgutil.iter_modules(package.__path__) if module.ispkg]
     modules = [importlib.import_module(f"{package.__name__}.{folder}.task") for folder in folders]
@@ -258,7 +256,7 @@ def _built_in() -> dict[str, Task]:
 
 
 def _load(reference: Any) -> Any:
-    """What `"module:name"` or `"module"` stands for; anything else is itself."""
+    """Import what `"module:name"` or `"module"` refers to; return anything else unchanged."""
     if not isinstance(reference, str):
         return reference
     module, _, name = reference.partition(":")

@@ -1,1 +1,1 @@
-"""The tasks: a folder each, with head, model, metric, builder and what else only that task has."""
+"""One folder per task, with its head, model, metric, builder and results."""

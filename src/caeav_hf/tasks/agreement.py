@@ -1,4 +1,4 @@
-"""How well a model's agreement tells segments whose sound and picture match from those whose do not."""
+"""Evaluation of how well a model's agreement separates matching from mismatched segments."""
 
 import torch
 
@@ -7,15 +7,15 @@ from ..errors import CaeAvError
 
 def agreement_auc(agreement: torch.Tensor, is_matching: torch.Tensor) -> float:
     """
-    Area under the ROC curve: how often a matching segment has a higher agreement than a mismatched one, ties counting
-    half. 0.5 is chance.
+    Return the area under the ROC curve: the share of pairs in which a matching segment has a higher agreement than a
+    mismatched one, where ties count half. 0.5 is chance.
 
     Args:
-        agreement: (N,), of any segments, cosines or probabilities.
-        is_matching: (N,) bool, whether what is seen in a segment is what is heard.
+        agreement: (N,) agreements of segments, cosines or probabilities.
+        is_matching: (N,) bool, whether sound and picture of a segment belong together.
 
     Raises:
-        CaeAvError: The shapes differ, or a kind of segments is missing.
+        CaeAvError: The shapes differ, or there are no segments of one kind.
     """
     if agreement.shape != is_matching.shape or agreement.ndim != 1:
         raise CaeAvError(

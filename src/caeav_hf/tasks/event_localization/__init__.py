@@ -1,1 +1,1 @@
-"""Event localization: when something is both seen and heard, and what (AVE)."""
+"""Event localization (AVE): find which event is both seen and heard, and when."""

@@ -1,10 +1,10 @@
 """
 Accuracy of audio-visual event localization, as defined for AVE: over all segments, background included.
 
-A segment is predicted as background where sigmoid(event logit) <= 0.5, that is, where the logit is not positive, and
-as the class with the clip's highest class logit elsewhere. The head `mlp` gives each segment a class of its own: with
-its `frame_log_probs` a segment is predicted as its most probable class, background included, as the authors' programs
-for this head do. Background is the label after the last class (28 in AVE).
+A segment is predicted as background if sigmoid(event logit) <= 0.5, that is, if the logit is not positive, and
+otherwise as the class with the clip's highest class logit. The head `mlp` predicts a class per segment: given its
+`frame_log_probs`, a segment is predicted as its most probable class, background included, as in the authors' programs
+for this head. Background is the label after the last class (28 in AVE).
 """
 
 from collections.abc import Mapping
@@ -32,24 +32,24 @@ _INPUTS = """
 Args:
     event_logits: list of length T (a clip's segments): logit of "this segment is an audio-visual event".
     class_logits: list of length C: the clip's class logits.
-    labels: list of length T: class of each segment, C for background, -100 for segments that do not count.
+    labels: list of length T: class of each segment, C for background, -100 for ignored segments.
     frame_log_probs: with head `mlp`, list of T lists of length C + 1: log-probabilities, background last.
 Returns:
-    accuracy, foreground_accuracy, background_accuracy: shares in [0, 1], None where there is no such segment.
-    per_class: the accuracy over the segments of each class that occurs, by its label, or by its name if
-        `compute` is given `id2label`.
-    num_segments: segments that count.
+    accuracy, foreground_accuracy, background_accuracy: shares in [0, 1], None if there is no such segment.
+    per_class: accuracy over the segments of each class that occurs, by its label, or by its name if `compute` is
+        given `id2label`.
+    num_segments: number of segments that are not ignored.
 """
 
 
 @dataclass(frozen=True)
 class EventSums:
     """
-    What the accuracy is made of, of some clips; `a + b` is that of both.
+    Counts from which the accuracy over some clips is computed; add them to combine clips.
 
     Args:
-        right: Number of segments that are predicted right.
-        segments: Number of segments that count.
+        right: Number of correctly predicted segments.
+        segments: Number of segments that are not ignored.
     """
 
     right: int
@@ -63,7 +63,7 @@ class EventSums:
         Return the `accuracy` in [0, 1].
 
         Raises:
-            DataError: There is no segment.
+            DataError: All segments are ignored.
         """
         if not self.segments:
             raise DataError(f"`labels` has no segment that counts: all of them are {IGNORED_LABEL}")
@@ -84,20 +84,20 @@ def event_localization_accuracy(
     event_logits: Any, class_logits: Any, labels: Any, frame_log_probs: Any = None
 ) -> float:
     """
-    Share of segments whose class, or background, is predicted right.
+    Return the share of segments whose class, or background, is predicted correctly.
 
     Args:
         event_logits: (B, T) array or tensor, is-event logits.
         class_logits: (B, C) array or tensor, class logits of the clip.
-        labels: (B, T) integers in [0, C], C for background; -100 for segments that do not count.
-        frame_log_probs: (B, T, C + 1) log-probabilities of each segment's class, background last, as head `mlp` gives
-            them. They alone decide where they are given.
+        labels: (B, T) integers in [0, C], C for background; -100 for ignored segments.
+        frame_log_probs: (B, T, C + 1) log-probabilities of each segment's class, background last, from head `mlp`. If
+            given, the prediction depends only on them.
 
     Returns:
         Accuracy in [0, 1] over all segments of all clips.
 
     Raises:
-        DataError: Shapes do not fit, a label is out of range, a logit is not a number, or no segment counts.
+        DataError: Shapes do not match, a label is out of range, a logit is NaN, or all segments are ignored.
     """
     predicted, expected, _ = _predict(event_logits, class_logits, labels, frame_log_probs)
     return float(np.mean(predicted == expected))
@@ -111,20 +111,20 @@ def event_localization_scores(
     frame_log_probs: Any = None,
 ) -> dict[str, Any]:
     """
-    The accuracy and what it is made of.
+    Return the accuracy over all segments and over groups of them.
 
     Args:
-        event_logits, class_logits, labels, frame_log_probs: As for [`event_localization_accuracy`].
-        id2label: Names of the classes, for `per_class`; without them it has the labels themselves.
+        event_logits, class_logits, labels, frame_log_probs: See [`event_localization_accuracy`].
+        id2label: Names of the classes, used as keys of `per_class` instead of labels.
 
     Returns:
         `accuracy` over all segments; `foreground_accuracy` over the segments that have an event and
-        `background_accuracy` over the others (None where there are none); `per_class`, a dict from the name of each
-        class that occurs, "background" included, to the accuracy over its segments; `num_segments`. Accuracies are in
+        `background_accuracy` over the others (None if there are none); `per_class`, a dict from the name of each class
+        that occurs, "background" included, to the accuracy over its segments; `num_segments`. Accuracies lie in
         [0, 1].
 
     Raises:
-        DataError: As for [`event_localization_accuracy`].
+        DataError: See [`event_localization_accuracy`].
     """
     return _scores(*_predict(event_logits, class_logits, labels, frame_log_probs), id2label)
 
@@ -132,7 +132,7 @@ def event_localization_scores(
 def _scores(
     predicted: np.ndarray, expected: np.ndarray, background: int, id2label: Mapping[int, str] | None
 ) -> dict[str, Any]:
-    """What [`event_localization_scores`] returns, of labels (n,)."""
+    """Compute the result of [`event_localization_scores`] from labels (n,)."""
     right = predicted == expected
     names: dict[int, Any] = {label: label for label in range(background + 1)}
     if id2label is not None:
@@ -185,7 +185,7 @@ class EventLocalizationAccuracy(evaluate.Metric):
         self, *, event_logits: Any, class_logits: Any, labels: Any, frame_log_probs: Any = None, **kwargs: Any
     ) -> None:
         """
-        Adds a batch of clips: (B, T), (B, C), (B, T) and, with head `mlp`, (B, T, C + 1) arrays or tensors of any
+        Add a batch of clips: (B, T), (B, C), (B, T) and, with head `mlp`, (B, T, C + 1) arrays or tensors of any
         floating or integer type.
         """
         predicted, expected, num_classes = _labels(event_logits, class_logits, labels, frame_log_probs)
@@ -196,7 +196,7 @@ class EventLocalizationAccuracy(evaluate.Metric):
     def add(
         self, *, event_logits: Any, class_logits: Any, labels: Any, frame_log_probs: Any = None, **kwargs: Any
     ) -> None:
-        """Adds one clip: (T,), (C,), (T,) and, with head `mlp`, (T, C + 1)."""
+        """Add one clip: (T,), (C,), (T,) and, with head `mlp`, (T, C + 1)."""
         frames = None if frame_log_probs is None else _to_numpy(frame_log_probs)[None]
         clip = (_to_numpy(values)[None] for values in (event_logits, class_logits, labels))
         names = ("event_logits", "class_logits", "labels")
@@ -211,7 +211,7 @@ class EventLocalizationAccuracy(evaluate.Metric):
         frame_log_probs: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any] | None:
-        """Scores of all batches so far, and of this one if it is given."""
+        """Return the scores of all batches so far, including this one if given."""
         if not (event_logits is None and class_logits is None and labels is None):
             self.add_batch(
                 event_logits=event_logits, class_logits=class_logits, labels=labels, frame_log_probs=frame_log_probs
@@ -230,13 +230,13 @@ class EventLocalizationAccuracy(evaluate.Metric):
 def _predict(
     event_logits: Any, class_logits: Any, labels: Any, frame_log_probs: Any
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Predicted and expected labels of the segments that count, each (n,), and the background's label."""
+    """Return predicted and expected labels (n,) of the segments that are not ignored, and background's label."""
     predicted, expected, background = _labels(event_logits, class_logits, labels, frame_log_probs)
     return *_counted(predicted, expected), background
 
 
 def _counted(predicted: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the labels of all segments, those of the segments that count."""
+    """Select the labels of the segments that are not ignored."""
     counted = expected != IGNORED_LABEL
     if not counted.any():
         raise DataError(f"`labels` has no segment that counts: all of its {expected.size} are {IGNORED_LABEL}")
@@ -246,7 +246,7 @@ def _counted(predicted: np.ndarray, expected: np.ndarray) -> tuple[np.ndarray, n
 def _labels(
     event_logits: Any, class_logits: Any, labels: Any, frame_log_probs: Any
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Predicted and expected labels of all segments, each (B, T), and the background's label."""
+    """Return predicted and expected labels (B, T) of all segments, and background's label."""
     event, classes, expected = (_to_numpy(values) for values in (event_logits, class_logits, labels))
     if event.ndim != 2 or classes.ndim != 2 or event.shape != expected.shape or len(event) != len(classes):
         raise DataError(
@@ -267,14 +267,14 @@ def _labels(
     if np.isnan(event[counted]).any() or np.isnan(classes[counted.any(1)]).any():
         raise DataError("`event_logits` or `class_logits` has values that are not numbers (NaN)")
     if frame_log_probs is None:
-        # In logits, not probabilities: rounding would make a sigmoid just above one half equal to it.
+        # Compare logits: in probabilities, rounding would make a sigmoid just above one half equal to it.
         return np.where(event <= 0, background, classes.argmax(1)[:, None]), expected, background
     frames = _to_numpy(frame_log_probs).astype(np.float32)
     if frames.shape != (*event.shape, background + 1):
         raise DataError(f"expected `frame_log_probs` {(*event.shape, background + 1)}, got {frames.shape}")
     if np.isnan(frames[counted]).any():
         raise DataError("`frame_log_probs` has values that are not numbers (NaN)")
-    # A class as probable as background is background, as an event logit of 0 is.
+    # Ties with background count as background, like an event logit of 0.
     best = frames[..., :-1]
     return np.where(best.max(-1) <= frames[..., -1], background, best.argmax(-1)), expected, background
 

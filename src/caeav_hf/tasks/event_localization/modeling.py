@@ -15,13 +15,13 @@ from .head import CMBSHead, MLPHead
 @dataclass
 class CaeAvEventLocalizationOutput(CaeAvModelOutput):
     r"""
-    Output of [`CaeAvForEventLocalization`]: that of [`CaeAvModel`], `loss` being the task's plus the weighted terms.
+    Output of [`CaeAvForEventLocalization`]: that of [`CaeAvModel`], whose `loss` also includes the task's.
 
     Attributes:
-        event_logits (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Whether something happens.
-        class_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): What happens in the clip.
+        event_logits (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Whether a frame has an event.
+        class_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Class of the clip's event.
         av_logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`, with head `cmbs`):
-            The part of the class logits that comes from each modality's strongest moments.
+            The part of the class logits from each modality's highest-scoring frames.
         frame_log_probs (`torch.FloatTensor` of shape `(batch_size, num_frames, num_labels + 1)`, with head `mlp`):
             Log-probabilities of each frame's class, background last.
     """
@@ -34,8 +34,7 @@ class CaeAvEventLocalizationOutput(CaeAvModelOutput):
 
 class CaeAvForEventLocalization(CaeAvPreTrainedModel):
     """
-    [`CaeAvModel`] with a head that says, for each segment of a clip, whether its event is both seen and heard, and for
-    the clip what it is (AVE).
+    [`CaeAvModel`] with a head that predicts the event of a clip and the segments in which it is seen and heard (AVE).
 
     Args:
         config: The configuration; `event_head` chooses the head.

@@ -1,4 +1,4 @@
-"""From the output of event localization to labelled segments and intervals."""
+"""Conversion of event localization's output to labelled segments and intervals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ from ...processing.intervals import (
 @dataclass(frozen=True, eq=False)
 class LocalizedSegments:
     """
-    The events in the segments of a clip.
+    Events in the segments of a clip.
 
     Attributes:
-        real: (T,) bool, False for segments that are left out; those after them keep their times.
-        label_ids: (T,) int64, the class of the window in which the segment lies, or with head `mlp` the segment's own.
-        active: (T,) bool, whether the segment has an event of this class; if not, it is background.
-        scores: (T,) float32, of the event, also where the segment is background.
-        agreement: (T,) float32, or None where the model gave none: the probability that sound and picture belong
-            together if `is_calibrated`, else the cosine of the modalities.
+        real: (T,) bool, False for segments to omit; later segments keep their times.
+        label_ids: (T,) int64, class of the window that contains the segment, or with head `mlp` of the segment.
+        active: (T,) bool, whether the segment has an event of this class rather than background.
+        scores: (T,) float32, score of the event, also for background.
+        agreement: (T,) float32, or None if the model has none: the probability that sound and picture belong together
+            if `is_calibrated`, otherwise their cosine similarity.
         is_calibrated: Whether the model was trained with the agreement loss.
     """
 
@@ -42,7 +42,7 @@ class LocalizedSegments:
 
     @classmethod
     def joined(cls, parts: Sequence["LocalizedSegments"]) -> "LocalizedSegments":
-        """The segments of consecutive parts of a clip."""
+        """Concatenate the segments of consecutive parts of a clip."""
         return cls(
             np.concatenate([part.real for part in parts]),
             np.concatenate([part.label_ids for part in parts]),
@@ -54,15 +54,16 @@ class LocalizedSegments:
 
     def events(self, name_of: Callable[[int], str], segment_seconds: float) -> dict[str, Any]:
         """
-        The events as intervals and as one label a segment.
+        Return the events as intervals and as one label per segment.
 
         Args:
-            name_of: Gives the name of a class.
-            segment_seconds: Seconds of a segment.
+            name_of: Maps a class to its name.
+            segment_seconds: Length of a segment in seconds.
 
         Returns:
-            A dict of **intervals** (see [`intervals_of`]) by start, **segments**, labels or `"background"`, and
-            **scores**, each one a segment, and **agreement** and **misaligned** (see [`agreement_of_segments`]).
+            A dict of **intervals** (see [`intervals_of`]), sorted by start; **segments**, a label or `"background"`
+            per segment; **scores**, one per segment; **agreement** and **misaligned** (see
+            [`agreement_of_segments`]).
         """
         active = self.active & self.real
         found = [
@@ -88,7 +89,7 @@ class LocalizedSegments:
 def localized_segments(
     outputs: Any, threshold: float = 0.5, frame_mask: torch.Tensor | None = None
 ) -> list[LocalizedSegments]:
-    """What an output says of each segment, see [`CaeAvProcessor.localized_segments`]."""
+    """Return the segments of each clip, see [`CaeAvProcessor.localized_segments`]."""
     check_threshold("threshold", threshold)
     event_logits, class_logits = outputs["event_logits"], outputs["class_logits"]
     if event_logits.ndim != 2 or class_logits.ndim != 2 or len(event_logits) != len(class_logits):
@@ -108,11 +109,11 @@ def localized_segments(
         expected = (*event_logits.shape, class_logits.shape[1] + 1)
         if frame_log_probs.shape != expected:
             raise CaeAvError(f"expected `frame_log_probs` {expected}, got shape {tuple(frame_log_probs.shape)}")
-        # In double precision, in which a sigmoid just above one half does not become equal to it.
+        # In single precision, a sigmoid just above one half could be rounded to it.
         best, labels = frame_log_probs[..., :-1].detach().cpu().double().max(-1)
         events = (best - frame_log_probs[..., -1].detach().cpu().double()).sigmoid()
         scores = best.exp().float()
-    # Padding stands at the end; without it, segments of a clip's next window can follow.
+    # Remove padding at the end, so that the segments of a clip's next window can be appended.
     lengths = [int(mask.nonzero().max()) + 1 if mask.any() else 0 for mask in real]
     return [
         LocalizedSegments(
@@ -128,7 +129,7 @@ def localized_segments(
 
 
 def events_of(processor: Any, segments: LocalizedSegments, segment_seconds: float | None = None) -> dict[str, Any]:
-    """The events of one clip, see [`CaeAvProcessor.post_process_event_localization`]."""
+    """Return the events of one clip, see [`CaeAvProcessor.post_process_event_localization`]."""
     seconds = processor.segment_seconds if segment_seconds is None else segment_seconds
     return segments.events(processor.label_name, seconds)
 
@@ -140,6 +141,6 @@ def post_process(
     segment_seconds: float | None = None,
     frame_mask: torch.Tensor | None = None,
 ) -> list[dict[str, Any]]:
-    """The events of each clip, see [`CaeAvProcessor.post_process_event_localization`]."""
+    """Return the events of each clip, see [`CaeAvProcessor.post_process_event_localization`]."""
     segments = localized_segments(outputs, threshold, frame_mask)
     return [events_of(processor, clip, segment_seconds) for clip in segments]

@@ -1,4 +1,4 @@
-"""The rows of event localization."""
+"""Rows of event localization."""
 
 import torch
 
@@ -7,12 +7,12 @@ from ...data.rows import Row, RowForm
 
 
 class EventRows(RowForm):
-    """Event localization: a video file, and a label for each segment."""
+    """A video file, and a label for each segment."""
 
     columns = ("video_id", "media", "segment_labels")
 
     def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-        # Cut or padded to T, ignored where there is no frame.
+        # Cut or pad the labels to T, and ignore segments without a frame.
         expected = torch.full((len(frame_mask),), IGNORED_LABEL)
         given = torch.tensor(row["segment_labels"][: len(expected)])
         expected[: len(given)] = given

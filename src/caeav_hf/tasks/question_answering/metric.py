@@ -1,6 +1,6 @@
 """
-Accuracy of audio-visual question answering, as defined for MUSIC-AVQA: the share of questions that are answered right,
-over all of them, over those of each type (Audio, Visual, Audio-Visual) and over those of each subtype of a type.
+Accuracy of audio-visual question answering, as defined for MUSIC-AVQA: the share of correctly answered questions, over
+all questions, each type (Audio, Visual, Audio-Visual) and each subtype of a type.
 """
 
 from collections import Counter
@@ -28,26 +28,26 @@ _CITATION = """\
 
 _INPUTS = """
 Args:
-    predictions: index of the answer that is predicted.
-    labels: index of the right answer, -100 for questions that do not count.
-    types: type of the question, such as "Audio-Visual"; empty where there is none.
-    subtypes: subtype of the question, such as "Counting"; empty where there is none.
+    predictions: index of the predicted answer.
+    labels: index of the correct answer, -100 for ignored questions.
+    types: type of the question, such as "Audio-Visual"; empty if there is none.
+    subtypes: subtype of the question, such as "Counting"; empty if there is none.
 Returns:
-    accuracy: share of the questions that count, in [0, 1], that are answered right.
+    accuracy: share of correctly answered questions in [0, 1].
     per_type, per_subtype: the same for each type, and for each "type/subtype", that occurs.
-    num_questions: questions that count.
+    num_questions: number of questions that are not ignored.
 """
 
 
 @dataclass(frozen=True)
 class AnswerSums:
     """
-    What the accuracies are made of, of some questions; `a + b` is that of both.
+    Counts from which the accuracies over some questions are computed; add them to combine questions.
 
     Args:
-        right: Number of questions that are answered right, by the name of their accuracy: `accuracy` over all,
-            `accuracy/TYPE` and `accuracy/TYPE/SUBTYPE` over those of a kind.
-        asked: Number of questions, likewise.
+        right: Number of correctly answered questions by the name of their accuracy: `accuracy`, `accuracy/TYPE` and
+            `accuracy/TYPE/SUBTYPE`.
+        asked: Number of questions by the same names.
     """
 
     right: Counter[str]
@@ -61,7 +61,7 @@ class AnswerSums:
         Return the accuracies in [0, 1].
 
         Raises:
-            DataError: There is no question.
+            DataError: All questions are ignored.
         """
         if not self.asked:
             raise DataError(f"`labels` has no question that counts: all of them are {IGNORED_LABEL}")
@@ -78,7 +78,7 @@ def clip_sums(outputs: Any, inputs: Mapping[str, Any]) -> list[AnswerSums]:
     right = (outputs.logits.argmax(-1) == inputs["labels"]).tolist()
     kinds = zip(inputs["question_type"], inputs["question_subtype"], strict=True)
     for is_right, label, parts in zip(right, inputs["labels"].tolist(), kinds, strict=True):
-        # A subtype belongs to a type: without one it is not counted.
+        # A subtype belongs to a type, so it is not counted without one.
         known = tuple(takewhile(bool, parts))
         names = ["/".join(("accuracy", *known[:depth])) for depth in range(len(known) + 1)]
         asked = Counter(names if label != IGNORED_LABEL else [])
@@ -90,12 +90,11 @@ def question_answering_accuracy(
     predictions: Any, labels: Any, types: Sequence[str] | None = None, subtypes: Sequence[str] | None = None
 ) -> dict[str, Any]:
     """
-    Shares of questions that are answered right.
+    Return the shares of correctly answered questions.
 
     Args:
-        predictions: (B, answers) logits, of which the largest is the prediction, or (B,) integers, the predictions;
-            array or tensor.
-        labels: (B,) integers, the right answers; -100 for questions that do not count.
+        predictions: Array or tensor of logits (B, answers), or of integers (B,), the predicted answers.
+        labels: (B,) integers, the correct answers; -100 for ignored questions.
         types: Type of each question, for `per_type`.
         subtypes: Subtype of each question, for `per_subtype`; needs `types`.
 
@@ -105,15 +104,15 @@ def question_answering_accuracy(
         `num_questions`.
 
     Raises:
-        DataError: Shapes or lengths do not fit, labels or predictions are no integers or out of range, a logit is not
-            a number, or no question counts.
+        DataError: Shapes or lengths do not match, labels or predictions are not integers or out of range, a logit is
+            NaN, or all questions are ignored.
     """
     predicted, expected = _arrays(predictions, labels)
     if subtypes is not None and types is None:
         raise DataError("`subtypes` were given without `types`; expected both, since a subtype belongs to a type")
     for name, values in (("types", types), ("subtypes", subtypes)):
         if values is not None and len(values) != len(expected):
-            raise DataError(f"`{name}` must have one value a question ({len(expected)}), got {len(values)}")
+            raise DataError(f"`{name}` must have one value per question ({len(expected)}), got {len(values)}")
     counted = np.flatnonzero(expected != IGNORED_LABEL)
     if not counted.size:
         raise DataError(f"`labels` has no question that counts: all of its {expected.size} are {IGNORED_LABEL}")
@@ -143,9 +142,9 @@ class QuestionAnsweringAccuracy(evaluate.Metric):
     >>> metric.compute()["per_type"]["Audio"]
     ```
 
-    A batch is kept as its predicted answers. With several processes pass `num_process`, `process_id` and a common
-    `experiment_id` and `cache_dir`, as for every `evaluate` metric: process 0 gets the scores of all, the others None.
-    Arguments are those of `evaluate.Metric`.
+    Only the predicted answers of a batch are stored. With several processes pass `num_process`, `process_id` and a
+    common `experiment_id` and `cache_dir`, as for every `evaluate` metric: process 0 gets the scores of all, the others
+    None. Arguments are those of `evaluate.Metric`.
     """
 
     def _info(self) -> evaluate.MetricInfo:
@@ -172,19 +171,19 @@ class QuestionAnsweringAccuracy(evaluate.Metric):
         subtypes: Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Adds a batch of questions; arguments as for [`question_answering_accuracy`]."""
+        """Add a batch of questions; see [`question_answering_accuracy`] for the arguments."""
         predicted, expected = _arrays(predictions, labels)
         columns = {"types": types, "subtypes": subtypes}
         filled = {name: [""] * len(expected) if values is None else list(values) for name, values in columns.items()}
         super().add_batch(predictions=predicted, labels=expected, **filled, **kwargs)
 
     def add(self, *, predictions: Any, labels: Any, types: str = "", subtypes: str = "", **kwargs: Any) -> None:
-        """Adds one question: logits (answers,) or the predicted answer, the right one, its type and subtype."""
+        """Add one question: logits (answers,) or the predicted answer, the correct one, its type and subtype."""
         batch = (_to_numpy(values)[None] for values in (predictions, labels))
         self.add_batch(**dict(zip(("predictions", "labels"), batch, strict=True)), types=[types], subtypes=[subtypes])
 
     def compute(self, *, predictions: Any = None, labels: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """Scores of all batches so far, and of this one if it is given."""
+        """Return the scores of all batches so far, including this one if given."""
         batch = {name: kwargs.pop(name) for name in ("types", "subtypes") if name in kwargs}
         if predictions is not None or labels is not None:
             self.add_batch(predictions=predictions, labels=labels, **batch)
@@ -195,7 +194,7 @@ class QuestionAnsweringAccuracy(evaluate.Metric):
 
 
 def _arrays(predictions: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
-    """Predicted and expected answers, each (B,) int64."""
+    """Return predicted and expected answers, each (B,) int64."""
     predicted, expected = _to_numpy(predictions), _to_numpy(labels)
     if predicted.ndim not in (1, 2) or expected.ndim != 1 or len(predicted) != len(expected) or not predicted.size:
         raise DataError(
@@ -213,7 +212,7 @@ def _arrays(predictions: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
             raise DataError(f"`{name}` (B,) must be integers, got {values.dtype}")
         wrong = counted & ((values < 0) | (values >= most))
         if wrong.any():
-            raise DataError(f"`{name}` must be the numbers of answers from 0, below {most}, got {values[wrong][0]}")
+            raise DataError(f"`{name}` must be indices of answers from 0, below {most}, got {values[wrong][0]}")
     return predicted.astype(np.int64), expected.astype(np.int64)
 
 

@@ -21,25 +21,25 @@ from ...modeling.modeling_cae_av import (
 from .head import QuestionAnsweringHead
 
 
-# Of which pixels, along each side, one is looked at to tell clips apart.
+# Compare clips on every 8th pixel per side.
 PIXEL_STEP = 8
 
 
 @dataclass
 class CaeAvQuestionAnsweringOutput(CaeAvModelOutput):
     r"""
-    Output of [`CaeAvForQuestionAnswering`]: that of [`CaeAvModel`], `loss` being the task's plus the weighted terms.
+    Output of [`CaeAvForQuestionAnswering`]: that of [`CaeAvModel`], whose `loss` also includes the task's.
 
     Attributes:
-        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): The answers.
+        logits (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Logits of the answers.
         match_logits (`torch.FloatTensor` of shape `(batch_size, num_frames, 2)`):
-            Whether a frame and its sound are of different clips (first) or of one (second).
+            Whether a frame and its sound come from different clips (first) or from the same one (second).
         match_logits_negative (`torch.FloatTensor` of shape `(batch_size, num_frames, 2)`):
-            Likewise of the sound and frames of another clip, where there are any.
+            The same for sound and frames of different clips, if there are any.
         grounding (`torch.FloatTensor` of shape `(batch_size, num_frames, visual_tokens)`):
-            How much of a frame's weight the audio puts on each token, row by row; 1 in sum.
-        visual_attention (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Which frames the question looks at.
-        audio_attention (`torch.FloatTensor` of shape `(batch_size, num_frames)`): Which it listens to.
+            The audio's attention to the tokens of a frame, in row-major order; sums to 1.
+        visual_attention (`torch.FloatTensor` of shape `(batch_size, num_frames)`): The question's attention to frames.
+        audio_attention (`torch.FloatTensor` of shape `(batch_size, num_frames)`): The question's attention to sounds.
     """
 
     logits: torch.Tensor | None = None
@@ -58,7 +58,7 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
         config: The configuration.
     """
 
-    # A batch of one clip matches no other.
+    # A batch of one clip has no mismatched pairs, which leaves the matching layers unused.
     has_idle_parameters = True
 
     exported_outputs = ("logits", "visual_attention", "audio_attention", "grounding", *AGREEMENT_OUTPUTS)
@@ -70,7 +70,7 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
         self.post_init()
 
     def example_inputs(self, batch_size: int, num_frames: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Questions of different lengths."""
+        """Return questions of different lengths."""
         ids, mask = random_words(batch_size, 4, self.config.question_vocab_size, generator)
         return {"question_ids": ids, "question_mask": mask}
 
@@ -98,15 +98,15 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
         Args:
             pixel_values_videos, input_features, frame_mask, visual_caption_*, audio_caption_*, output_*: See
                 [`CaeAvModel.forward`].
-            question_ids: `(num_questions, words)`, one question a clip.
-            question_mask: `(num_questions, words)`, true for real words; all are where it is absent.
-            clip_index: `(num_questions,)`, the clip of each question where some have the same, so that a clip passes
-                the encoder once; outputs of the head are then one row a question.
-            pixel_values_negative: Frames of other clips, shaped as `pixel_values_videos`, which the sound is to be
-                told from; only the frozen tower reads them. Without them, and with labels, each clip's frames are told
-                from the sound of the next clip in the batch, unless both are the same clip. A batch of one clip has
-                no matching loss.
-            labels: `(num_questions,)`, number of the answer, -100 where it is not known.
+            question_ids: `(num_questions, words)`, by default one question per clip.
+            question_mask: `(num_questions, words)`, true for real words; by default all are.
+            clip_index: `(num_questions,)`, index of each question's clip if several questions refer to one clip, which
+                is then encoded once. Outputs of the head have one row per question.
+            pixel_values_negative: Frames of other clips with the shape of `pixel_values_videos`, as mismatches of the
+                sound; only the frozen tower reads them. Without them, and with labels, each clip's frames are paired
+                with the sound of the next clip in the batch, unless both are the same clip. A batch of one clip has no
+                matching loss.
+            labels: `(num_questions,)`, index of the answer, -100 if it is unknown.
 
         Returns:
             [`CaeAvQuestionAnsweringOutput`]
@@ -144,7 +144,7 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
             auxiliary["matching"] = self.head.matching_loss(grounding.match[mask], match_negative[is_pair])
 
         if clip_index is not None:
-            # From here on one row a question.
+            # From here on, one row per question.
             if clip_index.shape != question_ids.shape[:1]:
                 raise CaeAvError(f"`clip_index` must be ({len(question_ids)},), got {tuple(clip_index.shape)}")
             grounding, audio, mask = grounding.of_questions(clip_index), audio[clip_index], mask[clip_index]
@@ -168,15 +168,15 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
 
     def _next_sound(self, audio: Tensor, pixels: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """
-        The encoded sound (B, T, D) of the clip after each one, and where it is real and of another clip, (B, T). The
-        clips of all processes form a ring.
+        Return the encoded sound (B, T, D) of the next clip for each clip, and where it is real and of another clip,
+        (B, T). The clips of all processes form a ring.
         """
-        # A few pixels tell clips apart as well as all of them.
+        # The sparse pixels travel with the sound, so that equal clips are recognised across processes.
         looks = pixels[..., ::PIXEL_STEP, ::PIXEL_STEP].flatten(2).to(audio.dtype)
         known = torch.cat([audio, looks, mask[..., None].to(audio.dtype)], dim=-1)
         firsts, place = gather_rows(known[0])
         first = next(part for part in (*firsts[place + 1 :], *firsts[: place + 1]) if len(part))
-        # Processes pad their clips to lengths of their own.
+        # Each process pads its clips to its own length.
         first = F.pad(first[: known.shape[1]], (0, 0, 0, max(0, known.shape[1] - len(first))))
         sound, others, is_real = torch.cat([known[1:], first[None]]).split([audio.shape[-1], looks.shape[-1], 1], -1)
         is_pair = mask & (is_real[..., 0] > 0)
@@ -184,7 +184,7 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
         return sound, is_pair & is_other
 
     def _frozen_tokens(self, pixel_values_videos: Tensor, frames: FrameLayout) -> Tensor:
-        """What the frozen visual tower alone says of frames: (B, T, L, D) after the final norm."""
+        """Return the frozen visual tower's tokens (B, T, L, D) after the final norm, without interaction."""
         vision, _ = self.model.readers()
         tokens = vision.embed(frames.to_list(pixel_values_videos).to(self.dtype))
         return frames.to_grid(vision.patches(vision.final_norm(vision.walk(tokens).finish())))

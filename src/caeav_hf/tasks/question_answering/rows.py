@@ -1,4 +1,4 @@
-"""The rows of question answering."""
+"""Rows of question answering."""
 
 import torch
 
@@ -7,7 +7,7 @@ from ...data.rows import Row, RowForm
 
 
 class QuestionRows(RowForm):
-    """Question answering: a video file, a question about it and the number of its answer."""
+    """A video file, a question about it, and the index of its answer."""
 
     columns = ("video_id", "media", "question", "answer_label")
 
