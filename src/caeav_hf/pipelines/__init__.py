@@ -1,7 +1,7 @@
 """
-Pipelines of Transformers for CAE-AV: from media files to what a model finds in them.
+Transformers pipelines for CAE-AV.
 
-`register` makes `transformers.pipeline("audio-visual-event-localization", ...)` and the others know them.
+`register` makes them available as `transformers.pipeline("audio-visual-event-localization", ...)` and so on.
 """
 
 from transformers.pipelines import PIPELINE_REGISTRY
@@ -16,8 +16,8 @@ from .video_parsing import AudioVisualVideoParsingPipeline
 
 def register() -> None:
     """
-    Make the pipelines of all tasks, those registered later included, known to `transformers.pipeline`. Registering
-    again changes nothing.
+    Register the pipelines of all tasks, including tasks that are registered later, with `transformers.pipeline`;
+    idempotent.
     """
     follow_tasks(_register)
 

@@ -1,4 +1,4 @@
-"""What the pipelines of all tasks share: decoding, windows, batches, captions, broken clips."""
+"""Base class of the pipelines: decoding, windows, batches, captions, and broken clips."""
 
 import os
 import sys
@@ -28,44 +28,44 @@ from .clips import GivenClip, assemble, read_given
 logger = logging.get_logger(__name__)
 
 _WINDOWS = ("first", "all")
-# Most segments that the first attempt at a whole file reads.
+# Maximum number of segments in the first attempt to read a whole file.
 _FIRST_ATTEMPT = 3600
 
 
 class CaeAvPipeline(Pipeline):
     """
-    What the pipelines of all tasks share.
+    Base class of the pipelines of all tasks.
 
-    A clip is a media file (path, address, bytes, binary file object, or `{"bytes": ..., "path": ...}` as `datasets`
-    stores it), its frames or a decoder, as [`CaeAvProcessor.__call__`] takes them, or a decoded [`~processing.Clip`].
-    With what belongs to it, it is a dict with `clip` or `video`, `audio` and its `sampling_rate`, `visual_caption` and
-    `audio_caption`; or a row that a builder of `caeav_hf.data` wrote, with the part of its file that it names, its
-    captions and its question. A list gives a list of results; a generator or a `Dataset` gives an iterator,
-    and is read only as far as the results are taken.
+    A clip is a media file (path, URL, bytes, binary file object, or `{"bytes": ..., "path": ...}` as in `datasets`),
+    its frames or a decoder, as [`CaeAvProcessor.__call__`] takes them, or a decoded [`~processing.Clip`]. To pass more
+    than the clip, use a dict with `clip` or `video`, `audio` and its `sampling_rate`, `visual_caption` and
+    `audio_caption`; or a row of a data set built by `caeav_hf.data`, whose part of the file, captions and question are
+    used. A list gives a list of results; a generator or a `Dataset` gives an iterator, which reads only as many clips
+    as results are consumed.
 
-    A clip goes through the model in windows of the configuration's `num_frames` segments, one after the other. Where
-    the configuration spreads segments over the clip, they are one window.
+    The model processes a clip in consecutive windows of the configuration's `num_frames` segments. If the
+    configuration spreads segments over the clip, there is one window.
 
-    A task defines which outputs of the model it reads (`_output_names`), `describe`, which makes one result a window
-    of them, `_describe_parameters`, and `join`, which makes the result of a clip of those of its windows. One that
-    needs more than clips and captions names it in `_input_parameters` and puts it into the model's inputs in
+    A subclass defines the outputs of the model that it reads (`_output_names`), `describe`, which converts them to one
+    result per window, its arguments (`_describe_parameters`), and `join`, which combines the results of a clip's
+    windows. Inputs other than clips and captions are named in `_input_parameters` and added to the model's inputs in
     `_model_inputs`.
     """
 
-    # Without one, it follows from the configuration of the model.
+    # Without a processor, it is built from the model's configuration.
     _load_processor = None
     _load_image_processor = False
     _load_video_processor = False
     _load_feature_extractor = False
     _load_tokenizer = False
 
-    # What the clip is called in a dict that gives more than the clip.
+    # Key of the clip in a dict that contains more than the clip.
     _clip_key = "clip"
-    # What a clip may, or must, come with besides captions: keys of that dict, or arguments of a call.
+    # Inputs besides captions: keys of that dict, or arguments of a call.
     _input_parameters: tuple[str, ...] = ()
-    # What of the model's outputs is brought back from the device, as far as it is there.
+    # Outputs of the model to move back from the device, if present.
     _output_names: tuple[str, ...] = ()
-    # Names of the arguments of `describe` that a call may give.
+    # Arguments of `describe` that a call may pass.
     _describe_parameters: tuple[str, ...] = ()
 
     def __init__(self, model: Any, *args: Any, processor: Any = None, **kwargs: Any) -> None:
@@ -128,28 +128,28 @@ class CaeAvPipeline(Pipeline):
 
         Args:
             inputs: The clip or clips.
-            visual_caption, audio_caption (`str`, *optional*): What is seen and what is heard. Both or neither. For a
-                list, one string for all clips or a list with one string, or None, a clip.
+            visual_caption, audio_caption (`str`, *optional*): Captions of what is seen and heard; both or neither. For
+                a list of clips, one string for all clips or a list with one string, or None, per clip.
             captions (`dict` or list, *optional*): The same as one argument: `{"visual": ..., "audio": ...}`, or for a
-                list of clips a list with one, or None, a clip.
-            captioner ([`~processing.captioning.Captioner`], *optional*): Writes the captions of clips that have none;
-                they are in the result, as `captions`. Clips without captions go through the model without CASE.
-            on_error (`str`, defaults to `"raise"`): What a clip that cannot be decoded does: `"raise"` ends the call,
-                `"skip"` puts `{"file": ..., "error": ...}` in its place and goes on.
+                list of clips a list with one such dict, or None, per clip.
+            captioner ([`~processing.captioning.Captioner`], *optional*): Writes captions for clips that have none;
+                results contain them as `captions`. Clips without captions are processed without CASE.
+            on_error (`str`, defaults to `"raise"`): How to treat a clip that cannot be decoded: `"raise"` ends the
+                call, `"skip"` returns `{"file": ..., "error": ...}` in its place and continues.
             windows (`str`, *optional*): `"all"` (default) processes a clip that is longer than the model's
-                `num_frames` segments in consecutive windows of that many, `"first"` its first window. A model whose
-                segments are spread over the clip, as those of question answering are, has only one window.
-            on_missing_audio (`str`, defaults to `"silence"`): What a clip without a sound track does: `"silence"`
-                takes silence in its place, `"error"` makes it an error like that of a clip that cannot be decoded.
+                `num_frames` segments in consecutive windows of that many, `"first"` only its first window. Models
+                whose segments are spread over the clip, as for question answering, have only one window.
+            on_missing_audio (`str`, defaults to `"silence"`): How to treat a clip without a sound track: `"silence"`
+                replaces it by silence, `"error"` treats it like a clip that cannot be decoded.
             return_arrays (`bool`, defaults to `True`): Whether masks, probabilities and grounding are NumPy arrays.
-                With `False` they are lists, and every result can be written by `json.dumps`.
-            batch_size (`int`, defaults to 1): Clips, or windows of clips, that go through the model together.
-            num_workers (`int`, defaults to 0): Processes that decode ahead.
+                With `False` they are lists, and results can be written by `json.dumps`.
+            batch_size (`int`, defaults to 1): Number of clips, or windows of clips, per forward pass.
+            num_workers (`int`, defaults to 0): Number of processes that decode ahead.
 
         Returns:
-            A dict a clip: `file` (its name), `duration` (seconds), `has_audio` (whether it has a sound track),
-            `analyzed` (what was read of it: `start` and `end` in seconds, and `segments`, how many segments lie in
-            between), and what the task finds.
+            A dict per clip: `file` (its name), `duration` (seconds), `has_audio` (whether it has a sound track),
+            `analyzed` (the part that was read: `start` and `end` in seconds, and the number of `segments`), and the
+            results of the task.
 
         Raises:
             MediaError: A clip cannot be decoded; the message begins with its name.
@@ -171,7 +171,7 @@ class CaeAvPipeline(Pipeline):
         elif _is_dataset(inputs, "Dataset", "IterableDataset") or (
             isinstance(inputs, Iterator) and not hasattr(inputs, "read")
         ):
-            # The base class knows generators and PyTorch's data sets; the rest is turned into one.
+            # The base class supports generators and PyTorch's data sets; convert the rest to a generator.
             inputs = (clip for clip in inputs)
         return super().__call__(inputs, *args, **kwargs)
 
@@ -186,7 +186,7 @@ class CaeAvPipeline(Pipeline):
         on_missing_audio: MissingAudio = "silence",
         **given: Any,
     ) -> dict[str, Any]:
-        """Decode one clip: the inputs of its windows without batch dimension, or none and the error."""
+        """Decode one clip to the inputs of its windows, without batch dimension, or to an error."""
         captions = {"visual_caption": visual_caption, "audio_caption": audio_caption}
         row = read_given(input_, self._input_parameters, bool(self.model.config.visual_3d_size))
         captions.update({name: row.values.pop(name) for name in CAPTIONS if name in row.values})
@@ -236,15 +236,15 @@ class CaeAvPipeline(Pipeline):
         **reading: Any,
     ) -> Clip:
         """
-        The part of a clip that the pipeline looks at, decoded: its first window, or all of it.
+        Decode the part of a clip that the pipeline processes: its first window, or the whole clip.
 
         Args:
             source: The clip.
-            windows, on_missing_audio: As for a call; by default as the pipeline was made.
+            windows, on_missing_audio: See a call; by default the pipeline's own values.
             reading: Further arguments of [`~media.clip.load_clip`], such as `start` and `end`.
 
         Raises:
-            MediaError: It cannot be decoded, or has no sound track and `on_missing_audio` is `"error"`.
+            MediaError: The clip cannot be decoded, or has no sound track and `on_missing_audio` is `"error"`.
         """
         windows = windows or self._preprocess_params.get("windows")
         on_missing_audio = on_missing_audio or self._preprocess_params.get("on_missing_audio", "silence")
@@ -255,9 +255,9 @@ class CaeAvPipeline(Pipeline):
         reading = {**reading, "on_missing_audio": on_missing_audio, "name": reading.get("name") or source_name(source)}
         if windows == "first" or self._is_spread:
             return self.processor.load_clip(source, **reading)
-        source = reusable(source)  # it is opened more than once here
+        source = reusable(source)  # It is opened more than once below.
         announced = probe(source, name=reading["name"]).duration
-        # One segment more than expected: the frames, not the header, say where the clip ends.
+        # Read one segment more than expected, since the header may be wrong about where the clip ends.
         most = _FIRST_ATTEMPT
         if announced is not None:
             most = min(most, 1 + count_segments(announced, self.processor.segment_seconds))
@@ -268,7 +268,7 @@ class CaeAvPipeline(Pipeline):
             most *= 2
 
     def _analyzed(self, clip: Clip) -> dict[str, Any]:
-        """Which part of a clip was read: seconds at which it begins and ends, and how many segments lie in it."""
+        """Return the part of a clip that was read: its start and end in seconds, and its number of segments."""
         count, end = len(clip.frames), float(clip.duration)
         if not self._is_spread:
             end = min(end, count * self.processor.segment_seconds)
@@ -276,8 +276,8 @@ class CaeAvPipeline(Pipeline):
 
     def _model_inputs(self, clip: Clip, captions: dict[str, str | None]) -> list[dict[str, torch.Tensor]]:
         """
-        What the model is asked about a clip: its inputs without batch dimension, for each window. A task with
-        `_input_parameters` is given them as further arguments.
+        Return the model's inputs for each window of a clip, without batch dimension. A pipeline with
+        `_input_parameters` gets them as further arguments.
         """
         return [self._window_inputs(window, captions) for window in self._windows(clip)]
 
@@ -293,7 +293,7 @@ class CaeAvPipeline(Pipeline):
         return [self._cut(clip, start, start + size) for start in range(0, len(clip.frames), size)]
 
     def _cut(self, clip: Clip, start: int, end: int) -> Clip:
-        """The segments of a clip from number `start` to before `end`."""
+        """Return segments `start` to `end`, exclusive, of a clip."""
         samples = round(self.processor.segment_seconds * clip.sampling_rate)
         return replace(
             clip,
@@ -312,20 +312,20 @@ class CaeAvPipeline(Pipeline):
         return {name: outputs[name] for name in self._output_names if name in outputs}
 
     def describe(self, model_outputs: Any, sizes: list[tuple[int, int]], **parameters: Any) -> list[Any]:
-        """One result a window of a batch, from what `_forward` returned, on the CPU, and each window's (H, W)."""
+        """Convert a batch's outputs of `_forward`, on the CPU, to one result per window; `sizes` are their (H, W)."""
         raise NotImplementedError
 
     def join(self, clip: dict[str, Any], results: list[Any], **parameters: Any) -> dict[str, Any]:
-        """The result of a clip from those of its windows; `parameters` are those of `describe`."""
+        """Combine the results of a clip's windows; `parameters` are those of `describe`."""
         raise NotImplementedError
 
     def postprocess(
         self, model_outputs: Any, return_arrays: bool = True, **describe_parameters: Any
     ) -> list[dict[str, Any]]:
-        """Put the results of a batch beside the names of its clips, and the errors in their places."""
+        """Return the result, or the error, of each clip of a batch."""
         clips, batches = model_outputs
         if any(clip["windows"] and not clip["has_audio"] for clip in clips):
-            # Here and not where clips are decoded: workers would each say so.
+            # Not where clips are decoded, since every worker process would repeat the warning.
             logger.warning_once(
                 "Clips without a sound track are taken as silent; their results say `has_audio: False`. "
                 "With `on_missing_audio='error'` they are errors."
@@ -356,13 +356,13 @@ class CaeAvPipeline(Pipeline):
         for chosen in self._batches(model_inputs):
             batch = CaeAvCollator(targets=get_task(self.model.config.task).targets)(chosen)
             assert batch is not None
-            # Captions are needed for all clips of a batch or for none; ids are whole numbers and keep their type.
+            # Ids and masks keep their type.
             batch = {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in batch.items()}
             outputs.append((super().forward(batch, **forward_params), len(chosen)))
         return model_inputs, outputs
 
     def _batches(self, clips: list[dict[str, Any]]) -> list[list[dict[str, torch.Tensor]]]:
-        """The windows of some clips, as many at a time as there are clips."""
+        """Split the windows of all clips into batches of as many windows as there are clips."""
         windows = [window for clip in clips for window in clip["windows"]]
         return [windows[start : start + len(clips)] for start in range(0, len(windows), len(clips))]
 
@@ -375,12 +375,12 @@ class CaeAvPipeline(Pipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> Iterator[dict[str, Any]]:
-        """Results one by one. Unlike the base class's, batches may hold clips that failed, so clips stay in lists."""
+        """Iterate over results. Unlike in the base class, batches are lists: some of their clips may have failed."""
         if hasattr(inputs, "__len__"):
             clips: Any = PipelineDataset(inputs, self.preprocess, preprocess_params)
         else:
             clips = PipelineIterator(inputs, self.preprocess, preprocess_params)
-            num_workers = min(num_workers, 1)  # every worker would read the whole generator
+            num_workers = min(num_workers, 1)  # Every worker would read the whole generator.
         loader = DataLoader(clips, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
         return self._results(loader, forward_params, postprocess_params)
 
@@ -400,7 +400,7 @@ class CaeAvPipeline(Pipeline):
         forward_params: dict[str, Any],
         postprocess_params: dict[str, Any],
     ) -> dict[str, Any]:
-        """The result of one clip."""
+        """Return the result of one clip."""
         clips = [self.preprocess(inputs, **preprocess_params)]
         return self.postprocess(self.forward(clips, **forward_params), **postprocess_params)[0]
 
@@ -411,7 +411,7 @@ class CaeAvPipeline(Pipeline):
 
 
 def _with_lists(value: Any) -> Any:
-    """The same with lists in place of arrays, at any depth."""
+    """Convert arrays to lists, at any depth."""
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, dict):
@@ -420,6 +420,6 @@ def _with_lists(value: Any) -> Any:
 
 
 def _is_dataset(inputs: Any, *kinds: str) -> bool:
-    """Whether it is of these classes of `datasets`. Who has not loaded that library, which is slow, has none."""
+    """Return whether `inputs` is of these classes of `datasets`, without importing that slow library."""
     library = sys.modules.get("datasets")
     return library is not None and isinstance(inputs, tuple(getattr(library, kind) for kind in kinds))

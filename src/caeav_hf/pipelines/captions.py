@@ -1,4 +1,4 @@
-"""Captions as the arguments of a pipeline's call."""
+"""Captions in the arguments of a pipeline's call."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -8,17 +8,17 @@ from ..errors import CaeAvError
 
 
 CAPTIONS = ("visual_caption", "audio_caption")
-# The clip in a dict; the last is what the builders call it.
+# Keys of the clip in a dict; the last one is the builders' column.
 CLIP_KEYS = ("clip", "video", "media")
 
 
 def is_row(value: Any) -> bool:
-    """Whether a value is a dict that gives a clip with what belongs to it, and not `{"bytes": ..., "path": ...}`."""
+    """Return whether a value is a dict that contains a clip among others, unlike `{"bytes": ..., "path": ...}`."""
     return isinstance(value, Mapping) and any(key in value for key in (*CLIP_KEYS, PREPARED))
 
 
 def split_captions(clips: Any, kwargs: dict[str, Any]) -> None:
-    """Puts `visual_caption` and `audio_caption` into `kwargs` in place of `captions`, where that is given."""
+    """Replace `captions` in `kwargs`, if given, by `visual_caption` and `audio_caption`."""
     captions = kwargs.pop("captions", None)
     if captions is None:
         return
@@ -39,7 +39,7 @@ def split_captions(clips: Any, kwargs: dict[str, Any]) -> None:
 
 
 def attach_captions(clips: list[Any], kwargs: dict[str, Any], clip_key: str) -> list[Any]:
-    """The clips of a list with the captions that were given as lists beside them; these are taken out of `kwargs`."""
+    """Return the clips with their captions, if `kwargs` has lists of captions; these are removed from `kwargs`."""
     for name in CAPTIONS:
         captions = kwargs.get(name)
         if isinstance(captions, list | tuple):

@@ -1,4 +1,4 @@
-"""What a pipeline is given as one clip, and what comes with it: dicts, rows of `datasets`, rows of the builders."""
+"""Inputs of a pipeline: clips, dicts, rows of `datasets`, and rows of the builders."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -20,14 +20,16 @@ from .captions import CAPTIONS, CLIP_KEYS, is_row
 @dataclass
 class GivenClip:
     """
+    A clip as given to a pipeline, not decoded yet.
+
     Attributes:
-        source: What [`CaeAvProcessor.load_clip`] reads, frames, a decoder or a decoded clip.
-        audio: Its sound, if that is not in `source`.
-        sampling_rate: Samples a second of `audio`, where that is a waveform.
-        start, end: Seconds of `source` that are the clip.
-        name: What results and errors call it.
-        values: Captions and inputs of the task that came along.
-        row: A row of the builders whose frames and sound lie in columns of their own; it has no `source`.
+        source: A source for [`CaeAvProcessor.load_clip`], frames, a decoder or a decoded clip.
+        audio: The sound, if it is not in `source`.
+        sampling_rate: Sampling rate of `audio` in Hz, if it is a waveform.
+        start, end: Part of `source` in seconds.
+        name: Name in results and errors.
+        values: Captions and inputs of the task.
+        row: A row of the builders with separate columns of frames and sound, instead of `source`.
     """
 
     source: Any
@@ -41,7 +43,7 @@ class GivenClip:
 
     @property
     def is_file(self) -> bool:
-        """Whether its pictures are read from a media file, or decoded already."""
+        """Whether the pictures come from a media file or a decoded clip."""
         return self.row is None and not is_frames(self.source) and not is_video_decoder(self.source)
 
     @property
@@ -52,11 +54,11 @@ class GivenClip:
 
 def read_given(value: Any, input_names: tuple[str, ...], visual_3d: bool) -> GivenClip:
     """
-    Tell what a pipeline was given as one clip; nothing is decoded.
+    Parse the input of a pipeline for one clip, without decoding.
 
     Args:
-        value: A clip, or a dict that holds one.
-        input_names: What a clip may come with besides captions.
+        value: A clip, or a dict that contains one.
+        input_names: Inputs that a dict may have besides captions.
         visual_3d: Whether the model reads the `visual_3d` of the builders' rows.
 
     Raises:
@@ -80,7 +82,7 @@ def read_given(value: Any, input_names: tuple[str, ...], visual_3d: bool) -> Giv
 
 
 def _of_builder(row: Mapping[str, Any], input_names: tuple[str, ...], visual_3d: bool) -> GivenClip:
-    """A row of the builders; what is not needed, such as labels, is left out."""
+    """Parse a row of the builders, ignoring columns that a pipeline does not need, such as labels."""
     name = str(row.get("video_id"))
     values = {caption: row[caption] for caption in CAPTIONS if row.get(caption)}
     if "question" in input_names:
@@ -114,11 +116,13 @@ def _decoded_row(given: GivenClip, processor: CaeAvProcessor) -> GivenClip:
 
 def assemble(given: GivenClip, clip: Clip | None, processor: CaeAvProcessor, all_segments: bool) -> Clip:
     """
-    A clip with the sound that was given for it.
+    Decode a clip whose frames or sound are given separately.
 
     Args:
-        clip: Decoded, without sound, where it is a file.
-        all_segments: Whether all of a clip is wanted, not `num_frames` segments of it.
+        given: The clip as given.
+        clip: The clip decoded without sound, if it is a file.
+        processor: The processor.
+        all_segments: Whether to use the whole clip rather than `num_frames` segments.
 
     Raises:
         CaeAvError: Frames or sound have a wrong shape, type or rate, or the sound cannot be decoded.
@@ -135,7 +139,7 @@ def assemble(given: GivenClip, clip: Clip | None, processor: CaeAvProcessor, all
         frames = as_frames(given.source, given.name)
         count, times = len(frames), (np.arange(len(frames)) + 0.5) * seconds
         if spread and wanted is not None and count > wanted:
-            # The frames at the middles of equal parts, as from a file.
+            # Take the frames at the middles of equal parts, as for a file.
             chosen = ((np.arange(wanted) + 0.5) * count / wanted).astype(int)
             frames, times = frames[chosen], times[chosen]
         clip = Clip(
@@ -165,13 +169,13 @@ def assemble(given: GivenClip, clip: Clip | None, processor: CaeAvProcessor, all
                 seconds=clip.duration,
             )
         else:
-            # Sound that ends early is filled up with silence, as in a file.
+            # Fill up sound that ends early with silence, as for a file.
             waveform[: len(sound)] = sound[:samples]
     return replace(clip, waveform=waveform, sampling_rate=rate, has_audio=given.audio is not None)
 
 
 def _name(source: Any) -> str:
-    """The name of a clip in results: its path, or what the media reader calls it."""
+    """Return the name of a clip in results: its path, or the name in the media reader's errors."""
     if hasattr(source, "waveform"):
         return str(source.name)
     if is_frames(source):

@@ -1,4 +1,4 @@
-"""The pipeline of event localization."""
+"""Pipeline of event localization."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from .base import CaeAvPipeline
 
 class AudioVisualEventLocalizationPipeline(CaeAvPipeline):
     """
-    Which event of a clip can be both seen and heard, and when: `"audio-visual-event-localization"`.
+    Pipeline `"audio-visual-event-localization"`: finds the event that is both seen and heard in a clip, and when.
 
     ```python
     >>> from transformers import pipeline
@@ -21,15 +21,14 @@ class AudioVisualEventLocalizationPipeline(CaeAvPipeline):
      'scores': [...], 'agreement': [...], 'misaligned': [...]}
     ```
 
-    The result's keys are those of [`CaeAvProcessor.post_process_event_localization`]; `threshold` (default 0.5) is the
-    probability above which a segment is an event, with head `mlp`, which gives each segment a class of its own, that
-    of its class against background.
+    The result's keys are those of [`CaeAvProcessor.post_process_event_localization`]. A segment is an event if its
+    probability exceeds `threshold` (default 0.5); with head `mlp`, which predicts a class per segment, this is the
+    probability of the class against background.
 
-    A clip that is longer than the model's `num_frames` segments is processed in consecutive windows of that many
-    segments, which know nothing of each other. The class of an event is that of its window, with head `mlp` that of
-    its segments. Events of one class that
-    meet at the border of two windows are one interval, whose score is the mean of all its segments'. With
-    `windows="first"` only the first window is looked at.
+    A clip that is longer than the model's `num_frames` segments is processed in independent, consecutive windows of
+    that many segments. The class of an event is that of its window, with head `mlp` that of its segments. Events of
+    one class that meet at the border of two windows are joined to one interval, whose score is the mean over its
+    segments. With `windows="first"` only the first window is processed.
     """
 
     _describe_parameters = ("threshold",)
@@ -41,9 +40,9 @@ class AudioVisualEventLocalizationPipeline(CaeAvPipeline):
     def describe(
         self, model_outputs: Any, sizes: list[tuple[int, int]], threshold: float = 0.5, **parameters: Any
     ) -> list[LocalizedSegments]:
-        """The events in the segments of each window."""
+        """Return the events in the segments of each window."""
         return self.processor.localized_segments(model_outputs, threshold)
 
     def join(self, clip: dict[str, Any], results: list[LocalizedSegments], **parameters: Any) -> dict[str, Any]:
-        """The events of all windows; those of one class that meet at their borders are one interval."""
+        """Return the events of all windows, joined across their borders."""
         return self.processor.events_of(LocalizedSegments.joined(results))

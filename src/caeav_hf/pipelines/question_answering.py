@@ -1,4 +1,4 @@
-"""The pipeline of question answering."""
+"""Pipeline of question answering."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from .base import CaeAvPipeline
 
 class AudioVisualQuestionAnsweringPipeline(CaeAvPipeline):
     """
-    Answers to questions about what is seen and heard in a clip: `"audio-visual-question-answering"`.
+    Pipeline `"audio-visual-question-answering"`: answers questions about what is seen and heard in a clip.
 
     ```python
     >>> from transformers import pipeline
@@ -25,22 +25,22 @@ class AudioVisualQuestionAnsweringPipeline(CaeAvPipeline):
      'timestamps': [...], 'visual_attention': [...], ...}
     ```
 
-    A clip is given as a dict with `video`, `question` and perhaps captions, or as itself with `question` as an
-    argument of the call. `question` may also be a list of questions about the clip, which is then read only once: the
-    result has `questions`, a list of dicts with `question` and what follows, in their place.
+    The input is a dict with `video`, `question` and optionally captions, or a clip with `question` as an argument of
+    the call. `question` may be a list of questions about the clip, which is then decoded only once; the result has a
+    list `questions` of dicts with the keys below instead of these keys.
 
-    A result has, beside what every result has,
+    Besides the common keys, a result has
 
     - **question** and **answers**: the `top_k` (default 5) most likely ones, dicts of `answer`, `label_id` and
       `score`, the most likely first;
-    - **visual_attention**, **audio_attention**: how much the question looks at, and listens to, each segment;
-    - **grounding** (T, rows, columns) float32: how much of a frame's weight its sound puts on each part of it. It is
-      the same for all questions;
-    - **timestamps**: seconds at which the T frames begin to be shown.
+    - **visual_attention**, **audio_attention**: the question's attention to each segment's picture and sound;
+    - **grounding** (T, rows, columns) float32: the sound's attention to each part of a frame, the same for all
+      questions;
+    - **timestamps**: presentation times of the T frames in seconds.
 
-    Segments lie evenly over the whole clip, whatever its length, if the model's `frame_sampling` is `"spread"`, as it
-    is in the preset. With `"consecutive"` a longer clip is processed in windows: an answer's score is the mean of the
-    windows', weighted by their segments, and so are attentions, which again are 1 in sum.
+    If the model's `frame_sampling` is `"spread"`, as in the preset, segments lie evenly over the whole clip, whatever
+    its length. With `"consecutive"` a longer clip is processed in windows; scores of answers are averaged over
+    windows, weighted by their number of segments, and attentions are rescaled to sum to 1.
     """
 
     _clip_key = "video"
@@ -66,7 +66,7 @@ class AudioVisualQuestionAnsweringPipeline(CaeAvPipeline):
         ]
 
     def _batches(self, clips: list[dict[str, Any]]) -> list[list[dict[str, torch.Tensor]]]:
-        # All questions about a window at once: the collator finds them, and the window passes the encoder once.
+        # Keep all questions about a window in one batch; the collator then encodes the window once.
         windows = [
             clip["windows"][start : start + count]
             for clip in clips
@@ -79,14 +79,14 @@ class AudioVisualQuestionAnsweringPipeline(CaeAvPipeline):
     def _forward(self, input_tensors: dict[str, torch.Tensor], **forward_parameters: Any) -> dict[str, Any]:
         outputs = super()._forward(input_tensors, **forward_parameters)
         if (clip_index := input_tensors.get("clip_index")) is not None:
-            # The head's outputs have one row a question, the mask still one a clip.
+            # The head's outputs have one row per question, but the mask has one per clip.
             outputs["frame_mask"] = outputs["frame_mask"][clip_index]
         return outputs
 
     def describe(
         self, model_outputs: Any, sizes: list[tuple[int, int]], top_k: int = 5, **parameters: Any
     ) -> list[dict[str, Any]]:
-        """All answers, attention and grounding of each question in each window."""
+        """Return all answers, attention and grounding of each question in each window."""
         if top_k < 1:
             raise CaeAvError(f"`top_k` must be at least 1, got {top_k}")
         # The best answers of a clip need not be among the best of each of its windows.
@@ -95,7 +95,7 @@ class AudioVisualQuestionAnsweringPipeline(CaeAvPipeline):
     def join(
         self, clip: dict[str, Any], results: list[dict[str, Any]], top_k: int = 5, **parameters: Any
     ) -> dict[str, Any]:
-        """The question's result, or those of all questions."""
+        """Return the result of the question, or those of all questions."""
         timestamps = {"timestamps": clip["frame_times"].tolist()}
         question, count = clip["given"]["question"], _count_questions(clip)
         segments, size = clip["analyzed"]["segments"], self.processor.num_frames
@@ -110,7 +110,7 @@ class AudioVisualQuestionAnsweringPipeline(CaeAvPipeline):
 
 
 def _count_questions(clip: dict[str, Any]) -> int:
-    """How many questions are asked about a clip that could be decoded; 0 for another."""
+    """Return the number of questions about a clip, 0 if it could not be decoded."""
     if not clip["windows"]:
         return 0
     question = clip["given"]["question"]
@@ -118,7 +118,7 @@ def _count_questions(clip: dict[str, Any]) -> int:
 
 
 def _joined(windows: list[dict[str, Any]], shares: list[float], top_k: int) -> dict[str, Any]:
-    """The result of a question from those of a clip's windows, of which each has a share of the clip's segments."""
+    """Combine a question's results in all windows of a clip, weighted by their shares of its segments."""
     if len(windows) == 1:
         return {**windows[0], "answers": windows[0]["answers"][:top_k]}
     scores: dict[tuple[str, int], float] = {}

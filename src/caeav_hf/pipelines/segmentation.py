@@ -1,4 +1,4 @@
-"""The pipeline of segmentation."""
+"""Pipeline of segmentation."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from .base import CaeAvPipeline
 
 class AudioVisualSegmentationPipeline(CaeAvPipeline):
     """
-    Which pixels of a clip show what is heard, second by second: `"audio-visual-segmentation"`.
+    Pipeline `"audio-visual-segmentation"`: segments the sounding objects in each second of a clip.
 
     ```python
     >>> from transformers import pipeline
@@ -21,17 +21,17 @@ class AudioVisualSegmentationPipeline(CaeAvPipeline):
     ((5, 360, 640), [0.48, 1.48, 2.48, 3.48, 4.48])
     ```
 
-    A result has, beside what every result has,
+    Besides the common keys, a result has
 
-    - **masks** (T, H, W) bool, one a segment, at the clip's own resolution, upright: mask `t` belongs to the seconds
-      from `t * segment_seconds` on and was found in the frame in their middle;
-    - **probabilities** (T, H, W) float32: of "this pixel shows what sounds". A mask is where they are above
+    - **masks** (T, H, W) bool, one per segment, upright and at the clip's own resolution: mask `t` is that of the
+      frame in the middle of the segment that starts at `t * segment_seconds`;
+    - **probabilities** (T, H, W) float32 of a pixel to belong to a sounding object. Masks contain the pixels above
       `threshold` (default 0.5);
-    - **timestamps**: seconds at which those T frames begin to be shown.
+    - **timestamps**: presentation times of these T frames in seconds.
 
-    A clip that is longer than the model's `num_frames` segments is processed in consecutive windows of that many
-    segments, which know nothing of each other; `windows="first"` stops after the first. All frames that are looked at,
-    and the results, lie in memory: some 8 bytes a pixel for each second.
+    A clip that is longer than the model's `num_frames` segments is processed in independent, consecutive windows of
+    that many segments; `windows="first"` stops after the first. All processed frames and the results are kept in
+    memory, about 8 bytes per pixel and segment.
     """
 
     _describe_parameters = ("threshold",)
@@ -40,10 +40,10 @@ class AudioVisualSegmentationPipeline(CaeAvPipeline):
     def describe(
         self, model_outputs: Any, sizes: list[tuple[int, int]], threshold: float = 0.5, **parameters: Any
     ) -> list[dict[str, Any]]:
-        """Masks and probabilities of each window."""
+        """Return masks and probabilities of each window."""
         return self.processor.post_process_segmentation(model_outputs, sizes, threshold=threshold)
 
     def join(self, clip: dict[str, Any], results: list[dict[str, Any]], **parameters: Any) -> dict[str, Any]:
-        """The maps of all windows, one after the other."""
+        """Concatenate the maps of all windows."""
         maps = {name: np.concatenate([result[name] for result in results]) for name in ("masks", "probabilities")}
         return {"timestamps": clip["frame_times"].tolist(), **maps}

@@ -1,4 +1,4 @@
-"""The pipeline of video parsing."""
+"""Pipeline of video parsing."""
 
 from typing import Any
 
@@ -12,7 +12,7 @@ from .base import CaeAvPipeline
 
 class AudioVisualVideoParsingPipeline(CaeAvPipeline):
     """
-    Which events of a clip are heard, which are seen, and when: `"audio-visual-video-parsing"`.
+    Pipeline `"audio-visual-video-parsing"`: finds which events of a clip are heard, which are seen, and when.
 
     ```python
     >>> from transformers import pipeline
@@ -26,13 +26,13 @@ class AudioVisualVideoParsingPipeline(CaeAvPipeline):
     ```
 
     The result's keys are those of [`CaeAvProcessor.post_process_video_parsing`]. `threshold` and `video_threshold`
-    (default 0.5) are the probabilities that a segment and the whole window have to reach.
+    (default 0.5) are the minimum probabilities of a class in a segment and in the whole window.
 
-    A clip that is longer than the model's `num_frames` segments is processed in consecutive windows of that many
-    segments, which know nothing of each other; an event that goes on in the next window is one interval. With
-    `windows="first"` only the first one is looked at.
+    A clip that is longer than the model's `num_frames` segments is processed in independent, consecutive windows of
+    that many segments; an event that continues in the next window is one interval. With `windows="first"` only the
+    first window is processed.
 
-    A model with `visual_3d_size` needs features of a 3D network for each segment: `visual_3d_features`,
+    A model with `visual_3d_size` requires features of a 3D network for each segment: `visual_3d_features`,
     (T, visual_3d_size), as an argument or beside `clip` in a dict (see `caeav_hf.tasks.video_parsing.visual_3d`).
     """
 
@@ -57,7 +57,7 @@ class AudioVisualVideoParsingPipeline(CaeAvPipeline):
         try:
             features = torch.as_tensor(visual_3d_features, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise CaeAvError(f"{message}what is no array of numbers: {error}") from error
+            raise CaeAvError(f"{message}something other than an array of numbers: {error}") from error
         if features.ndim != 2 or features.shape[1] != size or len(features) < len(clip.frames):
             raise CaeAvError(f"{message}{tuple(features.shape)}")
         start = 0
@@ -75,9 +75,9 @@ class AudioVisualVideoParsingPipeline(CaeAvPipeline):
         video_threshold: float = 0.5,
         **parameters: Any,
     ) -> list[ParsedSegments]:
-        """What is heard and seen in the segments of each window."""
+        """Return what is heard and seen in the segments of each window."""
         return self.processor.parsed_segments(model_outputs, threshold, video_threshold)
 
     def join(self, clip: dict[str, Any], results: list[ParsedSegments], **parameters: Any) -> dict[str, Any]:
-        """The tracks of all windows; what goes on over their borders is one interval."""
+        """Return the tracks of all windows, joined across their borders."""
         return self.processor.parsing_tracks(ParsedSegments.joined(results))

@@ -1,4 +1,4 @@
-"""From a clip's file and captions to the tensors of the model, and from its outputs back to labels."""
+"""Conversion of clips and captions to the model's inputs, and of its outputs to labels."""
 
 from typing import TYPE_CHECKING
 

@@ -1,4 +1,4 @@
-"""What the results of several tasks share: intervals of time, agreement, checks of a model's outputs."""
+"""Intervals of time, agreement, and checks of a model's outputs, shared by the results of several tasks."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -13,17 +13,17 @@ def intervals_of(
     segments: Sequence[int], scores: np.ndarray, label: str, label_id: int, segment_seconds: float
 ) -> list[dict[str, Any]]:
     """
-    Runs of segments with the same label as intervals.
+    Return runs of segments with the same label as intervals.
 
     Args:
-        segments: Ascending numbers of the segments that carry the label.
-        scores: (T,), of all segments.
-        label, label_id: Name and number of the class.
-        segment_seconds: Seconds of a segment.
+        segments: Indices of the segments with the label, in ascending order.
+        scores: (T,) scores of all segments.
+        label, label_id: Name and index of the class.
+        segment_seconds: Length of a segment in seconds.
 
     Returns:
-        For each run a dict of `label`, `label_id`, `start` and `end` (seconds after the first segment began) and
-        `score`, the mean of the segments'.
+        For each run a dict of `label`, `label_id`, `start` and `end` (seconds from the start of the first segment) and
+        `score`, the mean over the segments.
     """
     return [
         {
@@ -38,7 +38,7 @@ def intervals_of(
 
 
 def joined_agreement(parts: Sequence[Any]) -> np.ndarray | None:
-    """The `agreement` of consecutive parts of a clip, (T,), if all of them have one."""
+    """Concatenate the `agreement` of consecutive parts of a clip to (T,), or return `None` if any has none."""
     agreement = [part.agreement for part in parts if part.agreement is not None]
     return np.concatenate(agreement) if len(agreement) == len(parts) else None
 
@@ -47,19 +47,19 @@ def agreement_of_segments(
     agreement: np.ndarray | None, is_calibrated: bool, segment_seconds: float, real: np.ndarray | None = None
 ) -> dict[str, Any]:
     """
-    What results say about the agreement of sound and picture.
+    Return the entries of a result about the agreement of sound and picture.
 
     Args:
-        agreement: (T,), or None where the model gave none.
-        is_calibrated: Whether it is the probability that both belong together, where as many pairs do as do not. The
-            cosine of an uncalibrated model tells nothing about misalignment.
-        segment_seconds: Seconds of a segment.
-        real: (T,) bool, False for segments that are left out; by default none is.
+        agreement: (T,), or None if the model has none.
+        is_calibrated: Whether it is the probability that both belong together, given that half of all pairs do. The
+            cosine similarity of an uncalibrated model says nothing about misalignment.
+        segment_seconds: Length of a segment in seconds.
+        real: (T,) bool, False for segments to omit; by default none.
 
     Returns:
-        A dict of **agreement**, one a segment, None where there is none, and **misaligned**, runs of segments with a
-        probability below 0.5: dicts of `start` and `end` (seconds after the first segment began) and `agreement`, the
-        mean of the segments'; None where it is not calibrated.
+        A dict of **agreement**, one value per segment, or None; and **misaligned**, runs of segments with a
+        probability below 0.5, dicts of `start` and `end` (seconds from the start of the first segment) and
+        `agreement`, the mean over the segments, or None if the agreement is not calibrated.
     """
     if agreement is None:
         return {"agreement": None, "misaligned": None}
@@ -77,7 +77,7 @@ def agreement_of_segments(
 
 
 def real_frames(outputs: Any, frame_mask: torch.Tensor | None, shape: torch.Size, name: str) -> torch.Tensor:
-    """Which frames of the outputs are real, (B, T): as given, as the model says, or all."""
+    """Return which frames of the outputs are real, (B, T): `frame_mask`, or else the model's, or else all."""
     if frame_mask is None:
         frame_mask = outputs.get("frame_mask")
     if frame_mask is None:
@@ -95,15 +95,15 @@ def check_threshold(name: str, value: float) -> None:
 
 
 def last_agreement(outputs: Any) -> torch.Tensor | None:
-    """Agreement (B, T) at the last stage, if the model gave any: calibrated if it can be, else the cosine."""
-    # One tensor a stage, or a graph's one tensor with the stages first.
+    """Return the agreement (B, T) at the last stage, calibrated if the model is, or `None` if it has none."""
+    # One tensor per stage; an exported graph stacks them in one tensor.
     found = [outputs.get(name) for name in ("agreement_probs", "agreement")]
     stages = next((value for value in found if value is not None and len(value)), None)
     return None if stages is None else stages[-1].detach().float().cpu()
 
 
 def _runs(segments: Sequence[int]) -> list[list[int]]:
-    """Ascending numbers, split where one is left out."""
+    """Split ascending numbers into runs of consecutive ones."""
     runs: list[list[int]] = []
     for segment in segments:
         if runs and segment == runs[-1][-1] + 1:

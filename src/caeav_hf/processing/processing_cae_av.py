@@ -1,4 +1,4 @@
-"""The processor of CAE-AV: clips and captions -> the tensors of the model, and its outputs -> labelled intervals."""
+"""Processor of CAE-AV: converts clips and captions to the model's inputs, and its outputs to labelled intervals."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -35,9 +35,9 @@ from .tokenization import build_clip_tokenizer, clean_caption
 from .video_processing_cae_av import CaeAvVideoProcessor
 
 
-# The folder, beside the other files of a saved processor, of the tokenizer that not every processor has.
+# Subfolder of a saved processor for the optional tokenizer of questions.
 _QUESTION_TOKENIZER = "question_tokenizer"
-# Most words of a vocabulary that an error lists.
+# Maximum number of words that an error lists.
 _SHOWN_WORDS = 40
 
 
@@ -46,16 +46,16 @@ class CaeAvProcessor(ProcessorMixin):
     Bundles the feature extractor, the video processor and the tokenizers of CAE-AV.
 
     Args:
-        feature_extractor ([`CaeAvFeatureExtractor`]): Makes `input_features` of the sound.
-        video_processor ([`CaeAvVideoProcessor`]): Makes `pixel_values_videos` of the frames.
-        tokenizer ([`~transformers.CLIPTokenizer`]): Makes ids of the captions.
-        question_tokenizer ([`~transformers.PreTrainedTokenizerFast`], *optional*): Makes ids of the questions; only
-            question answering has one (see [`~processing.build_question_tokenizer`]).
-        num_frames (`int`, defaults to 10): Most segments of a clip that is read from a file.
+        feature_extractor ([`CaeAvFeatureExtractor`]): Converts sound to `input_features`.
+        video_processor ([`CaeAvVideoProcessor`]): Converts frames to `pixel_values_videos`.
+        tokenizer ([`~transformers.CLIPTokenizer`]): Tokenizer of the captions.
+        question_tokenizer ([`~transformers.PreTrainedTokenizerFast`], *optional*): Tokenizer of the questions, only
+            for question answering (see [`~processing.build_question_tokenizer`]).
+        num_frames (`int`, defaults to 10): Maximum number of segments read from a file.
         id2label (`dict[int, str]`, *optional*): Names of the classes.
-        mask_size (`int`, *optional*): Side of the square masks that a segmentation model is trained on, in pixels.
-        frame_sampling (`str`, defaults to `"consecutive"`): Which segments a file gives: its first `num_frames`
-            (`"consecutive"`), or `num_frames` evenly from all of it (`"spread"`).
+        mask_size (`int`, *optional*): Side in pixels of the square masks on which a segmentation model is trained.
+        frame_sampling (`str`, defaults to `"consecutive"`): Which segments are read from a file: the first
+            `num_frames` (`"consecutive"`), or `num_frames` evenly from the whole file (`"spread"`).
 
     ```python
     >>> processor = CaeAvProcessor.from_config(model.config)
@@ -78,7 +78,7 @@ class CaeAvProcessor(ProcessorMixin):
         if num_frames < 1:
             raise CaeAvError(f"`num_frames` must be at least 1, got {num_frames}")
         self.num_frames = num_frames
-        # JSON knows only strings as keys.
+        # Keys of JSON objects are strings.
         self.id2label = None if id2label is None else {int(index): name for index, name in id2label.items()}
         self.mask_size = mask_size
         if frame_sampling not in ("consecutive", "spread"):
@@ -89,21 +89,22 @@ class CaeAvProcessor(ProcessorMixin):
                 f"Received a {type(question_tokenizer).__name__} for argument question_tokenizer, but a tokenizer was "
                 "expected."
             )
-        # Behind a property: the base class would take it for a sub-processor that is always there.
+        # Stored under another name, since the base class would treat the attribute as a mandatory sub-processor.
         self._question_tokenizer = question_tokenizer
         super().__init__(feature_extractor, video_processor, tokenizer)
 
     @classmethod
     def from_config(cls, config: Any, question_tokenizer: Any = None) -> "CaeAvProcessor":
         """
-        The processor whose outputs fit a model with this [`CaeAvConfig`].
+        Build the processor for models of a configuration.
 
         Args:
-            question_tokenizer: Tokenizer of the questions, for a configuration of question answering; by default the
-                one with the words that the authors of MUSIC-AVQA published.
+            config: The [`CaeAvConfig`].
+            question_tokenizer: Tokenizer of the questions for question answering; by default that of the words
+                published by the authors of MUSIC-AVQA.
 
         Raises:
-            CaeAvError: The tokenizer has more words than the configuration.
+            CaeAvError: The tokenizer has more words than the configuration, or the task has no questions.
         """
         words = get_task(config.task).question_words
         if words is not None:
@@ -145,12 +146,12 @@ class CaeAvProcessor(ProcessorMixin):
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        # The base class requires every attribute to be there, so it is told of those that always are.
+        # The base class requires every attribute that is listed here, so the optional one is omitted.
         return [name for name in super().get_attributes() if name != _QUESTION_TOKENIZER]
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        # The base class asks the Auto classes, which know this package's classes only after they were registered.
+        # The base class uses the Auto classes, which require that this package's classes are registered.
         own = ("num_frames", "id2label", "mask_size", "frame_sampling", _QUESTION_TOKENIZER)
         kwargs = {name: value for name, value in kwargs.items() if name not in own}
         parts = [
@@ -179,22 +180,22 @@ class CaeAvProcessor(ProcessorMixin):
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """
-        As the base class does, with the tokenizer of the questions, if there is one, in a folder of its own; and with
-        a stub through which Transformers finds this package.
+        Save the processor, see `ProcessorMixin.save_pretrained`; a tokenizer of questions goes into its own subfolder.
+        Also writes a stub through which Transformers finds this package.
         """
         if self.question_tokenizer is not None:
-            # First, so that it is there when the base class uploads the folder.
+            # Saved before the base class uploads the folder.
             self.question_tokenizer.save_pretrained(os.path.join(save_directory, _QUESTION_TOKENIZER))
         write_stub(save_directory)
         self.auto_map = dict(AUTO_MAP)
         try:
             return super().save_pretrained(save_directory, push_to_hub=push_to_hub, **kwargs)
         finally:
-            del self.auto_map  # of the file, not of the processor: a loaded one has none
+            del self.auto_map  # It belongs to the file only; a loaded processor has none.
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoProcessor") -> None:
-        """Do nothing: `save_pretrained` writes a stub, where the base class would copy this module."""
+        """Do nothing: `save_pretrained` writes a stub, whereas the base class would copy this module."""
 
     @property
     def question_tokenizer(self) -> Any:
@@ -211,16 +212,16 @@ class CaeAvProcessor(ProcessorMixin):
 
     @property
     def segment_seconds(self) -> float:
-        """Seconds of a segment."""
+        """Length of a segment in seconds."""
         return self.feature_extractor.segment_seconds
 
     @property
     def sampling_rate(self) -> int:
-        """Samples a second of the sound that the model hears."""
+        """Sampling rate of the model's sound in Hz."""
         return self.feature_extractor.sampling_rate
 
     def load_clip(self, source: MediaSource, **kwargs: Any) -> Clip:
-        """[`~media.clip.load_clip`] with this processor's segments and rate; `kwargs` are its arguments."""
+        """Call [`~media.clip.load_clip`] with this processor's segments and sampling rate; `kwargs` override them."""
         return load_clip(
             source,
             **{
@@ -244,44 +245,43 @@ class CaeAvProcessor(ProcessorMixin):
         on_missing_audio: MissingAudio = "error",
     ) -> BatchFeature:
         """
-        Make the inputs of the model from one clip or a list of clips.
+        Convert one clip or a list of clips to the inputs of the model.
 
         Args:
-            videos: A clip is a media file (path, bytes, binary file object or `{"bytes": ..., "path": ...}`), a
-                [`~media.clip.Clip`], a `VideoDecoder` of torchcodec, as rows of `datasets` hold, or its frames,
-                one a segment: (T, H, W, 3) or (T, 3, H, W), RGB, uint8 or floats in [0, 1], or a list of PIL images.
-                Files may be addresses (see `media.remote`) and give `num_frames` segments, as `frame_sampling`
-                says.
-            audio: The sound of each clip, in place of the one in its file: a media file, an `AudioDecoder` of
+            videos: A clip is a media file (path, URL, bytes, binary file object or `{"bytes": ..., "path": ...}`), a
+                [`~media.clip.Clip`], a `VideoDecoder` of torchcodec, as in rows of `datasets`, or its frames, one per
+                segment: (T, H, W, 3) or (T, 3, H, W), RGB, uint8 or floats in [0, 1], or a list of PIL images. From
+                files, `num_frames` segments are read according to `frame_sampling`. For URLs see `media.remote`.
+            audio: The sound of each clip, which replaces that of its file: a media file, an `AudioDecoder` of
                 torchcodec, a waveform (samples,), (channels, samples) or (samples, channels), floats in [-1, 1], int16
-                or int32, or `{"array": waveform, "sampling_rate": ...}`. Frames need it; it has to fill as many
-                segments as there are frames. Where segments are spread over a file, those of its `audio` lie at the
-                same seconds.
-            visual_captions, audio_captions: What is seen and what is heard in each clip. Both or neither, and for all
-                clips or for none; None in a list is no caption.
-            sampling_rate: Samples a second of waveforms in `audio`, which are resampled to the model's. It has no
-                default; waveforms without it are an error.
+                or int32, or `{"array": waveform, "sampling_rate": ...}`. Required for frames; it must have as many
+                segments as there are frames. If segments are spread over a file, those of `audio` are taken at the
+                same times.
+            visual_captions, audio_captions: Captions of what is seen and heard in each clip. Give both or neither, and
+                for all clips or none; None in a list means no caption.
+            sampling_rate: Sampling rate of waveforms in `audio` in Hz, which are resampled to the model's. Required
+                for waveforms.
             return_tensors: `"pt"` or `"np"`.
-            questions: What is asked about each clip, if the processor has a `question_tokenizer`. Words after the
-                tokenizer's `model_max_length` (14 by default) are left out.
-            on_missing_audio: What a clip without sound does: `"error"`, the default, since a model should not be
-                trained on sound that is missing, or `"silence"`, which takes silence in its place, as the pipelines
-                do by default. An audio stream that cannot be decoded is always an error.
+            questions: A question about each clip, if the processor has a `question_tokenizer`. Words after the
+                tokenizer's `model_max_length` (14 by default) are cut off.
+            on_missing_audio: How to treat a clip without sound: `"error"` raises, the default, since models should not
+                be trained on missing sound; `"silence"` replaces it by silence, the default of the pipelines. An audio
+                stream that cannot be decoded is always an error.
 
         Returns:
             - **pixel_values_videos** (B, T, 3, size, size) float32.
-            - **input_features** (B, T, 1, frames, mels) float32, log-mel in dB.
-            - **frame_mask** (B, T) bool, True where a segment is real; shorter clips are padded with zeros at the end.
+            - **input_features** (B, T, 1, frames, mels) float32, log-mel spectrograms in dB.
+            - **frame_mask** (B, T) bool, True for real segments; shorter clips are padded with zeros at the end.
             - **visual_caption_ids**, **visual_caption_mask**, **audio_caption_ids**, **audio_caption_mask**
-              (B, context_length) int64; id 0 and mask 0 are padding. Left out without captions.
-            - **question_ids**, **question_mask** (B, model_max_length) int64, likewise.
+              (B, context_length) int64, only with captions; id 0 and mask 0 are padding.
+            - **question_ids**, **question_mask** (B, model_max_length) int64, only with questions.
 
-            Captions or questions alone give only their own tensors.
+            Without `videos`, captions or questions give only their own tensors.
 
         Raises:
-            MediaError: A file is no decodable clip. The message begins with its name.
-            CaeAvError: Numbers of clips, waveforms, captions and questions differ, one has another shape, type or
-                rate, or a question has no word that the tokenizer knows.
+            MediaError: A file cannot be decoded. The message begins with its name.
+            CaeAvError: Numbers of clips, waveforms, captions and questions differ, one of them has a wrong shape, type
+                or rate, or a question has no word that the tokenizer knows.
         """
         data: dict[str, torch.Tensor] = {}
         if videos is not None or audio is not None:
@@ -329,7 +329,7 @@ class CaeAvProcessor(ProcessorMixin):
     def _frames_and_waveform(
         self, index: int, source: Any, sound: Any, rate: int | None, on_missing_audio: MissingAudio
     ) -> tuple[Any, Any]:
-        """Frames (T, H, W, 3) of a clip and its waveform, of as many segments."""
+        """Return the frames (T, H, W, 3) of a clip and its waveform of T segments."""
         source = undecoded(source)
         given_frames = is_frames(source)
         if given_frames:
@@ -374,18 +374,18 @@ class CaeAvProcessor(ProcessorMixin):
 
     def load_sound(self, sound: Any, *, sampling_rate: int | None = None, name: str = "the sound") -> np.ndarray:
         """
-        A sound as the model hears it.
+        Load a sound at the model's sampling rate.
 
         Args:
-            sound, sampling_rate: As `audio` and `sampling_rate` of a call.
-            name: What errors call it.
+            sound, sampling_rate: See `audio` and `sampling_rate` of a call.
+            name: Name in error messages.
 
         Returns:
-            (samples,) float32, mono, at the model's rate.
+            (samples,) float32, mono.
 
         Raises:
-            MediaError: It is a file that cannot be decoded.
-            CaeAvError: It is a waveform of another shape or type, or without a rate.
+            MediaError: A file cannot be decoded.
+            CaeAvError: A waveform has a wrong shape or type, or no sampling rate.
         """
         sound = undecoded(sound)
         if is_audio_decoder(sound):
@@ -412,7 +412,7 @@ class CaeAvProcessor(ProcessorMixin):
         return self.load_clip(source, name=_name(index, source), **kwargs)
 
     def load_decoder(self, decoder: Any, *, num_segments: int | None, name: str) -> Clip:
-        """[`~media.inputs.clip_of_decoder`] with this processor's segments and rate."""
+        """Call [`~media.inputs.clip_of_decoder`] with this processor's segments and sampling rate."""
         return clip_of_decoder(
             decoder,
             num_segments=num_segments,
@@ -444,7 +444,7 @@ class CaeAvProcessor(ProcessorMixin):
             raise CaeAvError(f"{len(questions)} questions in `questions`; expected {count}, one for each clip")
         encoded = self.tokenize_questions(questions)
         tokenizer = self.question_tokenizer
-        # The unknown word may have the id of padding (see `question_tokenizer_from_words`).
+        # Unknown words may share the id of padding (see `question_tokenizer_from_words`).
         known = (encoded["question_ids"] != tokenizer.unk_token_id) & encoded["question_mask"].bool()
         if strange := (~known.any(1)).nonzero().flatten().tolist():
             vocabulary = sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])
@@ -458,13 +458,13 @@ class CaeAvProcessor(ProcessorMixin):
 
     def tokenize_questions(self, questions: Sequence[str]) -> dict[str, torch.Tensor]:
         """
-        Turn questions into ids, also where all words of one are unknown, as those of a test split may be.
+        Convert questions to ids. All words of a question may be unknown, as can happen in a test split.
 
         Returns:
             **question_ids**, **question_mask** (B, model_max_length) int64; id 0 and mask 0 are padding.
 
         Raises:
-            CaeAvError: The processor has no `question_tokenizer`, or a question is no string or has no word.
+            CaeAvError: The processor has no `question_tokenizer`, or a question is not a string or has no words.
         """
         if self.question_tokenizer is None:
             raise CaeAvError(
@@ -486,37 +486,37 @@ class CaeAvProcessor(ProcessorMixin):
         frame_mask: torch.Tensor | None = None,
     ) -> list[dict[str, Any]]:
         """
-        Turn the output of [`CaeAvForEventLocalization`] into labelled segments and intervals.
+        Convert the output of [`CaeAvForEventLocalization`] to labelled segments and intervals.
 
-        A segment carries the clip's most likely class where sigmoid(event logit) > `threshold`, else it is background.
-        Its score is sigmoid(event logit) * softmax(class logits)[class], whether it is background or not.
+        A segment has the clip's most likely class if sigmoid(event logit) > `threshold`, otherwise it is background.
+        Its score is sigmoid(event logit) * softmax(class logits)[class], also for background.
 
-        Head `mlp` gives each segment a class of its own, `frame_log_probs`. The segment carries the most probable one,
-        background included: with p the probability of its likeliest class but background, it is background unless
-        p / (p + background's) > `threshold`. Its score is p, whether it is background or not.
+        Head `mlp` predicts a class per segment, `frame_log_probs`. With p the probability of the most likely class
+        other than background, a segment has this class if p / (p + background's) > `threshold`, otherwise it is
+        background. Its score is p, also for background.
 
         Args:
-            outputs: `event_logits` (B, T), `class_logits` (B, C) and, if the model gave them, `frame_log_probs`
+            outputs: `event_logits` (B, T), `class_logits` (B, C) and, if the model returns them, `frame_log_probs`
                 (B, T, C + 1), background last, `agreement` and `agreement_probs` (per stage (B, T)).
             threshold: From 0 to 1.
-            segment_seconds: Seconds of a segment; by default the processor's.
-            frame_mask: (B, T), True where a segment is real; by default that of `outputs`, or all. Padded segments are
-                left out of everything below.
+            segment_seconds: Length of a segment in seconds; by default the processor's.
+            frame_mask: (B, T), True for real segments; by default that of `outputs`, or all. Padded segments are
+                omitted from the result.
 
         Returns:
             For each clip a dict of
             - **intervals**: runs of segments with the same label, without background: dicts of `label`, `label_id`,
-              `start` and `end` (seconds after the clip's first segment began) and `score`, the mean of the segments'.
+              `start` and `end` (seconds from the start of the first segment) and `score`, the mean over the segments.
             - **segments**: label of each segment, or `"background"`.
             - **scores**: score of each segment.
-            - **agreement**: agreement of each segment at the last stage, or None if the model gave none: the
+            - **agreement**: agreement of each segment at the last stage, or None if the model has none: the
               probability that sound and picture belong together if the model was trained with
-              `agreement_loss_weight`, else the cosine of Eq. 1, which tells nothing about misalignment.
+              `agreement_loss_weight`, otherwise the cosine of Eq. 1, which says nothing about misalignment.
             - **misaligned**: runs of segments with a probability below 0.5: dicts of `start`, `end` and `agreement`,
               their mean. None if the agreement is a cosine.
 
         Raises:
-            CaeAvError: A tensor has another shape than stated, or `threshold` lies outside [0, 1].
+            CaeAvError: A tensor has a wrong shape, or `threshold` lies outside [0, 1].
         """
         return get_task("ave").result_module.post_process(self, outputs, threshold, segment_seconds, frame_mask)
 
@@ -524,19 +524,19 @@ class CaeAvProcessor(ProcessorMixin):
         self, outputs: Any, threshold: float = 0.5, frame_mask: torch.Tensor | None = None
     ) -> list[Any]:
         """
-        What the output of [`CaeAvForEventLocalization`] says of each segment. Those of consecutive parts of a clip can
-        be joined before [`CaeAvProcessor.events_of`] makes intervals of them.
+        Return the segments of [`CaeAvForEventLocalization`]'s output for each clip. Those of consecutive parts of a
+        clip can be joined before [`CaeAvProcessor.events_of`] converts them to intervals.
 
         Args:
             outputs, threshold, frame_mask: See [`CaeAvProcessor.post_process_event_localization`].
 
         Raises:
-            CaeAvError: A tensor has another shape than stated, or `threshold` lies outside [0, 1].
+            CaeAvError: A tensor has a wrong shape, or `threshold` lies outside [0, 1].
         """
         return get_task("ave").result_module.localized_segments(outputs, threshold, frame_mask)
 
     def events_of(self, segments: Any, segment_seconds: float | None = None) -> dict[str, Any]:
-        """The events of one clip, as [`CaeAvProcessor.post_process_event_localization`] has them."""
+        """Return the events of one clip, see [`CaeAvProcessor.post_process_event_localization`]."""
         return get_task("ave").result_module.events_of(self, segments, segment_seconds)
 
     def post_process_segmentation(
@@ -547,15 +547,14 @@ class CaeAvProcessor(ProcessorMixin):
         frame_mask: torch.Tensor | None = None,
     ) -> list[dict[str, np.ndarray]]:
         """
-        Turn the output of [`CaeAvForSegmentation`] into maps at each clip's own resolution.
+        Convert the output of [`CaeAvForSegmentation`] to maps at each clip's own resolution.
 
         Args:
             outputs: `logits` (B, T, 1, S, S).
-            target_sizes: Height and width of each clip in pixels; by default S and S. The model saw the clip squeezed
-                to a square, so its map is stretched back.
-            threshold: From 0 to 1; a pixel belongs to the mask where its probability is above it.
-            frame_mask: (B, T), True where a frame is real; by default that of `outputs`, or all. Padded frames are
-                left out.
+            target_sizes: Height and width of each clip in pixels; by default S and S. The model reads clips resized to
+                a square, so the maps are resized back.
+            threshold: From 0 to 1; pixels with a higher probability belong to the mask.
+            frame_mask: (B, T), True for real frames; by default that of `outputs`, or all. Padded frames are omitted.
 
         Returns:
             For each clip a dict of
@@ -563,8 +562,8 @@ class CaeAvProcessor(ProcessorMixin):
             - **masks**: (frames, H, W) bool.
 
         Raises:
-            CaeAvError: A tensor has another shape than stated, `threshold` lies outside [0, 1], or there are not as
-                many sizes as clips.
+            CaeAvError: A tensor has a wrong shape, `threshold` lies outside [0, 1], or the number of sizes is not that
+                of the clips.
         """
         return get_task("avs_s4").result_module.post_process(self, outputs, target_sizes, threshold, frame_mask)
 
@@ -576,22 +575,22 @@ class CaeAvProcessor(ProcessorMixin):
         frame_mask: torch.Tensor | None = None,
     ) -> list[dict[str, Any]]:
         """
-        Turn the output of [`CaeAvForVideoParsing`] into tracks of labelled intervals: what is heard, and what is seen.
+        Convert the output of [`CaeAvForVideoParsing`] to tracks of labelled intervals of what is heard and seen.
 
         Args:
             outputs, threshold, video_threshold, frame_mask: See [`CaeAvProcessor.parsed_segments`].
 
         Returns:
             For each clip a dict of
-            - **audible**, **visible**: runs of segments in which a class is heard, or seen, by their start: dicts of
-              `label`, `label_id`, `start` and `end` (seconds after the clip's first segment began) and `score`, the
+            - **audible**, **visible**: runs of segments in which a class is heard, or seen, sorted by start: dicts of
+              `label`, `label_id`, `start` and `end` (seconds from the start of the first segment) and `score`, the
               mean of the segments' probabilities. Runs of different classes may overlap.
-            - **both**: the same of segments in which a class is both heard and seen; a segment's score is the product
+            - **both**: the same for segments in which a class is both heard and seen; a segment's score is the product
               of its two probabilities.
-            - **agreement**, **misaligned**: As [`CaeAvProcessor.post_process_event_localization`] returns them.
+            - **agreement**, **misaligned**: See [`CaeAvProcessor.post_process_event_localization`].
 
         Raises:
-            CaeAvError: A tensor has another shape than stated, or a threshold lies outside [0, 1].
+            CaeAvError: A tensor has a wrong shape, or a threshold lies outside [0, 1].
         """
         return get_task("avvp").result_module.post_process(self, outputs, threshold, video_threshold, frame_mask)
 
@@ -603,52 +602,52 @@ class CaeAvProcessor(ProcessorMixin):
         frame_mask: torch.Tensor | None = None,
     ) -> list[Any]:
         """
-        What the output of [`CaeAvForVideoParsing`] says of each segment. Those of consecutive parts of a clip can be
-        joined before [`CaeAvProcessor.parsing_tracks`] makes intervals of them.
+        Return the segments of [`CaeAvForVideoParsing`]'s output for each clip. Those of consecutive parts of a clip
+        can be joined before [`CaeAvProcessor.parsing_tracks`] converts them to intervals.
 
-        Where a segment has a class is decided by [`~tasks.video_parsing.results.has_class`]. The official
-        formulation's frame probabilities go above 1 at times; scores do not.
+        [`~tasks.video_parsing.results.has_class`] decides whether a segment has a class. Frame probabilities of the
+        official formulation may exceed 1; scores are clamped to 1.
 
         Args:
             outputs: `audio_probs`, `visual_probs` (B, C), `audio_frame_probs`, `visual_frame_probs` (B, T, C) and, if
-                the model gave them, `agreement` and `agreement_probs` (per stage (B, T)).
+                the model returns them, `agreement` and `agreement_probs` (per stage (B, T)).
             threshold, video_threshold: From 0 to 1.
-            frame_mask: (B, T), True where a segment is real; by default that of `outputs`, or all. Padded segments are
-                left out.
+            frame_mask: (B, T), True for real segments; by default that of `outputs`, or all. Padded segments are
+                omitted.
 
         Raises:
-            CaeAvError: A tensor has another shape than stated, or a threshold lies outside [0, 1].
+            CaeAvError: A tensor has a wrong shape, or a threshold lies outside [0, 1].
         """
         return get_task("avvp").result_module.parsed_segments(outputs, threshold, video_threshold, frame_mask)
 
     def parsing_tracks(self, segments: Any) -> dict[str, Any]:
-        """The tracks of one clip, as [`CaeAvProcessor.post_process_video_parsing`] has them."""
+        """Return the tracks of one clip, see [`CaeAvProcessor.post_process_video_parsing`]."""
         return get_task("avvp").result_module.parsing_tracks(self, segments)
 
     def post_process_question_answering(
         self, outputs: Any, top_k: int = 5, frame_mask: torch.Tensor | None = None
     ) -> list[dict[str, Any]]:
         """
-        Turn the output of [`CaeAvForQuestionAnswering`] into answers, and into when and where the model looked.
+        Convert the output of [`CaeAvForQuestionAnswering`] to answers, attention over time, and grounding.
 
         Args:
-            outputs: `logits` (B, answers) and, as far as the model gave them, `grounding` (B, T, tokens of a square
-                grid), `visual_attention`, `audio_attention` and `frame_mask` (B, T).
-            top_k: How many answers to return at most.
-            frame_mask: (B, T), True where a segment is real; by default that of `outputs`, or all. Padded segments are
-                left out. Where the model was given `clip_index`, its own has a row a clip, so that of the questions'
-                clips is needed: `outputs.frame_mask[clip_index]`.
+            outputs: `logits` (B, answers) and, if the model returns them, `grounding` (B, T, tokens of a square grid),
+                `visual_attention`, `audio_attention` and `frame_mask` (B, T).
+            top_k: Maximum number of answers to return.
+            frame_mask: (B, T), True for real segments; by default that of `outputs`, or all. Padded segments are
+                omitted. If the model was given `clip_index`, the mask of `outputs` has one row per clip, so pass
+                `outputs.frame_mask[clip_index]`.
 
         Returns:
             For each question a dict of
             - **answers**: dicts of `answer`, `label_id` and `score`, its probability, the most likely first.
-            - **visual_attention**, **audio_attention**: how much the question looks at, and listens to, each segment,
-              1 in sum; None if the model gave none.
-            - **grounding**: (segments, rows, columns) float32, how much of a frame's weight its sound puts on each
-              part of it, 1 in sum; None if the model gave none.
+            - **visual_attention**, **audio_attention**: the question's attention to each segment's picture and sound,
+              which sums to 1; None if the model returns none.
+            - **grounding**: (segments, rows, columns) float32, the sound's attention to each part of a frame, which
+              sums to 1; None if the model returns none.
 
         Raises:
-            CaeAvError: A tensor has another shape than stated, or `top_k` is below 1.
+            CaeAvError: A tensor has a wrong shape, or `top_k` is below 1.
         """
         return get_task("avqa").result_module.post_process(self, outputs, top_k, frame_mask)
 
@@ -657,7 +656,7 @@ class CaeAvProcessor(ProcessorMixin):
         Return the name of a class.
 
         Raises:
-            CaeAvError: The processor knows the classes of another model.
+            CaeAvError: The processor has no name for the class.
         """
         if self.id2label is None:
             return f"LABEL_{label_id}"
@@ -679,13 +678,13 @@ def _sound_name(index: int, sound: Any) -> str:
 
 
 def _name(index: int, source: Any) -> str:
-    """What errors call a source of a list: its path, or its place where it has none."""
+    """Return a source's name in errors: its path, or its index in the list if it has none."""
     name = source_name(source)
     return f"clip {index} {name}" if name.startswith("<") else name
 
 
 def _caption_list(captions: str | Sequence[str | None] | None, kind: str) -> list[str] | None:
-    """The captions as a list, or None where there are none at all."""
+    """Return the captions as a list, or `None` if there are none."""
     if captions is None:
         return None
     texts = [captions] if isinstance(captions, str) else list(captions)

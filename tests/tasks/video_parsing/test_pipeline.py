@@ -134,5 +134,5 @@ def test_a_model_with_3d_features_needs_them(long_clip):
         parse(long_clip)
     with pytest.raises(CaeAvError, match=r"got \(22, 4\)"):
         parse(long_clip, visual_3d_features=features[:-1])
-    with pytest.raises(CaeAvError, match="no array of numbers"):
+    with pytest.raises(CaeAvError, match="other than an array of numbers"):
         parse(long_clip, visual_3d_features="features.npy")

@@ -143,8 +143,8 @@ class QuestionAnsweringAccuracy(evaluate.Metric):
     ```
 
     Only the predicted answers of a batch are stored. With several processes pass `num_process`, `process_id` and a
-    common `experiment_id` and `cache_dir`, as for every `evaluate` metric: process 0 gets the scores of all, the others
-    None. Arguments are those of `evaluate.Metric`.
+    common `experiment_id` and `cache_dir`, as for every `evaluate` metric: process 0 gets the scores of all, the
+    others None. Arguments are those of `evaluate.Metric`.
     """
 
     def _info(self) -> evaluate.MetricInfo:

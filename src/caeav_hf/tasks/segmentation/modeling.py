@@ -1,4 +1,4 @@
-"""CAE-AV with a decoder for segmentation of what sounds (AVSBench)."""
+"""CAE-AV with a decoder for segmentation of sounding objects (AVSBench)."""
 
 from dataclasses import dataclass
 
@@ -15,11 +15,11 @@ from .head import SegmentationHead, ZeroBatchNorm
 @dataclass
 class CaeAvSegmentationOutput(CaeAvModelOutput):
     r"""
-    Output of [`CaeAvForSegmentation`]: that of [`CaeAvModel`], `loss` being the task's plus the weighted terms.
+    Output of [`CaeAvForSegmentation`]: that of [`CaeAvModel`], whose `loss` also includes the task's.
 
     Attributes:
         logits (`torch.FloatTensor` of shape `(batch_size, num_frames, 1, mask_size, mask_size)`):
-            Whether a pixel belongs to an object that sounds; 0 in padded frames.
+            Whether a pixel belongs to a sounding object; 0 in padded frames.
     """
 
     logits: torch.Tensor | None = None
@@ -27,7 +27,7 @@ class CaeAvSegmentationOutput(CaeAvModelOutput):
 
 class CaeAvForSegmentation(CaeAvPreTrainedModel):
     """
-    [`CaeAvModel`] with a decoder that marks, in every frame, the pixels of the objects that sound (AVSBench).
+    [`CaeAvModel`] with a decoder that segments the sounding objects in every frame (AVSBench).
 
     Args:
         config: The configuration.
@@ -68,7 +68,7 @@ class CaeAvForSegmentation(CaeAvPreTrainedModel):
             pixel_values_videos, input_features, frame_mask, visual_caption_*, audio_caption_*, output_*: See
                 [`CaeAvModel.forward`].
             labels: `(batch_size, num_frames, mask_size, mask_size)`, 1 for sounding objects, 0 for the rest, -100 in
-                frames without a mask. Single-source training labels the first frame of a clip only.
+                frames without a mask. Single-source training labels only the first frame of a clip.
 
         Returns:
             [`CaeAvSegmentationOutput`]

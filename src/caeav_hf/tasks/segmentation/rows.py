@@ -1,4 +1,4 @@
-"""The rows of segmentation."""
+"""Rows of segmentation."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from ...errors import DataError
 
 
 class SegmentationRows(RowForm):
-    """Segmentation: frames and sound, or a video file, and masks for some frames."""
+    """Frames and sound, or a video file, and masks of some frames."""
 
     columns = ("video_id", "frames", "audio", "media", "masks", "mask_frames")
 
@@ -39,6 +39,6 @@ class SegmentationRows(RowForm):
 
 
 def _resize(mask: np.ndarray, size: int) -> np.ndarray:
-    """A mask (height, width) at (size, size): each pixel takes that of the original at its own middle."""
+    """Resize a mask (height, width) to (size, size) by the nearest pixel to each pixel's centre."""
     rows, columns = ((2 * np.arange(size) + 1) * side // (2 * size) for side in mask.shape)
     return mask[rows[:, None], columns]

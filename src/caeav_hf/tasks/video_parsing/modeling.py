@@ -14,15 +14,16 @@ from .head import VideoParsingHead
 @dataclass
 class CaeAvVideoParsingOutput(CaeAvModelOutput):
     r"""
-    Output of [`CaeAvForVideoParsing`]: that of [`CaeAvModel`], `loss` being the task's plus the weighted terms.
+    Output of [`CaeAvForVideoParsing`]: that of [`CaeAvModel`], whose `loss` also includes the task's.
 
     Attributes:
-        event_probs (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Whether a class is in the clip at all.
+        event_probs (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Whether a class occurs in the clip.
         audio_probs (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Whether it is heard in the clip.
         visual_probs (`torch.FloatTensor` of shape `(batch_size, num_labels)`): Whether it is seen in the clip.
         audio_frame_probs (`torch.FloatTensor` of shape `(batch_size, num_frames, num_labels)`): Whether it is heard
-            in a frame; 0 in padded frames. Above 1 at times in the official formulation.
-        visual_frame_probs (`torch.FloatTensor` of shape `(batch_size, num_frames, num_labels)`): Likewise, seen.
+            in a frame; 0 in padded frames. May exceed 1 in the official formulation.
+        visual_frame_probs (`torch.FloatTensor` of shape `(batch_size, num_frames, num_labels)`): Whether it is seen
+            in a frame, as above.
     """
 
     event_probs: torch.Tensor | None = None
@@ -34,11 +35,11 @@ class CaeAvVideoParsingOutput(CaeAvModelOutput):
 
 class CaeAvForVideoParsing(CaeAvPreTrainedModel):
     """
-    [`CaeAvModel`] with a head that says which classes of a clip are heard, which are seen, and when (LLP), trained on
-    labels of whole clips.
+    [`CaeAvModel`] with a head that predicts which classes of a clip are heard, which are seen, and when (LLP). It is
+    trained on labels of whole clips.
 
     Args:
-        config: The configuration; `visual_3d_size` says whether there are ready 3D features.
+        config: The configuration; `visual_3d_size` is the width of precomputed 3D features, if any.
     """
 
     exported_outputs = (
@@ -53,7 +54,7 @@ class CaeAvForVideoParsing(CaeAvPreTrainedModel):
         self.post_init()
 
     def example_inputs(self, batch_size: int, num_frames: int, generator: torch.Generator) -> dict[str, torch.Tensor]:
-        """3D features, where the model reads any."""
+        """Return 3D features if the model reads any."""
         size = self.config.visual_3d_size
         if not size:
             return {}
@@ -81,7 +82,7 @@ class CaeAvForVideoParsing(CaeAvPreTrainedModel):
             pixel_values_videos, input_features, frame_mask, visual_caption_*, audio_caption_*, output_*: See
                 [`CaeAvModel.forward`].
             visual_3d_features: `(batch_size, num_frames, visual_3d_size)`, features of a 3D network for each segment;
-                needed where `visual_3d_size` is not 0.
+                required if `visual_3d_size` is not 0.
             labels: `(batch_size, num_labels)`, 1 for the classes that are heard or seen in the clip, 0 for the rest.
 
         Returns:

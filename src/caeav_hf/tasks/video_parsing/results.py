@@ -1,4 +1,4 @@
-"""From the output of video parsing to tracks of labelled intervals."""
+"""Conversion of video parsing's output to tracks of labelled intervals."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ def has_class(
     frame_probs: torch.Tensor, clip_probs: torch.Tensor, threshold: float = 0.5, video_threshold: float = 0.5
 ) -> torch.Tensor:
     """
-    The rule of video parsing: a segment has a class in a modality where both its own probability reaches `threshold`
-    and that of the whole clip reaches `video_threshold`.
+    Return whether segments have a class in a modality: if their own probability reaches `threshold` and that of the
+    whole clip reaches `video_threshold`.
 
     Args:
-        frame_probs: (B, T, C), probabilities in the modality's segments.
-        clip_probs: (B, C), probabilities in the modality of the whole clip.
+        frame_probs: (B, T, C) probabilities of the modality's segments.
+        clip_probs: (B, C) probabilities of the modality in the whole clip.
         threshold, video_threshold: From 0 to 1.
 
     Returns:
@@ -39,13 +39,13 @@ def has_class(
 @dataclass(frozen=True, eq=False)
 class ParsedSegments:
     """
-    What is heard and what is seen in the segments of a clip.
+    Classes that are heard and seen in the segments of a clip.
 
     Attributes:
         audible, visible: (T, C) bool, whether a segment has a class.
         audible_scores, visible_scores: (T, C) float32, probabilities.
-        agreement: (T,) float32, or None where the model gave none: the probability that sound and picture belong
-            together if `is_calibrated`, else the cosine of the modalities.
+        agreement: (T,) float32, or None if the model has none: the probability that sound and picture belong together
+            if `is_calibrated`, otherwise their cosine similarity.
         is_calibrated: Whether the model was trained with the agreement loss.
     """
 
@@ -58,7 +58,7 @@ class ParsedSegments:
 
     @classmethod
     def joined(cls, parts: Sequence["ParsedSegments"]) -> "ParsedSegments":
-        """The segments of consecutive parts of a clip."""
+        """Concatenate the segments of consecutive parts of a clip."""
         return cls(
             np.concatenate([part.audible for part in parts]),
             np.concatenate([part.visible for part in parts]),
@@ -70,15 +70,15 @@ class ParsedSegments:
 
     def tracks(self, name_of: Callable[[int], str], segment_seconds: float) -> dict[str, Any]:
         """
-        The segments as tracks of intervals.
+        Return the segments as tracks of intervals.
 
         Args:
-            name_of: Gives the name of a class.
-            segment_seconds: Seconds of a segment.
+            name_of: Maps a class to its name.
+            segment_seconds: Length of a segment in seconds.
 
         Returns:
-            A dict of **audible**, **visible** and **both**, lists of intervals (see [`intervals_of`]) by start, and
-            **agreement** and **misaligned** (see [`agreement_of_segments`]).
+            A dict of **audible**, **visible** and **both**, lists of intervals (see [`intervals_of`]) sorted by start,
+            and **agreement** and **misaligned** (see [`agreement_of_segments`]).
         """
 
         def track(active: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ def parsed_segments(
     video_threshold: float = 0.5,
     frame_mask: torch.Tensor | None = None,
 ) -> list[ParsedSegments]:
-    """What an output says of each segment, see [`CaeAvProcessor.parsed_segments`]."""
+    """Return the segments of each clip, see [`CaeAvProcessor.parsed_segments`]."""
     check_threshold("threshold", threshold)
     check_threshold("video_threshold", video_threshold)
     shapes = {
@@ -144,7 +144,7 @@ def parsed_segments(
 
 
 def parsing_tracks(processor: Any, segments: ParsedSegments) -> dict[str, Any]:
-    """The tracks of one clip, see [`CaeAvProcessor.post_process_video_parsing`]."""
+    """Return the tracks of one clip, see [`CaeAvProcessor.post_process_video_parsing`]."""
     return segments.tracks(processor.label_name, processor.segment_seconds)
 
 
@@ -155,6 +155,6 @@ def post_process(
     video_threshold: float = 0.5,
     frame_mask: torch.Tensor | None = None,
 ) -> list[dict[str, Any]]:
-    """The tracks of each clip, see [`CaeAvProcessor.post_process_video_parsing`]."""
+    """Return the tracks of each clip, see [`CaeAvProcessor.post_process_video_parsing`]."""
     segments = parsed_segments(outputs, threshold, video_threshold, frame_mask)
     return [parsing_tracks(processor, clip) for clip in segments]

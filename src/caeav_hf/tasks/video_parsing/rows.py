@@ -1,4 +1,4 @@
-"""The rows of video parsing."""
+"""Rows of video parsing."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +12,7 @@ from ...errors import DataError, MediaError
 
 
 class ParsingRows(RowForm):
-    """Video parsing: a video file, the classes of the clip, and those heard and seen in each segment where known."""
+    """A video file, the classes of the clip, and those heard and seen in each segment if known."""
 
     columns = ("video_id", "media", "event_labels", "audio_segment_labels", "visual_segment_labels", "visual_3d")
 
@@ -39,7 +39,7 @@ class ParsingRows(RowForm):
         return targets
 
     def _multi_hot(self, classes: Sequence[Sequence[int]]) -> torch.Tensor:
-        """(n, classes) float32: 1 for the classes of each of n lists."""
+        """Return (n, classes) float32, 1 for the classes in each of n lists."""
         hot = torch.zeros(len(classes), self.num_classes)
         for row, present in zip(hot, classes, strict=True):
             row[list(present)] = 1.0
@@ -47,7 +47,7 @@ class ParsingRows(RowForm):
 
 
 def _visual_3d_features(row: Row, frame_mask: torch.Tensor) -> torch.Tensor:
-    """(T, size) float32, zeros where there is no frame."""
+    """Return 3D features (T, size) float32, zero where there is no frame."""
     given, count = torch.tensor(row["visual_3d"], dtype=torch.float32), int(frame_mask.sum())
     if given.ndim != 2 or len(given) < count:
         raise MediaError(
