@@ -223,11 +223,11 @@ def load_split(
     """
     options: dict[str, Any] = {
         "split": split,
-        "cache_dir": recipe.cache_dir,
         "use_captions": recipe.use_captions,
         "task": recipe.task,
-        # Without a processor only the rows are read, so the size of masks does not matter.
-        "mask_size": None if processor is not None else 1,
+        # Without a processor only the rows are read: there are no clips to cache, and masks may have any size.
+        "cache_dir": None if processor is None else recipe.cache_dir,
+        "mask_size": 1 if processor is None else None,
     }
     data: Clips
     if recipe.streaming:
