@@ -216,7 +216,7 @@ def test_wrong_targets(model: CaeAvForEventLocalization) -> None:
         with pytest.raises(CaeAvError, match=message):
             model.add_lora(config)
         assert model.config.lora is None
-    with pytest.raises(CaeAvError, match="vision, audio, text towers, got video"):
+    with pytest.raises(CaeAvError, match="some of vision, audio, text, got video"):
         tower_lora_config(towers=["video"])
 
 

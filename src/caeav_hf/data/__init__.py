@@ -1,4 +1,4 @@
-"""Data sets: builders that write Parquet, the torch data set and collator that read it, and the toy corpus."""
+"""Data sets: builders that write Parquet, and the PyTorch data set and collator that read it."""
 
 from typing import TYPE_CHECKING
 

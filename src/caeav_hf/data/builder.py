@@ -1,14 +1,15 @@
 """
-From annotation files and a media folder to Parquet shards: what the builders of all data sets share.
+Base class of the builders, which convert annotation files and a media folder to Parquet shards.
 
-A builder reads its annotations into [`Entry`] rows, each saying which media files it needs. Here every file is looked
-up (`media_files`) and checked (`checks`), what is missing or broken is counted by reason and named in `report.json`,
-and the rest is written (`store`):
+A builder reads its annotations into [`Entry`] rows, which describe the media files that they need. The base class
+finds (`media_files`) and checks (`checks`) every file, lists missing and broken ones by reason in `report.json`, and
+writes the other rows (`store`):
 
     <out>/data/<split>-00000-of-00001.parquet ...    <out>/report.json    <out>/README.md (the data set card)
 
-`datasets.load_dataset(<out>)` reads that folder, also with `streaming=True`. A build that was cut off goes on where it
-stopped. The builders are `GeneratorBasedBuilder` subclasses, so `download_and_prepare` and `as_dataset` work as well.
+`datasets.load_dataset(<out>)` reads that folder, also with `streaming=True`. Running an interrupted build again
+continues it. The builders are `GeneratorBasedBuilder` subclasses, so `download_and_prepare` and `as_dataset` also
+work.
 """
 
 import dataclasses
@@ -40,22 +41,22 @@ from .store import Shard, claim, write_json, write_shards, write_text
 
 _MAX_EXAMPLES = 20
 _SHARD_BYTES = 500_000_000
-# Rows are written in groups of about this size, so that streaming readers and writers hold little in memory.
+# Approximate size of row groups, which limits the memory of streaming readers and of the writer.
 _GROUP_BYTES = 32_000_000
 _GROUP_ROWS = 1_000
-# Part of every shard's fingerprint: shards of an earlier form are not taken for those of this one.
+# Version of the format, part of every shard's fingerprint, so that shards of an older format are not reused.
 _FORM = 1
 
 
 @dataclass(frozen=True)
 class Entry:
     """
-    One row before its media is looked up.
+    A row before its media files are found.
 
     Args:
-        media: For each column with media which file is wanted, or which files.
-        clip_id: Name of the clip in the caption file. There a clip that is a whole file may also be called as this is.
-        row: The columns that follow from the annotations.
+        media: Query, or queries, of the files of each media column.
+        clip_id: Name of the clip in the caption file, where a clip that is a whole file may also have the file's name.
+        row: Columns from the annotations.
     """
 
     media: Mapping[str, Query | tuple[Query, ...]]
@@ -64,19 +65,19 @@ class Entry:
 
 
 _MediaValue = tuple[dict[str, Any], float | None, float | None]
-"""A file as a row holds it, and the seconds of it that are wanted, or None."""
+"""A file as stored in a row, and the start and end of the clip in seconds, or None."""
 
 
 @dataclass(frozen=True)
 class Checked:
     """
-    What is left of a row after its files were found and looked at.
+    A row whose files have been found and checked.
 
     Args:
         entry: The row.
-        files: For each column with media its file, or its files without those that it can do without.
-        notes: Things worth knowing.
-        losses: Likewise, of things that were missing or broken and that the row does without.
+        files: File, or files, of each media column, without optional files that are missing or broken.
+        notes: Notes for the report.
+        losses: Optional files that are missing or broken, for the report.
     """
 
     entry: Entry
@@ -86,12 +87,12 @@ class Checked:
 
     @property
     def parts(self) -> list[MediaPart]:
-        """All of its files."""
+        """All files of the row."""
         return [part for files in self.files.values() for part in ([files] if isinstance(files, MediaPart) else files)]
 
 
 class Tally:
-    """Counts things by reason and keeps the first few of each as examples."""
+    """Counts by reason, with the first few examples of each."""
 
     def __init__(self) -> None:
         self._items: dict[str, list[str]] = {}
@@ -112,8 +113,8 @@ class Tally:
 @dataclass
 class BuildReport:
     """
-    What a builder found: annotation files, splits (annotated = written + skipped; what written rows do without is
-    lost), and things worth knowing. `written_shards` are those that were not there already.
+    Report of a build: annotation files, rows of each split (annotated = written + skipped), optional files that
+    written rows lack (lost), and notes. `written_shards` does not count shards that existed already.
     """
 
     files: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -126,11 +127,11 @@ class BuildReport:
 
     @property
     def written(self) -> dict[str, int]:
-        """Rows of each split that could be used."""
+        """Number of usable rows of each split."""
         return {split: count - len(self.skipped[split]) for split, count in self.annotated.items()}
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as it goes into `report.json`."""
+        """Return the content of `report.json`."""
         return {
             "files": self.files,
             "splits": {
@@ -156,9 +157,9 @@ class ClipBuilderConfig(datasets.BuilderConfig):
         annotations: Folder with the annotation files.
         media: Folder with the media files.
         captions: Caption file, Parquet or JSON (see `caption_file`), or None.
-        embed_media: Whether rows hold the bytes of their clip instead of its absolute path.
+        embed_media: Whether rows contain the bytes of their clip instead of its absolute path.
         strict: Whether a missing or broken file is an error.
-        num_proc: Rows that are checked, and shards that are written, at the same time.
+        num_proc: Number of rows to check, and of shards to write, in parallel.
     """
 
     annotations: str | None = None
@@ -171,15 +172,15 @@ class ClipBuilderConfig(datasets.BuilderConfig):
 
 class ClipBuilder(datasets.GeneratorBasedBuilder):
     """
-    Base of the builders. A data set gives its name, `card_text`, `read_entries`, `row_features`, and, if its media is
-    not one video file with sound a row, `check`.
+    Base class of the builders. A subclass defines its name, `card_text`, `read_entries` and `row_features`; and
+    `check` unless the media of a row is one video file with sound.
 
     ```python
     >>> AveBuilder(annotations="annotations", media="media").build("out")
     ```
 
     Raises:
-        DataError: A folder or file is missing or not of the published form; no clip is left; or, with `strict`, some
+        DataError: A folder or file is missing or not in the published format; no clip is usable; or, with `strict`, a
             file of a clip is missing or broken.
     """
 
@@ -191,15 +192,15 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
 
     @abstractmethod
     def read_entries(self, annotations: Path, report: BuildReport) -> dict[str, list[Entry]]:
-        """Reads the annotation files: the rows of each split, in the order of the files."""
+        """Read the annotation files and return the rows of each split, in the order of the files."""
 
     @abstractmethod
     def row_features(self, annotations: Path) -> datasets.Features:
-        """The columns of the rows."""
+        """Return the columns of the rows."""
 
     def check(self, entry: Entry) -> Checked:
         """
-        Finds the files of a row and looks at them; called by several threads.
+        Find and check the files of a row; called by several threads.
 
         Raises:
             UnusableError: The row cannot be used.
@@ -212,15 +213,15 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
 
     def build(self, out_dir: str | Path, max_shard_bytes: int = _SHARD_BYTES) -> BuildReport:
         """
-        Writes Parquet shards, report and card into a folder. Shards that are there already, of a build that was cut
-        off or of an earlier one, are kept where they are those of this build, and replaced where not, all at once.
+        Write Parquet shards, report and card to a folder. Existing shards, of an interrupted or an earlier build, are
+        kept if they belong to this build; the others are replaced all at once.
 
         Args:
-            out_dir: Folder to write; made where it does not exist.
-            max_shard_bytes: Size at which a shard is closed, counting embedded media; rows are never divided.
+            out_dir: Folder to write, created if necessary.
+            max_shard_bytes: Maximum size of a shard, counting embedded media; rows are never split.
 
         Raises:
-            DataError: As said above, or another process is writing to this folder.
+            DataError: See the class; or another process is writing to this folder.
         """
         out = Path(out_dir)
         out.mkdir(parents=True, exist_ok=True)
@@ -257,7 +258,7 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
                 for split, parts in plans.items()
                 for number, part in enumerate(parts)
             ]
-            # Until the new card is there, there is none: it would be that of other shards.
+            # Remove the old card before the shards are replaced, so that it never describes other shards.
             report.written_shards = write_shards(
                 out, shards, self.config.num_proc, lambda: (out / "README.md").unlink(missing_ok=True)
             )
@@ -293,14 +294,14 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         return sum(round(self.media.path(part.file).stat().st_size * part.share) for part in checked.parts)
 
     def _usable_rows(self) -> tuple[BuildReport, dict[str, list[Checked]]]:
-        """Reads the annotations and keeps the rows whose media can be used."""
+        """Read the annotations and keep the rows with usable media."""
         report = BuildReport()
         self.media = MediaChecker(_folder(self.config.media, "media"))
         entries = self.read_entries(self._annotations, report)
         captions = self._read_captions()
         usable: dict[str, list[Checked]] = {}
         total = sum(map(len, entries.values()))
-        # Threads do: reading files is waiting for the disk, and decoding them runs outside Python's lock.
+        # Threads suffice: reading waits for the disk, and decoding releases the GIL.
         with (
             ThreadPoolExecutor(max(1, self.config.num_proc)) as pool,
             tqdm(total=total, desc="Checking media", unit="row") as bar,
@@ -380,7 +381,7 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         }
 
     def _media_value(self, part: MediaPart) -> _MediaValue:
-        """What a row holds of a file, and, where only a part of it is wanted, the seconds of this."""
+        """Return a file as stored in a row, and the start and end of the clip in it."""
         path = self.media.path(part.file)
         if not self.config.embed_media:
             return {"path": str(path.resolve()), "bytes": None}, part.start, part.end
@@ -392,7 +393,7 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         return {"path": path.name, "bytes": path.read_bytes()}, part.start, part.end
 
     def _media_identity(self, part: MediaPart) -> _MediaValue:
-        """Stands for [`_media_value`], without reading the file."""
+        """Return an identity of [`_media_value`] without reading the file."""
         path = self.media.path(part.file)
         if not self.config.embed_media:
             return self._media_value(part)
@@ -400,20 +401,20 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         return {"path": path.name, "bytes": [status.st_size, status.st_mtime_ns]}, part.start, part.end
 
     def _identity(self, checked: Checked, captions: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
-        """Stands for the row."""
+        """Return an identity of the row without reading its files."""
         return self._columns(checked, captions, self._media_identity)
 
     def _fingerprint(
         self, rows: Sequence[Checked], captions: Mapping[str, Mapping[str, str | None]], schema: pa.Schema
     ) -> str:
-        """Stands for a shard of these rows."""
+        """Return the fingerprint of a shard of these rows."""
         digest = hashlib.sha256(f"{_FORM} {schema.to_string(show_schema_metadata=True)}".encode())
         for checked in rows:
             digest.update(json.dumps(self._identity(checked, captions)).encode())
         return digest.hexdigest()[:32]
 
     def _report(self, report: BuildReport) -> dict[str, Any]:
-        # All options, those of the data set's own included, except the number of threads, which changes nothing.
+        # All options of this package, except the number of threads, which does not affect the result.
         of_datasets = {f.name for f in dataclasses.fields(datasets.BuilderConfig)} | {"num_proc"}
         names = [f.name for f in dataclasses.fields(self.config) if f.name not in of_datasets]
         options = {name: _plain(getattr(self.config, name)) for name in names}
@@ -437,10 +438,10 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
 
 def ensure_can_push(repo_id: str, is_embedded: bool) -> None:
     """
-    Check before anything is built that the data set could be uploaded.
+    Check, before building, that the data set can be uploaded.
 
     Raises:
-        CaeAvError: The name is no repository's, or rows would refer to files on this machine.
+        CaeAvError: The name is not valid for a repository, or rows would refer to files on this machine.
     """
     check_name(repo_id)
     if not is_embedded:
@@ -449,20 +450,19 @@ def ensure_can_push(repo_id: str, is_embedded: bool) -> None:
 
 def push_to_hub(folder: Path, repo_id: str, private: bool = False) -> str:
     """
-    Uploads what a builder wrote, with embedded media: shards and card in one commit, which also deletes shards that
-    are no longer there, so whoever loads the set gets the old one or the new one. The report stays here: it names
-    folders of this machine.
+    Upload a builder's data set with embedded media. One commit contains shards and card and deletes obsolete shards,
+    so readers get the old or the new set. The report, which names folders of this machine, is not uploaded.
 
     Args:
-        folder: What was written.
-        repo_id: Data set repository, made where it does not exist.
-        private: Whether a repository that is made is private.
+        folder: Folder written by the builder.
+        repo_id: Data set repository, created if necessary.
+        private: Whether a new repository is private.
 
     Returns:
-        The address of the commit.
+        The URL of the commit.
 
     Raises:
-        CaeAvError: The Hub refuses.
+        CaeAvError: The Hub rejects the upload.
     """
     shards = ["data/*.parquet"]
     return upload(
@@ -478,7 +478,7 @@ def push_to_hub(folder: Path, repo_id: str, private: bool = False) -> str:
 
 def read_lines(path: Path, report: BuildReport) -> list[tuple[int, str]]:
     """
-    The lines of an annotation file that are not blank, with their numbers from 1; the file is noted in the report.
+    Return the lines of an annotation file that are not blank, with their numbers from 1, and add it to the report.
 
     Raises:
         DataError: The file is missing or not UTF-8.
@@ -497,23 +497,23 @@ def read_lines(path: Path, report: BuildReport) -> list[tuple[int, str]]:
 
 def read_class_names(path: Path, published: Sequence[str]) -> tuple[str, ...]:
     """
-    Names of the classes, in the order of their labels: those in a file, one a line, or the published ones if there is
-    no such file.
+    Return the names of the classes in the order of their labels: the lines of a file, or the published names if there
+    is no such file.
 
     Raises:
-        DataError: The file is empty or has a name twice.
+        DataError: The file is empty or contains a name twice.
     """
     if not path.is_file():
         return tuple(published)
     names = tuple(line.strip() for _, line in read_lines(path, BuildReport()))
     if not names:
-        raise DataError(f"{path}: expected the names of the classes, one a line")
+        raise DataError(f"{path}: expected the names of the classes, one per line")
     ensure_unique(names, path)
     return names
 
 
 def ensure_unique(values: Iterable[str], path: Path) -> None:
-    """Raises a DataError naming the file if a value occurs twice."""
+    """Raise a `DataError` that names the file if a value occurs twice."""
     seen: set[str] = set()
     for value in values:
         if value in seen:
@@ -522,7 +522,7 @@ def ensure_unique(values: Iterable[str], path: Path) -> None:
 
 
 def _caption(checked: Checked, captions: Mapping[str, Mapping[str, str | None]]) -> Mapping[str, str | None]:
-    """The captions of a clip by its own name or, if it is a whole file or a folder of frames, by that of this."""
+    """Return a clip's captions by its name or, if it is a whole file or a folder of frames, by the file's name."""
     name, part = checked.entry.clip_id, checked.parts[0]
     if name not in captions and part.start is None:
         path = Path(part.file)
@@ -533,7 +533,7 @@ def _caption(checked: Checked, captions: Mapping[str, Mapping[str, str | None]])
 def _divide(
     rows: Sequence[Checked], size: Callable[[Checked], int], max_bytes: int, max_rows: int | None = None
 ) -> list[list[Checked]]:
-    """Cuts rows into lists in order, each closed before it would exceed `max_bytes` or `max_rows`."""
+    """Split rows, in order, into lists of at most `max_bytes` and `max_rows`."""
     parts: list[list[Checked]] = []
     filled = 0
     for row in rows:

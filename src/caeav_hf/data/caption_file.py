@@ -1,8 +1,8 @@
 """
-The caption file: Parquet, one row a clip, or JSON `{clip: {"visual": text, "audio": text}}`.
+The caption file: Parquet with one row per clip, or JSON `{clip: {"visual": text, "audio": text}}`.
 
-Beside its two captions a row of the Parquet file keeps what a model had written (`*_generated`), so that a caption
-which somebody has corrected is told from one that nobody has touched, and where they come from.
+Besides the two captions, a row of the Parquet file contains their provenance and the text that a model generated
+(`*_generated`), which differs from a caption that was edited by hand.
 """
 
 import json
@@ -38,23 +38,24 @@ CaptionRow = dict[str, Any]
 
 
 def is_edited(row: Mapping[str, Any], modality: str) -> bool:
-    """Whether somebody has written, changed or taken out the caption of this modality."""
+    """Return whether the caption of this modality was added, changed or removed by hand."""
     caption, generated = row.get(f"{modality}_caption"), row.get(f"{modality}_generated")
     return (caption or None) != (generated or None)
 
 
 def is_missing(row: Mapping[str, Any], modality: str) -> bool:
-    """Whether there never was a caption of this modality."""
+    """Return whether there is no caption of this modality and none was removed by hand."""
     return not row.get(f"{modality}_caption") and not is_edited(row, modality)
 
 
 def read_caption_rows(path: str | os.PathLike) -> tuple[dict[str, CaptionRow], pa.Schema]:
     """
-    The rows of a Parquet caption file by clip, and its columns. Columns of provenance may be missing, others are kept.
+    Return the rows of a Parquet caption file by clip, and its columns. Missing columns of provenance are added, and
+    further columns are kept.
 
     Raises:
-        DataError: It is no Parquet file with text columns `clip`, `visual_caption` and `audio_caption`, or has a clip
-            twice.
+        DataError: It is not a Parquet file with text columns `clip`, `visual_caption` and `audio_caption`, or contains
+            a clip twice.
     """
     expected = f"{path}: expected a Parquet file with text columns clip, visual_caption and audio_caption"
     try:
@@ -89,7 +90,7 @@ def read_caption_rows(path: str | os.PathLike) -> tuple[dict[str, CaptionRow], p
 
 
 def write_caption_rows(path: Path, rows: Sequence[CaptionRow], schema: pa.Schema = CAPTION_SCHEMA) -> None:
-    """Writes a Parquet caption file, ordered by clip; a reader sees the old or the new one, never a part."""
+    """Write a Parquet caption file atomically, sorted by clip."""
     table = pa.Table.from_pylist(sorted(rows, key=lambda row: row["clip"]), schema=schema)
     with atomic_write(path) as partial_path:
         pq.write_table(table, partial_path)
@@ -97,10 +98,10 @@ def write_caption_rows(path: Path, rows: Sequence[CaptionRow], schema: pa.Schema
 
 def read_captions(path: str | os.PathLike) -> dict[str, dict[str, str | None]]:
     """
-    The captions of a Parquet or JSON caption file: `{clip: {"visual": text or None, "audio": text or None}}`.
+    Return the captions of a Parquet or JSON caption file: `{clip: {"visual": text or None, "audio": text or None}}`.
 
     Raises:
-        DataError: The file is missing or not of either form.
+        DataError: The file is missing or has neither format.
     """
     path = Path(path)
     if not path.is_file():

@@ -1,4 +1,4 @@
-"""The card of a data set that a builder wrote: what is in it, in words and in the header that `datasets` reads."""
+"""Card of a built data set, with a description and the header that `datasets` reads."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,8 +20,8 @@ def front_matter(folder: Path, splits: Sequence[str], fingerprint: str, **values
 
     Args:
         folder: The data set; its shards are `data/<split>-*.parquet`.
-        splits: Those that have rows.
-        fingerprint: Stands for the rows.
+        splits: Splits that have rows.
+        fingerprint: Identifies the rows.
         values: Further values of the header.
 
     `num_bytes` and `dataset_size` are the sizes of the columns before compression, `download_size` that of the files.
@@ -42,8 +42,8 @@ def front_matter(folder: Path, splits: Sequence[str], fingerprint: str, **values
         configs=[
             {
                 "config_name": "default",
-                # `load_dataset` caches a local folder by its name and this header alone. Without something in it
-                # that changes with the rows, it would go on giving those of an earlier build.
+                # `load_dataset` caches a local folder by its name and this header, so the header must change with the
+                # rows; otherwise it would return those of an earlier build.
                 "description": f"Rows with fingerprint {fingerprint}.",
                 "data_files": [{"split": split, "path": f"data/{split}-*"} for split in splits],
             }
@@ -68,17 +68,17 @@ def card_text_of(
     fingerprint: str,
 ) -> str:
     """
-    The text of `README.md`.
+    Return the text of `README.md`.
 
     Args:
-        folder: The data set, its shards complete.
+        folder: The data set with all shards.
         builder: Name of the builder.
-        pretty_name, task_categories, text: Of the data set.
-        features: Its columns.
-        is_embedded: Whether rows hold their media.
-        annotated, written: Rows of each split, in the annotations and here.
-        skipped: For each split and reason a `count` of the rows that are not here.
-        fingerprint: Stands for the rows.
+        pretty_name, task_categories, text: Name, tasks and description of the data set.
+        features: Columns of the data set.
+        is_embedded: Whether rows contain their media.
+        annotated, written: Number of rows of each split in the annotations and in the data set.
+        skipped: For each split and reason the `count` of skipped rows.
+        fingerprint: Identifies the rows.
     """
     counts = {split: count for split, count in written.items() if count}
     rows = sum(counts.values())

@@ -1,4 +1,4 @@
-"""Clips for training and evaluation: rows of a Parquet folder, decoded and processed when they are asked for."""
+"""Map-style data set of clips, decoded from the rows of a Parquet folder on access."""
 
 import os
 from itertools import chain
@@ -23,42 +23,41 @@ _CAPTIONS = ("visual_caption", "audio_caption")
 
 class CaeAvDataset(torch.utils.data.Dataset):
     """
-    Map-style data set of the inputs of one clip each, made by the processor from the rows that a builder wrote.
+    Map-style data set of model inputs, which the processor computes from the rows of a builder.
 
     Item `i` is a dict with
 
     - **pixel_values_videos** (T, 3, H, W), **input_features** (T, 1, frames, mels), **frame_mask** (T,) bool;
-    - **labels**: of event localization (T,) int64, the row's label of each segment; of segmentation (T, mask_size,
-      mask_size) int8, 1 where something that sounds is seen, 0 elsewhere, masks of another size being resized by
-      nearest neighbours; -100 where the clip has ended already and in frames without a mask; of video parsing (C,)
-      float, 1 for the clip's classes; of question answering () int64, the number of the answer;
-    - of video parsing besides: **audio_labels**, **visual_labels** (T, C) float, 1 for what is heard or seen in a
-      segment, -100 where that is not known or the clip has ended; and **visual_3d_features** (T, size), if the row has
-      them;
-    - of question answering besides: **question_ids**, **question_mask** (Q,);
+    - **labels**: for event localization (T,) int64, the label of each segment; for segmentation (T, mask_size,
+      mask_size) int8, 1 for sounding objects and 0 elsewhere, resized by nearest neighbours; for video parsing (C,)
+      float, 1 for the clip's classes; for question answering () int64, the index of the answer. Segments after the end
+      of the clip and frames without a mask are -100;
+    - for video parsing also **audio_labels**, **visual_labels** (T, C) float, 1 for classes heard or seen in a
+      segment, -100 if unknown or after the end of the clip; and **visual_3d_features** (T, size), if the row has them;
+    - for question answering also **question_ids**, **question_mask** (Q,);
     - if the row has a caption, **visual_caption_ids**, **visual_caption_mask**, **audio_caption_ids**,
-      **audio_caption_mask** (N,); the mask is all zero for a caption that is missing;
-    - **video_id**, a string, which [`CaeAvCollator`] leaves out of the batch.
+      **audio_caption_mask** (N,); the mask of a missing caption is zero;
+    - **video_id**, a string, which [`CaeAvCollator`] omits from the batch.
 
-    A row whose clip or mask cannot be decoded gives the item of the next row that can be, so that a broken clip never
-    ends an epoch. That item has a further key **replaces**, the index that was asked for; `train.py` leaves it out of
-    its metrics. The clip is named once in the log and listed in `broken_clips`.
+    If the clip or mask of a row cannot be decoded, the item is that of the next row that can be, so that a broken clip
+    does not end an epoch. Such an item has a further key **replaces**, the requested index; `train.py` excludes it
+    from its metrics. The clip is logged once and listed in `broken_clips`.
 
     Args:
-        rows: A `datasets.Dataset` with the columns of `schema`, those of any task, the folder that a builder wrote,
-            or the name of such a data set on the Hub.
+        rows: A `datasets.Dataset` with the columns of a task (see `schema`), a folder written by a builder, or the
+            name of such a data set on the Hub.
         processor: A [`CaeAvProcessor`].
         split: Split to read, if `rows` is a folder.
-        cache_dir: Folder for the processed frames and sound, so that a clip is decoded once; None decodes each time.
-            An entry belongs to the content of the clip and the settings of the processor, so one folder serves any
-            number of data sets and processors.
+        cache_dir: Folder that caches processed frames and sound, so that clips are decoded once; None disables it.
+            Entries depend on the content of the clip and the settings of the processor, so data sets and processors
+            may share a folder.
         mask_size: Side of the masks of segmentation; by default the processor's.
-        use_captions: Whether the captions are read, where there are any.
-        task: What the rows are for; by default the task whose column of labels they have.
+        use_captions: Whether to read captions.
+        task: Task of the rows; by default the one whose column of labels they have.
 
     Raises:
-        DataError: `rows` is no such folder, lacks a column, or was prepared (see `data.prepared`) for other settings
-            than the processor's; the size of the masks is not known; or, of an item, no clip can be decoded.
+        DataError: `rows` is not such a folder, lacks a column, or was prepared (see `data.prepared`) for other
+            settings than the processor's; the size of the masks is unknown; or, on access, no clip can be decoded.
     """
 
     def __init__(
@@ -73,7 +72,7 @@ class CaeAvDataset(torch.utils.data.Dataset):
         task: str | None = None,
     ) -> None:
         self.rows = rows if isinstance(rows, datasets.Dataset) else load_rows(Path(rows), split)
-        # Prepared clips that several questions are about lie apart from the questions.
+        # Prepared clips with several questions are stored separately from the questions.
         self._clips = None
         if QUESTIONS in self.rows.column_names:
             self._clips, self.rows = self.rows.select_columns(list(MEDIA_COLUMNS)), question_rows(self.rows)
@@ -92,7 +91,7 @@ class CaeAvDataset(torch.utils.data.Dataset):
         prepared = self.rows if self._clips is None else self._clips
         if processor is not None and PREPARED in prepared.column_names and len(prepared):
             check_settings(prepared.select_columns(PREPARED)[0][PREPARED], processor, str(rows))
-        # In shared memory, so that clips which fail in the workers of a loader are known here.
+        # In shared memory, so that failures in the workers of a loader are visible here.
         self._broken = torch.zeros(len(self.rows), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
@@ -127,14 +126,14 @@ class CaeAvDataset(torch.utils.data.Dataset):
         return self.rows.features
 
     def column(self, name: str) -> list[Any]:
-        """The values of a column, one an item."""
+        """Return the values of a column, one per item."""
         return self.rows[name]
 
     @property
     def groups(self) -> list[int] | None:
         """
-        A number for each row, the same for rows about the same clip, or None for tasks with one row a clip. Such rows
-        cost least one after the other: the clip of the last one is kept.
+        A number per row, equal for rows about the same clip, or `None` for tasks with one row per clip. Reading such
+        rows consecutively is cheapest, since the last clip is cached.
         """
         if not self._make_item.task.shares_clips:
             return None
@@ -143,5 +142,5 @@ class CaeAvDataset(torch.utils.data.Dataset):
 
     @property
     def broken_clips(self) -> list[str]:
-        """Names of the clips that could not be decoded so far, here or in the workers of a loader."""
+        """Names of the clips that could not be decoded so far, including in the workers of a loader."""
         return [self.rows[index]["video_id"] for index in self._broken.nonzero().flatten().tolist()]

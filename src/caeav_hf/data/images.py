@@ -1,4 +1,4 @@
-"""Reading of frames and masks that are image files."""
+"""Reading of frames and masks from image files."""
 
 import io
 import struct
@@ -16,16 +16,16 @@ from caeav_hf.media.containers import source_name
 
 
 ImageSource = str | Path | Mapping[str, Any]
-"""A path, or a mapping with `"bytes"` and `"path"` as `datasets` has it."""
+"""A path, or a mapping with `"bytes"` and `"path"` as in `datasets`."""
 
 _FORMATS = ("PNG", "JPEG", "BMP")
-# What Pillow raises for files that are damaged, besides its own errors.
+# Exceptions that Pillow raises for damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
 @dataclass(frozen=True, eq=False)
 class Mask:
-    """A mask: `pixels` (height, width) bool, True for what is to be segmented, and whether its file has a palette."""
+    """A mask: `pixels` (height, width) bool, True for foreground, and whether its file has a palette."""
 
     pixels: np.ndarray
     has_palette: bool
@@ -33,22 +33,24 @@ class Mask:
 
 def read_frame(source: ImageSource) -> np.ndarray:
     """
+    Read an image as RGB.
+
     Returns:
-        (height, width, 3) uint8, RGB.
+        (height, width, 3) uint8.
 
     Raises:
-        MediaError: There is no such file, or it is no image; the message begins with its name.
+        MediaError: There is no such file, or it is not an image; the message begins with its name.
     """
     return np.asarray(_load(source).convert("RGB"))
 
 
 def read_mask(source: ImageSource) -> Mask:
     """
-    Reads a mask in any of the forms that AVSBench has: a pixel is foreground where it is not zero, that is, not black,
-    or, in a file with a palette, not the palette's first colour. Transparency does not matter.
+    Read a mask in any of AVSBench's formats: foreground pixels are not zero, that is, not black or, in a file with a
+    palette, not the palette's first colour. Transparency is ignored.
 
     Raises:
-        MediaError: As for [`read_frame`].
+        MediaError: See [`read_frame`].
     """
     image = _load(source)
     values = np.asarray(image)

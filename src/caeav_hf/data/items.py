@@ -1,4 +1,4 @@
-"""From a row to the model's inputs of its clip."""
+"""Conversion of a row to the model's inputs."""
 
 import hashlib
 import json
@@ -24,12 +24,12 @@ _MEDIA_FEATURES = ("pixel_values_videos", "input_features", "frame_mask")
 
 class ItemMaker:
     """
-    Makes the items of [`CaeAvDataset`] of rows.
+    Converts rows to the items of [`CaeAvDataset`].
 
     Args:
-        features: The columns of the rows and their types.
-        processor, cache_dir, mask_size, task: As for [`CaeAvDataset`].
-        source: What errors call the rows.
+        features: Columns of the rows and their types.
+        processor, cache_dir, mask_size, task: See [`CaeAvDataset`].
+        source: Name of the rows in errors.
 
     Raises:
         DataError: A column is missing.
@@ -54,10 +54,11 @@ class ItemMaker:
 
     def __call__(self, row: Mapping[str, Any], clip: Any = None) -> dict[str, Any]:
         """
-        The item of a row.
+        Return the item of a row.
 
         Args:
-            clip: Stands for the row's clip where rows share clips; that of the last one is kept.
+            row: The row.
+            clip: Identifies the row's clip if rows share clips; the last clip is cached.
 
         Raises:
             MediaError: The clip, or a mask, cannot be decoded.
@@ -72,7 +73,7 @@ class ItemMaker:
         }
 
     def holds(self, clip: Any) -> bool:
-        """Whether a clip is the last one, so that no row that it is in need have its media."""
+        """Return whether a clip is cached, so that its rows need no media."""
         return self._last_clip is not None and self._last_clip[0] == clip
 
     def _media_features(self, row: Mapping[str, Any], clip: Any) -> dict[str, torch.Tensor]:
@@ -92,7 +93,7 @@ class ItemMaker:
         except FileNotFoundError:
             pass
         except SafetensorError as error:
-            logger.warning(f"{path}: made anew, since it cannot be read ({error})")
+            logger.warning(f"{path}: cannot be read ({error}); it is written again")
         features = self._process(row)
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, is_cache=True) as partial_path:
@@ -116,7 +117,7 @@ class ItemMaker:
 
 
 def _settings_digest(processor: Any) -> str:
-    """Stands for everything about the processor that decides the features of a clip."""
+    """Return a digest of the processor's settings that affect the features of a clip."""
     settings = {
         "num_frames": processor.num_frames,
         "frame_sampling": processor.frame_sampling,

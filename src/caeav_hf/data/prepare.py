@@ -1,12 +1,12 @@
 """
-Preparing a data set: every clip is decoded once, and training reads its frames and sound from then on.
+Preparation of a data set: decode every clip once, so that training reads stored frames and sound.
 
-The folder that is written has the form of a builder's, with the rows of `data.prepared`:
+The output folder has the layout of a builder's, with the rows of `data.prepared`:
 
     <out>/data/<split>-00000-of-00009.parquet ...    <out>/report.json    <out>/README.md
 
-Each shard (`data.store`) has a fixed share of the clips and notes which of them failed. A run that was stopped
-continues after the last complete shard; only when all are complete can they be read.
+Each shard (`data.store`) has a fixed share of the clips and records which of them failed. An interrupted run continues
+after its last complete shard; the data set can be read once all shards are complete.
 """
 
 import hashlib
@@ -45,9 +45,9 @@ from .shards import find_shards, load_rows
 from .store import Shard, claim, keep_settings, write_json, write_shards, write_text
 
 
-# Clips of a shard: what a run that is stopped has to do again, at most.
+# Clips per shard, the most that an interrupted run has to repeat.
 _SHARD_CLIPS = 128
-# Clips of a group, which a streaming reader holds at once: some 30 MB.
+# Clips per row group, which a streaming reader keeps in memory: about 30 MB.
 _GROUP_CLIPS = 16
 
 In = TypeVar("In")
@@ -57,13 +57,13 @@ Out = TypeVar("Out")
 @dataclass
 class PreparedSplit:
     """
-    What became of the clips of a split.
+    Result of preparing a split.
 
     Attributes:
-        clips: How many there are.
-        rows: Rows that were written, or, of questions, questions.
-        shards: For each shard, what stands for everything that it was made of.
-        failed: The clips that could not be decoded, and why.
+        clips: Number of clips.
+        rows: Number of written rows, or of questions if rows contain several.
+        shards: Fingerprint of each shard.
+        failed: Clips that could not be decoded, with the reasons.
     """
 
     clips: int = 0
@@ -83,22 +83,25 @@ def prepare_clips(
     shard_clips: int = _SHARD_CLIPS,
 ) -> dict[str, PreparedSplit]:
     """
-    Decodes every clip of a builder's folder and writes a folder of prepared rows, which [`CaeAvDataset`] and
-    `train.py --streaming` read. A run that was stopped, at any moment, is continued by the next one. A clip that
-    cannot be decoded is named in `report.json` and left out.
+    Decode every clip of a builder's folder and write a folder of prepared rows, which [`CaeAvDataset`] and
+    `train.py --streaming` read. An interrupted run can be continued by running it again. Clips that cannot be decoded
+    are listed in `report.json` and omitted.
 
     Args:
-        folder: What a builder wrote.
-        processor: A [`CaeAvProcessor`]; training needs one with the same segments, rate and size.
+        folder: Folder written by a builder.
+        processor: A [`CaeAvProcessor`]; training needs one with the same segments, sampling rate and size.
         out_dir: Folder to write.
-        task: Task of the processor's model; the data set must be for it.
-        image_format: `"png"` keeps the resized frames bit for bit; `"jpeg"`, quality 95, takes less space.
-        num_proc: Clips that are decoded at the same time.
-        shard_clips: Clips of a shard.
+        task: Task of the processor's model, which the data set must be for.
+        image_format: `"png"` stores the resized frames losslessly; `"jpeg"`, quality 95, takes less space.
+        num_proc: Number of clips to decode in parallel.
+        shard_clips: Number of clips per shard.
+
+    Returns:
+        The result of each split.
 
     Raises:
-        DataError: There is no such folder; it is for another task or is prepared already; `out_dir` was prepared from
-            something else, or another process is writing to it; or no clip could be decoded.
+        DataError: There is no such folder; it is for another task or already prepared; `out_dir` was prepared with
+            other settings, or another process is writing to it; or no clip could be decoded.
     """
     source, out = Path(folder), Path(out_dir)
     if image_format not in ("png", "jpeg"):
@@ -138,7 +141,7 @@ def prepare_clips(
                 [shard for parts in shards.values() for shard in parts],
                 1,
                 partial(finish, shards),
-                # JPEG and the last bits of sound cannot be made smaller; PNGs are stored undeflated for this.
+                # JPEG and 32-bit sound do not compress further; PNGs are stored uncompressed for zstd.
                 compression={"frames.list.element.bytes": "zstd" if image_format == "png" else "none"},
                 use_dictionary=[PREPARED],
                 write_statistics=False,
@@ -149,7 +152,7 @@ def prepare_clips(
 
 
 class _Split:
-    """The clips of a split, and the shards that they go into."""
+    """The clips of a split and their shards."""
 
     def __init__(self, source: Path, name: str, processor: Any, task: str | None, settings: str) -> None:
         self.name, self.processor = name, processor
@@ -160,7 +163,7 @@ class _Split:
         if task is not None and get_task(task).label_column not in columns:
             raise DataError(f"{source}: is a data set for {task_of_rows(columns).name}; the model is for {task}")
         self.task = task_of_rows(columns, task)
-        # Masks are stored as they are, so their size at training does not matter.
+        # Masks are stored unchanged, so their size in training does not matter.
         self.form: RowForm = self.task.row_form(processor, 1, self.rows.features)
         self.features = prepared_features(self.rows.features)
         self.clips = self._clips()
@@ -168,10 +171,10 @@ class _Split:
         self._settings = settings
 
     def _clips(self) -> list[list[int]]:
-        """The numbers of the rows of each clip."""
+        """Return the row indices of each clip."""
         if not self.task.shares_clips:
             return [[number] for number in range(len(self.rows))]
-        # One name may be used for several clips, such as parts of one video.
+        # Several clips may have the same name, such as parts of one video, so compare all columns of the clip.
         of_clip = [c for c in self.rows.column_names if c not in (*QUESTION_COLUMNS, *MEDIA_COLUMNS)]
         clips: dict[str, list[int]] = {}
         for number, row in enumerate(self.rows.select_columns(of_clip)):
@@ -181,7 +184,7 @@ class _Split:
     def shards(
         self, pool: ThreadPoolExecutor, ahead: int, shard_clips: int, image_format: ImageFormat, bar: tqdm
     ) -> list[Shard]:
-        """The shards that the clips go into; `ahead` clips are decoded, or wait, at a time."""
+        """Return the shards of the clips, which are decoded with at most `ahead` pending."""
         shares = [self.clips[start : start + shard_clips] for start in range(0, len(self.clips), shard_clips)] or [[]]
         shards = []
         for number, share in enumerate(shares):
@@ -192,7 +195,7 @@ class _Split:
         return shards
 
     def _identity(self, share: list[list[int]]) -> str:
-        """Stands for everything that a shard is made of; files by size and time of their last change."""
+        """Return the fingerprint of a shard's sources; files are represented by size and modification time."""
         numbers = [clip[0] for clip in share]
         digest = hashlib.sha256(json.dumps([self._settings, self._content, share]).encode())
         columns = [c for c in ("media", "frames", "audio", "masks") if c in self.rows.column_names]
@@ -210,7 +213,7 @@ class _Split:
         image_format: ImageFormat,
         bar: tqdm,
     ) -> Iterator[pa.Table]:
-        """The row groups of a shard. `note` gets its rows and the clips that failed, with the reasons."""
+        """Yield the row groups of a shard, and add its number of rows and the failed clips to `note`."""
 
         def make(rows: list[dict[str, Any]]) -> dict[str, Any] | MediaError:
             try:
@@ -235,11 +238,11 @@ class _Split:
                 yield pa.Table.from_pylist(kept, schema=self.features.arrow_schema)
 
     def _prepared_row(self, rows: list[dict[str, Any]], image_format: ImageFormat) -> dict[str, Any]:
-        """The prepared row of a clip from its rows."""
+        """Return the prepared row of a clip, given its rows."""
         row = rows[0]
         frames, waveform = self.form.load(row)
         prepared = {**row, **encode_clip(frames, waveform, self.processor, image_format)}
-        if "media_start" in row:  # what was cut out is all that is left
+        if "media_start" in row:  # Prepared frames and sound contain only the clip.
             prepared |= {"media_start": None, "media_end": None}
         if "masks" in row:
             prepared["masks"] = [_embedded_mask(mask) for mask in row["masks"]]
@@ -251,7 +254,7 @@ class _Split:
 def _in_order(
     pool: ThreadPoolExecutor, function: Callable[[In], Out], items: Iterable[In], ahead: int
 ) -> Iterator[Out]:
-    """The results in the order of the items, of which so many at most are worked on, or wait, at a time."""
+    """Map in parallel and yield the results in order, with at most `ahead` pending items."""
     waiting: deque[Future[Out]] = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
@@ -283,7 +286,7 @@ def _file_state(path: str) -> list[Any]:
 
 
 def _embedded_mask(mask: Mapping[str, Any]) -> dict[str, Any]:
-    """A mask with its bytes; a MediaError if it cannot be read."""
+    """Return a mask with its bytes; raises a `MediaError` if it cannot be read."""
     read_mask(mask)
     content = mask["bytes"]
     return {"bytes": Path(mask["path"]).read_bytes() if content is None else content, "path": Path(mask["path"]).name}
@@ -328,7 +331,7 @@ def _card(source: Path, out: Path, settings: Mapping[str, Any], report: Mapping[
     name = source.resolve().name
     return (
         f"{header}\n# {name}, prepared\n\n"
-        f"The data set `{name}` with its clips decoded by `caeav prepare` of caeav-hf: frames and sound as a "
-        "model with these settings is given.\n\n"
+        f"The data set `{name}` with its clips decoded by `caeav prepare` of caeav-hf: frames and sound for "
+        "models with these settings.\n\n"
         f"{values}\n\n| split | clips | rows |\n|---|---|---|\n{table}\n"
     )

@@ -1,17 +1,17 @@
 """
-Prepared clips: the frames of a clip at the model's size and its sound, stored in the row itself.
+Prepared clips: rows that contain a clip's frames at the model's size and its sound.
 
-A prepared row has, in place of its `media`, the columns
+Instead of `media`, a prepared row has the columns
 
-- `frames`: the frame of each segment as [`CaeAvVideoProcessor`] resized it, PNG or JPEG;
-- `audio`: the waveform of the segments one after the other, mono at the model's rate, as WAV of 32-bit integers;
-- `prepared`: the settings that frames and sound were made with, as JSON.
+- `frames`: the frame of each segment as resized by [`CaeAvVideoProcessor`], PNG or JPEG;
+- `audio`: the waveform of all segments, mono at the model's sampling rate, as WAV of 32-bit integers;
+- `prepared`: the settings of frames and sound, as JSON.
 
-Decoded waveforms are 32-bit integers rounded to float32, which are again integers of 32 bits: WAV gives them back to
-the last bit, and so does PNG the frames, which are resized as bytes. Rescaling, normalising and the log-mel come
-afterwards, from equal frames and samples.
+Decoded waveforms are 32-bit integers rounded to float32, which 32-bit integers represent exactly, so WAV stores them
+losslessly; PNG does so for the frames, which are resized as bytes. Rescaling, normalisation and the spectrogram are
+computed from them in training.
 
-Questions that share a clip are prepared as one row a clip, with a column `questions`.
+Questions that share a clip are prepared as one row per clip, with a column `questions`.
 """
 
 import io
@@ -35,18 +35,18 @@ from .schema import audio_feature, image_list_feature
 
 ImageFormat = Literal["png", "jpeg"]
 
-# What the clip of a prepared row is read from.
+# Columns from which the clip of a prepared row is read.
 MEDIA_COLUMNS = ("media", "frames", "audio", PREPARED)
-# What a row has of each question; the other columns are of the clip.
+# Columns that describe a question; all others describe the clip.
 QUESTION_COLUMNS = ("question_id", "question", "question_type", "question_subtype", "answer", "answer_label")
 
 _FULL_SCALE = 2.0**31
-# What of a video processor decides the bytes of a frame; what it does afterwards is left to it.
+# Video-processor settings that affect stored frames.
 _RESIZING = ("do_convert_rgb", "do_resize", "size", "resample", "do_center_crop", "crop_size")
 
 
 def settings_of(processor: Any) -> dict[str, Any]:
-    """Everything about a processor that decides what a prepared clip holds, in types that JSON knows."""
+    """Return the processor's settings that affect prepared clips, as JSON types."""
     resizing = json.loads(json.dumps({name: processor.video_processor.to_dict().get(name) for name in _RESIZING}))
     return {
         "num_frames": processor.num_frames,
@@ -58,14 +58,16 @@ def settings_of(processor: Any) -> dict[str, Any]:
 
 
 def settings_text(processor: Any, image_format: ImageFormat) -> str:
-    """The value of the column `prepared`."""
+    """Return the value of the column `prepared`."""
     return json.dumps({**settings_of(processor), "image_format": image_format}, sort_keys=True)
 
 
 def check_settings(text: str, processor: Any, name: str) -> None:
     """
+    Check that a clip was prepared with the processor's settings.
+
     Raises:
-        DataError: The clip `name` was prepared for a processor with other settings; the message names them.
+        DataError: The settings of clip `name` differ; the message names them.
     """
     try:
         stored = json.loads(text)
@@ -74,11 +76,11 @@ def check_settings(text: str, processor: Any, name: str) -> None:
         raise DataError(f"{name}: its column `{PREPARED}` is not one of this version ({text[:80]!r})") from error
     if differing:
         values = "; ".join(f"{key} {stored[key]} where the processor has {value}" for key, value in differing.items())
-        raise DataError(f"{name}: was prepared with other settings than the processor's: {values}; prepare it anew")
+        raise DataError(f"{name}: was prepared with other settings than the processor's: {values}; prepare it again")
 
 
 def prepared_features(features: datasets.Features) -> datasets.Features:
-    """The columns of prepared rows, from those of the rows that they are made of."""
+    """Return the columns of prepared rows, given those of the original rows."""
     of_clip = {name: kind for name, kind in features.items() if name not in QUESTION_COLUMNS}
     of_question = {name: kind for name, kind in features.items() if name in QUESTION_COLUMNS}
     return datasets.Features(
@@ -94,10 +96,10 @@ def prepared_features(features: datasets.Features) -> datasets.Features:
 
 def encode_clip(frames: np.ndarray, waveform: np.ndarray, processor: Any, image_format: ImageFormat) -> dict[str, Any]:
     """
-    The columns `media`, `frames`, `audio` and `prepared` of a clip.
+    Return the columns `media`, `frames`, `audio` and `prepared` of a clip.
 
     Args:
-        frames: (n, H, W, 3) uint8, a frame a segment.
+        frames: (n, H, W, 3) uint8, one frame per segment.
         waveform: (samples of n segments,) float32, as decoded: 32-bit integers over 2^31.
     """
     resized = processor.video_processor(
@@ -117,11 +119,13 @@ def encode_clip(frames: np.ndarray, waveform: np.ndarray, processor: Any, image_
 
 def decode_clip(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
     """
+    Decode a prepared row.
+
     Returns:
-        Frames (n, H, W, 3) uint8 and waveform (samples,) float32 of a prepared row.
+        Frames (n, H, W, 3) uint8 and waveform (samples,) float32.
 
     Raises:
-        MediaError: Something of it cannot be decoded; the message begins with the clip's name.
+        MediaError: Frames or sound cannot be decoded; the message begins with the clip's name.
     """
     name = row["video_id"]
     try:
@@ -132,7 +136,7 @@ def decode_clip(row: Mapping[str, Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def question_features(features: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Columns of the questions of rows that hold several; none if they are no such rows."""
+    """Return the columns of the nested questions; empty if rows have none."""
     nested = features.get(QUESTIONS)
     if nested is None:
         return {}
@@ -141,8 +145,8 @@ def question_features(features: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def question_rows(clips: datasets.Dataset) -> datasets.Dataset:
     """
-    A row a question, without frames and sound, from prepared rows with a clip each. The column `clip` is the number
-    of the clip's row.
+    Return one row per question, without frames and sound, from prepared rows with one clip each. The column `clip` is
+    the index of the clip's row.
     """
     kept = [name for name in clips.column_names if name not in MEDIA_COLUMNS]
     of_clip = {name: kind for name, kind in clips.features.items() if name in kept and name != QUESTIONS}
@@ -156,7 +160,7 @@ def question_rows(clips: datasets.Dataset) -> datasets.Dataset:
 
 
 def rows_of_questions(clip: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The rows of a clip: one a question, or itself where it has none."""
+    """Yield one row per question of a clip, or the row itself if it has no nested questions."""
     if QUESTIONS not in clip:
         yield dict(clip)
         return

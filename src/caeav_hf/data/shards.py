@@ -1,4 +1,4 @@
-"""The Parquet shards of a builder's folder: finding them, and reading them as a data set or a stream."""
+"""Reading of the Parquet shards of a builder's folder as a data set or a stream."""
 
 import os
 import re
@@ -14,11 +14,11 @@ from caeav_hf.errors import DataError
 
 def local_folder(name: str | os.PathLike) -> Path:
     """
-    The folder of a data set: `name` itself, or the copy of the data set of that name on the Hub (`org/name`, also
-    `org/name@revision`), which is downloaded once.
+    Return the folder of a data set: `name` itself, or a cached download of the data set of that name on the Hub
+    (`org/name` or `org/name@revision`).
 
     Raises:
-        DataError: It is neither.
+        DataError: There is neither.
     """
     if (on_hub := _name_on_hub(name)) is None:
         return Path(name)
@@ -26,11 +26,11 @@ def local_folder(name: str | os.PathLike) -> Path:
     try:
         return Path(snapshot_download(repository, repo_type="dataset", revision=revision))
     except (OSError, HfHubHTTPError, HFValidationError) as error:
-        raise DataError(f"{name}: is no folder, and cannot be had as a data set of the Hub: {error}") from error
+        raise DataError(f"{name}: is not a folder, and cannot be downloaded from the Hub: {error}") from error
 
 
 def _name_on_hub(name: str | os.PathLike) -> tuple[str, str | None] | None:
-    """The repository and the revision that `name` stands for, or None if it is a folder."""
+    """Return the repository and the revision that `name` refers to, or `None` if it is a folder."""
     repository, _, revision = str(name).partition("@")
     if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         return None
@@ -39,7 +39,7 @@ def _name_on_hub(name: str | os.PathLike) -> tuple[str, str | None] | None:
 
 def find_shards(folder: Path, split: str) -> list[Path]:
     """
-    The shards of a split, in order.
+    Return the shards of a split in order.
 
     Raises:
         DataError: There are none, or some are missing.
@@ -58,10 +58,10 @@ def find_shards(folder: Path, split: str) -> list[Path]:
 
 def load_rows(folder: Path, split: str | None) -> datasets.Dataset:
     """
-    The rows of a split of a folder, or of a data set on the Hub (see [`local_folder`]).
+    Load the rows of a split of a folder, or of a data set on the Hub (see [`local_folder`]).
 
     Raises:
-        DataError: As for [`find_shards`], or the split is not named.
+        DataError: See [`find_shards`]; or no split is given.
     """
     folder = local_folder(folder)
     if split is None:
@@ -72,11 +72,12 @@ def load_rows(folder: Path, split: str | None) -> datasets.Dataset:
 
 def stream_rows(name: str | os.PathLike, split: str, columns: Sequence[str] | None = None) -> datasets.IterableDataset:
     """
-    The rows of a split as `datasets` streams them, from a folder or straight from the Hub.
+    Stream the rows of a split, from a folder or directly from the Hub.
 
     Args:
-        name: As for [`local_folder`], but nothing is downloaded ahead.
-        columns: The only columns to read; by default all.
+        name: See [`local_folder`]; nothing is downloaded in advance.
+        split: Name of the split.
+        columns: Columns to read; by default all.
 
     Raises:
         DataError: There is no such data set or split.

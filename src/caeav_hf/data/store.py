@@ -1,18 +1,18 @@
 """
-What is made once, clip by clip, and survives a kill: one claim, one atomic write, one way to continue.
+Storage of results that are computed once, clip by clip, and that survive a killed process.
 
-A process claims the folder, or the file, that it writes to (`claim`), and a folder keeps the settings of what is in it
-(`keep_settings`). Files get their names when they are complete (`atomic_write`), so what has its name need not be made
-again. Results that are too small for a file each are lines of a `Journal` first. `write_shards` writes the Parquet
-shards of a data set:
+A process claims the folder or file that it writes to (`claim`), and a folder records the settings of its results
+(`keep_settings`). Files get their final names when they are complete (`atomic_write`), so existing files are not
+computed again. Results too small for their own file are collected as lines of a `Journal`. `write_shards` writes the
+Parquet shards of a data set:
 
-    <out>/data/           a complete set, that of the last run that got to its end
-    <out>/.unfinished/    shards of a run that has not got there; `datasets` does not see hidden folders
-    <out>/.replaced/      the earlier set, for an instant, while the new one takes its place
+    <out>/data/           the complete set of the last finished run
+    <out>/.unfinished/    shards of an unfinished run; `datasets` ignores hidden folders
+    <out>/.replaced/      the previous set, for the moment in which it is replaced
 
-The footer of a shard holds the fingerprint of what it was made from, so the next run knows which shards it need not
-write again, without any other file that could disagree. Sets are replaced by renaming folders: a reader sees one set
-or the other, or, for an instant, none.
+The footer of a shard holds the fingerprint of its sources, by which the next run recognises shards that it need not
+write again; no other file could contradict it. Sets are replaced by renaming folders, so a reader sees the old or the
+new set or, for a moment, none.
 """
 
 import json
@@ -38,7 +38,7 @@ from .schema import SPLITS
 _SHARD_NAME = re.compile(rf"({'|'.join(SPLITS)})-\d{{5}}-of-\d{{5}}\.parquet(\.part)?")
 _FINGERPRINT_KEY = b"caeav_hf.fingerprint"
 _NOTE_KEY = b"caeav_hf.note"
-# Prepared shards of version 0.1.0 have their fingerprint, as `identity`, and their note under one key.
+# In prepared shards of version 0.1.0 this key holds the note and the fingerprint (as `identity`).
 _OLD_NOTE_KEY = b"caeav_hf.prepare"
 
 
@@ -48,7 +48,7 @@ def claim(path: Path) -> Iterator[None]:
     Keep other processes from writing to a folder or a file until the block ends.
 
     Args:
-        path: A folder that exists, or the name of a file, whose folder is made where it does not exist.
+        path: An existing folder, or a file, whose folder is created if necessary.
 
     Raises:
         DataError: Another process has claimed it, or it cannot be written.
@@ -56,7 +56,7 @@ def claim(path: Path) -> Iterator[None]:
     lock = path / ".lock" if path.is_dir() else path.with_name(f"{path.name}.lock")
     try:
         lock.parent.mkdir(parents=True, exist_ok=True)
-        # The operating system takes the lock from a process that dies.
+        # The operating system releases the lock of a process that dies.
         claimed = filelock.FileLock(lock)
         claimed.acquire(timeout=0)
     except filelock.Timeout as error:
@@ -71,15 +71,15 @@ def claim(path: Path) -> Iterator[None]:
 
 def keep_settings(folder: Path, settings: Mapping[str, Any], results: str) -> None:
     """
-    Note in `settings.json` what the results in a folder are made with.
+    Record the settings of a folder's results in `settings.json`.
 
     Args:
         folder: A folder that this process has claimed.
-        settings: In types that JSON knows.
-        results: Pattern of the files of results.
+        settings: Settings as JSON types.
+        results: Pattern of the result files.
 
     Raises:
-        DataError: The folder has results of other settings, or some without a note.
+        DataError: The folder has results of other settings, or results without `settings.json`.
     """
     path = folder / "settings.json"
     if not path.is_file():
@@ -88,22 +88,24 @@ def keep_settings(folder: Path, settings: Mapping[str, Any], results: str) -> No
         write_json(path, settings)
         return
     try:
-        there = json.loads(path.read_text(encoding="utf-8"))
+        stored = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise DataError(f"{path}: expected a JSON file ({error})") from error
-    if there != settings:
-        names = [name for name in {**there, **settings} if there.get(name) != settings.get(name)]
+    if stored != settings:
+        names = [name for name in {**stored, **settings} if stored.get(name) != settings.get(name)]
         raise DataError(f"{folder}: was made with other settings ({', '.join(names)}; see {path}); use another folder")
 
 
 @contextmanager
 def atomic_write(path: Path, *, is_cache: bool = False) -> Iterator[Path]:
     """
-    Write a file whole or not at all: to the path that the block gets. A reader sees the old or the new one.
+    Write a file completely or not at all. The block writes to the path that it gets; readers see the old or the new
+    file.
 
     Args:
-        is_cache: Whether several processes may write the same file at a time, of which the last one wins. It is not
-            brought to the disk before it gets its name.
+        path: The file.
+        is_cache: Whether several processes may write the same file at the same time, where the last one wins. Such a
+            file is not synchronised to the disk.
     """
     partial_path = path.with_name(f"{path.name}.{os.getpid()}.part" if is_cache else f"{path.name}.part")
     try:
@@ -130,11 +132,11 @@ def write_json(path: Path, value: object) -> None:
 
 class Journal:
     """
-    A file of JSON lines, each of which is on the disk before `append` returns.
+    A file of JSON lines, each of which is written to the disk before `append` returns.
 
     Args:
         path: The file.
-        keys: Those that each record has.
+        keys: Keys that every record has.
     """
 
     def __init__(self, path: Path, keys: Sequence[str]) -> None:
@@ -151,14 +153,14 @@ class Journal:
 
     def records(self) -> Iterator[dict[str, Any]]:
         """
-        Read the records. A last line that was cut off by a kill is passed over.
+        Yield the records. An incomplete last line, left by a killed process, is ignored.
 
         Raises:
-            DataError: Another line is no such record.
+            DataError: Another line is not a valid record.
         """
         if not self.path.is_file():
             return
-        *lines, _cut_off = self.path.read_bytes().split(b"\n")
+        *lines, _incomplete = self.path.read_bytes().split(b"\n")
         for number, line in enumerate(lines, 1):
             try:
                 record = json.loads(line)
@@ -186,11 +188,11 @@ class Shard:
     A shard of a data set.
 
     Args:
-        name: Of its file.
-        fingerprint: Stands for everything that it is made from.
-        schema: Its columns.
-        tables: Makes its rows, a row group at a time.
-        note: What `tables` finds out, in types that JSON knows; kept in the shard, and read from one that is there.
+        name: Name of the file.
+        fingerprint: Identifies everything that the shard is made from.
+        schema: Columns of the shard.
+        tables: Yields the rows as row groups.
+        note: Results of `tables` besides rows, as JSON types; stored in the shard, and read from existing shards.
     """
 
     name: str
@@ -201,7 +203,7 @@ class Shard:
 
 
 def read_fingerprint(path: Path) -> str | None:
-    """The fingerprint of a shard; None for a file that is no complete shard."""
+    """Return the fingerprint of a shard, or `None` for a file that is not a complete shard."""
     return _read_footer(path)[0]
 
 
@@ -209,23 +211,23 @@ def write_shards(
     out: Path, shards: Sequence[Shard], num_threads: int, before_replacing: Callable[[], None], **options: Any
 ) -> int:
     """
-    Make `<out>/data` hold these shards and no others; files that are no shards stay there.
+    Make `<out>/data` contain exactly these shards; files that are not shards stay there.
 
     Args:
         out: Folder of the data set, claimed by this process.
         shards: All shards of the set.
-        num_threads: Shards that are written at the same time; one is written in the thread that calls.
-        before_replacing: Called when all shards are complete, before they take the place of others.
-        options: Of `pyarrow.parquet.ParquetWriter`.
+        num_threads: Number of shards to write in parallel; with 1 they are written in the calling thread.
+        before_replacing: Called when all shards are complete, before they replace others.
+        options: Options of `pyarrow.parquet.ParquetWriter`.
 
     Returns:
-        How many had to be written; the others were there already.
+        The number of shards that were written; the others existed already.
     """
     data, unfinished, replaced = out / "data", out / ".unfinished", out / ".replaced"
     _finish_replacing(data, replaced)
     wanted = {shard.name: shard.fingerprint for shard in shards}
-    there = {name: read_fingerprint(data / name) for name in _shard_names(data)}
-    if there == wanted:
+    existing = {name: read_fingerprint(data / name) for name in _shard_names(data)}
+    if existing == wanted:
         shutil.rmtree(unfinished, ignore_errors=True)
         for shard in shards:
             shard.note.update(_read_footer(data / shard.name)[1])
@@ -234,7 +236,7 @@ def write_shards(
     for path in unfinished.iterdir():
         if path.name not in wanted or read_fingerprint(path) != wanted[path.name]:
             path.unlink()
-    complete = {fingerprint: data / name for name, fingerprint in there.items()}
+    complete = {fingerprint: data / name for name, fingerprint in existing.items()}
     missing = []
     for shard in shards:
         path = unfinished / shard.name
@@ -250,7 +252,7 @@ def write_shards(
             _write(unfinished, shard, options)
     else:
         with ThreadPoolExecutor(max(1, num_threads)) as pool:
-            # Whichever fails first, the rest is not begun.
+            # After the first failure, pending shards are cancelled.
             tasks = [pool.submit(_write, unfinished, shard, options) for shard in missing]
             try:
                 for task in tasks:
@@ -279,7 +281,7 @@ def _write(folder: Path, shard: Shard, options: Mapping[str, Any]) -> None:
 
 
 def _read_footer(path: Path) -> tuple[str | None, dict[str, Any]]:
-    """The fingerprint and the note of a shard."""
+    """Return the fingerprint and the note of a shard."""
     try:
         metadata = pq.read_metadata(path).metadata or {}
         if _OLD_NOTE_KEY in metadata:
@@ -291,7 +293,7 @@ def _read_footer(path: Path) -> tuple[str | None, dict[str, Any]]:
 
 
 def _finish_replacing(data: Path, replaced: Path) -> None:
-    """Clear up after the set was replaced, or, if a run was killed in the middle of that, go back."""
+    """Clean up after a replacement, or undo one that was interrupted by a kill."""
     if not replaced.exists():
         return
     if not data.exists():
@@ -310,7 +312,7 @@ def _shard_names(folder: Path) -> list[str]:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under another name; a copy where the disk has no such thing."""
+    """Create a hard link, or a copy if the file system does not support links."""
     with suppress(OSError):
         os.link(source, target)
         return

@@ -1,8 +1,8 @@
 """
-Clips of a data set that `datasets` streams: rows are read as they come, here or on the Hub, and never copied.
+Clips of a streamed data set, whose rows are read on the fly from local files or the Hub.
 
-The process that trains reads the rows of each batch, undecoded, and the workers of its loader decode them. So the
-batches depend neither on the number of workers nor on that of files.
+The training process reads the undecoded rows of each batch, and the workers of its loader decode them. Batches
+therefore depend neither on the number of workers nor on the number of files.
 """
 
 import os
@@ -31,8 +31,8 @@ class StreamedRow(NamedTuple):
     """
     A row to decode.
 
-    `number` is that of its item in the order of the pass; it stands for the row as the index of a map-style data set
-    does. `clip` (epoch, place) is the same for the questions of one prepared clip.
+    `number` is the position of its item in the epoch, the counterpart of an index of a map-style data set. `clip`
+    (epoch, position of the row) is equal for the questions of one prepared clip.
     """
 
     number: int
@@ -45,17 +45,17 @@ class StreamedRow(NamedTuple):
 
 class StreamedClips(torch.utils.data.Dataset):
     """
-    The items of [`CaeAvDataset`] in the order in which `datasets` streams their rows: `batches` gives lists of rows,
-    and indexing with such a row decodes it. All processes read all rows, and each decodes its share. The first clip
-    of the split that can be decoded replaces those that cannot.
+    Items of [`CaeAvDataset`] in the order in which `datasets` streams their rows. `batches` yields lists of rows, and
+    indexing with such a row decodes it. All processes read all rows, and each decodes its share. The first clip of the
+    split that can be decoded replaces broken ones.
 
     Args:
-        data: The folder that a builder or `caeav prepare` wrote, or the name of such a data set on the Hub.
-        processor, split, cache_dir, mask_size, use_captions, task: As for [`CaeAvDataset`].
-        shuffle_buffer: Rows of the buffer that `datasets` shuffles by, besides the order of the files; None leaves
-            the rows in their order.
+        data: A folder written by a builder or `caeav prepare`, or the name of such a data set on the Hub.
+        processor, split, cache_dir, mask_size, use_captions, task: See [`CaeAvDataset`].
+        shuffle_buffer: Number of rows in the buffer by which `datasets` shuffles, in addition to the order of the
+            files; `None` keeps the order of the rows.
         seed: Seed of the order.
-        process_index, num_processes: Which share is read, as by `datasets.distributed.split_dataset_by_node`.
+        process_index, num_processes: Share to decode, see `datasets.distributed.split_dataset_by_node`.
 
     Raises:
         DataError: There is no such split, its rows lack a column, or they were prepared for other settings.
@@ -91,21 +91,21 @@ class StreamedClips(torch.utils.data.Dataset):
         self.shuffle_buffer = shuffle_buffer
         if shuffle_buffer is not None:
             rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer)
-        # By rows and not by files: then a step takes the same clips on any number of processes.
+        # Split by rows rather than files, so that a step has the same clips on any number of processes.
         self.rows = split_dataset_by_node(rows, process_index, num_processes, strategy="examples")
         self.process_index, self.num_processes = process_index, num_processes
 
     def __len__(self) -> int:
-        """Items of the split: one a row, or one a question where a row holds several."""
+        """Return the number of items of the split: one per row, or per question if rows contain several."""
         return sum(self._items_of_rows)
 
     @property
     def num_rows(self) -> int:
-        """Rows of the split, in all shares."""
+        """Number of rows of the split, in all shares."""
         return len(self._items_of_rows)
 
     def column(self, name: str) -> list[Any]:
-        """The values of a column, one an item, in the order of the files. Nothing else is read."""
+        """Return the values of a column, one per item, in the order of the files, without reading other columns."""
         data, split = self._source
         if name in stream_rows(data, split).features:
             values = [row[name] for row in stream_rows(data, split, [name])]
@@ -114,10 +114,11 @@ class StreamedClips(torch.utils.data.Dataset):
 
     def batches(self, batch_size: int, *, epoch: int = 0, start: int = 0) -> Iterator[list[StreamedRow]]:
         """
-        The batches of this process in one epoch, which are as many as those of the others; the last may be empty.
+        Yield the batches of this process in one epoch. Their number is the same on all processes, so the last may be
+        empty.
 
-        `batch_size` counts rows, `start` the first rows of the epoch, over all processes, that are left out. These
-        are read again, since the state that `datasets` keeps does not hold its buffer, but they are not decoded.
+        `batch_size` is the number of rows, and `start` the number of rows to skip, over all processes. Skipped rows
+        are read but not decoded, since the state of a stream in `datasets` does not include its shuffle buffer.
         """
         self.rows.set_epoch(epoch)
         places = range(self.process_index, self.num_rows, self.num_processes)
@@ -135,7 +136,7 @@ class StreamedClips(torch.utils.data.Dataset):
 
     @cached_property
     def _replacement(self) -> dict[str, Any]:
-        """The first item of the split that can be decoded, which is always the same one, for any share and order."""
+        """The first item of the split that can be decoded, which does not depend on share and order."""
         for row in stream_rows(*self._source, self._columns):
             try:
                 return self._make_item(next(rows_of_questions(row)))

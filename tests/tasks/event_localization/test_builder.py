@@ -249,7 +249,7 @@ def test_missing_files_and_folders_are_named(corpus, tmp_path):
     with pytest.raises(DataError, match="'bell' is there twice"):
         read_categories(tmp_path)
     (tmp_path / "categories.txt").write_text("\n")
-    with pytest.raises(DataError, match="one a line"):
+    with pytest.raises(DataError, match="one per line"):
         read_categories(tmp_path)
 
 
