@@ -1,4 +1,4 @@
-"""Captions for a whole data set: what is missing, several clips at a time, stoppable at any moment."""
+"""Captioning of a whole data set: adds missing captions in parallel and can be interrupted at any moment."""
 
 import os
 import threading
@@ -25,28 +25,28 @@ from .sources import CaptionClip
 from .table import CaptionTable
 
 
-# Clips after which the journal is put into the Parquet file.
+# Number of clips after which the journal is merged into the Parquet file.
 _COMPACT_EVERY = 500
-# Failures of these kinds say something about the clip, not about the back end.
-_OF_THE_CLIP = ("media", "refusal", "empty", "rejected")
+# Reasons of failures that concern the clip rather than the back end.
+_CLIP_FAILURES = ("media", "refusal", "empty", "rejected")
 
 
 @dataclass
 class CaptionReport:
     """
-    What a job did, as it goes into the report file.
+    Report of a captioning job.
 
     Attributes:
         file: The caption file.
-        clips: Clips of the data set.
-        complete: Those that have both captions, or of which somebody took one out.
-        edited: Captions of the file that somebody has written or changed.
-        captioned: Clips that got captions in this job.
-        failed: By clip its `file`, and for `"media"` or each modality what happened: `reason`, `message`.
-        retries: How often something was asked again, by reason.
+        clips: Number of clips of the data set.
+        complete: Number of clips with both captions, or whose missing caption was removed by hand.
+        edited: Number of captions that were written or changed by hand.
+        captioned: Number of clips captioned in this job.
+        failed: For each failed clip its `file`, and for `"media"` or each modality the `reason` and `message`.
+        retries: Number of retries by reason.
         seconds: Duration of the job.
-        model, prompt_version, settings: Of this job.
-        kept_from_elsewhere: Clips whose captions come from another model, prompt or settings and were kept.
+        model, prompt_version, settings: Provenance of the job's captions.
+        kept_from_elsewhere: Number of clips with captions of another model, prompt or settings, which were kept.
     """
 
     file: str
@@ -64,14 +64,14 @@ class CaptionReport:
 
     @property
     def failed_by_reason(self) -> dict[str, int]:
-        """Failures by reason; a clip counts once for each of its modalities that failed."""
+        """Number of failures by reason; a clip counts once per failed modality."""
         reasons = Counter(
             item["reason"] for clip in self.failed.values() for item in clip.values() if isinstance(item, dict)
         )
         return dict(sorted(reasons.items()))
 
     def as_dict(self) -> dict[str, Any]:
-        """The report as it goes into its file."""
+        """Return the content of the report file."""
         rate = self.captioned / self.seconds if self.seconds else 0.0
         return {
             **{name: value for name, value in vars(self).items() if name != "failed"},
@@ -84,7 +84,7 @@ class CaptionReport:
 
 @dataclass
 class _Outcome:
-    """What came of one clip: captions by modality, and what failed."""
+    """Captions of a clip, and failures, by modality."""
 
     clip: CaptionClip
     captions: dict[str, str] = field(default_factory=dict)
@@ -92,7 +92,7 @@ class _Outcome:
 
 
 def report_path(captions: str | os.PathLike) -> Path:
-    """The report beside a caption file."""
+    """Return the path of a caption file's report."""
     path = Path(captions)
     return path.with_name(f"{path.stem}.report.json")
 
@@ -108,25 +108,28 @@ def caption_clips(
     show_progress: bool = True,
 ) -> CaptionReport:
     """
-    Captions what is missing in a caption file and reports in `<name>.report.json` beside it.
+    Add missing captions to a caption file, and write the report `<name>.report.json` beside it.
 
     A clip that cannot be decoded or captioned is reported and tried again by the next job. A job that is interrupted
-    or killed loses at most what is under way.
+    or killed loses only pending captions.
 
     Args:
-        clips: The clips of the data set.
+        clips: Clips of the data set.
         captioner: The back end.
         out: The Parquet file.
-        renew: Caption again also what comes from another model, prompt or settings; edited captions always stay.
-        limit: Most clips to caption in this job.
-        max_failures_in_a_row: Clips in a row for which the back end failed, after which it is given up.
+        renew: Whether to replace captions of another model, prompt or settings; edited captions are always kept.
+        limit: Maximum number of clips to caption in this job.
+        max_failures_in_a_row: Number of consecutive clips with failures of the back end after which to stop.
         show_progress: Whether to show a progress bar.
 
+    Returns:
+        The report.
+
     Raises:
-        CaptionerUnusableError: The back end refuses every clip, or failed for too many in a row. What was captioned
-            before is kept.
+        CaptionerUnusableError: The back end rejects every clip, or failed for too many consecutive clips. Captions
+            written before are kept.
         CaeAvError: The file cannot be written.
-        DataError: It is no caption file.
+        DataError: It is not a caption file.
     """
     provenance = {
         "model": captioner.model,
@@ -187,7 +190,7 @@ def _caption_all(
                     },
                 }
                 bar.set_postfix(failed=len(report.failed))
-            if any(error.reason not in _OF_THE_CLIP for error in outcome.failures.values()):
+            if any(error.reason not in _CLIP_FAILURES for error in outcome.failures.values()):
                 failures_in_a_row += 1
             else:
                 failures_in_a_row = 0
@@ -195,18 +198,18 @@ def _caption_all(
                 error = next(iter(outcome.failures.values()))
                 raise CaptionerUnusableError(
                     f"{captioner.model}: captioning failed for {failures_in_a_row} clips in a row, the last time with "
-                    f"{error}; what was captioned is in {report.file}, and the next run goes on from there"
+                    f"{error}; captions so far are in {report.file}, and the next run continues from there"
                 )
 
 
 def _outcomes(wanted: Sequence[tuple[CaptionClip, list[str]]], captioner: Captioner) -> Iterator[_Outcome]:
-    """The outcomes of all clips, as they come."""
+    """Yield the outcomes of all clips in order of completion."""
     stop = threading.Event()
     size = captioner.batch_size
     chunks = (wanted[start : start + size] for start in range(0, len(wanted), size))
     pool = ThreadPoolExecutor(captioner.concurrency, thread_name_prefix="captioning")
     try:
-        # A few chunks wait, so that no thread does; not all of them, so that a stop is quick.
+        # Queue enough chunks to keep all threads busy, but not all of them, so that the job stops quickly.
         running = {
             pool.submit(_caption_chunk, chunk, captioner, stop) for chunk in islice(chunks, 2 * captioner.concurrency)
         }
@@ -249,5 +252,5 @@ def _load(clip: CaptionClip, captioner: Captioner) -> ClipMaterial | CaptioningE
         return clip.load(captioner.settings)
     except CaeAvError as error:
         return CaptioningError("media", str(error))
-    except Exception as error:  # whatever a broken file makes a decoder do, the other clips go on
+    except Exception as error:  # A decoder may fail in any way on a broken file; other clips continue.
         return CaptioningError("media", f"{type(error).__name__}: {error}")

@@ -1,12 +1,11 @@
 """
-The caption file while it grows: a Parquet file beside an append-only journal (`data.store.Journal`).
+The caption file of a running job: a Parquet file and an append-only journal (`data.store.Journal`).
 
-Every clip that was captioned is a record of the journal, on the disk before the next one. From time to time, and at
-the beginning and the end of a job, the journal's records are put into the Parquet file, which is replaced in one step,
-and only then the journal is emptied. A job may end at any moment: a record that is in the Parquet file already changes
-nothing when it is put there once more.
+The captions of each clip are appended to the journal, which is written to the disk immediately. From time to time, and
+at the start and the end of a job, the journal is merged into the Parquet file, which is replaced atomically before the
+journal is cleared. A job may be killed at any moment, since merging a record twice has no effect.
 
-Captions that somebody has edited are read anew each time and are never written over.
+Captions that were edited by hand are read again before each merge and never overwritten.
 """
 
 import os
@@ -34,14 +33,14 @@ PROVENANCE = ("model", "prompt_version", "settings")
 
 class CaptionTable:
     """
-    The rows of a caption file, open for writing by one process at a time.
+    Rows of a caption file, which one process at a time may write.
 
     Args:
         path: The Parquet file; it need not exist.
 
     Raises:
-        CaeAvError: Another job is writing it (on entering), it cannot be written, or has another suffix.
-        DataError: It is no caption file.
+        CaeAvError: Another job is writing the file (on entering), it cannot be written, or has a wrong suffix.
+        DataError: It is not a caption file.
     """
 
     def __init__(self, path: str | os.PathLike) -> None:
@@ -69,11 +68,11 @@ class CaptionTable:
 
     def missing(self, clip: str, provenance: Mapping[str, str] | None = None) -> list[str]:
         """
-        The modalities of a clip that want a caption: where there is none and nobody took it out.
+        Return the modalities of a clip without a caption, except where it was removed by hand.
 
         Args:
-            clip: Its name.
-            provenance: If given, also those whose caption nobody has edited and that comes from elsewhere.
+            clip: Name of the clip.
+            provenance: If given, also return modalities whose caption has another provenance and was not edited.
         """
         row = self.rows.get(clip, {})
         other = provenance is not None and any(row.get(name) != provenance[name] for name in PROVENANCE)
@@ -81,12 +80,12 @@ class CaptionTable:
 
     def record(self, clip: str, file: str, captions: Mapping[str, str], provenance: Mapping[str, str]) -> None:
         """
-        Keeps captions of a clip; when this returns they are on the disk.
+        Record captions of a clip; they are on the disk when this returns.
 
         Args:
-            clip: Its name.
-            file: Where it is.
-            captions: By modality.
+            clip: Name of the clip.
+            file: Path of the clip.
+            captions: Captions by modality.
             provenance: `model`, `prompt_version` and `settings`.
         """
         record = {"clip": clip, "file": file, "captions": dict(captions), **provenance}
@@ -94,7 +93,7 @@ class CaptionTable:
         _apply(self.rows, record)
 
     def compact(self) -> None:
-        """Reads the Parquet file as it is now, puts the journal's captions into it, and empties the journal."""
+        """Read the Parquet file, merge the journal into it, and clear the journal."""
         self.journal.close()
         rows, schema = read_caption_rows(self.path) if self.path.is_file() else ({}, CAPTION_SCHEMA)
         records = list(self.journal.records())

@@ -1,4 +1,4 @@
-"""Clips into a batch: pads time and captions, and says with masks what is real."""
+"""Collator of clips: pads time and captions to a batch, with masks of what is real."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,28 +14,27 @@ from caeav_hf.task import FRAMES, Target, tasks
 @dataclass(frozen=True)
 class CaeAvCollator:
     """
-    Makes a batch of the clips of a [`CaeAvDataset`].
+    Collates clips of a [`CaeAvDataset`] to a batch.
 
     Each clip is a dict with `pixel_values_videos` (T, 3, H, W), `input_features` (T, 1, frames, mels), optionally
     `frame_mask` (T,), `visual_caption_ids` and `audio_caption_ids` (N,) or `*_caption_embeds` (N, D), `*_caption_mask`
-    (N,) with them, and the targets of its task. Other keys are left out.
+    (N,) with them, and the targets of its task. Other keys are omitted.
 
-    The batch has the same keys with the batch first. T and N are those of the longest clip and caption. Padding is 0,
-    in the masks False or 0, in a target what its task says, as -100 in labels. If some clip of the batch has a caption
-    of either kind, the batch has both kinds for all; a caption that does not exist has a mask of zeros. If none has
-    one, the batch has none.
+    The batch has the same keys with the batch as first axis. T and N are those of the longest clip and caption.
+    Padding is 0, False or 0 in masks, and in targets the value that the task defines, such as -100 for labels. If any
+    clip of the batch has a caption, the batch has both captions for all clips, and missing ones have a mask of zeros.
 
-    Items with a target that shares clips, such as questions, and one and the same `pixel_values_videos`, as those
-    about one clip that follow each other in the data set, share it: the batch has each clip once, and `clip_index`
-    (items,), the clip of each item.
+    If targets share clips, such as questions, items with the identical tensor `pixel_values_videos`, such as
+    consecutive questions about one clip, share it: the batch contains each clip once, and `clip_index` (items,) is the
+    clip of each item.
 
     Args:
-        pad_token_id: Id that caption ids are padded with.
-        targets: The targets by name, those of a task ([`~task.Task`]). By default those of all tasks; whether one
-            that is not the same in all of them has as many segments as its clip is then not checked.
+        pad_token_id: Padding of caption ids.
+        targets: The targets of a task ([`~task.Task`]) by name. By default those of all tasks; the number of segments
+            is then not checked for targets that differ between tasks.
 
     Raises:
-        DataError: Tasks pad a target differently, so that it is needed to know which task it is.
+        DataError: Tasks pad a target differently, so that `targets` are required.
     """
 
     pad_token_id: int = 0
@@ -47,9 +46,11 @@ class CaeAvCollator:
 
     def __call__(self, clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
+        Collate clips.
+
         Raises:
-            DataError: Clips do not fit together (their sizes, or some have labels and others not), a clip's tensors
-                differ in T, or some captions are ids and others embeddings.
+            DataError: Sizes of clips differ, only some have labels, a clip's tensors differ in T, or some captions are
+                ids and others embeddings.
         """
         targets = cast(Mapping[str, Target], self.targets)
         for clip in clips:
@@ -74,7 +75,7 @@ class CaeAvCollator:
         kind = kinds.pop()
         filler = self.pad_token_id if kind == "ids" else 0.0
         example = next(clip[_key(m, kind)] for clip in clips for m in MODALITIES if _key(m, kind) in clip)
-        # One padding token, so that a batch without a single caption of one kind still has something to mask.
+        # One padding token, so that a batch without any caption of one kind still has a masked token.
         absent = {
             "caption": example.new_full((1, *example.shape[1:]), filler),
             "mask": torch.zeros(1, dtype=torch.long),
@@ -115,7 +116,7 @@ def _targets_of_all_tasks() -> dict[str, Target]:
 def _distinct_clips(
     items: Sequence[Mapping[str, Any]], targets: Mapping[str, Target]
 ) -> tuple[list[Mapping[str, Any]], torch.Tensor]:
-    """The items without those whose clip an earlier one has, if they may share it, and the clip of each item."""
+    """Return the items with distinct clips, if targets may share clips, and the index of each item's clip."""
     if not any(target.shares_clip and name in items[0] for name, target in targets.items()):
         return list(items), torch.arange(len(items))
     numbers: dict[int, int] = {}
@@ -143,7 +144,7 @@ def _in_all_or_none(clips: Sequence[Mapping[str, Any]], name: str) -> bool:
 
 
 def _pad(clips: Sequence[Mapping[str, Any]], name: str, value: float) -> torch.Tensor:
-    """The tensors `name` of all clips, padded at the end of their first axis, stacked."""
+    """Stack the tensors `name` of all clips, padded at the end of their first axis."""
     tensors = [clip[name] for clip in clips]
     if len({(tensor.ndim, *tensor.shape[1:]) for tensor in tensors}) > 1:
         sizes = sorted({tuple(tensor.shape) for tensor in tensors})
@@ -152,7 +153,7 @@ def _pad(clips: Sequence[Mapping[str, Any]], name: str, value: float) -> torch.T
         return torch.stack(tensors)
     longest = max(len(tensor) for tensor in tensors)
     if all(len(tensor) == longest for tensor in tensors):
-        # Writes to shared memory at once in the workers of a loader.
+        # In the workers of a loader, this writes directly to shared memory.
         return torch.utils.data.default_collate(tensors)
     batch = tensors[0].new_full((len(tensors), longest, *tensors[0].shape[1:]), value)
     for row, tensor in zip(batch, tensors, strict=True):

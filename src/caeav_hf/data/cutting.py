@@ -1,8 +1,8 @@
 """
-Cutting a clip out of a longer video without decoding it, so that nothing of what it shows changes.
+Lossless cutting of a clip from a longer video, without decoding it.
 
 Packets are copied from the last key frame before the clip to its end. The piece is therefore somewhat longer than the
-clip, and where the clip lies in it is part of the answer.
+clip, whose position in it is returned.
 """
 
 import io
@@ -16,13 +16,13 @@ from caeav_hf.errors import MediaError
 from caeav_hf.media.containers import MediaFile, audio_stream, packets_of, start_time, video_stream
 
 
-# Seconds that are copied before the clip's beginning, at least, and after its end: sound is exact only some packets
-# after the first one, and packets are not in the order of their times.
+# Minimum number of seconds to copy before the clip and after its end: decoded sound is exact only some packets after
+# the first one, and packets are not ordered by time.
 _MARGIN = 1.0
 
 
 class Piece(NamedTuple):
-    """A media file with a clip in it: its bytes, and the suffix of their format; and the clip's seconds in it."""
+    """A media file that contains a clip: its bytes and suffix, and the clip's start and end in seconds."""
 
     content: bytes
     suffix: str
@@ -32,11 +32,11 @@ class Piece(NamedTuple):
 
 def cut(path: Path, start: float, end: float) -> Piece | None:
     """
-    The piece of a video with sound that has its part from `start` to `end` (seconds after its first frame). It is an
-    mp4 file if the video is one, so that all timestamps stay exact, else Matroska, with timestamps in milliseconds.
+    Cut the part from `start` to `end` (seconds after the first frame) out of a video with sound. The piece is an mp4
+    file if the video is one, which keeps timestamps exact, otherwise Matroska, with timestamps in milliseconds.
 
     Returns:
-        The piece; None if its packets cannot be copied into such a file, or there are none.
+        The piece, or `None` if there are no packets or they cannot be copied into such a file.
 
     Raises:
         MediaError: The file cannot be read.
@@ -50,7 +50,7 @@ def cut(path: Path, start: float, end: float) -> Piece | None:
         if first is None:
             return None
         is_mp4 = "mp4" in source.format.name
-        # What comes before the key frame cannot be decoded, or not be laid where it belongs.
+        # Packets before the key frame cannot be decoded or placed in time.
         zero = first * video.time_base
         packets = [packet for packet in packets if packet.pts * packet.time_base >= zero]
         content = _copied(packets, [video, audio], zero, "mp4" if is_mp4 else "matroska")
@@ -61,9 +61,9 @@ def cut(path: Path, start: float, end: float) -> Piece | None:
 
 
 def _packets(source: Any, streams: list[Any], begin: float, end: float) -> list[Any]:
-    """The packets of the streams from the last key frame before `begin` on, until both are well past `end`."""
+    """Return the packets of the streams from the last key frame before `begin` until both are well past `end`."""
     video = streams[0]
-    # Seeking some containers misses; those are read from their beginning.
+    # Seeking is inexact in some containers; those are read from their start.
     if begin > _MARGIN:
         try:
             source.seek(int((begin - _MARGIN) / video.time_base), stream=video)

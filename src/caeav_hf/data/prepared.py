@@ -170,7 +170,7 @@ def rows_of_questions(clip: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _encode_images(images: np.ndarray, image_format: ImageFormat) -> list[bytes]:
-    """The files of images (n, H, W, 3) uint8."""
+    """Encode images (n, H, W, 3) uint8 as files."""
     return _encode_png(images) if image_format == "png" else [_encode_jpeg(image) for image in images]
 
 
@@ -181,9 +181,9 @@ def _encode_jpeg(image: np.ndarray) -> bytes:
 
 
 def _encode_png(images: np.ndarray) -> list[bytes]:
-    # Not deflated: inflating would take longer than everything else that is done to a prepared clip, and the Parquet
-    # file is compressed by something faster. One filter for all rows: Pillow's choice of the best one for each takes
-    # three times as long to read.
+    # Not compressed: decompression would take longer than all other processing of a prepared clip, and the Parquet
+    # file is compressed by a faster codec. One filter for all rows: with Pillow's choice per row, reading takes three
+    # times as long.
     encoder = av.CodecContext.create("png", "w")
     encoder.height, encoder.width = images.shape[1:3]
     encoder.pix_fmt, encoder.time_base, encoder.sample_aspect_ratio = "rgb24", Fraction(1), Fraction(1)
@@ -198,7 +198,7 @@ def _encode_png(images: np.ndarray) -> list[bytes]:
 
 
 def _encode_sound(waveform: np.ndarray, rate: int) -> bytes:
-    # 1.0 is one more than the largest integer, which float32 rounds to 1.0 again.
+    # 1.0 exceeds the largest integer by one; float32 rounds the clipped value back to 1.0.
     samples = (waveform.astype(np.float64) * _FULL_SCALE).round().clip(-_FULL_SCALE, _FULL_SCALE - 1)
     target = io.BytesIO()
     with wave.open(target, "wb") as file:

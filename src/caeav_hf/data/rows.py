@@ -1,4 +1,4 @@
-"""What the rows of all tasks share: their clips. What only a task's rows hold stands with the task."""
+"""Base class of the rows of all tasks, which reads their clips; targets are defined by each task."""
 
 import hashlib
 from abc import ABC, abstractmethod
@@ -23,40 +23,41 @@ Row = Mapping[str, Any]
 
 class RowForm(ABC):
     """
-    The form of one task's rows.
+    Format of a task's rows.
 
     Args:
         processor: A [`CaeAvProcessor`], or None if only the columns matter.
-        mask_size: Side of the masks, where there are any.
-        features: The types of the columns, which name the classes.
+        mask_size: Side of the masks, if there are any.
+        features: Types of the columns, which name the classes.
     """
 
-    # The columns that are needed.
+    # Required columns.
     columns: ClassVar[tuple[str, ...]]
 
     def __init__(
         self, processor: Any, mask_size: int | None = None, features: Mapping[str, Any] | None = None
     ) -> None:
         self.processor = processor
-        # Settings of prepared clips that are known to be the processor's.
+        # Settings of prepared clips that have been checked.
         self._prepared: str | None = None
 
     def load(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
         """
-        Frames (n, H, W, 3) uint8, one a segment, and waveform (samples of n segments,) float32 of the row's clip.
+        Decode a row's clip to frames (n, H, W, 3) uint8, one per segment, and waveform (samples of n segments,)
+        float32.
 
         Raises:
-            MediaError: It cannot be decoded.
+            MediaError: The clip cannot be decoded.
         """
         if row["media"] is None:
             return self._load_frames(row)
-        # One thread: several clips are decoded at the same time by the workers of a loader.
+        # One thread, since the workers of a loader decode several clips in parallel.
         start, end = media_part(row)
         clip = self.processor.load_clip(row["media"], start=start, end=end, num_threads=1)
         return clip.frames, clip.waveform
 
     def _load_frames(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
-        """What `load` gives for a row with `frames`, one a segment, and `audio` in place of a video file."""
+        """Decode a row with `frames`, one per segment, and `audio` instead of a video file."""
         if not row.get("frames") or row.get("audio") is None:
             raise MediaError(f"{row['video_id']}: has no `media`; expected `frames` and `audio` instead")
         frames = [read_frame(frame) for frame in row["frames"][: self.processor.num_frames]]
@@ -74,18 +75,18 @@ class RowForm(ABC):
             )
         else:
             sound = load_audio(row["audio"], sampling_rate=rate, end=len(frames) * seconds)
-            # Sound that ends early is filled up with silence, as in a video file.
+            # Fill up sound that ends early with silence, as for a video file.
             waveform = np.zeros(len(frames) * round(seconds * rate), np.float32)
             waveform[: len(sound)] = sound[: len(waveform)]
         return np.stack(frames), waveform
 
     def process(self, row: Row) -> Mapping[str, torch.Tensor]:
         """
-        The processor's tensors of the row's clip, as a batch of one.
+        Return the processor's tensors of the row's clip, as a batch of one.
 
         Raises:
-            MediaError: It cannot be decoded.
-            DataError: It was prepared for another processor.
+            MediaError: The clip cannot be decoded.
+            DataError: The clip was prepared for another processor.
         """
         if row.get(PREPARED) is None:
             frames, waveform = self.load(row)
@@ -97,7 +98,7 @@ class RowForm(ABC):
         return self.processor(videos=[frames], audio=[waveform], sampling_rate=self.processor.sampling_rate)
 
     def digest(self, row: Row) -> str:
-        """Stands for the content of everything that `process` reads."""
+        """Return a digest of all files that `process` reads."""
         if row["media"] is not None:
             content, part = _content_digest(row["media"]), media_part(row)
             return content if part == (0.0, None) else hashlib.sha256(f"{content} {part}".encode()).hexdigest()
@@ -107,19 +108,19 @@ class RowForm(ABC):
     @abstractmethod
     def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         """
-        `labels`, and what else the task's model takes besides the clip, for the T segments that the processor made, of
-        which those in `frame_mask` (T,) are real.
+        Return `labels` and other targets of the task for the processor's T segments, of which those in `frame_mask`
+        (T,) are real.
         """
 
 
 def task_of_rows(column_names: Sequence[str], name: str | None = None, source: str = "`rows`:") -> Task:
     """
-    Return the task that rows with these columns are for.
+    Return the task of rows with these columns.
 
     Args:
         column_names: The columns.
-        name: The task's name; by default it is the task whose `label_column` is there.
-        source: What errors call the rows.
+        name: The task's name; by default that of the task whose `label_column` is among the columns.
+        source: Name of the rows in errors.
 
     Raises:
         DataError: A column is missing.

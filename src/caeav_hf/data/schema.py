@@ -1,4 +1,4 @@
-"""Rows of the data sets: the columns of each task, and how they follow from the annotations."""
+"""Columns of the data sets of each task."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,31 +16,31 @@ AVSBENCH_NUM_SEGMENTS = 5
 
 def media_feature() -> datasets.Video:
     """
-    The clip of a row: `{"path": str | None, "bytes": bytes | None}`, embedded where there are bytes.
+    Return the type of a row's clip: `{"path": str | None, "bytes": bytes | None}`, with bytes if it is embedded.
 
-    Not decoded by `datasets`: decoding goes through [`~media.clip.load_clip`], which takes this form as it is.
+    Not decoded by `datasets`; [`~media.clip.load_clip`] accepts this value.
     """
     return datasets.Video(decode=False)
 
 
 def part_features() -> dict[str, datasets.Value]:
     """
-    Which seconds of `media` are the clip, where it is a longer video: from `media_start` to `media_end`, after the
-    video's first frame. Null where the whole file is the clip.
+    Return the columns of the clip's part of a longer video in `media`: from `media_start` to `media_end` in seconds
+    after the video's first frame, or null if the whole file is the clip.
     """
     return {"media_start": datasets.Value("float64"), "media_end": datasets.Value("float64")}
 
 
 def media_part(row: Mapping[str, Any]) -> tuple[float, float | None]:
-    """The seconds of a row's `media` that are its clip, as [`~media.clip.load_clip`] takes them."""
+    """Return start and end of the clip in a row's `media`, as arguments of [`~media.clip.load_clip`]."""
     start = row.get("media_start")
     return (0.0 if start is None else start), row.get("media_end")
 
 
 class _StoredAudio(datasets.Audio):
     """
-    `datasets.Audio` of files that are stored as they are. The base class loads torchcodec, which encodes samples,
-    before it looks whether there is anything to encode.
+    `datasets.Audio` for files that are stored unchanged. The base class imports torchcodec, which encodes samples,
+    even if there is nothing to encode.
     """
 
     def encode_example(self, value: Any) -> Any:
@@ -48,12 +48,12 @@ class _StoredAudio(datasets.Audio):
 
 
 def audio_feature() -> datasets.Audio:
-    """The sound of a row: as [`media_feature`], a file that [`~media.sound.load_audio`] decodes."""
+    """Return the type of a row's sound, see [`media_feature`]; [`~media.sound.load_audio`] decodes it."""
     return _StoredAudio(decode=False)
 
 
 def image_list_feature() -> Any:
-    """Images of a row, each as [`media_feature`]; [`~data.images.read_frame`] and `read_mask` decode them."""
+    """Return the type of a row's images, see [`media_feature`]; `read_frame` and `read_mask` decode them."""
     return datasets.Sequence(datasets.Image(decode=False))
 
 
@@ -65,13 +65,13 @@ def clip_features() -> dict[str, Any]:
 
 
 def caption_features() -> dict[str, datasets.Value]:
-    """The two captions of a clip, null where there is none."""
+    """Return the columns of the two captions of a clip, null if there is none."""
     return {"visual_caption": datasets.Value("string"), "audio_caption": datasets.Value("string")}
 
 
 def event_localization_features(categories: Sequence[str]) -> datasets.Features:
     """
-    Columns of audio-visual event localization, one row an annotated clip.
+    Return the columns of audio-visual event localization, one row per annotated clip.
 
     Args:
         categories: Names of the classes, in the order of their labels.
@@ -94,8 +94,8 @@ def event_localization_features(categories: Sequence[str]) -> datasets.Features:
 
 def segmentation_features() -> datasets.Features:
     """
-    Columns of audio-visual segmentation, one row a clip. `mask_frames` are the numbers of the frames, from 0, that
-    `masks` belong to.
+    Return the columns of audio-visual segmentation, one row per clip. `mask_frames` are the indices, from 0, of
+    the frames that `masks` belong to.
     """
     return datasets.Features(
         {
@@ -111,9 +111,9 @@ def segmentation_features() -> datasets.Features:
 
 def video_parsing_features(categories: Sequence[str]) -> datasets.Features:
     """
-    Columns of audio-visual video parsing, one row a clip. `event_labels` are the classes of the clip as a whole;
-    `audio_segment_labels` and `visual_segment_labels` list those that are heard and seen in each second, and are null
-    where only the clip's are known. `visual_3d` has a feature for each second, or is null.
+    Return the columns of audio-visual video parsing, one row per clip. `event_labels` are the classes of the clip as a
+    whole; `audio_segment_labels` and `visual_segment_labels` list those that are heard and seen in each second, and
+    are null if only the clip's are known. `visual_3d` has a feature for each second, or is null.
 
     Args:
         categories: Names of the classes, in the order of their labels.
@@ -141,7 +141,8 @@ def video_parsing_features(categories: Sequence[str]) -> datasets.Features:
 
 def question_answering_features(answers: Sequence[str]) -> datasets.Features:
     """
-    Columns of audio-visual question answering, one row a question; questions on one video have the same `media`.
+    Return the columns of audio-visual question answering, one row per question; questions on one video have the same
+    `media`.
 
     Args:
         answers: The answers, in the order of their labels.
@@ -162,5 +163,5 @@ def question_answering_features(answers: Sequence[str]) -> datasets.Features:
 
 
 def event_segment_labels(label: int, start: int, end: int, num_segments: int, background: int) -> list[int]:
-    """Label of each second of a clip: its class inside [start, end), background elsewhere."""
+    """Return the label of each second of a clip: its class inside [start, end), background elsewhere."""
     return [label if start <= segment < end else background for segment in range(num_segments)]
