@@ -45,6 +45,29 @@ AVMOE: Rules = {
     r"ln_post": "norm_after",
 }
 
+DG_SCT: Rules = {
+    r"^conv_adapter": "cross_modal_map.tokens",
+    r"^fc(?=\.)": "cross_modal_map.channels",
+    r"^my_tokens": "exchange.latents",
+    r"^gate_av": "exchange.gate",
+    r"^fc_affine_audio_1": "channel_prompt",
+    r"^fc_affine_video_1": "channel_states",
+    r"^fc_affine_bottleneck": "channel_bottleneck",
+    r"^fc_affine_v_c_att": "channel_map",
+    r"^fc_affine_audio_2": "spatial_prompt",
+    r"^fc_affine_video_2": "spatial_states",
+    r"^fc_affine_v_s_att": "spatial_map",
+    r"^temporal_gated\.0": "temporal_gate",
+    r"^down_sampler": "down",
+    r"^up_sampler": "up",
+    r"^bn1": "batch_norm_down",
+    r"^bn2": "batch_norm_up",
+    r"^ln_before": "norm_before",
+    r"^ln_post": "norm_after",
+}
+
+DG_SCT_IGNORED: Rules = {r"^gate_tk$": "a gate that the authors' code never uses"}
+
 CASTE: Rules = {
     r"^gate\.v_proj": "agreement_gate.stream_projection",
     r"^gate\.a_proj": "agreement_gate.other_projection",

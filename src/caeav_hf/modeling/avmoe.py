@@ -90,16 +90,23 @@ class GroupedLinear(nn.Module):
 
 
 class LatentAttention(nn.Module):
-    """Attention of a stream to latent tokens that have gathered context, scaled by a gate (initially 0)."""
+    """
+    Attention of a stream to latent tokens that have gathered context, scaled by a gate (initially 0). The latents are
+    at first drawn from [0, 1), or zero.
+    """
 
-    def __init__(self, num_latent_tokens: int, hidden_size: int):
+    def __init__(self, num_latent_tokens: int, hidden_size: int, zero_latents: bool = False):
         super().__init__()
+        self.zero_latents = zero_latents
         self.latents = nn.Parameter(torch.empty(num_latent_tokens, hidden_size))
         self.gate = nn.Parameter(torch.empty(1))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        nn.init.uniform_(self.latents)
+        if self.zero_latents:
+            nn.init.zeros_(self.latents)
+        else:
+            nn.init.uniform_(self.latents)
         nn.init.zeros_(self.gate)
 
     def forward(self, states: Tensor, gathered: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ from ..towers import lora
 from ..towers.base import TowerReader, build_tower
 from ..towers.frozen import freeze, is_adapted
 from ..towers.loading import load_tower
-from . import avmoe, cae_av  # noqa: F401 - importing them registers their methods
+from . import avmoe, cae_av, dg_sct  # noqa: F401 - importing them registers their methods
 from .captions import CaptionMapper, Captions
 from .case import CASE, CASEOutput, masked_mean
 from .checkpoints import TOWER_NAMES, adapter_names, attach_towers, find_sources

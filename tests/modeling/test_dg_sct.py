@@ -1,0 +1,421 @@
+"""DG-SCT: the authors' modules to 1e-5, both formulations token by token, and what any method has to do."""
+
+import copy
+import itertools
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from caeav_hf import CaeAvConfig, CaeAvError, CaeAvModel
+from caeav_hf.configuration_cae_av import CaeAvAudioConfig, CaeAvVisionConfig
+from caeav_hf.conversion import key_map
+from caeav_hf.modeling.dg_sct import DGSCTAdapter, DGSCTInteraction, DGSCTOptions
+from caeav_hf.modeling.frames import FrameLayout
+from caeav_hf.modeling.interaction import BlockPosition, PairPosition, build_interaction, pair_positions
+from caeav_hf.towers.base import FrozenBlock, TowerReader
+from caeav_hf.towers.htsat import HtsatTower
+from caeav_hf.towers.swin_v2 import SwinV2Tower
+from tests.golden import GoldenCase, assert_equal
+from tests.modeling.helpers import randomise, toy_batch, toy_model
+from tests.same import assert_close
+
+
+TOY = {"reduction": 4, "num_latent_tokens": 4}
+MASK = torch.tensor([[True, True, True, True], [True, False, True, False]])
+
+
+def block(tokens: Tensor) -> BlockPosition:
+    """Where a block stands that these tokens pass, which are a square where they can be one."""
+    side = round(tokens.shape[1] ** 0.5)
+    grid = (side, side) if side**2 == tokens.shape[1] else (1, tokens.shape[1])
+    return BlockPosition(
+        0, 0, depth=1, num_tokens=tokens.shape[1], hidden_size=tokens.shape[2], grid=grid, num_heads=1
+    )
+
+
+def options_of(case: GoldenCase) -> DGSCTOptions:
+    told = case.options
+    flags = {name: told[name] == "True" for name in ("norm_before", "batch_norm", "gate_before_norm")}
+    numbers = {name: float(told[name]) for name in ("alpha", "beta", "gamma") if name in told}
+    return DGSCTOptions(
+        **flags,
+        **numbers,
+        temporal_gate="gamma" in told,
+        resize=told.get("resize", "linear"),
+        reduction=int(told["reduction"]),
+        groups=int(told["groups"]),
+        num_latent_tokens=int(told["latent_tokens"]),
+    )
+
+
+@pytest.mark.parametrize("name", ["ave", "avqa", "avs_s4", "avs_ms3", "few_shot"])
+def test_adapter_is_that_of_the_authors(name: str) -> None:
+    case = GoldenCase(f"dg_sct_{name}")
+    states, other = case.inputs["x"], case.inputs["other"]
+    adapter = DGSCTAdapter(options_of(case), block(states), block(other), has_gate=case.options["gate"] == "True")
+    case.load_into(adapter.eval(), key_map.DG_SCT, key_map.DG_SCT_IGNORED)
+    added, attention, gate = adapter(states, other, FrameLayout(1, len(states)))
+    assert_equal(added, case.outputs["residual"])
+    assert_equal(attention, case.outputs["attention"])
+    if name == "few_shot":
+        assert_equal(gate.T, case.outputs["temporal_gate"])
+    else:
+        assert gate is None
+
+
+def numbers_in(text: str) -> dict:
+    return json.loads(text.replace("'", '"').replace("(", "[").replace(")", "]"))
+
+
+def part(case: GoldenCase, prefix: str) -> GoldenCase:
+    """The tensors of a module of a case."""
+    found = copy.copy(case)
+    found.state = {k.removeprefix(prefix): v for k, v in case.state.items() if k.startswith(prefix)}
+    return found
+
+
+@torch.no_grad()
+def test_stages_and_pooling_are_those_of_the_authors() -> None:
+    case = GoldenCase("dg_sct_stages")
+    vision, audio = numbers_in(case.options["vision"]), numbers_in(case.options["audio"])
+    depths, heads = vision["depths"], vision["num_heads"]
+    vision_config = CaeAvVisionConfig(
+        image_size=vision["img_size"],
+        embed_dim=vision["embed_dim"],
+        depths=depths,
+        num_heads=heads,
+        window_size=vision["window_size"],
+        pretrained_window_sizes=[0] * len(depths),
+    )
+    audio_config = CaeAvAudioConfig(
+        spec_size=audio["spec_size"],
+        num_mel_bins=16,
+        window_size=audio["window_size"],
+        patch_embeds_hidden_size=audio["embed_dim"],
+        hidden_size=audio["embed_dim"] * 2 ** (len(depths) - 1),
+        depths=audio["depths"],
+        num_attention_heads=audio["num_heads"],
+    )
+    towers = SwinV2Tower(vision_config).eval(), HtsatTower(audio_config).eval()
+    rules = (key_map.SWIN_V2_OLD, key_map.SWIN_V2_IGNORED), (key_map.HTSAT, key_map.HTSAT_IGNORED)
+    for tower, prefix, (new_names, ignored) in zip(towers, ("swin.", "htsat."), rules, strict=True):
+        given = part(case, prefix)
+        embedding = {k: v for k, v in tower.state_dict().items() if "layers." not in k and k != "norm.weight"}
+        index = {k: v for k, v in tower.state_dict().items() if k.endswith("relative_position_index")}
+        own = {k.removeprefix("audio_encoder."): v for k, v in {**embedding, **index}.items() if k != "norm.bias"}
+        renamed_from = {k: v for k, v in own.items() if k not in given.state}
+        given.state = {**given.state, **renamed_from}
+        given.load_into(tower, new_names, {k: v for k, v in ignored.items() if "relative_position_index" not in k})
+
+    readers = [TowerReader(tower) for tower in towers]
+    stages = [reader.stages for reader in readers]
+    options = {
+        **{name: int(case.options[long]) for name, long in (("reduction", "reduction"), ("groups", "groups"))},
+        "num_latent_tokens": int(case.options["latent_tokens"]),
+        "alpha": float(case.options["alpha"]),
+        "beta": float(case.options["beta"]),
+    }
+    config = CaeAvConfig.from_preset("ave", size="toy", interaction="dg_sct", interaction_options=options)
+    layers = [build_interaction(config, place).eval() for stage in pair_positions(*stages) for place in stage]
+    names = {("vis", "visual"), ("audio", "audio")}, {("p1", "attention"), ("p2", "feed_forward")}
+    for number, layer in enumerate(layers):
+        for (short, modality), (place, branch) in itertools.product(*names):
+            adapter = getattr(layer, f"{modality}_{branch}_adapter")
+            given = part(case, f"{short}_adapter_blocks_{place}.{number}.")
+            given.load_into(adapter, key_map.DG_SCT, key_map.DG_SCT_IGNORED)
+
+    walks = [reader.walk(case.inputs[name]) for reader, name in zip(readers, ("visual", "audio"), strict=True)]
+    frames = FrameLayout(1, len(case.inputs["visual"]))
+    for layer in layers:
+        blocks = [
+            walk.reach(place.index)
+            for walk, place in zip(walks, (layer.position.visual, layer.position.audio), strict=True)
+        ]
+        output = layer(walks[0].tokens, walks[1].tokens, *blocks, frames)
+        walks[0].tokens, walks[1].tokens = output.visual, output.audio
+        assert (output.visual_pooling is None) == (not layer.position.is_last)
+    tokens = [walk.finish() for walk in walks]
+    for walk, name in zip(walks, ("visual", "audio"), strict=True):
+        for stage, end in enumerate(walk.ends):
+            assert_equal(end, case.outputs[f"{name}_stage{stage}"])
+    for weights, read, name in (
+        (output.visual_pooling, readers[0].final_norm(tokens[0]), "visual"),
+        (output.audio_pooling, tokens[1], "audio"),
+    ):
+        assert_equal(weights, case.outputs[f"{name}_attention"])
+        assert_equal((weights[..., None] * read).sum(1), case.outputs[f"{name}_pooled"])
+
+
+# The definitions, one frame and one token after the other.
+
+
+def naive_adapter(adapter: DGSCTAdapter, x: Tensor, y: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:
+    """What is added to tokens x (L, C) of a frame that read y (L', C'), and the attention map (L,)."""
+    options, official = adapter.options, adapter.options.formulation == "official"
+    mapped = adapter.cross_modal_map
+    if options.resize == "linear":
+        weights = mapped.tokens.weight
+        rows = [sum(weights[i, j] * y[j] for j in range(len(y))) + mapped.tokens.bias[i] for i in range(len(x))]
+        y = torch.stack([mapped.channels(row) for row in rows])
+    else:
+        image = mapped.channels(y).reshape(*mapped.other_grid, -1).permute(2, 0, 1)[None]
+        image = F.interpolate(image, size=mapped.grid, mode="bicubic", align_corners=False)[0]
+        y = torch.stack([image[:, i // mapped.grid[1], i % mapped.grid[1]] for i in range(len(x))])
+    rectify = F.relu if official else (lambda values: values)
+    if official:
+        latents = [
+            z + sum(p * t for p, t in zip((y @ z).softmax(0), y, strict=True)) for z in adapter.exchange.latents
+        ]
+        latents = torch.stack(latents)
+        x = torch.stack([t + adapter.exchange.gate * ((latents @ t).softmax(0) @ latents) for t in x])
+    prompt = sum(y) / len(y)
+    guided = [rectify(adapter.channel_prompt(prompt)) * rectify(adapter.channel_states(t)) for t in x]
+    channels = adapter.channel_map(adapter.channel_bottleneck(sum(guided) / len(x)).relu()).sigmoid()
+    scores = []
+    for index, token in enumerate(x):
+        guide = adapter.spatial_prompt(prompt if official else y[index])
+        scores.append(adapter.spatial_map(rectify(adapter.spatial_states(token * (channels + 1))) * rectify(guide)))
+    scores = torch.cat(scores)
+    spatial = 1 / (1 + (-scores).exp())
+    rest = 1 - options.alpha if official else 1
+    scaled = [t * (options.alpha * channels + options.beta * s + rest) for t, s in zip(x, spatial, strict=True)]
+    if official:
+        if gate is not None:
+            scaled = [t + options.gamma * gate * own for t, own in zip(scaled, x, strict=True)]
+        hidden = [adapter.norm_before(t) for t in scaled]
+        for weight in (adapter.down.weight, adapter.up.weight):
+            halves = [part.chunk(options.groups) for part in hidden]
+            out = [
+                torch.cat([w @ h for w, h in zip(weight.chunk(options.groups), half, strict=True)]) for half in halves
+            ]
+            norm = adapter.batch_norm_down if weight is adapter.down.weight else adapter.batch_norm_up
+            hidden = [norm(t[None])[0] for t in out]
+            hidden = [t.relu() for t in hidden] if weight is adapter.down.weight else hidden
+        last = 1.0 if adapter.gate is None else adapter.gate
+        if options.gate_before_norm:
+            added = [adapter.norm_after(last * t) for t in hidden]
+        else:
+            added = [last * adapter.norm_after(t) for t in hidden]
+    else:
+        added = [adapter.gate * (options.gamma * gate + 1) * t for t in scaled]
+    attention = torch.tensor([torch.tanh(s).exp() for s in scores], dtype=x.dtype)
+    return torch.stack(added), attention / attention.sum()
+
+
+def naive_gates(adapter: DGSCTAdapter, others: list[Tensor]) -> list[Tensor | None]:
+    """The temporal gate of each frame of a clip whose other tokens are given."""
+    if adapter.temporal_gate is None:
+        return [None] * len(others)
+    prompts = torch.stack([adapter.cross_modal_map(other[None])[0].mean(0) for other in others])
+    if adapter.options.formulation == "official":
+        return list(adapter.temporal_gate(prompts).sigmoid())
+    states, _ = adapter.temporal_gate.rnn(prompts[None])
+    return list(adapter.temporal_gate.output(states[0]).sigmoid())
+
+
+def opened(module: nn.Module) -> nn.Module:
+    """The module in float64 and evaluation mode; nothing is shut, zero or one."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if not tensor.is_floating_point():
+            continue
+        drawn = torch.randn(tensor.shape, generator=generator)
+        tensor.data = (drawn.abs() + 0.5 if name.endswith("var") else 0.5 * drawn).double()
+    return module.double().eval()
+
+
+FORMS = {
+    "a": {},
+    "b": {"batch_norm": False, "gated_streams": "visual", "zero_latents": True},
+    "c": {"resize": "bicubic", "batch_norm": False, "norm_before": False, "gate_before_norm": True},
+    "d": {"batch_norm": False, "norm_before": False, "gate_before_norm": True, "gated_streams": "visual"},
+    "e": {"temporal_gate": True, "gamma": 0.4},
+    "paper": {"formulation": "paper", "gamma": 0.4},
+    "paper, bicubic": {"formulation": "paper", "resize": "bicubic", "alpha": 0.6},
+}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("form", FORMS)
+def test_a_pair_follows_the_definitions(form: str) -> None:
+    def place(side: int, size: int) -> BlockPosition:
+        return BlockPosition(0, 0, depth=1, num_tokens=side**2, hidden_size=size, grid=(side, side), num_heads=1)
+
+    position = PairPosition(1, True, True, place(3, 8), place(2, 12))
+    options = {"reduction": 2, "groups": 2, "num_latent_tokens": 3, **FORMS[form]}
+    config = CaeAvConfig.from_preset("ave", size="toy", interaction="dg_sct", interaction_options=options)
+    layer = opened(build_interaction(config, position))
+    generator = torch.Generator().manual_seed(1)
+    frames = FrameLayout(2, 4, MASK)
+    count = int(MASK.sum())
+    v, a = (torch.randn(count, *shape, generator=generator).double() for shape in ((9, 8), (4, 12)))
+    v_block, a_block = (FrozenBlock(attention=torch.sin, feed_forward=lambda tokens: 0.5 * tokens.cos()) for _ in "va")
+    output = layer(v, a, v_block, a_block, frames)
+
+    clip = [0] * 4 + [1] * 2
+    official = layer.options.is_official
+
+    def run(adapter: DGSCTAdapter, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        gates = [g for c in (0, 1) for g in naive_gates(adapter, [y[n] for n in range(count) if clip[n] == c])]
+        frames = [naive_adapter(adapter, x[n], y[n], gates[n]) for n in range(count)]
+        return tuple(torch.stack(values) for values in zip(*frames, strict=True))
+
+    a_added, v_added = run(layer.audio_attention_adapter, a, v)[0], run(layer.visual_attention_adapter, v, a)[0]
+    a_half = a + a.sin()
+    new_audio = a_half + 0.5 * a_half.cos() if official else a_half
+    v, a = v + v.sin() + v_added, new_audio + a_added
+    (a_added, a_map), (v_added, v_map) = (
+        run(layer.audio_feed_forward_adapter, a, v),
+        run(layer.visual_feed_forward_adapter, v, a),
+    )
+    v, a = v + 0.5 * v.cos() + v_added, a + a_added + (0 if official else 0.5 * a.cos())
+    for found, expected in (
+        (output.visual, v),
+        (output.audio, a),
+        (output.visual_pooling, v_map),
+        (output.audio_pooling, a_map),
+    ):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    has_gate = form == "e" or not official
+    assert ("temporal_gate" in output.explained) == has_gate
+    if has_gate:
+        assert output.explained["temporal_gate"].shape == (count, 4)
+
+
+def model_of(**options) -> nn.Module:
+    """A toy model whose gates are all open."""
+    model = toy_model(interaction="dg_sct", interaction_options={**TOY, **options}, use_case=False)
+    return randomise(model).eval()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("formulation", ["official", "paper"])
+def test_it_begins_as_its_frozen_towers(formulation: str) -> None:
+    torch.manual_seed(0)
+    options = {**TOY, "formulation": formulation}
+    config = CaeAvConfig.from_preset(
+        "ave", size="toy", interaction="dg_sct", interaction_options=options, use_case=False
+    )
+    model = CaeAvModel(config).eval()
+    batch = toy_batch(config)
+    found = model(batch["pixel_values_videos"], batch["input_features"])
+    vision, audition = model.readers()
+    for reader, name, inputs in ((vision, "visual", "pixel_values_videos"), (audition, "audio", "input_features")):
+        alone = reader.walk(reader.embed(batch[inputs].flatten(0, 1))).finish()
+        assert_close(found[f"{name}_hidden_state"].flatten(0, 1), alone)
+
+
+@torch.no_grad()
+def test_heads_read_the_pooling_of_the_method() -> None:
+    model = model_of()
+    batch = toy_batch(model.config)
+    layers = []
+    last = model.model.interactions[-1][-1]
+    last.register_forward_hook(lambda module, inputs, output: layers.append(output))
+    outputs = model(batch["pixel_values_videos"], batch["input_features"])
+    visual = model.model.vision_tower.final_norm(outputs.visual_hidden_state).flatten(0, 1)
+    audio = outputs.audio_hidden_state.flatten(0, 1)
+    for name, tokens in (("visual", visual), ("audio", audio)):
+        weights = getattr(layers[0], f"{name}_pooling")
+        assert_close(weights.sum(-1), torch.ones(len(weights)))
+        pooled = (weights[..., None] * tokens).sum(1)
+        assert_close(outputs[f"{name}_pooler_output"].flatten(0, 1), pooled)
+        assert (pooled - tokens.mean(1)).abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("options", [{}, {"formulation": "paper"}, {"temporal_gate": True}], ids=str)
+def test_padding_changes_nothing(options: dict) -> None:
+    model = model_of(**options)
+    batch = toy_batch(model.config)
+    inputs = {name: batch[name] for name in ("pixel_values_videos", "input_features")}
+    padded = model(**inputs, frame_mask=MASK)
+    for clip, mask in enumerate(MASK):
+        alone = model(**{name: value[clip : clip + 1, mask] for name, value in inputs.items()})
+        for name in ("visual_pooler_output", "audio_pooler_output", "event_logits"):
+            assert_close(padded[name][clip, mask], alone[name][0])
+        assert_close(padded.class_logits[clip], alone.class_logits[0])
+    assert not padded.visual_pooler_output[~MASK].any()
+
+
+@torch.no_grad()
+def test_any_number_of_frames() -> None:
+    model = model_of()
+    for num_frames in (1, 7):
+        batch = toy_batch(model.config, batch_size=1, num_frames=num_frames)
+        assert model(**batch).event_logits.shape == (1, num_frames)
+
+
+@pytest.mark.parametrize("options", [{}, {"formulation": "paper"}], ids=["official", "paper"])
+def test_a_step_trains_every_layer_with_and_without_checkpointing(options: dict) -> None:
+    plain = model_of(**options).train()
+    checkpointed = copy.deepcopy(plain)
+    checkpointed.gradient_checkpointing_enable()
+    batch = toy_batch(plain.config)
+    for model in (plain, checkpointed):
+        torch.manual_seed(0)  # the head has dropout
+        model(**batch).loss.backward()
+    gradients = {name: parameter.grad for name, parameter in plain.named_parameters() if parameter.requires_grad}
+    assert all(
+        gradient is not None and gradient.any() for name, gradient in gradients.items() if "interactions" in name
+    )
+    for name, parameter in checkpointed.named_parameters():
+        if name in gradients:
+            assert_close(parameter.grad, gradients[name])
+    for (name, first), (_, second) in zip(plain.named_buffers(), checkpointed.named_buffers(), strict=True):
+        if "running" in name:
+            assert_close(first, second)
+
+
+@torch.no_grad()
+def test_half_precision() -> None:
+    model = model_of()
+    batch = toy_batch(model.config)
+    expected = model(**batch)
+    found = model.to(torch.bfloat16)(**batch)
+    assert found.event_logits.isfinite().all()
+    assert (found.visual_pooler_output.float() - expected.visual_pooler_output).abs().max() < 0.3
+
+
+def test_initial_values() -> None:
+    for zero, expected in ((True, (0.0, 0.0)), (False, (0.0, 1.0))):
+        config = CaeAvConfig.from_preset(
+            "ave", size="toy", interaction="dg_sct", interaction_options={**TOY, "zero_latents": zero}
+        )
+        for layer in CaeAvModel(config).modules():
+            if isinstance(layer, DGSCTAdapter):
+                assert layer.gate == 0
+                assert layer.exchange.gate == 0
+                assert layer.exchange.latents.min() >= expected[0]
+                assert layer.exchange.latents.max() <= expected[1]
+                assert bool(layer.exchange.latents.any()) != zero
+
+
+def test_gates_of_the_streams() -> None:
+    for streams, has_audio_gate in (("both", True), ("visual", False)):
+        layer = model_of(gated_streams=streams).model.interactions[0][0]
+        assert isinstance(layer, DGSCTInteraction)
+        for branch in ("attention", "feed_forward"):
+            assert getattr(layer, f"visual_{branch}_adapter").gate is not None
+            assert (getattr(layer, f"audio_{branch}_adapter").gate is not None) == has_audio_gate
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"formulation": "code"}, "`formulation` must be one of 'official', 'paper', got 'code'"),
+        ({"gated_streams": "audio"}, "`gated_streams` must be one of 'both', 'visual'"),
+        ({"alpha": -0.1}, "`alpha` must be a number that is not negative, got -0.1"),
+        ({"groups": 0}, "`groups` must be a whole number of at least 1, got 0"),
+        ({"batch_norm": 1}, "`batch_norm` must be a bool, got 1"),
+        ({"delta": 1}, "unknown option 'delta'"),
+        ({"reduction": 3}, r"`reduction` \(3\) and `groups` \(2\) of DG-SCT must divide the channels of every stage"),
+    ],
+)
+def test_wrong_options_are_refused(options: dict, message: str) -> None:
+    config = CaeAvConfig.from_preset("ave", size="toy", interaction="dg_sct", interaction_options=options)
+    with pytest.raises(CaeAvError, match=message):
+        CaeAvModel(config)
