@@ -7,12 +7,14 @@ Count the trainable parameters of the full-size models, by part, and compare the
 
 import argparse
 import re
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
 from caeav_hf import CaeAvConfig, CaeAvPreTrainedModel
 from caeav_hf.conversion.flags import FLAGS
+from caeav_hf.modeling.interaction import BlockPosition, pair_positions
 from caeav_hf.task import get_task
 
 
@@ -32,6 +34,19 @@ AUTHORS = {
 # Table II: parameters of event localization with both backbones, in millions, and the trained share in percent.
 TABLE_II = (460.9, 43.5)
 
+# The adapters of DG-SCT, and all that its code trains or builds outside the towers, where a model here has all of it:
+# counted in the authors' code.
+DG_SCT_ADAPTERS = {
+    "ave": 188_538_864,
+    "avvp": 193_293_216,
+    "avs_s4": 188_505_720,
+    "avs_ms3": 196_592_760,
+    "avqa": 186_336_456,
+}
+DG_SCT = {"ave": 201_184_839, "avqa": 256_751_988}
+# Its Table 6: parameters of event localization with both backbones, in millions, and the trained share in percent.
+DG_SCT_TABLE_6 = (461.3, 43.6)
+
 
 def part_of(name: str) -> str:
     """Return the part of the model that a parameter belongs to."""
@@ -42,7 +57,7 @@ def part_of(name: str) -> str:
     if "_caste." in name:
         return "CASTE"
     if ".interactions." in name:
-        return "AVMoE"
+        return "adapters"
     return {"caption_mapper": "caption mapper", "case": "CASE", "projections": "loss projections"}[name.split(".")[1]]
 
 
@@ -63,12 +78,13 @@ def count(task: str, formulation: str, **values: Any) -> dict[str, int]:
     return parts
 
 
+def linear(inputs: int, outputs: int) -> int:
+    """Count the parameters of a linear map."""
+    return inputs * outputs + outputs
+
+
 def without_place(task: str) -> dict[str, int]:
     """Count parameters that the authors' code builds but never runs, and that conversion ignores."""
-
-    def linear(inputs: int, outputs: int) -> int:
-        return inputs * outputs + outputs
-
     if task == "avqa":
         return {"fc_a1_pure, fc_a2_pure, norm3": linear(768, 1536) + linear(1536, 1536) + 2 * 1536}
     if not task.startswith("avs"):
@@ -107,18 +123,86 @@ def show(task: str) -> None:
 
 
 def show_table_ii(trainable: int) -> None:
-    """Print the totals of Table II: with both backbones, their original classifiers and the audio front end."""
+    """Print the totals of Table II."""
+    total = trainable + frozen_parameters()
+    print(f"{'with both backbones, whole':40}{'':14}{total:14,}")
+    print(f"{'  of which trainable':40}{'':14}{trainable / total:14.1%}")
+    print(f"{'Table II, total in millions':40}{'':14}{TABLE_II[0]:14}")
+    print(f"{'  of which trainable':40}{'':14}{TABLE_II[1]:13}%")
+
+
+def frozen_parameters() -> int:
+    """Count both backbones with their original classifiers and the front end, as both methods' code has them."""
     vision, audio, _ = build("ave", "official").cae_av.towers()
     frozen = sum(parameter.numel() for tower in (vision, audio) for parameter in tower.parameters())
     # The classifiers of ImageNet-22k, and of AudioSet: a convolution and a linear map.
     frozen += 1536 * 21841 + 21841 + (527 * 768 * 2 * 3 + 527) + (527 * 527 + 527)
     # HTS-AT keeps its Fourier matrices and mel filters as parameters.
-    frozen += 2 * 513 * 1024 + 513 * 64
-    total = trainable + frozen
-    print(f"{'with both backbones, whole':40}{'':14}{total:14,}")
-    print(f"{'  of which trainable':40}{'':14}{trainable / total:14.1%}")
-    print(f"{'Table II, total in millions':40}{'':14}{TABLE_II[0]:14}")
-    print(f"{'  of which trainable':40}{'':14}{TABLE_II[1]:13}%")
+    return frozen + 2 * 513 * 1024 + 513 * 64
+
+
+def without_place_in_dg_sct(task: str) -> tuple[dict[str, int], dict[str, int]]:
+    """
+    Count parameters that DG-SCT's code builds but never runs and that models here lack: of the adapters, and of the
+    rest of what it trains.
+    """
+    config = CaeAvConfig.from_preset(task)
+    pairs = [place for stage in pair_positions(config.visual_stages, config.audio_stages) for place in stage]
+    places = [
+        (own, other) for place in pairs for own, other in ((place.visual, place.audio), (place.audio, place.visual))
+    ]
+    places *= 2  # beside attention and beside the feed-forward
+
+    def each(size: Callable[[BlockPosition, BlockPosition], int]) -> int:
+        return sum(size(own, other) for own, other in places)
+
+    adapters: dict[str, int] = {}
+    if task in ("ave", "avvp"):
+        adapters["gate_tk"] = each(lambda own, other: 1)
+    if task == "avvp":
+        adapters["fc_caption"] = each(lambda own, other: linear(512, 192))
+    if task in ("avvp", "avs_s4", "avs_ms3"):
+        adapters["temporal_gated"] = each(lambda own, other: linear(own.hidden_size, 1))
+    if task.startswith("avs"):
+        adapters["ln_before"] = each(lambda own, other: 2 * own.hidden_size)
+    if task == "avs_s4":
+        adapters["conv_adapter"] = each(lambda own, other: linear(other.num_tokens, own.num_tokens))
+    rest: dict[str, int] = {}
+    if task == "ave":
+        rest["CMBS.AVInter, VAInter, their norms and two more"] = 2 * 4 * linear(256, 256) + 4 * 2 * 256
+        rest["adapter_token_downsampler"] = 24_192
+    if task == "avqa":
+        rest = without_place(task)
+    return adapters, rest
+
+
+def show_dg_sct(task: str) -> None:
+    """Print the parameters of DG-SCT's adapters for a task, and of all that it trains where a model here has all."""
+    parts = count(task, "official", method="dg_sct")
+    of_adapters, of_rest = without_place_in_dg_sct(task)
+    print(f"{f'{task}, DG-SCT':54}{'official':>14}")
+    print(f"{'adapters':54}{parts['adapters']:14,}")
+    for name, number in of_adapters.items():
+        print(f"{'  built, never used: ' + name:54}{number:14,}")
+    print(f"{'  with these':54}{parts['adapters'] + sum(of_adapters.values()):14,}")
+    print(f"{'  the code':54}{DG_SCT_ADAPTERS[task]:14,}")
+    total = sum(parts.values())
+    print(f"{'trainable':54}{total:14,}")
+    if task in DG_SCT:
+        for name, number in of_rest.items():
+            print(f"{'  built, never used: ' + name:54}{number:14,}")
+        total += sum(of_adapters.values()) + sum(of_rest.values())
+        print(f"{'  with all of these':54}{total:14,}")
+        print(f"{'  the code':54}{DG_SCT[task]:14,}")
+    if task == "ave":
+        trained = total - of_rest["adapter_token_downsampler"]
+        whole = total + frozen_parameters()
+        print(f"{'  of which the code trains':54}{trained:14,}")
+        print(f"{'with both backbones, whole':54}{whole:14,}")
+        print(f"{'  of which trained':54}{trained / whole:14.1%}")
+        print(f"{'Table 6, total in millions':54}{DG_SCT_TABLE_6[0]:14}")
+        print(f"{'  of which trained':54}{DG_SCT_TABLE_6[1]:13}%")
+    print()
 
 
 def show_shared() -> None:
@@ -140,6 +224,7 @@ def main() -> None:
     task = parser.parse_args().task
     for name in FLAGS if task is None else (task,):
         show(name)
+        show_dg_sct(name)
     if task in (None, "ave"):
         show_shared()
 

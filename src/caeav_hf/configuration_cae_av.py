@@ -466,6 +466,11 @@ class CaeAvConfig(PreTrainedConfig):
         agreement_loss_weight (`float`, defaults to 0.0): Weight of the contrastive loss between matching and
             mismatched frames and sounds that trains CASTE's agreement (Eq. 1). Not part of the paper; with 0, the
             default, only the task trains the agreement, which then says nothing about misalignment.
+        event_gate_loss_weight (`float`, defaults to 0.0): Weight of the third loss of DG-SCT's event localization: BCE
+            between the product of both gates of the head, taken as a logit, and "something happens". Only the head
+            `cmbs` has gates.
+        head_gate_scale (`float`, defaults to 0.05): How far the gates of the segmentation head scale its maps and its
+            audio.
         event_head (`str`, defaults to `"cmbs"`): Head of event localization: `"cmbs"`, `"cmbs_linear"` (without its
             temporal relations) or `"mlp"` (Appendix B).
         head_visual_dim, head_audio_dim, head_hidden_size, head_num_heads, head_intermediate_size (`int`),
@@ -565,6 +570,8 @@ class CaeAvConfig(PreTrainedConfig):
     entropy_sign: Literal["as_printed", "sharpen"] = "as_printed"
     agreement_loss_weight: float | int = 0.0
 
+    event_gate_loss_weight: float | int = 0.0
+    head_gate_scale: float | int = 0.05
     event_head: Literal["cmbs", "cmbs_linear", "mlp"] = "cmbs"
     head_visual_dim: int = 512
     head_audio_dim: int = 128
@@ -646,10 +653,15 @@ class CaeAvConfig(PreTrainedConfig):
             )
         for name in (
             *("caption_loss_weight", "alignment_loss_weight", "entropy_loss_weight", "agreement_loss_weight"),
-            "router_noise_std",
+            *("router_noise_std", "event_gate_loss_weight", "head_gate_scale"),
         ):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` of CaeAvConfig must not be negative, got {getattr(self, name)}")
+        if self.event_gate_loss_weight and self.event_head != "cmbs":
+            raise ValueError(
+                "`event_gate_loss_weight` of CaeAvConfig needs `event_head` 'cmbs', which alone has gates, got "
+                f"{self.event_head!r}"
+            )
         if self.agreement_loss_weight and self.interaction == "avmoe":
             raise ValueError(
                 "`agreement_loss_weight` of CaeAvConfig must be 0 with `interaction` 'avmoe', which has no agreement"
@@ -749,17 +761,20 @@ class CaeAvConfig(PreTrainedConfig):
         return self.formulation == "official"
 
     @classmethod
-    def from_preset(cls, task: str, size: str = "full", **overrides: Any) -> "CaeAvConfig":
+    def from_preset(cls, task: str, size: str = "full", method: str | None = None, **overrides: Any) -> "CaeAvConfig":
         """
         Return the configuration of a task, in the paper's sizes or in sizes that train on a laptop's CPU.
 
         Args:
             task: One of `ave`, `avvp`, `avs_s4`, `avs_ms3`, `avqa`, or a task of your own ([`~task.register_task`]).
             size: `"full"` (Swin-V2-L, HTS-AT, CLIP ViT-L-14) or `"toy"` (towers of a few hundred thousand weights).
-            overrides: Any field of the configuration. A dict for a sub-configuration changes only the values it names.
+            method: An interaction method, such as `"dg_sct"`, with the values that it is published with for this task.
+                Without one it is CAE-AV.
+            overrides: Any field of the configuration. A dict for a sub-configuration changes only the values it names,
+                as do `interaction_options` of a `method`.
 
         Raises:
-            ValueError: `task` or `size` is none of the above, or a value is rejected by the validation.
+            ValueError: `task`, `size` or `method` is none of the above, or a value is rejected by the validation.
         """
         preset = get_task(task).preset
         if size not in ("full", "toy"):
@@ -768,6 +783,18 @@ class CaeAvConfig(PreTrainedConfig):
         values: dict[str, Any] = {"task": task, **preset}
         if size == "toy":
             values |= _TOY
+        if method is not None:
+            # Only here, since the methods load PyTorch.
+            from .modeling.interaction import method_preset
+
+            changes = method_preset(method, task, size)
+            for name in cls.sub_configs_defaults:
+                if name in changes:
+                    changes[name] = {**values.get(name, {}), **changes[name]}
+            values |= changes
+            if overrides.get("interaction_options") is not None:
+                own_options = values.get("interaction_options") or {}
+                overrides["interaction_options"] = {**own_options, **overrides["interaction_options"]}
         if overrides.get("shared_tower"):
             vision = overrides.get("vision_config") or values.get("vision_config") or {}
             vision = vision if isinstance(vision, dict) else vision.to_dict()

@@ -18,6 +18,24 @@ def test_nothing_but_the_named_is_left_out(task: str) -> None:
     assert ours + sum(PARAMETERS["without_place"](task).values()) == built
 
 
+@pytest.mark.parametrize("task", tasks())
+def test_adapters_of_dg_sct(task: str) -> None:
+    ours = PARAMETERS["count"](task, "official", method="dg_sct")
+    without_place, rest = PARAMETERS["without_place_in_dg_sct"](task)
+    adapters = ours["adapters"] + sum(without_place.values())
+    assert adapters == PARAMETERS["DG_SCT_ADAPTERS"][task]
+    if task in PARAMETERS["DG_SCT"]:
+        total = sum(ours.values()) + sum(without_place.values()) + sum(rest.values())
+        assert total == PARAMETERS["DG_SCT"][task]
+
+
+def test_table_6_of_dg_sct(capsys: pytest.CaptureFixture) -> None:
+    PARAMETERS["show_dg_sct"]("ave")
+    printed = capsys.readouterr().out
+    for number in ("188,538,864", "201,160,647", "461,282,531", "43.6%"):
+        assert number in printed
+
+
 def test_table_ii(capsys: pytest.CaptureFixture) -> None:
     PARAMETERS["show"]("ave")
     assert "460,945,541" in capsys.readouterr().out

@@ -3,23 +3,27 @@
 import copy
 import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import Tensor, nn
 
-from caeav_hf import CaeAvConfig, CaeAvError, CaeAvModel
+from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForEventLocalization, CaeAvModel
+from caeav_hf.assets import toy_towers
 from caeav_hf.configuration_cae_av import CaeAvAudioConfig, CaeAvVisionConfig
 from caeav_hf.conversion import key_map
 from caeav_hf.modeling.dg_sct import DGSCTAdapter, DGSCTInteraction, DGSCTOptions
 from caeav_hf.modeling.frames import FrameLayout
-from caeav_hf.modeling.interaction import BlockPosition, PairPosition, build_interaction, pair_positions
+from caeav_hf.modeling.interaction import BlockPosition, PairPosition, pair_positions
+from caeav_hf.task import get_task
 from caeav_hf.towers.base import FrozenBlock, TowerReader
 from caeav_hf.towers.htsat import HtsatTower
 from caeav_hf.towers.swin_v2 import SwinV2Tower
 from tests.golden import GoldenCase, assert_equal
-from tests.modeling.helpers import randomise, toy_batch, toy_model
+from tests.modeling.helpers import randomise, toy_batch, toy_model, toy_segmentation_model
 from tests.same import assert_close
 
 
@@ -118,8 +122,8 @@ def test_stages_and_pooling_are_those_of_the_authors() -> None:
         "alpha": float(case.options["alpha"]),
         "beta": float(case.options["beta"]),
     }
-    config = CaeAvConfig.from_preset("ave", size="toy", interaction="dg_sct", interaction_options=options)
-    layers = [build_interaction(config, place).eval() for stage in pair_positions(*stages) for place in stage]
+    config = CaeAvConfig.from_preset("ave", size="toy", method="dg_sct", interaction_options=options)
+    layers = [DGSCTInteraction(config, place).eval() for stage in pair_positions(*stages) for place in stage]
     names = {("vis", "visual"), ("audio", "audio")}, {("p1", "attention"), ("p2", "feed_forward")}
     for number, layer in enumerate(layers):
         for (short, modality), (place, branch) in itertools.product(*names):
@@ -246,8 +250,8 @@ def test_a_pair_follows_the_definitions(form: str) -> None:
 
     position = PairPosition(1, True, True, place(3, 8), place(2, 12))
     options = {"reduction": 2, "groups": 2, "num_latent_tokens": 3, **FORMS[form]}
-    config = CaeAvConfig.from_preset("ave", size="toy", interaction="dg_sct", interaction_options=options)
-    layer = opened(build_interaction(config, position))
+    config = CaeAvConfig.from_preset("ave", size="toy", method="dg_sct", interaction_options=options)
+    layer = opened(DGSCTInteraction(config, position))
     generator = torch.Generator().manual_seed(1)
     frames = FrameLayout(2, 4, MASK)
     count = int(MASK.sum())
@@ -287,7 +291,7 @@ def test_a_pair_follows_the_definitions(form: str) -> None:
 
 def model_of(**options) -> nn.Module:
     """A toy model whose gates are all open."""
-    model = toy_model(interaction="dg_sct", interaction_options={**TOY, **options}, use_case=False)
+    model = toy_model(method="dg_sct", interaction_options={**TOY, **options})
     return randomise(model).eval()
 
 
@@ -296,9 +300,7 @@ def model_of(**options) -> nn.Module:
 def test_it_begins_as_its_frozen_towers(formulation: str) -> None:
     torch.manual_seed(0)
     options = {**TOY, "formulation": formulation}
-    config = CaeAvConfig.from_preset(
-        "ave", size="toy", interaction="dg_sct", interaction_options=options, use_case=False
-    )
+    config = CaeAvConfig.from_preset("ave", size="toy", method="dg_sct", interaction_options=options)
     model = CaeAvModel(config).eval()
     batch = toy_batch(config)
     found = model(batch["pixel_values_videos"], batch["input_features"])
@@ -314,6 +316,8 @@ def test_heads_read_the_pooling_of_the_method() -> None:
     batch = toy_batch(model.config)
     layers = []
     last = model.model.interactions[-1][-1]
+    for adapter in (last.visual_feed_forward_adapter, last.audio_feed_forward_adapter):
+        adapter.spatial_map.weight.mul_(20)  # so that the maps are far from flat
     last.register_forward_hook(lambda module, inputs, output: layers.append(output))
     outputs = model(batch["pixel_values_videos"], batch["input_features"])
     visual = model.model.vision_tower.final_norm(outputs.visual_hidden_state).flatten(0, 1)
@@ -323,7 +327,7 @@ def test_heads_read_the_pooling_of_the_method() -> None:
         assert_close(weights.sum(-1), torch.ones(len(weights)))
         pooled = (weights[..., None] * tokens).sum(1)
         assert_close(outputs[f"{name}_pooler_output"].flatten(0, 1), pooled)
-        assert (pooled - tokens.mean(1)).abs().max() > 1e-3
+        assert (pooled - tokens.mean(1)).abs().max() > 1e-2
 
 
 @torch.no_grad()
@@ -383,7 +387,7 @@ def test_half_precision() -> None:
 def test_initial_values() -> None:
     for zero, expected in ((True, (0.0, 0.0)), (False, (0.0, 1.0))):
         config = CaeAvConfig.from_preset(
-            "ave", size="toy", interaction="dg_sct", interaction_options={**TOY, "zero_latents": zero}
+            "ave", size="toy", method="dg_sct", interaction_options={**TOY, "zero_latents": zero}
         )
         for layer in CaeAvModel(config).modules():
             if isinstance(layer, DGSCTAdapter):
@@ -416,6 +420,105 @@ def test_gates_of_the_streams() -> None:
     ],
 )
 def test_wrong_options_are_refused(options: dict, message: str) -> None:
-    config = CaeAvConfig.from_preset("ave", size="toy", interaction="dg_sct", interaction_options=options)
+    config = CaeAvConfig.from_preset("ave", size="toy", method="dg_sct", interaction_options=options)
     with pytest.raises(CaeAvError, match=message):
         CaeAvModel(config)
+
+
+def test_presets_hold_the_options_of_the_scripts() -> None:
+    def of(task: str, size: str = "full") -> DGSCTOptions:
+        return DGSCTInteraction.read_options(CaeAvConfig.from_preset(task, size, method="dg_sct"))
+
+    assert of("ave") == DGSCTOptions()
+    assert of("avvp") == DGSCTOptions(gamma=0.05)
+    unlike_ave = {"zero_latents": True, "batch_norm": False, "gated_streams": "visual"}
+    segmentation = {**unlike_ave, "norm_before": False, "gate_before_norm": True}
+    assert of("avs_s4") == DGSCTOptions(gamma=0.05, resize="bicubic", **segmentation)
+    assert of("avs_ms3") == DGSCTOptions(alpha=0.2, beta=0.1, reduction=2, **segmentation)
+    assert of("avqa") == DGSCTOptions(groups=4, num_latent_tokens=2, **unlike_ave)
+    assert of("avqa", "toy") == DGSCTOptions(reduction=4, groups=2, num_latent_tokens=4, **unlike_ave)
+    # Each second is repeated to five there.
+    assert CaeAvConfig.from_preset("avs_s4", method="dg_sct").audio_config.tile_seconds == 5
+    assert CaeAvConfig.from_preset("ave", method="dg_sct").audio_config.tile_seconds == 10
+
+
+def test_what_is_given_goes_over_the_preset_of_the_method() -> None:
+    config = CaeAvConfig.from_preset(
+        "avs_s4", method="dg_sct", interaction_options={"alpha": 0.5}, audio_config={"hop_length": 640}
+    )
+    assert config.interaction == "dg_sct"
+    assert config.interaction_options["alpha"] == 0.5
+    assert config.interaction_options["resize"] == "bicubic"
+    assert (config.audio_config.tile_seconds, config.audio_config.hop_length) == (5, 640)
+    assert not config.use_case
+    assert CaeAvConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+    assert CaeAvConfig.from_preset("ave", method="avmoe").interaction == "avmoe"
+    with pytest.raises(CaeAvError, match="`method` must be one of avmoe, cae_av, dg_sct"):
+        CaeAvConfig.from_preset("ave", method="dgsct")
+
+
+@pytest.mark.parametrize("task", ["avvp", "avs_s4", "avs_ms3", "avqa"])
+def test_every_task_trains(task: str) -> None:
+    torch.manual_seed(0)
+    small = {"avvp": {"num_labels": 7}, "avqa": {"num_labels": 5, "question_vocab_size": 20}}.get(task, {})
+    config = CaeAvConfig.from_preset(task, size="toy", method="dg_sct", **small)
+    model = randomise(get_task(task).model_class(config)).train()
+    batch = toy_batch(config, num_frames=3)
+    labels = {
+        "avvp": lambda: torch.randint(0, 2, (2, 7)).float(),
+        "avqa": lambda: torch.tensor([0, 4]),
+    }.get(task, lambda: torch.randint(0, 2, (2, 3, config.mask_size, config.mask_size), dtype=torch.int8))
+    batch["labels"] = labels()
+    if task == "avqa":
+        batch["question_ids"] = torch.randint(1, 20, (2, 6))
+    outputs = model(**batch)
+    outputs.loss.backward()
+    assert outputs.loss.isfinite()
+    for name, parameter in model.named_parameters():
+        if name.startswith("model.interactions"):
+            # Segmentation and question answering pool the sound alone: what pools the frames has other effects too.
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
+
+
+def test_third_loss_of_event_localization() -> None:
+    with_it, without = model_of(), model_of()
+    without.head.gate_loss_weight = 0.0
+    without.load_state_dict(with_it.state_dict())
+    assert with_it.head.gate_loss_weight == 1.0
+    batch = toy_batch(with_it.config)
+    with torch.no_grad():
+        outputs = without(**batch)
+        gate = without.head.relation(
+            outputs.visual_pooler_output, outputs.audio_pooler_output, FrameLayout(*batch["labels"].shape)
+        )[2]
+        is_event = (batch["labels"] != with_it.config.num_labels).float()
+        expected = -(is_event * gate.sigmoid().log() + (1 - is_event) * (-gate).sigmoid().log()).mean()
+        assert_close(with_it(**batch).loss - outputs.loss, expected)
+    with pytest.raises(StrictDataclassClassValidationError, match="`event_gate_loss_weight` of CaeAvConfig needs"):
+        CaeAvConfig.from_preset("ave", size="toy", method="dg_sct", event_head="mlp")
+
+
+@torch.no_grad()
+def test_how_far_the_gates_of_segmentation_scale() -> None:
+    logits = []
+    for scale in (0.0, 0.05, 0.1):
+        model = toy_segmentation_model(method="dg_sct", head_gate_scale=scale)
+        logits.append(model(**toy_batch(model.config, num_frames=2) | {"labels": None}).logits)
+    assert (logits[1] - logits[0]).abs().max() > 1e-5
+    assert (logits[2] - logits[1]).abs().max() > 1e-5
+    scales = {task: CaeAvConfig.from_preset(task, method="dg_sct").head_gate_scale for task in ("avs_s4", "avs_ms3")}
+    assert scales == {"avs_s4": 0.05, "avs_ms3": 0.1}
+    assert CaeAvConfig.from_preset("avs_ms3").head_gate_scale == 0.05
+
+
+def test_a_model_on_towers_needs_no_text_tower(tmp_path: Path) -> None:
+    towers = toy_towers()
+    towers = {name: towers[name] for name in ("vision", "audio")}
+    model = CaeAvForEventLocalization.from_backbones(**towers, text=None, size="toy", method="dg_sct")
+    assert model.model.text_tower is None
+    randomise(model).save_pretrained(tmp_path, adapter_only=True)
+    loaded = CaeAvForEventLocalization.from_pretrained(tmp_path)
+    batch = toy_batch(model.config)
+    with torch.no_grad():
+        assert_close(loaded.eval()(**batch).event_logits, model.eval()(**batch).event_logits)

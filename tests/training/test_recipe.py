@@ -27,9 +27,28 @@ def write(tmp_path, text):
 
 @pytest.mark.parametrize("name", available_recipes())
 def test_shipped_recipes_load_and_fit_their_preset(name):
-    task, _, _ = name.partition("_toy")
-    recipe = load_recipe(find_recipe(task, "toy" if name.endswith("_toy") else "full"))
-    assert CaeAvConfig.from_preset(recipe.task, recipe.size).task == task
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    assert find_recipe(recipe.task, recipe.size, recipe.method) == RECIPES / f"{name}.yaml"
+    config = CaeAvConfig.from_preset(recipe.task, recipe.size, method=recipe.method, **recipe.model_config)
+    assert config.task == recipe.task
+    assert config.interaction == recipe.method or (recipe.method is None and config.interaction == "cae_av")
+
+
+@pytest.mark.parametrize(
+    ("task", "batch_size", "rate", "epochs", "later"),
+    [
+        ("ave", 8, 5e-4, 50, {2: 1, 3: 0.35, 6: 0.35**2}),
+        ("avvp", 8, 3e-4, 40, {9: 1, 10: 0.1}),
+        ("avs_s4", 8, 3e-4, 15, {14: 1}),
+        ("avs_ms3", 2, 1.5e-4, 30, {29: 1}),
+        ("avqa", 8, 1e-4, 80, {7: 1, 8: 0.1}),
+    ],
+)
+def test_recipes_of_dg_sct_hold_the_values_of_its_scripts(task, batch_size, rate, epochs, later):
+    recipe = load_recipe(find_recipe(task, method="dg_sct"))
+    assert (recipe.batch_size, recipe.accumulation_steps, recipe.epochs) == (batch_size, 1, epochs)
+    rates = {epoch: learning_rate(recipe, epoch) / rate for epoch in later}
+    assert rates == pytest.approx(later)
 
 
 def test_the_ave_recipe_holds_the_papers_values():
@@ -165,10 +184,10 @@ def test_a_wrong_flag_value_names_the_value():
         override_recipe(Recipe(), parse("--epochs", "x"))
 
 
-@pytest.mark.parametrize("name", ["ave", "avvp", "avs_s4", "avs_ms3", "avqa"])
+@pytest.mark.parametrize("name", [name for name in available_recipes() if not name.endswith("_toy")])
 def test_every_value_of_a_full_recipe_says_where_it_comes_from(name):
     lines = (RECIPES / f"{name}.yaml").read_text().splitlines()
-    chosen = ("task", "size", "train_split", "eval_split", "report_to")
+    chosen = ("task", "method", "size", "train_split", "eval_split", "report_to")
     values = [line for line in lines if line and not line.startswith(("#", *(f"{key}:" for key in chosen)))]
     assert len(values) >= 12
     assert all(any(f"# [{mark}]" in line for mark in ("paper", "code", "package")) for line in values)

@@ -152,6 +152,15 @@ class InteractionLayer(nn.Module):
             raise CaeAvError(f"{where}: {error}") from error
 
     @classmethod
+    def preset(cls, task: str, size: str) -> dict[str, Any]:
+        """
+        Return the fields of [`CaeAvConfig`] that the method changes in the preset of a task, for
+        `CaeAvConfig.from_preset(task, size, method=...)`: `interaction_options`, and what it does without or needs
+        otherwise. A dict for a sub-configuration has the values that differ. By default nothing changes.
+        """
+        return {}
+
+    @classmethod
     def loss_weights(cls, config: CaeAvConfig) -> dict[str, float]:
         """Return the weight of each loss of the method by name: the options `<name>_loss_weight`."""
         suffix, options = "_loss_weight", cls.read_options(config)
@@ -220,6 +229,33 @@ def register_interaction(name: str) -> Callable[[type[InteractionLayer]], type[I
     return register
 
 
+def _method(name: str, where: str) -> type[InteractionLayer]:
+    """The layer class of a name that was given somewhere."""
+    from . import modeling_cae_av  # noqa: F401 - the models know the methods of this package
+
+    if name not in _INTERACTIONS:
+        raise CaeAvError(
+            f"{where} must be one of {', '.join(sorted(_INTERACTIONS))}, got {name!r}; the module that registers "
+            "another one must be imported first"
+        )
+    return _INTERACTIONS[name]
+
+
+def method_preset(name: str, task: str, size: str) -> dict[str, Any]:
+    """
+    Return the fields of [`CaeAvConfig`] in which a method's preset of a task differs from the task's own.
+
+    Args:
+        name: What the method is registered as.
+        task: The task's name.
+        size: `"full"` or `"toy"`.
+
+    Raises:
+        CaeAvError: No method of this name is registered.
+    """
+    return {"interaction": name, **_method(name, "`method`").preset(task, size)}
+
+
 def interaction_class(config: CaeAvConfig) -> type[InteractionLayer]:
     """
     Return the layer class that the configuration names.
@@ -228,13 +264,7 @@ def interaction_class(config: CaeAvConfig) -> type[InteractionLayer]:
         CaeAvError: No layer is registered under `config.interaction`, or `agreement_loss_weight` is set although the
             method has no agreement.
     """
-    if config.interaction not in _INTERACTIONS:
-        known = ", ".join(sorted(_INTERACTIONS))
-        raise CaeAvError(
-            f"`interaction` of CaeAvConfig must be one of {known}, got {config.interaction!r}; the module that "
-            "registers another one must be imported first"
-        )
-    method = _INTERACTIONS[config.interaction]
+    method = _method(config.interaction, "`interaction` of CaeAvConfig")
     if config.agreement_loss_weight and "agreement" not in method.loss_weights(config):
         raise CaeAvError(
             f"`agreement_loss_weight` of CaeAvConfig must be 0 with `interaction` {config.interaction!r}, which has "

@@ -27,7 +27,7 @@ from .case import CASE, CASEOutput, masked_mean
 from .checkpoints import TOWER_NAMES, adapter_names, attach_towers, find_sources
 from .collectives import anywhere
 from .frames import FrameLayout
-from .interaction import PairPosition, Step, interaction_class, pair_positions
+from .interaction import PairPosition, Step, interaction_class, method_preset, pair_positions
 from .losses import (
     AlignmentProjections,
     caption_contrastive_loss,
@@ -386,7 +386,8 @@ class CaeAvPreTrainedModel(PreTrainedModel):
                 `use_text_tower=False`.
             task: Preset for all other sizes.
             size: Size of that preset, `"full"` or `"toy"`.
-            overrides: Fields of the configuration. Sizes of the towers come from the towers; `audio_config` may set
+            overrides: Fields of the configuration, and `method`, see [`CaeAvConfig.from_preset`]; a method without
+                captions needs no `text`. Sizes of the towers come from the towers; `audio_config` may set
                 only the front end: sampling rate, window, hop, frequencies, mel scale and tiling.
 
         Raises:
@@ -395,9 +396,11 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         for name in ("vision_config", "text_config"):
             if name in overrides:
                 raise CaeAvError(f"`{name}` comes from the tower itself and cannot be given to `from_backbones`")
-        if (audio is None) != bool(overrides.get("shared_tower")):
+        method = overrides.get("method")
+        values = {**(method_preset(method, task, size) if method is not None else {}), **overrides}
+        if (audio is None) != bool(values.get("shared_tower")):
             raise CaeAvError(f"`audio` must be None if and only if `shared_tower` is True, got {audio!r}")
-        if (text is None) != (not overrides.get("use_text_tower", True)):
+        if (text is None) != (not values.get("use_text_tower", True)):
             raise CaeAvError(f"`text` must be None if and only if `use_text_tower` is False, got {text!r}")
         towers = {"vision": load_tower("vision", vision)}
         if text is not None:

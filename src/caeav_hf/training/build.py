@@ -16,6 +16,7 @@ from ..data import CaeAvDataset
 from ..data.streaming import StreamedClips
 from ..errors import CaeAvError
 from ..hub import check_model
+from ..modeling.interaction import method_preset
 from ..processing import CaeAvProcessor, build_question_tokenizer, clean_caption
 from ..task import Task, get_task
 from ..towers.frozen import is_adapted
@@ -139,6 +140,11 @@ def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokeniz
         if recipe.model is not None:
             config = CaeAvConfig.from_pretrained(recipe.model, task=recipe.task, **recipe.model_config, **labels)
             config.validate()  # `from_pretrained` does not validate the values that override those of the file
+            if recipe.method not in (None, config.interaction):
+                raise CaeAvError(
+                    f"recipe value 'method' must be that of {recipe.model}, {config.interaction!r}, got "
+                    f"{recipe.method!r}"
+                )
             # A head for other classes is initialized again; all other weights are loaded.
             with without_progress_bars():
                 model = task.model_class.from_pretrained(recipe.model, config=config, ignore_mismatched_sizes=True)
@@ -147,10 +153,12 @@ def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokeniz
             from ..assets import toy_towers
 
             towers = dict(toy_towers())
-        is_shared = bool(recipe.model_config.get("shared_tower"))
+        preset = {} if recipe.method is None else method_preset(recipe.method, recipe.task, recipe.size)
+        values = {**preset, **recipe.model_config}
+        is_shared = bool(values.get("shared_tower"))
         if is_shared:
             towers["audio"] = None
-        has_text = recipe.model_config.get("use_text_tower", True)
+        has_text = values.get("use_text_tower", True)
         if not has_text:
             towers["text"] = None
         needed = {"vision": True, "audio": not is_shared, "text": has_text}
@@ -161,7 +169,7 @@ def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokeniz
                 "pretrained towers (vision_tower, audio_tower, text_tower)"
             )
         return task.model_class.from_backbones(
-            **towers, task=recipe.task, size=recipe.size, **recipe.model_config, **labels
+            **towers, task=recipe.task, size=recipe.size, method=recipe.method, **recipe.model_config, **labels
         )
     except CaeAvError:
         raise

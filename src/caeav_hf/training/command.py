@@ -93,8 +93,8 @@ def _base_recipe(options: argparse.Namespace) -> Recipe:
                     recipe = load_recipe(folder / "recipe.yaml")
                     # The run folder may have been moved or copied since.
                     return override_recipe(recipe, {"output_dir": str(folder)})
-    task, size = getattr(options, "task", Recipe.task), getattr(options, "size", Recipe.size)
-    return load_recipe(find_recipe(task, size))
+    chosen = (getattr(options, name, getattr(Recipe, name)) for name in ("task", "size", "method"))
+    return load_recipe(find_recipe(*chosen))
 
 
 def _check(options: argparse.Namespace, recipe: Recipe) -> None:

@@ -33,6 +33,7 @@ class Recipe:
 
     task: str = _value("ave", "task, which determines model, metric and kind of data set")
     size: str = _value("full", "size of a model built from a preset: full or toy")
+    method: str | None = _value(None, "interaction method whose preset is used, such as dg_sct (default: CAE-AV)")
     model: str | None = _value(None, "model folder or Hub id to start from (default: a preset on the towers below)")
     vision_tower: str | None = _value(None, "weights of the frozen visual tower: a file, a folder or a Hub id")
     audio_tower: str | None = _value(None, "weights of the frozen audio tower: a file, a folder or a Hub id")
@@ -166,18 +167,19 @@ def available_recipes() -> list[str]:
     return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
-def find_recipe(task: str, size: str = "full") -> Path:
+def find_recipe(task: str, size: str = "full", method: str | None = None) -> Path:
     """
-    Return the recipe file of a task and size.
+    Return the recipe file of a task and size, for CAE-AV or another method.
 
     Raises:
         CaeAvError: There is no such recipe; the message lists those that exist.
     """
-    path = RECIPES / f"{task if size == 'full' else f'{task}_{size}'}.yaml"
+    name = "_".join([*([method] if method else []), task, *([size] if size != "full" else [])])
+    path = RECIPES / f"{name}.yaml"
     if not path.is_file():
-        raise CaeAvError(
-            f"no recipe for task {task!r} in size {size!r}; expected one of {', '.join(available_recipes())}"
-        )
+        by = f" for method {method!r}" if method else ""
+        known = ", ".join(available_recipes())
+        raise CaeAvError(f"no recipe for task {task!r} in size {size!r}{by}; expected one of {known}")
     return path
 
 

@@ -36,12 +36,14 @@ class EventLogits:
         event: (B, T) logits of "something happens in this frame".
         clip_class: (B, classes) logits of what it is.
         strongest: (B, classes) the part of `clip_class` from each modality's strongest moments; head `cmbs`.
+        gate: (B, T) product of both streams' gates; head `cmbs` with temporal relations.
         frame_class: (B, T, classes + 1) log-probabilities of each frame, background last; head `mlp`.
     """
 
     event: Tensor
     clip_class: Tensor
     strongest: Tensor | None = None
+    gate: Tensor | None = None
     frame_class: Tensor | None = None
 
 
@@ -130,6 +132,7 @@ class CMBSHead(nn.Module):
     def __init__(self, config: CaeAvConfig):
         super().__init__()
         size = config.head_hidden_size
+        self.gate_loss_weight = config.event_gate_loss_weight
         relation = LinearRelation if config.event_head == "cmbs_linear" else TemporalRelation
         self.relation = relation(config, config.visual_hidden_size, config.audio_hidden_size)
         self.event_classifier = nn.Linear(size, 1)
@@ -139,16 +142,21 @@ class CMBSHead(nn.Module):
 
     def forward(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> EventLogits:
         """`visual` (B, T, C_v) and `audio` (B, T, C_a) are means over tokens; `frames` says which frames are real."""
-        visual, audio, _ = self.relation(visual, audio, frames)
+        visual, audio, gate = self.relation(visual, audio, frames)
         fused = (visual + audio) / 2
         event = self.event_classifier(fused).squeeze(-1)
         pooled = _masked_fill(fused, frames).amax(1)
         visual_scores, audio_scores = self.visual_scores(visual), self.audio_scores(audio)
         strongest = (_top_mean(visual_scores, frames) + _top_mean(audio_scores, frames)) / 2
-        return EventLogits(event, self.class_classifier(pooled) + TOP_SCORE_WEIGHT * strongest, strongest=strongest)
+        clip_class = self.class_classifier(pooled) + TOP_SCORE_WEIGHT * strongest
+        return EventLogits(event, clip_class, strongest=strongest, gate=gate)
 
     def loss(self, logits: EventLogits, labels: Tensor) -> Tensor:
-        """BCE(is-event) + CE(class) + CE(strongest moments) for labels (B, T); background is `num_labels`."""
+        """
+        BCE(is-event) + CE(class) + CE(strongest moments) for labels (B, T); background is `num_labels`. With
+        `event_gate_loss_weight` also the BCE of the gates' product, in DG-SCT's code taken as a logit although it lies
+        between 0 and 1.
+        """
         assert logits.strongest is not None
         is_event, clip_class = event_targets(labels, logits.clip_class.shape[1])
         real = labels != IGNORED_LABEL
@@ -157,6 +165,10 @@ class CMBSHead(nn.Module):
         for scores in (logits.clip_class, logits.strongest):
             total = F.cross_entropy(scores.float(), clip_class, ignore_index=IGNORED_LABEL, reduction="sum")
             loss = loss + batch_mean(total, (clip_class != IGNORED_LABEL).sum())
+        if self.gate_loss_weight:
+            assert logits.gate is not None
+            total = F.binary_cross_entropy_with_logits(logits.gate[real].float(), is_event[real], reduction="sum")
+            loss = loss + self.gate_loss_weight * batch_mean(total, real.sum())
         return loss
 
 

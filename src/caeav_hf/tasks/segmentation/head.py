@@ -17,9 +17,6 @@ from ...modeling.frames import FrameLayout
 from ...modeling.temporal import RelationEncoder, run_rnn
 
 
-# How far a gate scales the maps and the audio: the authors' constant.
-GATE_SCALE = 0.05
-
 # Where the decoder begins: about a tenth of the pixels belongs to what sounds.
 PRIOR_LOGIT = -2.0
 
@@ -164,6 +161,7 @@ class SegmentationHead(nn.Module):
         # Fine to coarse: a quarter of the mask's side for the first stage, then halved stage by stage.
         self.sides = [config.mask_size // 4 // 2**stage for stage in range(len(stages))]
         self.grids = [stage.grid for stage in stages]
+        self.gate_scale = config.head_gate_scale
         self.projections = nn.ModuleList(nn.Linear(stage.hidden_size, size) for stage in stages)
         self.audio_projection = nn.Linear(config.audio_hidden_size, config.head_audio_dim)
         self.gates = nn.ModuleList(TemporalGate(config) for _ in self.sides)
@@ -193,8 +191,8 @@ class SegmentationHead(nn.Module):
         for scale, gate in enumerate(self.gates):
             visual_gate, audio_gate = gate(maps[scale].mean((2, 3)), audio, frames)
             visual_gates.append(visual_gate)
-            maps[scale] = maps[scale] * (1 + GATE_SCALE * audio_gate[..., None, None])
-        audio = audio * (1 + GATE_SCALE * torch.stack(visual_gates).mean(0))
+            maps[scale] = maps[scale] * (1 + self.gate_scale * audio_gate[..., None, None])
+        audio = audio * (1 + self.gate_scale * torch.stack(visual_gates).mean(0))
         audio_by_scale = []
         for scale, interaction in enumerate(self.interactions):
             maps[scale], aligned = interaction(maps[scale], audio, frames)
