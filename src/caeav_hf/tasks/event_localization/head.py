@@ -1,8 +1,6 @@
 """
-Event localization: when does something happen that is both seen and heard, and what is it?
-
-Two heads on the time means of both streams: `cmbs`, the temporal relation blocks and the background suppression that
-the paper's results use, and `mlp` (Appendix B).
+Heads of event localization, on the token means of both streams: `cmbs`, temporal relation blocks with background
+suppression, which the paper's results use, and `mlp` (Appendix B).
 """
 
 from dataclasses import dataclass
@@ -18,24 +16,21 @@ from ...modeling.frames import FrameLayout
 from ...modeling.temporal import RelationDecoder, RelationEncoder, run_rnn
 
 
-# How far the other stream's gate scales a stream, and the share and number of top moments in the class scores: the
-# authors' constants.
+# The authors' constants: scale of the other stream's gate, and weight and number of top frames in the class scores.
 GATE_SCALE = 0.1
 TOP_SCORE_WEIGHT = 0.3
 TOP_MOMENTS = 4
-
-# Label of padded frames.
 
 
 @dataclass
 class EventLogits:
     """
-    What a head says of a batch of clips.
+    Output of a head.
 
     Attributes:
-        event: (B, T) logits of "something happens in this frame".
-        clip_class: (B, classes) logits of what it is.
-        strongest: (B, classes) the part of `clip_class` from each modality's strongest moments; head `cmbs`.
+        event: (B, T) logits of an event in each frame.
+        clip_class: (B, classes) logits of the event's class.
+        strongest: (B, classes) part of `clip_class` from each modality's highest-scoring frames; head `cmbs`.
         gate: (B, T) product of both streams' gates; head `cmbs` with temporal relations.
         frame_class: (B, T, classes + 1) log-probabilities of each frame, background last; head `mlp`.
     """
@@ -49,8 +44,8 @@ class EventLogits:
 
 class TemporalRelation(nn.Module):
     """
-    Cross-modal relations along time: each stream passes a bidirectional LSTM, reads the other's encoded moments, and
-    is scaled by the other's gate.
+    Cross-modal relations along time: each stream passes a bidirectional LSTM, attends to the other's encoded frames,
+    and is scaled by the other's gate.
 
     Args:
         config: Sizes of the head.
@@ -63,7 +58,7 @@ class TemporalRelation(nn.Module):
         self.visual_projection = nn.Linear(visual_size, config.head_visual_dim)
         self.audio_projection = nn.Linear(audio_size, config.head_audio_dim)
         self.dropout = nn.Dropout(config.branch_dropout)
-        # Both directions together are as wide as the relation blocks for audio, twice as wide for video.
+        # The width of both directions is that of the relation blocks for audio, and twice that for video.
         self.visual_rnn = nn.LSTM(config.head_visual_dim, size, batch_first=True, bidirectional=True)
         self.audio_rnn = nn.LSTM(config.head_audio_dim, size // 2, batch_first=True, bidirectional=True)
         self.visual_encoder = RelationEncoder(config, 2 * size)
@@ -89,7 +84,7 @@ class TemporalRelation(nn.Module):
 
 
 class LinearRelation(nn.Module):
-    """What stands in for the temporal relations in head `cmbs_linear`: each frame alone, a linear map and a ReLU."""
+    """Replaces the temporal relations in head `cmbs_linear` by a linear map and a ReLU of each frame."""
 
     def __init__(self, config: CaeAvConfig, visual_size: int, audio_size: int):
         super().__init__()
@@ -104,15 +99,15 @@ class LinearRelation(nn.Module):
 
 
 def _masked_fill(scores: Tensor, frames: FrameLayout) -> Tensor:
-    """Scores (B, T, C) with padded frames at minus infinity."""
+    """Set scores (B, T, C) of padded frames to minus infinity."""
     return scores if frames.mask is None else scores.masked_fill(~frames.mask[..., None], -torch.inf)
 
 
 def _top_mean(scores: Tensor, frames: FrameLayout) -> Tensor:
-    """Mean of the highest scores along time, at most `TOP_MOMENTS` of the real frames: (B, T, C) -> (B, C)."""
+    """Average the highest scores along time, at most `TOP_MOMENTS` of the real frames: (B, T, C) -> (B, C)."""
     scores, kept = _masked_fill(scores, frames), TOP_MOMENTS
     if torch.compiler.is_exporting():
-        # In a graph the number of frames is not known, so that there are enough of them in any case.
+        # The number of frames is unknown in a graph, so pad to have enough for `topk`.
         scores = F.pad(scores, (0, 0, 0, kept - 1), value=-torch.inf)
     else:
         kept = min(kept, scores.shape[1])
@@ -123,7 +118,7 @@ def _top_mean(scores: Tensor, frames: FrameLayout) -> Tensor:
 
 class CMBSHead(nn.Module):
     """
-    Cross-modal background suppression: is-event logits of each frame, class logits of the clip.
+    Cross-modal background suppression: predicts is-event logits of each frame and class logits of the clip.
 
     Args:
         config: Sizes and number of classes.
@@ -153,8 +148,8 @@ class CMBSHead(nn.Module):
 
     def loss(self, logits: EventLogits, labels: Tensor) -> Tensor:
         """
-        BCE(is-event) + CE(class) + CE(strongest moments) for labels (B, T); background is `num_labels`. With
-        `event_gate_loss_weight` also the BCE of the gates' product, in DG-SCT's code taken as a logit although it lies
+        Return BCE(is-event) + CE(class) + CE(strongest) for labels (B, T); background is `num_labels`. With
+        `event_gate_loss_weight` it adds the BCE of the gates' product, in DG-SCT's code taken as a logit although it lies
         between 0 and 1.
         """
         assert logits.strongest is not None
@@ -174,11 +169,11 @@ class CMBSHead(nn.Module):
 
 class MLPHead(nn.Module):
     """
-    Both streams concatenated, a hidden layer of `head_visual_dim`, and one class a frame, background included
-    (Appendix B). A frame is of its most probable class. The logits of the other head are given too, as sums of the
-    frames' probabilities: of any class but background, and of each class over time.
+    A hidden layer of `head_visual_dim` on both streams, concatenated, and one class per frame, including background
+    (Appendix B). A frame has its most probable class. The logits of the other head are derived from the frames'
+    probabilities: those of any class but background, and those of each class summed over time.
 
-    The authors' code has no rectifier between its two linear maps; the official formulation follows it.
+    The official formulation has no ReLU between the two linear maps, as the authors' code.
     """
 
     def __init__(self, config: CaeAvConfig):
@@ -188,19 +183,19 @@ class MLPHead(nn.Module):
         self.classifier = nn.Linear(config.head_visual_dim, config.num_labels + 1)
 
     def forward(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> EventLogits:
-        """As `CMBSHead.forward`."""
+        """See `CMBSHead.forward`."""
         hidden = self.hidden(torch.cat([visual, audio], dim=-1))
         logits = self.classifier(hidden if self.is_official else F.relu(hidden))
         log_probs = logits.log_softmax(-1)
         return EventLogits(
-            # Its sigmoid is the softmax's probability of anything but background.
+            # The sigmoid of this is the softmax's probability of any class but background.
             event=logits[..., :-1].logsumexp(-1) - logits[..., -1],
             clip_class=_masked_fill(log_probs[..., :-1], frames).logsumexp(1),
             frame_class=log_probs,
         )
 
     def loss(self, logits: EventLogits, labels: Tensor) -> Tensor:
-        """Cross-entropy over the real frames for labels (B, T); background is `num_labels`."""
+        """Return the cross-entropy over real frames for labels (B, T); background is `num_labels`."""
         assert logits.frame_class is not None
         scores = logits.frame_class.float().flatten(0, 1)
         total = F.nll_loss(scores, labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
@@ -209,15 +204,15 @@ class MLPHead(nn.Module):
 
 def event_targets(labels: Tensor, num_labels: int) -> tuple[Tensor, Tensor]:
     """
-    Targets of the background-suppression head.
+    Return the targets of the background-suppression head.
 
     Args:
         labels: (B, T) class of each frame; `num_labels` is background, -100 a padded frame.
         num_labels: Number of classes.
 
     Returns:
-        (B, T) float, 1 where something happens; and (B,) the clip's class, -100 where nothing ever does. A clip has
-        one class; where frames name several, the first counts.
+        (B, T) float, 1 for frames with an event; and (B,) the clip's class, -100 for clips without an event. A clip
+        has one class; if frames have several, the first one is used.
     """
     is_event = (labels != num_labels) & (labels != IGNORED_LABEL)
     first = is_event.int().argmax(1, keepdim=True)

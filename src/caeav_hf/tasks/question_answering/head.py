@@ -1,8 +1,7 @@
 """
-Question answering: where in the picture is what is heard, when does the question need it, and what is the answer?
-
-After Li et al., "Learning to Answer Questions in Dynamic Audio-Visual Scenarios" (CVPR 2022): audio-guided spatial
-grounding, question-guided attention along time, and a match of sound and frame as an auxiliary task.
+Head of question answering, after Li et al., "Learning to Answer Questions in Dynamic Audio-Visual Scenarios" (CVPR
+2022): audio-guided spatial grounding, question-guided attention along time, and matching of sound and frame as an
+auxiliary task.
 """
 
 from dataclasses import dataclass
@@ -23,18 +22,15 @@ from ...modeling.frames import FrameLayout
 from ...modeling.temporal import scan_rnn
 
 
-# Label of a question without a known answer.
-
-
 @dataclass
 class Grounding:
     """
-    A clip's frames as its sound sees them.
+    A clip's frames, pooled by attention from the sound.
 
     Attributes:
-        visual: (B, T, D), each frame, its sounding part stressed.
-        weights: (B, T, L), how much of a frame's stress is on each token; 1 in sum.
-        match: (B, T, 2), logits of "frame and sound are of the same clip", last.
+        visual: (B, T, D) frames with emphasis on their sounding parts.
+        weights: (B, T, L) attention to the tokens of each frame, which sums to 1.
+        match: (B, T, 2) logits that frame and sound come from different clips, or from the same one.
     """
 
     visual: Tensor
@@ -42,18 +38,18 @@ class Grounding:
     match: Tensor
 
     def of_questions(self, clip_index: Tensor) -> "Grounding":
-        """One row a question, of the clip that it is about."""
+        """Return one row per question, given the index of each question's clip."""
         return Grounding(self.visual[clip_index], self.weights[clip_index], self.match[clip_index])
 
 
 @dataclass
 class AnswerLogits:
     """
-    What the head says of a batch of questions.
+    Output of the head.
 
     Attributes:
-        answer: (B, answers).
-        visual_attention, audio_attention: (B, T), when the question looks and listens; 1 in sum.
+        answer: (B, answers) logits.
+        visual_attention, audio_attention: (B, T) attention of the question to frames and sounds, which sums to 1.
     """
 
     answer: Tensor
@@ -62,7 +58,7 @@ class AnswerLogits:
 
 
 class QuestionEncoder(nn.Module):
-    """Words to one vector: embedding, LSTM, and a linear map of its last states."""
+    """Encodes words to one vector: embedding, LSTM, and a linear map of its last states."""
 
     def __init__(self, config: CaeAvConfig, size: int):
         super().__init__()
@@ -72,7 +68,7 @@ class QuestionEncoder(nn.Module):
         self.projection = nn.Linear(2 * size, size)
 
     def forward(self, ids: Tensor, mask: Tensor | None) -> Tensor:
-        """Word ids (B, Q), and which of them are real, always the first ones of a row: (B, D)."""
+        """Encode word ids (B, Q) to (B, D); `mask` (B, Q) is true for real words, the first ones of each row."""
         words = torch.tanh(self.embedding(ids))
         if torch.compiler.is_exporting():
             is_word = None
@@ -80,7 +76,7 @@ class QuestionEncoder(nn.Module):
                 is_word = torch.arange(ids.shape[1], device=ids.device) < mask.sum(1, keepdim=True).clamp_min(1)
             _, hidden, cell = scan_rnn(self.rnn, words, is_word)
         elif mask is None or self.is_official:
-            # The authors' code reads the padding too.
+            # The authors' code also reads the padding.
             _, (hidden, cell) = self.rnn(words)
         else:
             lengths = mask.sum(1).clamp_min(1).cpu()
@@ -89,7 +85,7 @@ class QuestionEncoder(nn.Module):
 
 
 class QuestionAttention(nn.Module):
-    """A question (B, D) attends to moments (B, T, D): what it gathers (B, D), and its weights (B, T)."""
+    """Attention of a question (B, D) to frames or sounds (B, T, D); returns (B, D) and the weights (B, T)."""
 
     def __init__(self, config: CaeAvConfig, size: int):
         super().__init__()
@@ -108,7 +104,8 @@ class QuestionAttention(nn.Module):
 
 class QuestionAnsweringHead(nn.Module):
     """
-    Everything is as wide as the visual tower's last stage, whose tokens the audio is compared with.
+    Head of question answering. Its width is that of the visual tower's last stage, whose tokens are compared with the
+    audio.
 
     Args:
         config: Sizes, number of words and answers.
@@ -133,7 +130,7 @@ class QuestionAnsweringHead(nn.Module):
         return self.audio_output(F.relu(self.audio_hidden(audio)))
 
     def ground(self, visual: Tensor, audio: Tensor) -> Grounding:
-        """Frames' tokens (B, T, L, D) and encoded audio (B, T, D) of the same or of other clips."""
+        """Ground encoded audio (B, T, D) in the tokens (B, T, L, D) of frames of the same or other clips."""
         directions = F.normalize(visual, dim=-1)
         weights = (directions @ F.normalize(audio, dim=-1)[..., None]).squeeze(-1).softmax(-1)
         stressed = (weights[..., None, :] @ directions).squeeze(-2)
@@ -153,17 +150,17 @@ class QuestionAnsweringHead(nn.Module):
     ) -> AnswerLogits:
         """
         Args:
-            grounding: Of the frames, from their tokens after the tower's final norm.
-            audio: (B, T, D), encoded.
+            grounding: Grounding in the frames' tokens after the tower's final norm.
+            audio: (B, T, D), from `encode_audio`.
             question_ids, question_mask: (B, Q).
             frames: Which frames are real.
 
         Raises:
-            CaeAvError: The questions are not of this shape.
+            CaeAvError: The questions have a wrong shape.
         """
         if question_ids.ndim != 2 or question_ids.shape[0] != audio.shape[0]:
             raise CaeAvError(
-                f"`question_ids` must be ({audio.shape[0]}, words), one row a clip, got {tuple(question_ids.shape)}"
+                f"`question_ids` must be ({audio.shape[0]}, words), one row per clip, got {tuple(question_ids.shape)}"
             )
         if question_mask is not None and question_mask.shape != question_ids.shape:
             raise CaeAvError(f"`question_mask` must be {tuple(question_ids.shape)}, got {tuple(question_mask.shape)}")
@@ -176,12 +173,12 @@ class QuestionAnsweringHead(nn.Module):
         return AnswerLogits(self.classifier(torch.tanh(gathered * question)), visual_weights, audio_weights)
 
     def loss(self, logits: AnswerLogits, labels: Tensor) -> Tensor:
-        """Cross-entropy of the answers (B,); -100 where none is known."""
+        """Return the cross-entropy of the answers (B,); -100 for unknown answers."""
         total = F.cross_entropy(logits.answer.float(), labels, ignore_index=IGNORED_LABEL, reduction="sum")
         return batch_mean(total, (labels != IGNORED_LABEL).sum())
 
     def matching_loss(self, match: Tensor, negative_match: Tensor) -> Tensor:
-        """Cross-entropy of telling a clip's own frames from another's: logits (N, 2) and (M, 2) of real frames."""
+        """Return the cross-entropy of matching logits (N, 2) and mismatching logits (M, 2) of real frames."""
         scores = torch.cat([match, negative_match]).float()
         is_own = torch.cat([match.new_ones(len(match)), match.new_zeros(len(negative_match))]).long()
         return batch_mean(F.cross_entropy(scores, is_own, reduction="sum"), len(is_own))

@@ -1,7 +1,7 @@
 """
-Segmentation: which pixels of a frame belong to the objects that sound?
+Head of segmentation, which predicts the pixels of sounding objects.
 
-The tower's stages at four scales, gated along time, meet the audio in TPAVI, and are fused from coarse to fine.
+The visual tower's stages are gated along time, interact with the audio in TPAVI, and are fused from coarse to fine.
 """
 
 from dataclasses import dataclass
@@ -17,21 +17,19 @@ from ...modeling.frames import FrameLayout
 from ...modeling.temporal import RelationEncoder, run_rnn
 
 
-# Where the decoder begins: about a tenth of the pixels belongs to what sounds.
+# Initial logit of the decoder, since about a tenth of the pixels belongs to sounding objects.
 PRIOR_LOGIT = -2.0
-
-# Label of pixels in frames without a mask.
 
 
 @dataclass
 class MaskLogits:
     """
-    What the head says of N frames.
+    Output of the head for N frames.
 
     Attributes:
-        logits: (N, 1, S, S), S the configuration's `mask_size`.
-        maps: One (N, D, H, W) a scale, fine to coarse, after the audio has met them.
-        audio: One (N, D) a scale, the audio as it met them.
+        logits: (N, 1, S, S), where S is the configuration's `mask_size`.
+        maps: One (N, D, H, W) per scale, fine to coarse, after the interaction with the audio.
+        audio: One (N, D) per scale, the projected audio of the interaction.
     """
 
     logits: Tensor
@@ -41,9 +39,9 @@ class MaskLogits:
 
 class TemporalGate(nn.Module):
     """
-    The gates of one scale: how much each frame's picture says for its sound, and its sound for its picture.
+    Gates of one scale, from each frame's picture on its sound and vice versa.
 
-    As in event localization, but only the encoded streams and their gates are used.
+    As in event localization, but without the decoders.
     """
 
     def __init__(self, config: CaeAvConfig):
@@ -71,7 +69,7 @@ class TemporalGate(nn.Module):
 
 
 class ZeroBatchNorm(SharedBatchNorm):
-    """Batch normalisation whose scale begins at zero, so that the branch it ends begins without effect."""
+    """Batch normalisation with an initial scale of zero, so that its branch starts without effect."""
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -83,8 +81,8 @@ class TPAVI(nn.Module):
     Temporal pixel-wise audio-visual interaction (Zhou et al., Audio-Visual Segmentation, ECCV 2022): every pixel of a
     clip attends to the audio of all its frames, by plain dot products divided by their number.
 
-    Without a softmax the products associate: keys meet values first, in a matrix as small as the channels, and no map
-    between all pixels of a clip is ever formed.
+    Without a softmax the products associate: keys are multiplied by values first, a matrix of channels by channels,
+    and no map between all pixels of a clip is ever formed.
     """
 
     def __init__(self, hidden_size: int, audio_size: int):
@@ -102,7 +100,7 @@ class TPAVI(nn.Module):
         """Maps (N, D, H, W) and audio (N, D_a) -> maps, and the audio in their width (N, D)."""
         pixels = maps.permute(0, 2, 3, 1)
         audio = self.audio_projection(audio)
-        # One key a frame, the audio's, stands for all of the frame's pixels, so their values are summed first.
+        # All pixels of a frame share one key, the audio's, so their values are summed first.
         keys = self.key(audio)
         values = self.value(pixels).sum((1, 2))
         products = frames.to_grid(keys).transpose(1, 2) @ frames.to_grid(values)
@@ -114,7 +112,7 @@ class TPAVI(nn.Module):
 
 
 class ResidualConvUnit(nn.Module):
-    """Two 3x3 convolutions between rectifiers, added to the rectified input, as the authors' in-place layers do."""
+    """Two 3x3 convolutions after ReLUs, added to the rectified input, like the authors' in-place layers."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -127,7 +125,7 @@ class ResidualConvUnit(nn.Module):
 
 
 class FusionBlock(nn.Module):
-    """Adds a finer map to what comes from the coarser ones and doubles its size."""
+    """Adds a finer map to the fused coarser ones and doubles the size."""
 
     def __init__(self, channels: int, is_coarsest: bool):
         super().__init__()
@@ -141,7 +139,7 @@ class FusionBlock(nn.Module):
 
 
 class MaskClassifier(nn.Conv2d):
-    """A convolution whose bias begins at `PRIOR_LOGIT`."""
+    """A convolution whose bias is initialised to `PRIOR_LOGIT`."""
 
     def reset_parameters(self) -> None:
         super().reset_parameters()
@@ -151,6 +149,8 @@ class MaskClassifier(nn.Conv2d):
 
 class SegmentationHead(nn.Module):
     """
+    Decoder of masks.
+
     Args:
         config: Sizes of the head and of the towers.
     """
@@ -158,7 +158,7 @@ class SegmentationHead(nn.Module):
     def __init__(self, config: CaeAvConfig):
         super().__init__()
         size, stages = config.head_hidden_size, config.visual_stages
-        # Fine to coarse: a quarter of the mask's side for the first stage, then halved stage by stage.
+        # Fine to coarse: a quarter of the mask's side for the first stage, and half as much for each later one.
         self.sides = [config.mask_size // 4 // 2**stage for stage in range(len(stages))]
         self.grids = [stage.grid for stage in stages]
         self.gate_scale = config.head_gate_scale
@@ -177,13 +177,13 @@ class SegmentationHead(nn.Module):
     def forward(self, feature_maps: tuple[Tensor, ...], audio: Tensor, frames: FrameLayout) -> MaskLogits:
         """
         Args:
-            feature_maps: One (N, L, C) a stage of the visual tower, before CASE, the last after the final norm.
+            feature_maps: One (N, L, C) per stage of the visual tower, see `visual_feature_maps`.
             audio: (N, C_a), mean over the audio tokens after CASE.
             frames: Which clips the N frames belong to.
         """
         maps = []
         for tokens, projection, grid, side in zip(feature_maps, self.projections, self.grids, self.sides, strict=True):
-            patches = tokens[:, -grid[0] * grid[1] :]  # without a class token
+            patches = tokens[:, -grid[0] * grid[1] :]  # Without prefix tokens.
             image = projection(patches).unflatten(1, grid).permute(0, 3, 1, 2)
             maps.append(F.interpolate(image, size=(side, side), mode="bicubic", align_corners=False))
         audio = self.audio_projection(audio)
@@ -206,10 +206,10 @@ class SegmentationHead(nn.Module):
 
     def loss(self, output: MaskLogits, labels: Tensor) -> Tensor:
         """
-        Mean binary cross-entropy over the pixels of the frames that have a mask.
+        Return the mean binary cross-entropy over the pixels of frames that have a mask.
 
         Args:
-            output: Of N frames.
+            output: Output for N frames.
             labels: (N, S, S), 1 for sounding objects, 0 for the rest, -100 in frames without a mask.
         """
         has_mask = labels.flatten(1)[:, 0] != IGNORED_LABEL
@@ -219,8 +219,8 @@ class SegmentationHead(nn.Module):
 
     def matching_loss(self, output: MaskLogits) -> Tensor:
         """
-        Divergence between the audio and what the predicted masks cover, mean over frames and scales: the audio-mask
-        matching term of Zhou et al. for several sources.
+        Return the divergence between the audio and the masked maps, averaged over frames and scales: the audio-mask
+        matching loss of Zhou et al. for several sources.
         """
         losses = []
         probs = output.logits.sigmoid()

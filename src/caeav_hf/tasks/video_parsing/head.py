@@ -1,11 +1,11 @@
 """
-Video parsing: what is heard, what is seen, and when, learned from labels of whole clips.
+Head of video parsing, which predicts what is heard and seen, and when, from labels of whole clips.
 
 Class-token grouping after Mo and Tian, "Multi-modal Grouping Network for Weakly-Supervised Audio-Visual Video
-Parsing" (NeurIPS 2022): one token a class in each modality gathers the frames that are about it. In the paper's
+Parsing" (NeurIPS 2022): in each modality, one token per class gathers the frames of the class. In the paper's
 formulation the groups are then compared with each frame, and a clip's probability is pooled from its frames' by
 attention, after Tian, Li and Xu, "Unified Multisensory Perception: Weakly-Supervised Audio-Visual Video Parsing"
-(ECCV 2020). The authors' code takes a clip's probability from the group alone, and a frame's is never below it.
+(ECCV 2020). In the authors' code a clip's probability depends only on the group, and its frames' are at least as high.
 """
 
 from dataclasses import dataclass
@@ -21,21 +21,21 @@ from ...modeling.collectives import batch_mean
 from ...modeling.frames import FrameLayout
 
 
-# Hidden widths over the channels: of the mix between tokens, and of every other feed-forward; the authors' constants.
+# The authors' constants: ratios of hidden widths to channels, of the token mixer and of all other feed-forwards.
 TOKEN_MLP_RATIO, CHANNEL_MLP_RATIO = 0.5, 4
-# By what scores may differ, relative to the best one, and still be equal.
+# Relative difference from the best score up to which scores are equal.
 ROUNDING = 1e-6
 
 
 @dataclass
 class ParsingLogits:
     """
-    What the head says of a batch of clips.
+    Output of the head.
 
     Attributes:
-        event, audio, visual: (B, C) logits of "the class is in the clip", in either modality, heard, seen.
+        event, audio, visual: (B, C) logits that a class occurs in the clip, is heard, is seen.
         audio_frames, visual_frames: (B, T, C) probabilities of a class in a frame; 0 in padded frames.
-        audio_classes, visual_classes: (C, C) class logits of the class tokens themselves.
+        audio_classes, visual_classes: (C, C) class logits of the class tokens.
     """
 
     event: Tensor
@@ -63,7 +63,7 @@ class TokenMixer(FeedForward):
     """
     A feed-forward between tokens, the same for every channel: (B, N, D) -> (B, N, D).
 
-    Its weights belong to `num_tokens` places. Fewer tokens take the first places; more begin again with the first.
+    It has weights for `num_tokens` positions. Fewer tokens use the first ones; more tokens repeat them cyclically.
     """
 
     def __init__(self, num_tokens: int, hidden_features: int):
@@ -86,7 +86,7 @@ class SelfAttentionLayer(nn.Module):
         self.attention = MultiHeadAttention(config, size, config.head_num_heads)
         self.feed_forward_norm = nn.LayerNorm(size)
         self.feed_forward = FeedForward(size, CHANNEL_MLP_RATIO * size)
-        from timm.layers import DropPath  # only here, since timm takes a second to load
+        from timm.layers import DropPath  # Imported here, since timm takes a second to load.
 
         self.drop_path = DropPath(float(config.head_dropout))
 
@@ -97,7 +97,7 @@ class SelfAttentionLayer(nn.Module):
 
 
 class CrossAttentionLayer(nn.Module):
-    """Queries (B, Q, D) attend to states (B, L, D), which are normalised already; feed-forward; norm."""
+    """Attention of queries (B, Q, D) to normalised states (B, L, D), a feed-forward, and a norm."""
 
     def __init__(self, config: CaeAvConfig):
         super().__init__()
@@ -114,12 +114,12 @@ class CrossAttentionLayer(nn.Module):
 
 class Grouping(nn.Module):
     """
-    States are divided between group tokens, and each group gathers its share.
+    Assigns states to group tokens, which gather their shares.
 
     Args:
         config: Sizes of the head.
-        num_groups: Group tokens.
-        is_hard: Whether a state belongs to one group, with straight-through gradients, or to each in part.
+        num_groups: Number of group tokens.
+        is_hard: Whether a state belongs to one group, with straight-through gradients, or partly to each.
     """
 
     def __init__(self, config: CaeAvConfig, num_groups: int, is_hard: bool = False):
@@ -145,7 +145,7 @@ class Grouping(nn.Module):
         Args:
             states: (B, L, D).
             tokens: (B, G, D).
-            state_mask, token_mask: (B, L) and (B, G), true for what is real; `None` when all is.
+            state_mask, token_mask: (B, L) and (B, G), true for real ones; `None` if all are.
 
         Returns:
             The groups (B, G, D), and the assignment (B, G, L): the shares of each state, which sum to 1 over groups.
@@ -162,7 +162,7 @@ class Grouping(nn.Module):
         assignment = self._assign(scores)
         if state_mask is not None:
             assignment = assignment * state_mask[:, None]
-        # The authors' constant: a group's shares weigh their sum plus one.
+        # As in the authors' code, a group's shares are divided by their sum plus one.
         weights = assignment / (assignment.sum(-1, keepdim=True) + 1)
         groups = tokens + self.output(weights @ self.value(states))
         return groups + self.feed_forward(self.group_norm(groups)), assignment
@@ -172,14 +172,14 @@ class Grouping(nn.Module):
             return scores.softmax(1)
         if self.training:
             return F.gumbel_softmax(scores, hard=True, dim=1)
-        # Groups beyond `num_groups` repeat the places of the first ones and with them their scores, but for rounding.
+        # Groups beyond `num_groups` repeat the positions of the first ones, and their scores up to rounding.
         best = scores.amax(1, keepdim=True)
         is_best = scores >= best - ROUNDING * best.abs().clamp_min(1)
         return torch.zeros_like(scores).scatter(1, is_best.int().argmax(1, keepdim=True), 1.0)
 
 
 class ClassGrouping(nn.Module):
-    """Class tokens read a modality in a few layers and then gather its frames."""
+    """Grouping by class tokens, which first attend to a modality in a few layers."""
 
     def __init__(self, config: CaeAvConfig, depth: int):
         super().__init__()
@@ -187,7 +187,7 @@ class ClassGrouping(nn.Module):
         self.grouping = Grouping(config, config.num_labels)
 
     def read(self, states: Tensor, tokens: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """States (B, L, D) and tokens (B, C, D) after attending to each other."""
+        """Let states (B, L, D) and tokens (B, C, D) attend to each other."""
         length, joined = states.shape[1], torch.cat([states, tokens], dim=1)
         if mask is not None:
             mask = F.pad(mask, (0, tokens.shape[1]), value=True)[:, None, None]
@@ -196,7 +196,7 @@ class ClassGrouping(nn.Module):
         return joined[:, :length], joined[:, length:]
 
     def forward(self, states: Tensor, tokens: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Groups (B, C, D) and assignment (B, C, L) of states (B, L, D) with mask (B, L)."""
+        """Return groups (B, C, D) and assignment (B, C, L) of states (B, L, D) with mask (B, L)."""
         return self.grouping(*self.read(states, tokens, mask), mask)
 
 
@@ -204,8 +204,8 @@ class AudioClassGrouping(ClassGrouping):
     """
     Class grouping of the audio, which also attends to the video.
 
-    In the paper's formulation the audio's frames first attend to the visual ones. The authors' code divides the
-    audio's frames, each to one visual frame, and goes on with the visual frames in their place.
+    In the paper's formulation the audio's frames first attend to the visual ones. The authors' code assigns each audio
+    frame to a visual frame, and then uses the visual frames in their place.
     """
 
     def __init__(self, config: CaeAvConfig, depth: int):
@@ -232,8 +232,8 @@ class AudioClassGrouping(ClassGrouping):
 
 class FrameEvidence(nn.Module):
     """
-    When a class is there: its group is compared with each frame, and the clip's probability is the mean of the frames'
-    by weights that the group puts on them.
+    Probabilities of a class in each frame, by comparison with the class's group, and in the clip, the mean over frames
+    weighted by the group's attention.
     """
 
     def __init__(self, config: CaeAvConfig):
@@ -260,6 +260,8 @@ class FrameEvidence(nn.Module):
 
 class VideoParsingHead(nn.Module):
     """
+    Head of video parsing.
+
     Args:
         config: Sizes, number of classes, and whether there are 3D features.
     """
@@ -291,7 +293,7 @@ class VideoParsingHead(nn.Module):
         self.token_classifier = nn.Linear(size, config.num_labels)
 
     def reset_parameters(self) -> None:
-        # Tokens that are alike stay alike: nothing else tells one class from another.
+        # Random, since equal tokens would stay equal: nothing else distinguishes classes.
         nn.init.trunc_normal_(self.audio_tokens, std=0.02)
         nn.init.trunc_normal_(self.visual_tokens, std=0.02)
 
@@ -302,10 +304,10 @@ class VideoParsingHead(nn.Module):
         Args:
             visual, audio: (B, T, C_v) and (B, T, C_a), means over tokens.
             frames: Which frames are real.
-            visual_3d: (B, T, C_3d) ready 3D features, where the configuration has them.
+            visual_3d: (B, T, C_3d) precomputed 3D features, if the configuration has them.
 
         Raises:
-            CaeAvError: 3D features are missing, not expected, or of another size.
+            CaeAvError: 3D features are missing, unexpected, or have a wrong size.
         """
         visual, audio = self._fuse(self.visual_projection(visual), visual_3d), self.audio_projection(audio)
         mask = frames.mask
@@ -345,11 +347,11 @@ class VideoParsingHead(nn.Module):
 
     def loss(self, logits: ParsingLogits, labels: Tensor) -> Tensor:
         """
-        Weakly supervised: cross-entropies of what is in the clip, and of the class tokens.
+        Return the weakly supervised loss: cross-entropies of the clip's classes, and of the class tokens.
 
         Args:
-            logits: Of a batch.
-            labels: (B, C), 1 for the classes that are in the clip, heard or seen or both.
+            logits: Output of the head.
+            labels: (B, C), 1 for classes that are heard or seen in the clip.
         """
         labels = labels.float()
 
@@ -362,7 +364,7 @@ class VideoParsingHead(nn.Module):
             (logits.audio, self.audio_label_smoothing),
             (logits.visual, self.visual_label_smoothing),
         ):
-            # A class of the clip need not be both heard and seen.
+            # Smoothed, since a class of the clip need not be both heard and seen.
             target = labels * smoothing + (1 - smoothing) / 2
             loss = loss + mean_cross_entropy(scores, target)
         for scores in (logits.audio_classes, logits.visual_classes):
@@ -372,8 +374,8 @@ class VideoParsingHead(nn.Module):
 
 def _spread_over_frames(logits: Tensor, assignment: Tensor, mask: Tensor | None) -> Tensor:
     """
-    What the authors' code takes for probabilities of a class in each frame, (B, T, C): its probability in the clip,
-    from logits (B, C), and as much again of it as a softmax over time leaves of its shares of the frames (B, C, T).
+    Return the authors' "probabilities" of a class in each frame, (B, T, C): its probability in the clip, from logits
+    (B, C), times one plus the softmax over time of its shares of the frames (B, C, T).
     """
     shares = assignment.float()
     if mask is not None:
