@@ -214,5 +214,5 @@ def test_a_name_that_the_hub_does_not_have(monkeypatch):
         raise LocalEntryNotFoundError("there is no such thing")
 
     monkeypatch.setattr("caeav_hf.data.shards.snapshot_download", refuse)
-    with pytest.raises(DataError, match="somebody/nothing: is no folder"):
+    with pytest.raises(DataError, match="somebody/nothing: is not a folder"):
         CaeAvDataset("somebody/nothing", None, split="test")

@@ -22,7 +22,7 @@ _PREEMPHASIS = 0.97
 
 class CaeAvFeatureExtractor(SequenceFeatureExtractor):
     r"""
-    Cuts mono waveforms into segments and turns every segment into a log-mel spectrogram.
+    Cuts mono waveforms into segments and converts each segment to a log-mel spectrogram.
 
     Each segment is repeated until it fills `tile_seconds` (HTS-AT listens to ten seconds). Its spectrogram is the
     power of a short-time Fourier transform with a periodic Hann window, centred with reflection, through Slaney mel
@@ -36,14 +36,14 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
 
     Args:
         feature_size (`int`, defaults to 64): Mel bands.
-        sampling_rate (`int`, defaults to 32000): Samples a second that a waveform must have.
+        sampling_rate (`int`, defaults to 32000): Required sampling rate of waveforms in Hz.
         padding_value (`float`, defaults to 0.0): Value of the features of padded segments.
         fft_window_size (`int`, defaults to 1024): Samples of an analysis window.
         hop_length (`int`, defaults to 320): Samples between analysis windows.
         frequency_min (`float`, defaults to 50): Lower edge of the mel filters in Hz.
         frequency_max (`float`, defaults to 14000): Upper edge of the mel filters in Hz.
-        segment_seconds (`float`, defaults to 1.0): Seconds of a segment.
-        tile_seconds (`float`, defaults to 10): Seconds that a segment is repeated to; not with `"kaldi"`.
+        segment_seconds (`float`, defaults to 1.0): Length of a segment in seconds.
+        tile_seconds (`float`, defaults to 10): Length in seconds to which a segment is repeated; not with `"kaldi"`.
         tile_padding (`str`, defaults to `"repeat"`): How: `"repeat"` cuts the last repetition, `"repeatpad"` adds
             silence after the last whole one, `"pad"` adds silence to the segment itself.
         mel_scale (`str`, defaults to `"slaney"`): `"slaney"` or `"kaldi"`, as above, or `"htk"`: HTK mel filters,
@@ -76,7 +76,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         **kwargs: Any,
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
-        # Filters may end above half the rate, as those of a public HTS-AT at 16 kHz do: no band there hears anything.
+        # Filters may end above the Nyquist frequency, as in a public HTS-AT at 16 kHz; bands there stay empty.
         if not 0 <= frequency_min < min(frequency_max, sampling_rate / 2) or frequency_max > sampling_rate:
             raise CaeAvError(
                 "`frequency_min` and `frequency_max` must satisfy 0 <= frequency_min < frequency_max <= sampling_rate "
@@ -117,7 +117,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
                 f"`segment_seconds` must hold a window of {fft_window_size} samples, got {segment_seconds} at "
                 f"{sampling_rate} Hz"
             )
-        # `to_dict` of the base class knows this name and leaves it out of what is saved.
+        # `to_dict` of the base class does not save an attribute of this name.
         with warnings.catch_warnings():
             # Kaldi's narrow bands at low frequencies may lie between two bins; they are silent there too.
             warnings.filterwarnings("ignore", "At least one mel filter has all zero values")
@@ -159,8 +159,9 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         """
         Args:
             audio: One waveform (samples,), mono, as array or tensor of floats in [-1, 1], or a list of them.
-            sampling_rate: Samples a second of the waveforms. Must be that of the extractor; nothing is resampled here.
-            num_segments: Most segments of a clip; what comes later is left out. None keeps all.
+            sampling_rate: Sampling rate of the waveforms in Hz. Must be that of the extractor, which does not
+                resample.
+            num_segments: Maximum number of segments of a clip; None keeps all.
             return_tensors: `"pt"` or `"np"`.
 
         Returns:
@@ -170,7 +171,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
             [`~media.segments.count_segments`]).
 
         Raises:
-            CaeAvError: A waveform is not mono, empty, of integers or not finite, or the rate is missing or another.
+            CaeAvError: A waveform is not mono, empty, of integers or not finite, or the rate is missing or wrong.
         """
         if sampling_rate is None:
             raise CaeAvError(f"`sampling_rate` of the waveforms must be given; expected {self.sampling_rate}")

@@ -1,5 +1,5 @@
 """
-The tokenizer of the questions: one id a word.
+Tokenizer of questions, with one id per word.
 
 A question becomes its words in lower case; everything that is neither a letter, a digit nor an underscore divides
 words and is dropped. A slot value such as `acoustic_guitar` is one word.

@@ -24,8 +24,8 @@ def _cleaning() -> Callable[[str], str]:
 
 def clean_caption(text: str) -> str:
     """
-    A caption as open_clip cleans it: wrongly decoded characters repaired and HTML entities resolved (ftfy, html), runs
-    of white space made one space, lower case.
+    Clean a caption like open_clip: repair wrongly decoded characters and HTML entities (ftfy, html), collapse white
+    space, and convert to lower case.
     """
     return _cleaning()(text)
 
@@ -44,7 +44,7 @@ def build_clip_tokenizer(vocab_size: int = _FULL_VOCAB_SIZE, context_length: int
     Args:
         vocab_size: Ids in all: 512 symbols for bytes, the most frequent merges, and the two special tokens, which come
             last. 49408 is CLIP's own vocabulary; a smaller one cuts words into more tokens.
-        context_length: Most ids of a caption, special tokens included.
+        context_length: Maximum number of ids of a caption, including special tokens.
 
     Raises:
         CaeAvError: An argument is out of range.

@@ -1,4 +1,4 @@
-"""Frames of a clip as Swin-V2 wants them: resized, rescaled, normalised, and batched with a mask."""
+"""Video processor, which resizes, rescales and normalises the frames of clips and batches them with a mask."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ class CaeAvVideoProcessor(BaseVideoProcessor):
     Clips of a batch may differ in T, H and W. It returns `pixel_values_videos` (B, T, 3, size, size) float32 and
     `frame_mask` (B, T) bool, True where a frame is real; T is that of the longest clip, padded frames are zero.
 
-    The frames are taken as they come: choosing them is what [`~media.clip.load_clip`] does.
+    All frames are processed; [`~media.clip.load_clip`] selects them.
 
     Raises:
         CaeAvError: A clip is empty or a file, has another shape, or holds floats although it is to be rescaled.
@@ -64,7 +64,7 @@ class CaeAvVideoProcessor(BaseVideoProcessor):
             if ChannelDimension(layout) == ChannelDimension.LAST:
                 video = video.permute(0, 3, 1, 2)
                 if video.shape[2:] == (self.size["height"], self.size["width"]):
-                    # Not to be resized: copied as bytes, lest it is copied as floats.
+                    # Without resizing, copy to channels-first as bytes rather than later as floats.
                     video = video.contiguous()
             prepared.append(video if device is None else video.to(device))
         return prepared
@@ -81,7 +81,7 @@ class CaeAvVideoProcessor(BaseVideoProcessor):
         for index, video in enumerate(videos):
             if do_rescale and video.dtype != torch.uint8:
                 raise CaeAvError(f"clip {index} holds {video.dtype}; expected uint8 values from 0 to 255")
-        # Unpadded first: clips of different lengths cannot be one tensor.
+        # Process clips before padding, since clips of different lengths cannot be stacked.
         clips = super()._preprocess(videos, do_rescale=do_rescale, return_tensors=None, **kwargs)
         clips = clips["pixel_values_videos"]
         lengths = torch.tensor([len(clip) for clip in clips])

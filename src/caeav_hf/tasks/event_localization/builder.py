@@ -1,5 +1,5 @@
 """
-The builder of AVE: audio-visual event localization in clips of ten seconds.
+Builder of AVE: audio-visual event localization in clips of ten seconds.
 
 Files as published: `trainSet.txt`, `valSet.txt`, `testSet.txt` (and `Annotations.txt`, which holds all of them below a
 header), one line `Category&VideoID&Quality&StartTime&EndTime` an annotated clip, and `<VideoID>.mp4`. The clips are of
@@ -61,7 +61,7 @@ class AveConfig(ClipBuilderConfig):
 class AveBuilder(ClipBuilder):
     """
     AVE, 28 classes and background, or another set in its layout whose names `categories.txt` in the annotation folder
-    lists, one a line, in the order of the labels.
+    lists, one per line, in the order of the labels.
 
     The published files have peculiarities, which are kept and counted in the report: videos annotated with several
     categories (one row each), videos in several splits, and an event of no length (all of its segments are
@@ -103,7 +103,7 @@ def read_categories(annotations: Path) -> tuple[str, ...]:
 
 def read_annotations(path: Path, categories: tuple[str, ...], report: BuildReport) -> list[AveAnnotation]:
     """
-    Reads an annotation file; a header is passed over.
+    Read an annotation file, with or without a header.
 
     Raises:
         DataError: A line is not of the form above, names an unknown category or no possible file name, has times that
@@ -139,7 +139,7 @@ def read_annotations(path: Path, categories: tuple[str, ...], report: BuildRepor
 
 def read_clip_times(paths: Sequence[str], report: BuildReport) -> dict[str, tuple[float, float]]:
     """
-    Reads files of AudioSet's segments: the seconds of each video that are its clip.
+    Read AudioSet's segment files and return the seconds of each video's clip.
 
     Raises:
         DataError: A line is not of the form above, or a video has other seconds already. The message begins with the

@@ -148,9 +148,10 @@ class CMBSHead(nn.Module):
 
     def loss(self, logits: EventLogits, labels: Tensor) -> Tensor:
         """
-        Return BCE(is-event) + CE(class) + CE(strongest) for labels (B, T); background is `num_labels`. With
-        `event_gate_loss_weight` it adds the BCE of the gates' product, in DG-SCT's code taken as a logit although it lies
-        between 0 and 1.
+        Return BCE(is-event) + CE(class) + CE(strongest) for labels (B, T); background is `num_labels`.
+
+        `event_gate_loss_weight` adds the BCE of the gates' product, which DG-SCT's code takes as a logit although it
+        lies between 0 and 1.
         """
         assert logits.strongest is not None
         is_event, clip_class = event_targets(labels, logits.clip_class.shape[1])

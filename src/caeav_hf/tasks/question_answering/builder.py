@@ -1,5 +1,5 @@
 """
-The builder of MUSIC-AVQA: questions about the sights and sounds of music videos of a minute.
+Builder of MUSIC-AVQA: questions about the sights and sounds of music videos of one minute.
 
 Files as published: `avqa-train.json`, `avqa-val.json`, `avqa-test.json`, each a list of objects
 
@@ -60,7 +60,7 @@ class Question(NamedTuple):
 class MusicAvqaBuilder(ClipBuilder):
     """
     MUSIC-AVQA, 42 answers, or another set in its layout whose answers `answers.txt` in the annotation folder lists,
-    one a line, in the order of the labels. One row a question.
+    one per line, in the order of the labels. Each question is a row.
 
     A split whose file is missing is left out and named in the report, as long as there is one. Questions that are
     marked as deleted are kept, as the authors' own loader does (the published files mark none), and counted; so are
@@ -101,7 +101,7 @@ def read_answers(annotations: Path) -> tuple[str, ...]:
 
 def read_questions(path: Path, answers: tuple[str, ...], report: BuildReport | None = None) -> list[Question]:
     """
-    Reads an annotation file.
+    Read an annotation file.
 
     Raises:
         DataError: It is no JSON list of questions of the form above, a type or an answer is unknown, or there are not
@@ -175,7 +175,7 @@ def _read_values(text: str, where: str) -> list[str]:
 
 
 def _filled(content: str, values: list[str], where: str) -> str:
-    """The question with its slots filled in order."""
+    """Return the question with its slots filled in order."""
     slots = _SLOT.findall(content)
     if len(slots) != len(values):
         raise DataError(f"{where}: expected a value for each of the {len(slots)} slots of {content!r}, got {values}")

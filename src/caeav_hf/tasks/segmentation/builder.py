@@ -1,5 +1,5 @@
 """
-The builder of AVSBench: audio-visual segmentation in clips of five seconds, with one source (S4) or several (MS3).
+Builder of AVSBench: audio-visual segmentation in clips of five seconds, with one source (S4) or several (MS3).
 
 Files as published, with a mask and a frame for each second (in S4's training split a mask for the first alone):
 
@@ -140,7 +140,7 @@ class AvsBenchBuilder(ClipBuilder):
         return Checked(left, files, tuple(notes), tuple(losses))
 
     def _find(self, query: Query, reason: str) -> str:
-        """The best file that fits; raises an [`UnusableError`] if there is none."""
+        """Return the best matching file; raises an [`UnusableError`] if there is none."""
         for match in self.media.find(query):
             return match.file
         raise UnusableError(reason, query.expected)
@@ -169,7 +169,7 @@ class AvsBenchBuilder(ClipBuilder):
 
 def read_meta_data(path: Path, setting: str, report: BuildReport) -> list[AvsBenchAnnotation]:
     """
-    Reads a csv file; columns are found by the names in its header, and those that are not needed do not matter.
+    Read a csv file, whose columns are found by the names in its header; other columns are ignored.
 
     Raises:
         DataError: A column is missing, a line lacks a value, names no possible file or an unknown split, or is there

@@ -1,5 +1,5 @@
 """
-The scores of audio-visual segmentation, as defined for AVSBench: J, the overlap of masks, and F, the maximum F-measure
+Scores of audio-visual segmentation, as defined for AVSBench: J, the overlap of masks, and F, the maximum F-measure
 over thresholds.
 
 - J is the mean over frames of the intersection over the union of the target with what is predicted with a probability
@@ -62,7 +62,7 @@ Returns:
 @dataclass(frozen=True)
 class SegmentationSums:
     """
-    What the scores are made of, of some clips; `a + b` is that of both.
+    Sums from which the scores over some clips are computed; add them to combine clips.
 
     Args:
         j: Sum over frames of their J.
@@ -110,15 +110,15 @@ class SegmentationSums:
 
 def clip_sums(outputs: Any, inputs: Mapping[str, Any]) -> list[SegmentationSums]:
     """
-    Return the sums of each clip of a batch, from the output of the model and its inputs with `labels`; never the
-    masks, which for a whole split would fill memory.
+    Return the sums of each clip of a batch, from the output of the model and its inputs with `labels`. The masks of a
+    whole split would not fit into memory.
     """
     return [segmentation_sums(*clip) for clip in zip(outputs.logits, inputs["labels"], strict=True)]
 
 
 def segmentation_scores(mask_logits: Any, masks: Any) -> dict[str, float | None]:
     """
-    J over frames, F over clips.
+    Return J over frames and F over clips.
 
     Args:
         mask_logits: (T, H, W) array or tensor of logits, the frames of one clip, or (B, T, H, W), those of B clips.
@@ -138,7 +138,7 @@ def segmentation_scores(mask_logits: Any, masks: Any) -> dict[str, float | None]
 
 def segmentation_sums(mask_logits: Any, masks: Any) -> SegmentationSums:
     """
-    The sums that the scores are made of, for adding up over batches of whole clips.
+    Return the sums from which the scores are computed, to be added over batches of whole clips.
 
     Args:
         mask_logits, masks: As for [`segmentation_scores`]; here no frame need count.
@@ -203,7 +203,7 @@ class SegmentationScores(evaluate.Metric):
         )
 
     def add_batch(self, *, mask_logits: Any, masks: Any, **kwargs: Any) -> None:
-        """Adds a batch of clips, as [`segmentation_scores`] takes them."""
+        """Add a batch of clips, see [`segmentation_scores`]."""
         sums = segmentation_sums(mask_logits, masks)
         super().add_batch(
             j=[sums.j],
@@ -216,11 +216,11 @@ class SegmentationScores(evaluate.Metric):
         )
 
     def add(self, *, mask_logits: Any, masks: Any, **kwargs: Any) -> None:
-        """Adds one clip, (T, H, W): the same as a batch."""
+        """Add one clip, (T, H, W)."""
         self.add_batch(mask_logits=mask_logits, masks=masks, **kwargs)
 
     def compute(self, *, mask_logits: Any = None, masks: Any = None, **kwargs: Any) -> dict[str, Any] | None:
-        """Scores of all batches so far, and of this one if it is given."""
+        """Return the scores of all batches so far, including this one if given."""
         if mask_logits is not None or masks is not None:
             self.add_batch(mask_logits=mask_logits, masks=masks)
         return super().compute(**kwargs)

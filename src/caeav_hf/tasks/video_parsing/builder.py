@@ -1,5 +1,5 @@
 """
-The builder of LLP (Look, Listen and Parse): audio-visual video parsing of clips of ten seconds.
+Builder of LLP (Look, Listen and Parse): audio-visual video parsing of clips of ten seconds.
 
 Files as published, with tabs between their columns and a header:
 
@@ -80,7 +80,7 @@ class LlpConfig(ClipBuilderConfig):
 
 class LlpBuilder(ClipBuilder):
     """
-    LLP, 25 classes, or another set in its layout whose names `categories.txt` in the annotation folder lists, one a
+    LLP, 25 classes, or another set in its layout whose names `categories.txt` in the annotation folder lists, one per
     line, in the order of the labels.
 
     In the caption file a clip is called `<VideoID>_<start>_<end>`, or as its media file, without the suffix. Training
@@ -160,7 +160,7 @@ def read_categories(annotations: Path) -> tuple[str, ...]:
 
 def read_clips(path: Path, categories: Sequence[str], report: BuildReport) -> list[LlpClip]:
     """
-    Reads the clips of a split. A class that a line lists twice is noted in the report.
+    Read the clips of a split. A class that a line lists twice is noted in the report.
 
     Raises:
         DataError: A line is not of the form above, names an unknown class or no clip, or a clip that is there already.
@@ -182,7 +182,8 @@ def read_clips(path: Path, categories: Sequence[str], report: BuildReport) -> li
 
 def read_events(path: Path, categories: Sequence[str], report: BuildReport) -> list[LlpEvent]:
     """
-    Reads what is heard, or seen. Any name of a clip is taken as it is, and an event may end before it begins.
+    Read the events that are heard, or seen. Any name of a clip is taken as it is, and an event may end before it
+    begins.
 
     Raises:
         DataError: A line is not of the form above, names an unknown class, or has times that are not whole seconds of
@@ -202,7 +203,7 @@ def read_events(path: Path, categories: Sequence[str], report: BuildReport) -> l
 
 
 def _read_table(path: Path, header: tuple[str, ...], report: BuildReport) -> list[tuple[int, list[str]]]:
-    """The lines below the header, with their numbers, in columns."""
+    """Return the lines below the header, with their numbers, split into columns."""
     lines = [(number, [cell.strip() for cell in line.split("\t")]) for number, line in read_lines(path, report)]
     columns = ", ".join(header)
     if not lines or tuple(lines[0][1]) != header:

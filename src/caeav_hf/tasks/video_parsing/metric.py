@@ -1,6 +1,5 @@
 """
-The scores of audio-visual video parsing, as defined for LLP: F-scores of what is heard, what is seen, and what is both
-at once.
+Scores of audio-visual video parsing, as defined for LLP: F-scores of what is heard, what is seen, and what is both.
 
 A clip's prediction and target say for each class and each segment whether it is heard (audio), whether it is seen
 (visual), and, as the product of the two, whether it is both (audio-visual). From the numbers of true positives, false
@@ -56,7 +55,7 @@ Returns:
 @dataclass(frozen=True)
 class VideoParsingSums:
     """
-    What the scores are made of, of some clips; `a + b` is that of both.
+    Sums from which the scores over some clips are computed; add them to combine clips.
 
     Args:
         f: (2, 5) float64, sum over clips of their F1: rows as `LEVELS`, columns as `KINDS`.
@@ -100,7 +99,7 @@ def video_parsing_scores(
     pred_audio: Any, pred_visual: Any, target_audio: Any, target_visual: Any
 ) -> dict[str, dict[str, float]]:
     """
-    The scores of all clips.
+    Return the scores over all clips.
 
     Args:
         pred_audio, pred_visual: (N, C, T) arrays or tensors: 1 or True where a class is predicted to be heard, or
@@ -120,7 +119,7 @@ def video_parsing_scores(
 
 def video_parsing_sums(pred_audio: Any, pred_visual: Any, target_audio: Any, target_visual: Any) -> VideoParsingSums:
     """
-    The sums over clips that the scores are made of, for adding up over batches.
+    Return the sums over clips from which the scores are computed, to be added over batches.
 
     Args:
         pred_audio, pred_visual, target_audio, target_visual: As for [`video_parsing_scores`]; here no segment need
@@ -173,12 +172,12 @@ class VideoParsingScores(evaluate.Metric):
     def add_batch(
         self, *, pred_audio: Any, pred_visual: Any, target_audio: Any, target_visual: Any, **kwargs: Any
     ) -> None:
-        """Adds a batch of clips, (B, C, T) each."""
+        """Add a batch of clips, (B, C, T) each."""
         sums = video_parsing_sums(pred_audio, pred_visual, target_audio, target_visual)
         super().add_batch(f=[sums.f.flatten().tolist()], clips=[sums.clips], **kwargs)
 
     def add(self, *, pred_audio: Any, pred_visual: Any, target_audio: Any, target_visual: Any, **kwargs: Any) -> None:
-        """Adds one clip, (C, T) each."""
+        """Add one clip, (C, T) each."""
         clip = (_to_numpy(values)[None] for values in (pred_audio, pred_visual, target_audio, target_visual))
         names = ("pred_audio", "pred_visual", "target_audio", "target_visual")
         self.add_batch(**dict(zip(names, clip, strict=True)), **kwargs)
@@ -192,7 +191,7 @@ class VideoParsingScores(evaluate.Metric):
         target_visual: Any = None,
         **kwargs: Any,
     ) -> dict[str, Any] | None:
-        """Scores of all batches so far, and of this one if it is given."""
+        """Return the scores of all batches so far, including this one if given."""
         batch = {
             "pred_audio": pred_audio,
             "pred_visual": pred_visual,
@@ -256,7 +255,7 @@ def _count_events(predicted: np.ndarray, target: np.ndarray) -> _Counts:
 
 def _runs(positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """
-    Numbers the runs of consecutive True in each row of (rows, T) bool, from 0 over all rows.
+    Number the runs of consecutive True in each row of (rows, T) bool, from 0 over all rows.
 
     Returns:
         (rows, T) the number of the run that a True belongs to (of no meaning elsewhere), and (runs,) the row of each.

@@ -1,12 +1,12 @@
 """
-Features of a 3D network, which video parsing may take beside the frames: R(2+1)D-18 of torchvision, one vector of 512
-for each segment of a second, from several frames of it.
+Extraction of 3D features, which video parsing may read beside the frames: torchvision's R(2+1)D-18 computes a vector
+of size 512 from several frames of each one-second segment.
 
 A folder of features has `<clip>.safetensors` for each clip `<clip>.mp4`, or for each row of the LLP builder, with the
 tensor `visual_3d` (T, 512) float32, and beside them
 
-    settings.json    what they were made with; a folder never mixes settings
-    report.json      how many were written, how many were there already, and which clips could not be read, and why
+    settings.json    settings of the features, the same for the whole folder
+    report.json      numbers of written and existing features, and the clips that could not be read, with reasons
 """
 
 import hashlib
@@ -47,14 +47,14 @@ _PublishedWeights = R2Plus1D_18_Weights.KINETICS400_V1
 
 def load_network(weights: str | os.PathLike | None = None) -> torch.nn.Module:
     """
-    R(2+1)D-18 without its classifier, in evaluation mode: (n, 3, frames, height, width) to (n, 512).
+    Load R(2+1)D-18 without its classifier, in evaluation mode: (n, 3, frames, height, width) to (n, 512).
 
     Args:
-        weights: A file of its parameters by torchvision's names (with the classifier or without), safetensors or of
-            `torch.save`; None for torchvision's, trained on Kinetics-400, which it downloads once.
+        weights: A file of parameters under torchvision's names (with or without the classifier), safetensors or from
+            `torch.save`; None for torchvision's weights, trained on Kinetics-400, which are downloaded once.
 
     Raises:
-        DataError: The file is missing, holds more than tensors, or does not have this network's parameters.
+        DataError: The file is missing, contains more than tensors, or lacks parameters of this network.
     """
     network = r2plus1d_18()
     network.fc = torch.nn.Identity()
@@ -84,25 +84,25 @@ def extract_folder(
     device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
     """
-    Writes the features of every clip of a folder that are not there yet; a run that was cut off is gone on with.
+    Extract missing features of the clips of a folder; safe to run again.
 
     Args:
-        media: Folder with the clips, or what the LLP builder wrote; then features go by the `filename` of the rows,
-            and where a row names a part of a longer video they are of this.
-        out: Folder to write; made where it does not exist.
-        network: What [`load_network`] gives.
-        frames_per_segment: Frames of each second, evenly spaced.
-        num_segments: Most seconds of a clip; a shorter clip has as many features as the processor makes segments.
-        clips_per_batch: Clips that the network sees at a time.
-        num_workers: Processes that decode; 0 decodes in this one.
-        device: Where the network runs.
+        media: Folder with the clips, or a folder written by the LLP builder. In the latter case features are named by
+            the rows' `filename` and computed from the rows' parts of longer videos.
+        out: Folder to write, created if necessary.
+        network: The network from [`load_network`].
+        frames_per_segment: Number of evenly spaced frames per second.
+        num_segments: Maximum number of seconds of a clip; a shorter clip has one feature per segment of the processor.
+        clips_per_batch: Number of clips per forward pass.
+        num_workers: Number of processes that decode; 0 decodes in this one.
+        device: Device of the network.
 
     Returns:
-        What `report.json` holds: `written` and `already_there`, numbers of clips, and `broken`, the reason by file.
+        The content of `report.json`: `written` and `already_there`, numbers of clips, and `broken`, reasons by file.
 
     Raises:
-        DataError: `media` is no such folder, two of its files are of one name, `out` has features of other settings or
-            is claimed by another process, or no clip could be read.
+        DataError: `media` is not such a folder, two of its files have the same name, `out` has features of other
+            settings or is claimed by another process, or no clip could be read.
         CaeAvError: A number is out of range.
     """
     for name, value in {"frames_per_segment": frames_per_segment, "num_segments": num_segments}.items():
@@ -150,14 +150,14 @@ def extract_folder(
 
 
 def feature_file(folder: str | os.PathLike, clip: str) -> Path:
-    """Where the features of a clip are, by the name of its file without the suffix."""
+    """Return the path of a clip's features, given the name of its file without suffix."""
     return Path(folder) / f"{clip}.safetensors"
 
 
 def find_features(folder: str | os.PathLike, names: Iterable[str]) -> Path | None:
     """
-    The file of features of a clip that goes by one of these names: as [`extract_folder`] writes it, or a `.npy` array,
-    which is what LLP's authors give out; None if there is none.
+    Return the file of features of a clip with one of these names, written by [`extract_folder`] or a `.npy` array as
+    published by LLP's authors; None if there is none.
     """
     files = [feature_file(folder, name) for name in names]
     files += [path.with_suffix(".npy") for path in files]
@@ -166,7 +166,7 @@ def find_features(folder: str | os.PathLike, names: Iterable[str]) -> Path | Non
 
 def feature_shape(path: Path) -> tuple[int, int]:
     """
-    The shape (T, size) of the features in a file, from its header.
+    Return the shape (T, size) of the features in a file, from its header.
 
     Raises:
         DataError: The file is missing or has no such features.
@@ -187,7 +187,7 @@ def feature_shape(path: Path) -> tuple[int, int]:
 
 
 def read_features(path: Path) -> np.ndarray:
-    """The features in a file: (T, size) float32. Raises as [`feature_shape`] does."""
+    """Read the features in a file, (T, size) float32; raises like [`feature_shape`]."""
     feature_shape(path)
     if path.suffix == ".npy":
         return np.load(path, allow_pickle=False).astype(np.float32)
@@ -198,9 +198,9 @@ def read_segments(
     source: MediaSource, frames_per_segment: int, num_segments: int, start: float = 0.0, end: float | None = None
 ) -> torch.Tensor:
     """
-    What the network takes for a clip, or for the part of it from `start` to `end` (seconds): (T, 3,
-    frames_per_segment, 112, 112) float32. The frames of a segment are those on show at the middles of its equal parts;
-    where the clip ends within its last segment, the last one stays on.
+    Decode the network's input for a clip, or for its part from `start` to `end` (seconds): (T, 3, frames_per_segment,
+    112, 112) float32. The frames of a segment are those shown at the middles of its equal parts; if the clip ends
+    within its last segment, its last frame is repeated.
 
     Raises:
         MediaError: The clip cannot be decoded.
@@ -224,7 +224,7 @@ def read_segments(
 
 @dataclass(frozen=True)
 class _Clip:
-    """A clip: the name of its features, that of its file for reports, and where it is: a path, or one of some rows."""
+    """A clip: the name of its features, the name of its file for reports, and its path or row."""
 
     name: str
     file: str
@@ -241,7 +241,7 @@ class _Clip:
 
 
 class _Clips(torch.utils.data.Dataset):
-    """Pairs of a clip and its segments, or, where it cannot be decoded, the reason."""
+    """Pairs of a clip and its segments, or the reason why it cannot be decoded."""
 
     def __init__(self, clips: Sequence[_Clip], frames_per_segment: int, num_segments: int) -> None:
         self.clips = clips
@@ -260,7 +260,7 @@ class _Clips(torch.utils.data.Dataset):
 
 
 def _transform() -> Callable[[torch.Tensor], torch.Tensor]:
-    """Scales, crops and normalises (n, frames, 3, H, W) as torchvision's weights expect it: (n, 3, frames, h, w)."""
+    """Scale, crop and normalise (n, frames, 3, H, W) as torchvision's weights expect it: (n, 3, frames, h, w)."""
     return _PublishedWeights.transforms()
 
 
