@@ -1,5 +1,5 @@
 """
-What each part of CAE-AV adds to AVMoE, on the toy corpora at their hard level: Table VI in miniature.
+Ablation of CAE-AV's additions to AVMoE on the toy corpora at their hard level: Table VI in miniature.
 
     python benchmarks/ablation.py --out ablation
 
@@ -41,7 +41,7 @@ from caeav_hf.training.run import train
 from caeav_hf.visualization.drawing import COLOURS, SERIES, make_bare, new_figure, save_figure
 
 
-# From 0, as the paper has it, CASE's scales do not get far enough in runs this short for captions to matter.
+# Starting from 0, as in the paper, CASE's scales stay too small in runs this short for captions to matter.
 CASE_SCALE = {"case_scale_init": 1.0}
 VARIANTS: dict[str, dict[str, Any]] = {
     "AVMoE": {"interaction": "avmoe", "use_case": False, "agreement_loss_weight": 0.0},
@@ -64,7 +64,7 @@ T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
 def prepare(out: Path, task: str) -> None:
-    """Make the corpus of a task and build its data set, unless that has been done."""
+    """Make the corpus of a task and build its data set, unless they exist."""
     if (out / task / "dataset").exists():
         return
     corpus = out / task / "corpus"
@@ -143,7 +143,7 @@ def with_captions(rows: Any, scenes: dict[str, Any], kind: str) -> Any:
 
 @torch.no_grad()
 def event_probability(model: Any, data: CaeAvDataset, batch_size: int) -> float:
-    """Mean probability, in percent, that a model of event localization gives to the events in their segments."""
+    """Return the mean probability, in percent, that a model gives to the events in their segments."""
     found = []
     for first in range(0, len(data), batch_size):
         inputs = CaeAvCollator()([data[index] for index in range(first, min(first + batch_size, len(data)))])
@@ -157,7 +157,7 @@ def event_probability(model: Any, data: CaeAvDataset, batch_size: int) -> float:
 
 
 def classes_of(scene: dict[str, Any]) -> set[str]:
-    """Names of all that is seen or heard in a clip."""
+    """Return the names of everything that is seen or heard in a clip."""
     return {name for segment in scene["segments"] for name in (*segment["visible"], *segment["sounding"])}
 
 
@@ -166,7 +166,7 @@ def result_file(out: Path, task: str, variant: str, seed: int) -> Path:
 
 
 def write(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(text + "\n", encoding="utf-8")
@@ -174,7 +174,7 @@ def write(path: Path, text: str) -> None:
 
 
 def run_all(out: Path, seeds: Sequence[int], tasks: Sequence[str], variants: Sequence[str]) -> None:
-    """Every run that has no file yet, two at a time."""
+    """Execute every run that has no file yet, two at a time."""
     open_runs = [
         (task, variant, seed)
         for seed in seeds
@@ -201,13 +201,13 @@ def run_all(out: Path, seeds: Sequence[int], tasks: Sequence[str], variants: Seq
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half width of its 95 % interval by Student's t; NaN for one value."""
+    """Return the mean and the half width of its 95 % interval by Student's t, NaN for one value."""
     half = T_QUANTILES[len(values) - 2] * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
     return mean(values), half
 
 
 def summarize(out: Path, seeds: Sequence[int], tasks: Sequence[str], variants: Sequence[str]) -> None:
-    """The table, the numbers and the picture of all runs."""
+    """Write the table, the numbers and the picture of all runs."""
     found = {
         (task, variant): [
             json.loads(result_file(out, task, variant, seed).read_text(encoding="utf-8")) for seed in seeds

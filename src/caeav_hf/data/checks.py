@@ -1,4 +1,4 @@
-"""Looking at the media files of rows: whether they can be used, and which part of them is the clip."""
+"""Checks of the media files of rows: whether they are usable, and which part of them is the clip."""
 
 import threading
 from collections.abc import Sequence
@@ -13,21 +13,21 @@ from .images import read_frame
 from .media_files import AUDIO_SUFFIXES, FrameFolder, Match, MediaFolder, Query
 
 
-# A file that is longer than its clip by no more than this (seconds) is the clip, rounded up by an encoder ...
+# Seconds by which an encoder may round up the length of a clip's file.
 _ROUNDING = 1.0
-# ... or, at most by this, cut at key frames.
+# Seconds by which a clip that was cut at key frames may be longer.
 _LOOSE_CUT = 5.0
 
 
 @dataclass(frozen=True)
 class MediaPart:
     """
-    A file of the media folder, or, where it is longer than the clip, the part of it that is the clip.
+    A file of the media folder, or the part of a longer file that is the clip.
 
     Args:
-        file: Its path in the media folder.
-        start, end: Seconds of the part, or None.
-        share: How much of the file the part is, roughly.
+        file: Path in the media folder.
+        start, end: Start and end of the part in seconds, or None.
+        share: Approximate share of the file.
     """
 
     file: str
@@ -37,7 +37,7 @@ class MediaPart:
 
 
 class UnusableError(Exception):
-    """A row that cannot be used: why, in a word for the report, and the file at fault."""
+    """A row that cannot be used, with the reason for the report and the file at fault."""
 
     def __init__(self, reason: str, file: str):
         super().__init__(reason, file)
@@ -49,12 +49,12 @@ ClipFiles = dict[str, MediaPart | tuple[MediaPart, ...]]
 """The files of a clip by their columns: `media`; or `frames` and `audio`."""
 
 Notes = tuple[tuple[str, str], ...]
-"""Reasons and examples of things worth knowing."""
+"""Reasons and examples of notes in the report."""
 
 
 class MediaChecker(MediaFolder):
     """
-    The files in and below a media folder, and what is known of them. For several threads.
+    Checks the files in and below a media folder. Thread-safe.
 
     Args:
         root: The folder.
@@ -62,17 +62,17 @@ class MediaChecker(MediaFolder):
 
     def __init__(self, root: Path):
         super().__init__(root)
-        # What several rows are about is looked at once.
+        # Clips that several rows refer to are checked once.
         self._clips: dict[Query, tuple[ClipFiles, Notes] | UnusableError] = {}
         self._locks: dict[Query, threading.Lock] = {}
 
     def find_clip(self, query: Query) -> tuple[ClipFiles, Notes]:
         """
-        The clip that is wanted: a video with sound, a part of one, or a folder of frames with a sound file; and notes
-        on how it was found.
+        Find a clip: a video with sound, a part of one, or a folder of frames with a sound file; and notes on how it
+        was found.
 
         Raises:
-            UnusableError: There is none that can be used.
+            UnusableError: There is no usable file.
         """
         with self._locks.setdefault(query, threading.Lock()):
             if query not in self._clips:
@@ -98,8 +98,7 @@ class MediaChecker(MediaFolder):
 
     def _find_video(self, query: Query) -> tuple[MediaPart, list[tuple[str, str]]]:
         """
-        A video with sound or a part of one, and notes. If the best file that fits cannot be used, the next one is
-        taken.
+        Find a video with sound or a part of one, and notes. If the best match is unusable, the next one is tried.
         """
         matches = self.find(query)
         failure = UnusableError("missing", query.expected)
@@ -116,18 +115,18 @@ class MediaChecker(MediaFolder):
         raise failure
 
     def _check_frame_folder(self, found: FrameFolder, query: Query) -> ClipFiles:
-        """The columns `frames`, one of the middle of each segment, and `audio` of a clip that is there as these."""
+        """Return the columns `frames`, the middle one of each segment, and `audio` of a clip of separate files."""
         if found.sound is None:
             raise UnusableError("missing_audio", f"{found.name}{AUDIO_SUFFIXES[0]}")
         seconds = self.check_sound(found.sound).duration
         length, number = query.clip_seconds, query.num_frames or len(found.frames)
-        if length is None:  # segments are spread over all of it
+        if length is None:  # Segments are spread over the whole clip.
             numbers = [(2 * part + 1) * len(found.frames) // (2 * number) for part in range(number)]
         else:
-            seconds = seconds or length  # where the header does not tell
+            seconds = seconds or length  # The header may lack the duration.
             if seconds > length + _LOOSE_CUT:
                 raise UnusableError("longer_than_its_clip", found.sound)
-            # How many frames a second there are follows from how long they last, which the sound tells.
+            # The frame rate follows from the duration of the sound.
             count = count_segments(min(seconds, length), length / number, number)
             middles = [(segment + 0.5) * length / number for segment in range(count)]
             numbers = [min(int(m / seconds * len(found.frames)), len(found.frames) - 1) for m in middles]
@@ -136,7 +135,7 @@ class MediaChecker(MediaFolder):
         return {"frames": tuple(map(MediaPart, files)), "audio": MediaPart(found.sound)}
 
     def check_images(self, files: Sequence[str]) -> tuple[int, int]:
-        """Size (height, width) of frames; raises an [`UnusableError`] if one cannot be read or is of another size."""
+        """Return the size (height, width) of frames; raises an [`UnusableError`] if they differ or are unreadable."""
         sizes = []
         for file in files:
             try:
@@ -148,7 +147,7 @@ class MediaChecker(MediaFolder):
         return sizes[0]
 
     def check_sound(self, file: str) -> MediaInfo:
-        """What the header of a sound file says; raises an [`UnusableError`] if it is none."""
+        """Probe a sound file; raises an [`UnusableError`] if it is not one."""
         try:
             info = self.probe(file)
         except UnusableError as error:
@@ -158,7 +157,7 @@ class MediaChecker(MediaFolder):
         return info
 
     def check_video(self, file: str) -> MediaInfo:
-        """What the header of a video file with sound says; raises an [`UnusableError`] if it is none."""
+        """Probe a video file with sound; raises an [`UnusableError`] if it is not one."""
         info = self.probe(file)
         if not info.has_video:
             raise UnusableError("no_video_stream", file)
@@ -167,7 +166,7 @@ class MediaChecker(MediaFolder):
         return info
 
     def probe(self, file: str) -> MediaInfo:
-        """What the header of a media file says; raises an [`UnusableError`] if there is none."""
+        """Probe a media file; raises an [`UnusableError`] if it is missing or unreadable."""
         path = self.path(file)
         if not path.is_file():
             raise UnusableError("missing", file)
@@ -179,10 +178,12 @@ class MediaChecker(MediaFolder):
 
 def _part(match: Match, seconds: float | None, query: Query) -> MediaPart:
     """
-    What of a file is the clip.
+    Return the part of a file that is the clip.
 
     Args:
-        seconds: How long the file is, as far as its header tells.
+        match: The file.
+        seconds: Duration of the file, or None if its header lacks it.
+        query: The clip.
     """
     length, whole = query.clip_seconds, MediaPart(match.file)
     if not match.may_be_longer or length is None or seconds is None or seconds <= length + _ROUNDING:
@@ -196,7 +197,7 @@ def _part(match: Match, seconds: float | None, query: Query) -> MediaPart:
 
 
 def _notes_on_choice(matches: Sequence[Match], chosen: int, failure: UnusableError) -> list[tuple[str, str]]:
-    """Why of several files that fit this one was taken."""
+    """Return notes on why one of several matching files was chosen."""
     if chosen:
         return [("first_choice_unusable", f"{matches[chosen].file} ({failure.file}: {failure.reason})")]
     others = [match.file for match in matches[1:] if match.rank == matches[0].rank]

@@ -59,7 +59,7 @@ def image_list_feature() -> Any:
 
 def clip_features() -> dict[str, Any]:
     """
-    The clip of a row: `media`, a video file with sound; or, where there is none, `frames`, one a segment, and `audio`.
+    Return the columns of a row's clip: `media`, a video file with sound; or `frames`, one per segment, and `audio`.
     """
     return {"media": media_feature(), "frames": image_list_feature(), "audio": audio_feature()}
 
