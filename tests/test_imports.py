@@ -38,9 +38,10 @@ def test_importing_the_package_loads_no_library():
 
 
 # The classes are registered where Transformers was loaded before or is loaded afterwards.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "code",
-    [f"import caeav_hf\n{TRANSFORMERS}", pytest.param(f"{TRANSFORMERS}\nimport caeav_hf", marks=pytest.mark.slow)],
+    [f"import caeav_hf\n{TRANSFORMERS}", f"{TRANSFORMERS}\nimport caeav_hf"],
 )
 def test_registering_loads_no_towers_and_no_data_sets(code):
     assert loaded_after(code, ("datasets", "timm", "open_clip", "matplotlib", "pandas", "peft", "evaluate")) == []

@@ -14,6 +14,7 @@ from caeav_hf.pipelines import (
 )
 from caeav_hf.task import get_task
 from caeav_hf.training.build import aligned, load_trained_model
+from tests.lanes import slow_after
 from tests.odd_offsets import ALIGNMENT, at_odd_offsets
 from tests.same import assert_same_result
 from tests.training.toy_files import mask_clips, mask_model, parsing_model, question_model, toy_clips, toy_model
@@ -55,7 +56,7 @@ def test_every_model_that_tests_load_lies_there():
     assert all(offset % 2 == 1 for offset in offsets(loaded))
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", slow_after(1, TASKS))
 def test_results_stay_but_for_rounding(task):
     """Pipelines of one clip, whose products of one row are those that take other paths."""
     model, folder, pipeline = load(task)

@@ -76,6 +76,7 @@ def test_predict_draws(tmp_path, capsys):
     assert all(picture.read_bytes().startswith(b"\x89PNG") for picture in pictures)
 
 
+@pytest.mark.slow
 def test_captions_are_found_by_name(tmp_path, capsys):
     clip = toy_clips(1)[0]
     caption = json.loads((toy_corpus() / "captions.json").read_text())[Path(clip).stem]
@@ -131,6 +132,7 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path, capsys):
         assert "Traceback" not in captured.err
 
 
+@pytest.mark.slow
 def test_a_clip_without_sound_and_the_first_window(tmp_path, capsys):
     mute = write_clip(tmp_path / "mute.mp4", seconds=13.0, fps=4, audio=False)
     assert predict(mute, "--plot", tmp_path / "all.png") == 0
@@ -179,6 +181,7 @@ def test_masks_without_a_folder_are_summed_up(capsys):
     assert "mask" not in entry["frames"][0]
 
 
+@pytest.mark.slow
 def test_masks_are_drawn_and_laid_over_the_clip(tmp_path, capsys):
     first, second = mask_clips(2)
     assert segment(first, "--plot", tmp_path / "one.png", "--overlay", tmp_path / "one.mp4") == 0
@@ -238,6 +241,7 @@ def test_tracks_are_written_and_drawn(tmp_path, capsys, broken):
     assert nothing["audible"] == nothing["visible"] == []
 
 
+@pytest.mark.slow
 def test_features_of_a_3d_network_are_found_by_name(tmp_path, capsys):
     torch.manual_seed(0)
     clip = toy_clips(1)[0]

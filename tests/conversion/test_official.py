@@ -17,6 +17,7 @@ from caeav_hf.modeling.frames import FrameLayout
 from caeav_hf.towers.renaming import rename
 from tests.conversion.official_state import TASKS, TEXT, UNTOLD, official_state, small_config, small_model
 from tests.golden import assert_equal
+from tests.lanes import slow_after
 
 
 OPTIONS = {
@@ -128,7 +129,7 @@ def authors_output(model: CaeAvPreTrainedModel, batch: dict[str, Tensor]) -> dic
 
 
 # One task in the quick lane, whose modules the reference cases cover for all.
-QUICK = [task if task == "ave" else pytest.param(task, marks=pytest.mark.slow) for task in TASKS]
+QUICK = slow_after(1, TASKS)
 
 
 @pytest.fixture(scope="module", params=QUICK)
@@ -213,7 +214,7 @@ def test_the_model_is_ready_for_use(converted) -> None:
     assert trainable == {name for name, parameter in own.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize("task", ["ave", "avvp"])
+@pytest.mark.parametrize("task", slow_after(1, ["ave", "avvp"]))
 @torch.no_grad()
 def test_plain_avmoe(task: str) -> None:
     """Its checkpoints have neither CASTE nor CASE, and its video parsing does run the audio blocks."""
@@ -227,7 +228,7 @@ def test_plain_avmoe(task: str) -> None:
         assert_equal(getattr(output, name), value, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("head", ["mlp", "cmbs_linear"])
+@pytest.mark.parametrize("head", slow_after(1, ["mlp", "cmbs_linear"]))
 @torch.no_grad()
 def test_other_heads_of_event_localization(head: str) -> None:
     own = small_model(small_config("ave", event_head=head))
@@ -336,6 +337,7 @@ def test_data_parallel(state: dict[str, Tensor]) -> None:
     assert torch.equal(model.head.event_classifier.weight, state["CMBS.localize_module.classifier.weight"])
 
 
+@pytest.mark.slow
 def test_newer_timm(state: dict[str, Tensor]) -> None:
     """Where downsampling opens a stage, its keys are already those of this package."""
     newer = {rename(key, NEWER_TIMM): value for key, value in state.items()}

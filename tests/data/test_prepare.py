@@ -19,6 +19,7 @@ from caeav_hf.data.prepared import _decode_sound, _encode_images, _encode_sound
 from caeav_hf.errors import DataError
 from caeav_hf.processing import CaeAvProcessor
 from tests.corpora import build
+from tests.lanes import slow_after
 from tests.same import assert_same_clip
 from tests.training import toy_files
 
@@ -39,7 +40,7 @@ def assert_same_items(found, expected):
         assert_same_clip(found[key], item)
 
 
-@pytest.mark.parametrize("task", ["ave", "avs_ms3", "avvp", "avqa"])
+@pytest.mark.parametrize("task", slow_after(2, ["avqa", "avs_ms3", "ave", "avvp"]))
 def test_png_gives_the_tensors_of_the_files(task, tmp_path):
     folder = {
         "ave": toy_files.toy_data,
@@ -140,6 +141,7 @@ def test_a_stopped_run_leaves_nothing_to_read_and_goes_on(parquet, processor, tm
     assert len(decoded) == decoded_by_then + 24 - 8
 
 
+@pytest.mark.slow
 def test_shards_of_the_first_version_are_taken_up(parquet, processor, tmp_path, monkeypatch):
     """They have one note under another key, and until all were complete their names ended in `.part`."""
     out = tmp_path / "out"

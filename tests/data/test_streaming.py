@@ -10,6 +10,7 @@ from caeav_hf.data.streaming import StreamedClips
 from caeav_hf.errors import DataError
 from caeav_hf.processing import CaeAvProcessor
 from caeav_hf.training.batches import EpochBatches, clip_loader
+from tests.lanes import slow_after
 from tests.same import assert_same_clip
 from tests.training import toy_files
 
@@ -71,7 +72,7 @@ def test_items_are_those_of_the_data_set(folder, parquet, processor):
     assert clips.column("category") == expected.column("category")
 
 
-@pytest.mark.parametrize("processes", [2, 3, 5])
+@pytest.mark.parametrize("processes", slow_after(1, [5, 2, 3]))
 def test_a_step_takes_the_same_clips_on_any_number_of_processes(folder, processes):
     for epoch in (0, 1):
         alone = steps(folder, 2 * processes, 1, epoch=epoch)
@@ -95,9 +96,10 @@ def test_the_order_is_drawn_from_seed_and_epoch(folder):
     assert sorted(first) == sorted(order(epoch=1)) == order(shuffle_buffer=None)
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (2, 1), (1, 3)])
-def test_an_epoch_goes_on_exactly_where_it_stopped(folder, before, after):
+@pytest.mark.parametrize("before_and_after", slow_after(1, [(2, 1), (1, 1), (2, 2), (1, 3)]))
+def test_an_epoch_goes_on_exactly_where_it_stopped(folder, before_and_after):
     """Also on another number of processes, and with a buffer that was full of rows when it stopped."""
+    before, after = before_and_after
     for epoch in (0, 1):
         done = steps(folder, 6 // before, before, epoch=epoch)[:1]
         rest = steps(folder, 1, after, epoch=epoch, start=6)

@@ -78,13 +78,24 @@ def toy_batch(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 4, see
     }
 
 
-def without_padding(batch: dict[str, Tensor], mask: Tensor, index: int, per_frame: tuple[str, ...]) -> dict:
-    """Clip `index` of a batch alone, without its padded frames, which `mask` (B, T) tells."""
-    length = int(mask[index].sum())
-    return {
-        name: value[index : index + 1, :length] if name in per_frame else value[index : index + 1]
-        for name, value in batch.items()
-    }
+def task_batch(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 4, seed: int = 0) -> dict[str, Tensor]:
+    """As `toy_batch`, with the labels and inputs of the configuration's task."""
+    batch = toy_batch(config, batch_size, num_frames, seed)
+    generator = torch.Generator().manual_seed(seed)
+    if config.task in ("avs_s4", "avs_ms3"):
+        shape = (batch_size, num_frames, config.mask_size, config.mask_size)
+        batch["labels"] = torch.randint(0, 2, shape, generator=generator, dtype=torch.int8)
+    elif config.task == "avvp":
+        batch["labels"] = torch.randint(0, 2, (batch_size, config.num_labels), generator=generator).float()
+        if config.visual_3d_size:
+            size = (batch_size, num_frames, config.visual_3d_size)
+            batch["visual_3d_features"] = torch.randn(size, generator=generator)
+    elif config.task == "avqa":
+        mask = torch.arange(6) < torch.randint(2, 7, (batch_size, 1), generator=generator)
+        ids = torch.randint(1, config.question_vocab_size, (batch_size, 6), generator=generator)
+        labels = torch.randint(0, config.num_labels, (batch_size,), generator=generator)
+        batch.update(question_ids=ids * mask, question_mask=mask.long(), labels=labels)
+    return batch
 
 
 def as_double(batch: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -111,6 +111,7 @@ def test_a_new_task_starts_from_it(model: CaeAvForEventLocalization, small: Path
     assert same_weights(other.model.vision_tower, model.model.vision_tower)
 
 
+@pytest.mark.slow
 def test_half_precision(model: CaeAvForEventLocalization, small: Path, tmp_path: Path) -> None:
     half = CaeAvForEventLocalization.from_pretrained(small, dtype=torch.bfloat16, device_map="cpu")
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}

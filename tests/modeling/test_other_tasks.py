@@ -15,6 +15,7 @@ from caeav_hf import (
     CaeAvModel,
 )
 from caeav_hf.assets import toy_towers
+from tests.lanes import slow_after
 
 
 CLASSES = {
@@ -80,10 +81,13 @@ def test_encoders_go_between_tasks(folders, tmp_path):
 
 @pytest.mark.parametrize(
     "labels",
-    [
-        {"num_labels": 3},
-        {"id2label": {0: "bark", 1: "bell", 2: "horn"}, "label2id": {"bark": 0, "bell": 1, "horn": 2}},
-    ],
+    slow_after(
+        1,
+        [
+            {"id2label": {0: "bark", 1: "bell", 2: "horn"}, "label2id": {"bark": 0, "bell": 1, "horn": 2}},
+            {"num_labels": 3},
+        ],
+    ),
 )
 def test_a_new_set_of_labels(labels, folders, tmp_path):
     old = CaeAvForEventLocalization.from_pretrained(folders["ave"])

@@ -6,6 +6,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from caeav_hf import CaeAvConfig
 from caeav_hf.modeling.frames import FrameLayout
+from tests.lanes import slow_after
 from tests.modeling.helpers import toy_batch, toy_model
 
 
@@ -19,7 +20,7 @@ ROWS = {
 }
 
 
-@pytest.mark.parametrize("formulation", ["paper", "official"])
+@pytest.mark.parametrize("formulation", slow_after(1, ["paper", "official"]))
 @pytest.mark.parametrize("row", ROWS)
 def test_rows_of_table_vi_train(row: str, formulation: str) -> None:
     model = toy_model(formulation=formulation, **ROWS[row]).train()
@@ -113,7 +114,7 @@ def test_event_head_without_relations_sees_frames_alone() -> None:
     torch.testing.assert_close(alone, whole[:, :1], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("formulation", ["paper", "official"])
+@pytest.mark.parametrize("formulation", slow_after(1, ["paper", "official"]))
 def test_one_tower_for_both_streams(formulation: str, tmp_path) -> None:
     """Table II's shared rows: the sound, as an image, goes through the visual tower, whose weights are there once."""
     model = toy_model(formulation=formulation, shared_tower=True)

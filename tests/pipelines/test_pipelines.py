@@ -408,6 +408,7 @@ def test_wrong_arguments_of_segmentation_are_named(segment, arguments, message):
         segment(mask_clips(1)[0], **arguments)
 
 
+@pytest.mark.slow
 def test_a_saved_segmentation_pipeline_loads(segment, tmp_path):
     segment.save_pretrained(tmp_path)
     clip = mask_clips(1)[0]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoProcessor, PreTrainedTokenizerFast
 
@@ -65,6 +65,7 @@ def test_words_without_case_and_punctuation():
     assert tokenizer("pad <pad>")["input_ids"] == [1, 1]
 
 
+@settings(max_examples=25, deadline=None)
 @given(st.text())
 def test_any_text_is_tokenized(text):
     ids = build_question_tokenizer(QUESTIONS)(text)["input_ids"]

@@ -32,6 +32,7 @@ from caeav_hf.towers.clip_text import ClipTextTower
 from caeav_hf.towers.htsat import HtsatTower
 from caeav_hf.towers.loading import FRONT_END, load_tower
 from caeav_hf.towers.swin_v2 import SwinV2Tower
+from tests.lanes import slow_after
 from tests.modeling.helpers import toy_batch
 
 
@@ -164,7 +165,7 @@ def test_a_tower_without_a_feature_extractor_has_the_front_end_of_hts_at(folders
     )
 
 
-@pytest.fixture(scope="module", params=["rand_trunc", "fusion"])
+@pytest.fixture(scope="module", params=slow_after(1, ["rand_trunc", "fusion"]))
 def clap(request: pytest.FixtureRequest, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A CLAP model's folder with its own feature extractor, by itself or within a processor."""
     folder = tmp_path_factory.mktemp("clap")
@@ -183,7 +184,7 @@ def clap_model(folders: dict[str, Path], clap: Path, **overrides: Any) -> CaeAvF
     )
 
 
-@pytest.mark.parametrize("segment_seconds", [1.0, 3.0, 10.0])
+@pytest.mark.parametrize("segment_seconds", slow_after(1, [3.0, 1.0, 10.0]))
 @pytest.mark.parametrize("padding", ["repeatpad", "repeat", "pad"])
 def test_clap_brings_its_front_end(folders: dict[str, Path], clap: Path, segment_seconds: float, padding: str) -> None:
     overrides: dict[str, Any] = {} if padding == "repeatpad" else {"audio_config": {"tile_padding": padding}}
@@ -224,7 +225,7 @@ def test_extractors_that_do_not_fit_are_refused(folders: dict[str, Path], tmp_pa
         load_tower("audio", tmp_path)
 
 
-@pytest.mark.parametrize("audio", ["audio", "clap"])
+@pytest.mark.parametrize("audio", slow_after(1, ["clap", "audio"]))
 def test_from_backbones(folders: dict[str, Path], audio: str, tmp_path: Path) -> None:
     model = CaeAvForEventLocalization.from_backbones(
         vision=folders["vision"],

@@ -22,6 +22,7 @@ from caeav_hf.modeling import interaction
 from caeav_hf.modeling.avmoe import AVMoEInteraction
 from caeav_hf.processing import CaeAvProcessor
 from caeav_hf.towers import base
+from tests.lanes import slow_after
 from tests.modeling.helpers import toy_batch, toy_model
 from tests.same import assert_close
 
@@ -54,7 +55,7 @@ def gradients(model: CaeAvForEventLocalization) -> dict[str, torch.Tensor]:
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("interaction", ["cae_av", "avmoe"])
+@pytest.mark.parametrize("interaction", slow_after(1, ["cae_av", "avmoe"]))
 @pytest.mark.parametrize(
     "towers", [{"vision_config": VISION}, {"audio_config": SOUND}, {"vision_config": VISION, "audio_config": SOUND}]
 )

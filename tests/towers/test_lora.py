@@ -12,6 +12,7 @@ from caeav_hf import CaeAvError, CaeAvForEventLocalization, CaeAvForQuestionAnsw
 from caeav_hf.assets import toy_towers
 from caeav_hf.towers.frozen import trained_names
 from caeav_hf.towers.lora import tower_lora_config
+from tests.lanes import slow_after
 from tests.modeling.helpers import as_double, randomise, toy_answering_model, toy_batch
 from tests.same import assert_close
 
@@ -68,7 +69,7 @@ def test_every_matrix_gets_a_gradient_and_the_towers_none(model: CaeAvForEventLo
         assert parameter.requires_grad == (name in before or name in lora), name
 
 
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("checkpointing", slow_after(1, [False, True]))
 def test_gradients_are_those_of_the_weights_beside(model: CaeAvForEventLocalization, checkpointing: bool) -> None:
     """W + s B A has, by the chain rule, the gradients s B' G and s G A' where G is that of the whole weight."""
     model.add_lora(tower_lora_config(rank=2, alpha=6))
@@ -166,7 +167,7 @@ def test_peft_reads_what_it_saves(model: CaeAvForEventLocalization, base, tmp_pa
     assert_close(logits(PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)), expected)
 
 
-@pytest.mark.parametrize("target_modules", [["qkv", "query", "value", "c_fc"], "all-linear"])
+@pytest.mark.parametrize("target_modules", slow_after(1, [["qkv", "query", "value", "c_fc"], "all-linear"]))
 def test_peft_alone(model: CaeAvForEventLocalization, base, target_modules, tmp_path: Path) -> None:
     """peft's own way: wrapped, saved, loaded, switched off, merged; "all-linear" takes the kept position biases in."""
     untouched = logits(model)  # whatever is kept is kept from here

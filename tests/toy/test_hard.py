@@ -13,6 +13,7 @@ from caeav_hf.toy.classes import TOY_CLASSES
 from caeav_hf.toy.hard import weaken
 from caeav_hf.toy.render import render_scene_frame, render_scene_frames, render_scene_sound
 from caeav_hf.toy.scene import SPLITS
+from tests.lanes import slow_after
 
 
 ROOT = Path(__file__).parents[2]
@@ -184,18 +185,11 @@ def test_voices_stand_out_of_the_noise_but_little():
     assert 0 < np.median(ratios) < 12
 
 
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", slow_after(1, LAYOUTS))
 def test_files_of_the_hard_level(layout, tmp_path):
-    small = {"num_clips": 6, "level": "hard", "media_format": MediaFormat(32, 2, 16_000), "progress": False}
-    for name, seed, num_proc in (("one", 4, 1), ("two", 4, 2), ("other", 5, 1)):
-        generate(tmp_path / name, layout, seed=seed, num_proc=num_proc, **small)
-    one, two, other = (
-        {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        for folder in (tmp_path / "one", tmp_path / "two", tmp_path / "other")
-    )
-    assert one == two
-    assert not any(one[name] == other.get(name) for name in one if name.endswith((".mp4", ".wav")))
-    truth = json.loads(one["toy.json"])
+    small = MediaFormat(32, 2, 16_000)
+    generate(tmp_path / "toy", layout, num_clips=6, level="hard", seed=4, media_format=small, progress=False)
+    truth = json.loads((tmp_path / "toy" / "toy.json").read_text())
     assert truth["level"] == "hard"
     assert [clip["caption_is_right"] for clip in truth["clips"].values()].count(False) == 1
     for clip in truth["clips"].values():

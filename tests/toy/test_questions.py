@@ -1,7 +1,6 @@
 """The toy corpus in MUSIC-AVQA's layout: its plan, its questions, its files."""
 
 import json
-import runpy
 from ast import literal_eval
 from collections import Counter
 from pathlib import Path
@@ -26,7 +25,6 @@ from caeav_hf.toy.questions import (
 from caeav_hf.toy.scene import SPLITS
 
 
-ROOT = Path(__file__).parents[2]
 EVENLY = dict.fromkeys(MISALIGNMENTS, 1.0)
 FILES = {"train": "avqa-train.json", "validation": "avqa-val.json", "test": "avqa-test.json"}
 
@@ -205,19 +203,3 @@ def test_spread_segments_show_and_sound_as_the_scene_says(folder):
         silent = [not scene.segments[2 * part].sounding for part in range(10)]
         if any(silent):
             assert loud[silent].max() < loud[~np.array(silent)].min()
-
-
-def test_the_same_seed_gives_the_same_files(folder, tmp_path):
-    out, _ = folder
-    options = {"split": (2, 1, 1), "seed": 2, "media_format": MediaFormat(64, 4, 16_000), "progress": False}
-    generate(tmp_path / "again", "avqa", 8, num_proc=2, **options)
-    for path in (path for path in out.rglob("*") if path.is_file()):
-        assert path.read_bytes() == (tmp_path / "again" / path.relative_to(out)).read_bytes(), path
-
-
-def test_script_writes_the_layout(tmp_path, capsys):
-    script = runpy.run_path(str(ROOT / "dataset_scripts" / "toy.py"))
-    options = ["--num-clips", "3", "--split", "1", "1", "1", "--frame-size", "48", "--frame-rate", "2"]
-    script["main"](["--layout", "avqa", "--out", str(tmp_path / "toy"), *options, "--sampling-rate", "16000"])
-    assert "3 clips" in capsys.readouterr().out
-    assert (tmp_path / "toy" / "annotations" / "avqa-train.json").is_file()

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import runpy
 import wave
 from pathlib import Path
 
@@ -14,14 +13,13 @@ from PIL import Image
 
 from caeav_hf.errors import DataError
 from caeav_hf.media.clip import load_clip
-from caeav_hf.toy import CLASSES, MISALIGNMENTS, MediaFormat, generate
+from caeav_hf.toy import CLASSES, MISALIGNMENTS
 from caeav_hf.toy.classes import TOY_CLASSES
 from caeav_hf.toy.render import render_scene_frame, render_scene_sound
 from caeav_hf.toy.scene import SPLITS
 from caeav_hf.toy.segmentation import plan_multi_source_clips, plan_single_source_clips
 
 
-ROOT = Path(__file__).parents[2]
 EVENLY = dict.fromkeys(MISALIGNMENTS, 1.0)
 PLANS = {"s4": plan_single_source_clips, "ms3": plan_multi_source_clips}
 FOLDERS = {"train": "train", "validation": "val", "test": "test"}
@@ -136,20 +134,6 @@ def test_captions_name_what_is_seen_and_heard(setting):
             )
 
 
-def read_all(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.mark.parametrize("setting", PLANS)
-def test_the_seed_decides_every_byte(setting, tmp_path):
-    small = {"num_clips": 4, "media_format": MediaFormat(32, 2, 16_000), "progress": False}
-    for name, seed, num_proc in (("one", 4, 1), ("two", 4, 2), ("other", 5, 1)):
-        generate(tmp_path / name, f"avs_{setting}", seed=seed, num_proc=num_proc, **small)
-    one, two, other = (read_all(tmp_path / name) for name in ("one", "two", "other"))
-    assert one == two
-    assert not any(one[name] == other.get(name) for name in one if name.endswith((".mp4", ".wav")))
-
-
 @pytest.mark.parametrize("setting", PLANS)
 def test_files_are_those_of_avsbench(setting, avs_corpora):
     corpus = avs_corpora[setting]
@@ -199,26 +183,3 @@ def test_videos_show_the_frames(avs_corpora):
         for second in range(5):
             frame, _ = render_scene_frame(scene, second + 0.5, 64)
             assert np.abs(frame.astype(float) - clip.frames[second]).mean() < 8
-
-
-def test_command_line(tmp_path, capsys):
-    main = runpy.run_path(str(ROOT / "dataset_scripts" / "toy.py"))["main"]
-    options = [
-        "--num-clips",
-        "4",
-        "--num-proc",
-        "1",
-        "--frame-size",
-        "32",
-        "--frame-rate",
-        "2",
-        "--split",
-        "1",
-        "0",
-        "0",
-    ]
-    main(["--out", str(tmp_path / "s4"), "--layout", "avs_s4", *options, "--misalignment-rate", "1"])
-    assert "4 clips, 0 of them aligned" in capsys.readouterr().out
-    main(["--out", str(tmp_path / "ms3"), "--layout", "avs_ms3", *options])
-    assert "4 clips, 1 of them aligned" in capsys.readouterr().out
-    assert json.loads((tmp_path / "ms3" / "toy.json").read_text())["misalignment"] == 0.75

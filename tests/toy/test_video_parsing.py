@@ -2,8 +2,6 @@
 
 import json
 import re
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caeav_hf.media.clip import load_clip
-from caeav_hf.toy import CLASSES, MISALIGNMENTS, MediaFormat, generate
+from caeav_hf.toy import CLASSES, MISALIGNMENTS
 from caeav_hf.toy.classes import TOY_CLASSES
 from caeav_hf.toy.parsing import plan_parsing_clips
 from caeav_hf.toy.render import render_scene_frame, render_scene_sound
 from caeav_hf.toy.scene import SPLITS
 
 
-ROOT = Path(__file__).parents[2]
 EVENLY = dict.fromkeys(MISALIGNMENTS, 1.0)
 
 
@@ -111,19 +108,6 @@ def test_captions_name_what_is_seen_and_heard():
             assert any(heard in audio for heard in words.heard) == bool(seconds(scene, index, "heard"))
 
 
-def read_all(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-def test_the_seed_decides_every_byte(tmp_path):
-    small = {"num_clips": 4, "media_format": MediaFormat(32, 2, 16_000), "progress": False}
-    for name, seed, num_proc in (("one", 4, 1), ("two", 4, 2), ("other", 5, 1)):
-        generate(tmp_path / name, "avvp", seed=seed, num_proc=num_proc, **small)
-    one, two, other = (read_all(tmp_path / name) for name in ("one", "two", "other"))
-    assert one == two
-    assert not any(one[name] == other.get(name) for name in one if name.endswith(".mp4"))
-
-
 def test_files_are_those_of_llp(llp_corpus):
     assert {path.name for path in llp_corpus.iterdir()} == {"annotations", "media", "captions.json", "toy.json"}
     annotations = llp_corpus / "annotations"
@@ -170,24 +154,3 @@ def test_clips_show_and_sound_what_is_planned(llp_corpus):
         sound = render_scene_sound(scenes[name], 16_000)
         loud, expected = (np.sqrt(np.square(s[:160_000].reshape(10, -1)).mean(1)) for s in (clip.waveform, sound))
         np.testing.assert_allclose(loud, expected, atol=0.02)
-
-
-def test_command_line(tmp_path, capsys):
-    main = runpy.run_path(str(ROOT / "dataset_scripts" / "toy.py"))["main"]
-    options = [
-        "--num-clips",
-        "4",
-        "--num-proc",
-        "1",
-        "--frame-size",
-        "32",
-        "--frame-rate",
-        "2",
-        "--split",
-        "1",
-        "0",
-        "0",
-    ]
-    main(["--out", str(tmp_path / "toy"), "--layout", "avvp", *options])
-    assert "4 clips, 2 of them aligned" in capsys.readouterr().out
-    assert json.loads((tmp_path / "toy" / "toy.json").read_text())["layout"] == "avvp"

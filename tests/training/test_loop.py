@@ -12,6 +12,7 @@ from caeav_hf.training.checkpointing import find_checkpoint, read_loop_state
 from caeav_hf.training.evaluation import evaluate
 from caeav_hf.training.recipe import Recipe
 from caeav_hf.training.schedule import build_optimizer, step_in_backward
+from tests.lanes import slow_after
 from tests.modeling.helpers import toy_batch, toy_model
 from tests.training.tiny_training import TINY, TinyData, TinyModel, collate, tiny_model, tiny_recipe, tiny_trainer
 
@@ -23,7 +24,7 @@ def weights_after(folder, recipe, train, **config):
     return model.state_dict(), trainer
 
 
-@pytest.mark.parametrize("broken", [(), (3,), (0, 1, 5)], ids=["whole", "one broken", "three broken"])
+@pytest.mark.parametrize("broken", slow_after(1, [(0, 1, 5), (3,), ()]), ids=["three broken", "one broken", "whole"])
 def test_accumulation_equals_a_bigger_batch(tmp_path, broken):
     small = tiny_recipe(epochs=2, batch_size=2, accumulation_steps=4)
     big = tiny_recipe(epochs=2, batch_size=8, accumulation_steps=1)
@@ -34,7 +35,12 @@ def test_accumulation_equals_a_bigger_batch(tmp_path, broken):
 
 
 @pytest.mark.parametrize(
-    ("ramp", "weights"), [(0, [0.0, 0.0, 0.5, 0.5]), (1, [0.0, 0.0, 0.25, 0.5]), (3, [0.0, 0.0, 0.125, 0.25])]
+    ("ramp", "weights"),
+    [
+        (1, [0.0, 0.0, 0.25, 0.5]),
+        pytest.param(0, [0.0, 0.0, 0.5, 0.5], marks=pytest.mark.slow),
+        pytest.param(3, [0.0, 0.0, 0.125, 0.25], marks=pytest.mark.slow),
+    ],
 )
 def test_entropy_weight_is_zero_first_and_then_grows_to_the_models(tmp_path, ramp, weights):
     model = tiny_model()
@@ -92,7 +98,7 @@ def test_a_step_that_is_not_finite_is_skipped_without_a_trace(tmp_path):
             assert torch.equal(tensor, before[name]), name
 
 
-@pytest.mark.parametrize("poisoned", [(), (3,)], ids=["finite", "not finite"])
+@pytest.mark.parametrize("poisoned", slow_after(1, [(), (3,)]), ids=["finite", "not finite"])
 def test_the_optimizer_may_step_in_the_backward_pass(poisoned, tmp_path):
     weights = []
     for in_backward in (False, True):
@@ -112,7 +118,7 @@ def test_the_optimizer_may_step_in_the_backward_pass(poisoned, tmp_path):
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
-@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("gradient_checkpointing", slow_after(1, [False, True]))
 def test_a_step_in_the_backward_pass_leaves_no_gradient_and_the_same_weights(gradient_checkpointing):
     weights = []
     for in_backward in (False, True):

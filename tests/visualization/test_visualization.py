@@ -21,6 +21,7 @@ from caeav_hf.visualization import (
     plot_parsing_timeline,
     tinted,
 )
+from tests.lanes import slow_after
 
 
 def clip(segments=10, size=(48, 64), rate=8000, name="dog.mp4"):
@@ -112,7 +113,7 @@ def test_agreement_per_stage_gives_a_line_each():
     assert len(figure.axes[-1].get_legend().get_texts()) == 3
 
 
-@pytest.mark.parametrize("segments", [1, 3, 60])
+@pytest.mark.parametrize("segments", slow_after(1, [60, 1, 3]))
 @pytest.mark.parametrize("size", [(32, 32), (90, 30), (30, 120)])
 def test_any_length_and_shape(tmp_path, segments, size):
     plot_event_timeline(
@@ -200,9 +201,9 @@ def test_a_tint_changes_the_mask_only():
     assert result[5, 7].tolist() == [255, 0, 0]
 
 
-@pytest.mark.parametrize("segments", [1, 3, 60])
+@pytest.mark.parametrize("segments", slow_after(1, [60, 1, 3]))
 @pytest.mark.parametrize("size", [(48, 64), (120, 40), (40, 160)])
-@pytest.mark.parametrize("with_truth", [False, True])
+@pytest.mark.parametrize("with_truth", slow_after(1, [True, False]))
 def test_contact_sheets_of_any_length_and_shape(segments, size, with_truth):
     masks = squares(segments, size)
     figure = plot_masks(clip(segments, size), masks, masks if with_truth else None)
@@ -405,7 +406,7 @@ def test_heat_covers_what_weighs_most():
     np.testing.assert_array_equal(heated(image, weights, 1.0, 1.0), image)
 
 
-@pytest.mark.parametrize("segments", [1, 5, 60])
+@pytest.mark.parametrize("segments", slow_after(1, [60, 1, 5]))
 @pytest.mark.parametrize("size", [(48, 64), (120, 40), (40, 160)])
 def test_answers_stay_inside_the_picture(segments, size):
     long = answered("Which of the instruments that are played by the musicians in the video sounds loudest? " * 2, 1)

@@ -1,54 +1,17 @@
-"""The question answering model: batches, padding, grounding, negatives, losses, saving."""
-
-from pathlib import Path
+"""The question answering model: grounding, negatives, losses, questions that share a clip."""
 
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
-from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForQuestionAnswering
-from tests.modeling.helpers import as_double, toy_answering_model, toy_batch, without_padding
-from tests.same import assert_close
-
-
-def question_batch(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 4, seed: int = 0) -> dict[str, Tensor]:
-    batch = toy_batch(config, batch_size, num_frames, seed)
-    generator = torch.Generator().manual_seed(seed)
-    mask = torch.arange(6) < torch.randint(2, 7, (batch_size, 1), generator=generator)
-    ids = torch.randint(1, config.question_vocab_size, (batch_size, 6), generator=generator)
-    labels = torch.randint(0, config.num_labels, (batch_size,), generator=generator)
-    return {**batch, "question_ids": ids * mask, "question_mask": mask.long(), "labels": labels}
-
-
-@settings(max_examples=8, deadline=None)
-@given(
-    formulation=st.sampled_from(["paper", "official"]),
-    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=3),
-    seed=st.integers(0, 100),
-)
-def test_a_batch_gives_what_its_clips_give(formulation: str, lengths: list[int], seed: int) -> None:
-    model = toy_answering_model(formulation=formulation).double()
-    batch = as_double(question_batch(model.config, len(lengths), max(lengths) + 1, seed))
-    mask = torch.arange(max(lengths) + 1) < torch.tensor(lengths)[:, None]
-    with torch.no_grad():
-        padded = model(**batch, frame_mask=mask)
-        for index, length in enumerate(lengths):
-            alone = without_padding(batch, mask, index, ("pixel_values_videos", "input_features"))
-            outputs = model(**alone)
-            torch.testing.assert_close(padded.logits[index], outputs.logits[0])
-            torch.testing.assert_close(padded.match_logits[index, :length], outputs.match_logits[0])
-            for name in ("grounding", "visual_attention", "audio_attention"):
-                torch.testing.assert_close(padded[name][index, :length], outputs[name][0])
-                assert not padded[name][index, length:].any()
+from caeav_hf import CaeAvError
+from tests.modeling.helpers import as_double, task_batch, toy_answering_model
 
 
 def test_padding_of_the_question_counts_only_in_the_authors_code() -> None:
     for formulation in ("paper", "official"):
         model = toy_answering_model(formulation=formulation)
-        batch = question_batch(model.config)
+        batch = task_batch(model.config)
         longer = {name: F.pad(batch[name], (0, 3)) for name in ("question_ids", "question_mask")}
         with torch.no_grad():
             is_same = torch.allclose(model(**batch).logits, model(**{**batch, **longer}).logits, atol=1e-6)
@@ -58,7 +21,7 @@ def test_padding_of_the_question_counts_only_in_the_authors_code() -> None:
 def test_weights_sum_to_one() -> None:
     model = toy_answering_model()
     with torch.no_grad():
-        outputs = model(**question_batch(model.config))
+        outputs = model(**task_batch(model.config))
     for weights in (outputs.grounding, outputs.visual_attention, outputs.audio_attention):
         assert (weights >= 0).all()
         torch.testing.assert_close(weights.sum(-1), torch.ones(weights.shape[:-1]))
@@ -66,7 +29,7 @@ def test_weights_sum_to_one() -> None:
 
 def test_the_loss_is_answers_and_matching() -> None:
     model = toy_answering_model()
-    batch = question_batch(model.config, batch_size=3)
+    batch = task_batch(model.config, batch_size=3)
     batch["labels"][1] = -100
     model.loss_weights.update({name: 0.0 for name in model.loss_weights if name != "matching"})
     outputs = model(**batch)
@@ -79,7 +42,7 @@ def test_the_loss_is_answers_and_matching() -> None:
 def test_a_clip_is_no_negative_of_itself() -> None:
     """Two questions about one clip: telling its sound from its own frames is not asked for."""
     model = toy_answering_model()
-    batch = question_batch(model.config, batch_size=3)
+    batch = task_batch(model.config, batch_size=3)
     for name in ("pixel_values_videos", "input_features"):
         batch[name] = batch[name][:1].repeat(3, 1, 1, 1, 1)
     assert "matching" not in model(**batch).loss_dict
@@ -95,7 +58,7 @@ def test_a_clip_is_no_negative_of_itself() -> None:
 def test_questions_may_share_a_clip(formulation: str) -> None:
     """With `clip_index` a clip is encoded once, and every question gets what it gets with a clip of its own."""
     model = toy_answering_model(formulation=formulation).double()
-    batch = as_double(question_batch(model.config, batch_size=5))
+    batch = as_double(task_batch(model.config, batch_size=5))
     index = torch.tensor([1, 0, 1, 1, 0])
     of_question = ("question_ids", "question_mask", "labels")
     shared = {name: value if name in of_question else value[:2] for name, value in batch.items()}
@@ -114,7 +77,7 @@ def test_questions_may_share_a_clip(formulation: str) -> None:
 
 def test_negatives_may_be_given() -> None:
     model = toy_answering_model()
-    batch = question_batch(model.config, batch_size=1)
+    batch = task_batch(model.config, batch_size=1)
     assert model(**batch).match_logits_negative is None
     negative = torch.randn_like(batch["pixel_values_videos"])
     outputs = model(**batch, pixel_values_negative=negative)
@@ -126,31 +89,8 @@ def test_negatives_may_be_given() -> None:
 
 def test_the_question_changes_the_answer() -> None:
     model = toy_answering_model()
-    batch = question_batch(model.config, batch_size=1)
+    batch = task_batch(model.config, batch_size=1)
     with torch.no_grad():
         first = model(**batch).logits
         second = model(**{**batch, "question_ids": batch["question_ids"].flip(1)}).logits
     assert not torch.allclose(first, second, atol=1e-3)
-
-
-def test_every_parameter_learns() -> None:
-    model = toy_answering_model().train()
-    model(**question_batch(model.config)).loss.backward()
-    without = [n for n, p in model.head.named_parameters() if p.grad is None or not torch.isfinite(p.grad).all()]
-    assert not without
-
-
-@pytest.mark.parametrize(("name", "shape"), [("question_ids", (3, 6)), ("question_mask", (2, 5)), ("labels", (2, 1))])
-def test_wrong_shapes_are_named(name: str, shape: tuple[int, ...]) -> None:
-    model = toy_answering_model()
-    with pytest.raises(CaeAvError, match=f"`{name}`"):
-        model(**{**question_batch(model.config), name: torch.ones(shape, dtype=torch.long)})
-
-
-def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
-    model = toy_answering_model()
-    model.save_pretrained(tmp_path)
-    loaded = CaeAvForQuestionAnswering.from_pretrained(tmp_path)
-    batch = question_batch(model.config)
-    with torch.no_grad():
-        assert_close(loaded(**batch).logits, model(**batch).logits)

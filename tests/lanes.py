@@ -1,0 +1,14 @@
+"""Which variants of a test run without those that are marked slow."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import pytest
+
+
+def slow_after(num_quick: int, values: Iterable[Any]) -> list[Any]:
+    """Return the values of one argument of `parametrize`; all but the first `num_quick` are marked slow."""
+    return [
+        value if index < num_quick else pytest.param(value, marks=pytest.mark.slow)
+        for index, value in enumerate(values)
+    ]
