@@ -198,3 +198,14 @@ def test_positions_of_the_pairs() -> None:
     for position in positions:
         for block in (position.visual, position.audio):
             assert block.grid[0] * block.grid[1] == block.num_tokens
+
+
+def test_a_loss_of_the_model_is_not_replaced(method: ModuleType) -> None:
+    @interaction.register_interaction("greedy")
+    class Greedy(method.GatedMeanInteraction):
+        @classmethod
+        def loss_weights(cls, config: CaeAvConfig) -> dict[str, float]:
+            return {**super().loss_weights(config), "caption": 1.0}
+
+    with pytest.raises(CaeAvError, match="names a loss 'caption'"):
+        CaeAvModel(CaeAvConfig.from_preset("ave", size="toy", interaction="greedy"))

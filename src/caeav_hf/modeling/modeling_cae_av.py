@@ -462,8 +462,13 @@ class CaeAvModel(CaeAvPreTrainedModel):
             "alignment": float(config.alignment_loss_weight),
             "entropy": float(config.entropy_loss_weight),
             "matching": float(config.matching_loss_weight),
-            **self.interaction_class.loss_weights(config),
         }
+        method_weights = self.interaction_class.loss_weights(config)
+        if taken := sorted(method_weights.keys() & self.auxiliary_loss_weights.keys()):
+            raise CaeAvError(
+                f"`interaction` {config.interaction!r} names a loss {taken[0]!r}, which the model has itself"
+            )
+        self.auxiliary_loss_weights |= method_weights
         self.post_init()
 
     def named_towers(self) -> dict[str, nn.Module]:
