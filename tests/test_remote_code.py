@@ -128,6 +128,7 @@ def test_without_trust_the_imported_package_serves(folder):
     assert type(AutoModel.from_pretrained(folder)) is CaeAvModel
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_adapters_and_one_without_head_have_the_stub_too(tmp_path):
     model = CaeAvForEventLocalization.from_backbones(**toy_towers(), size="toy")
     model.save_pretrained(tmp_path / "adapters", adapter_only=True)

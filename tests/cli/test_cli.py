@@ -68,6 +68,7 @@ def test_predict_writes_one_file_or_one_per_clip(tmp_path, capsys):
     assert [result["segments"] for result in together] == [result["segments"] for result in apart]
 
 
+@pytest.mark.slow
 def test_predict_draws(tmp_path, capsys):
     clips = toy_clips(2)
     assert predict(clips[0], "--plot", tmp_path / "one.png") == 0
@@ -174,6 +175,7 @@ def test_masks_of_clips_are_written_with_an_index(tmp_path, capsys, broken):
             assert frame["covered"] == pytest.approx((picture == 255).mean())
 
 
+@pytest.mark.slow
 def test_masks_without_a_folder_are_summed_up(capsys):
     assert segment(mask_clips(1)[0], "--threshold", "1") == 0
     (entry,) = json.loads(capsys.readouterr().out)

@@ -304,6 +304,7 @@ def test_the_namespace_of_a_run_is_taken_whole(converted) -> None:
     )
 
 
+@pytest.mark.slow
 def test_flags_of_another_task_have_no_effect(state: dict[str, Tensor]) -> None:
     options = {**OPTIONS["avqa"], **SHARED, **RUNS["avqa"], "num_skip": 2, "num_singlemodal_experts": 1, "is_gate": 1}
     report = convert(state, "ave", options=options).conversion_report
@@ -347,6 +348,7 @@ def test_newer_timm(state: dict[str, Tensor]) -> None:
         assert torch.equal(value, other.model.vision_tower.state_dict()[key]), key
 
 
+@pytest.mark.slow
 def test_text_tower_from_a_folder() -> None:
     folder = Path(__file__).parents[2] / "src" / "caeav_hf" / "assets" / "toy_towers" / "text"
     own = small_model(small_config("ave", text_config={**TEXT, "hidden_size": 64}))

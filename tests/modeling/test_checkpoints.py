@@ -130,6 +130,7 @@ def test_a_tower_with_other_weights_is_refused(
         CaeAvForEventLocalization.from_pretrained(small, towers={kind: other})
 
 
+@pytest.mark.slow
 def test_towers_that_have_moved(model: CaeAvForEventLocalization, small: Path, towers, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(small, tmp_path / "small"))
     config = json.loads((folder / "config.json").read_text())
@@ -186,6 +187,7 @@ def test_at_full_size_it_is_less_than_half() -> None:
     assert sum(sizes[name] for name in names) < 0.5 * sum(sizes.values())
 
 
+@pytest.mark.slow
 def test_a_tower_for_both_streams_is_named_once(towers: dict[str, Path], tmp_path: Path) -> None:
     shared = {"vision": towers["vision"], "audio": None, "text": towers["text"]}
     model = CaeAvModel.from_backbones(**shared, size="toy", shared_tower=True)
@@ -197,6 +199,7 @@ def test_a_tower_for_both_streams_is_named_once(towers: dict[str, Path], tmp_pat
         CaeAvModel.from_pretrained(tmp_path, towers={"audio": towers["audio"]})
 
 
+@pytest.mark.slow
 def test_the_revision_of_a_hub_repository_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With the cache of the Hub's client in place of the Hub, whose `main` moves on to other weights."""
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))

@@ -34,7 +34,7 @@ def folders(tmp_path_factory):
     return folders
 
 
-@pytest.mark.parametrize("task", CLASSES)
+@pytest.mark.parametrize("task", slow_after(1, CLASSES))
 def test_another_task_is_refused_by_name(task, folders):
     for other, model_class in CLASSES.items():
         if other == task:

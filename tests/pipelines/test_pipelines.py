@@ -161,6 +161,7 @@ def test_a_saved_pipeline_loads(localize, expected, tmp_path):
     assert_same_result(pipeline(TASK, model=str(tmp_path), device="cpu")(toy_clips(1)[0]), expected[0])
 
 
+@pytest.mark.slow
 def test_half_precision_models_run(localize):
     model = CaeAvForEventLocalization.from_pretrained(toy_model(), dtype=torch.bfloat16)
     result = pipeline(TASK, model=model, device="cpu")(toy_clips(1)[0])
@@ -213,6 +214,7 @@ def window(clip, start, end):
     )
 
 
+@pytest.mark.slow
 def test_events_of_a_longer_clip_are_found_in_windows(localize, tmp_path):
     path = str(write_clip(tmp_path / "long.mp4", seconds=23.0, fps=4, size=(32, 48)))
     clip = load_clip(path, num_segments=23, sampling_rate=localize.processor.sampling_rate)

@@ -136,6 +136,7 @@ def test_a_new_model_begins_with_lora_at_zero(model: CaeAvForEventLocalization) 
     assert all(bool(p.any()) == ("lora_A" in name) for name, p in matrices.items())
 
 
+@pytest.mark.slow
 def test_merging(model: CaeAvForEventLocalization, tmp_path: Path) -> None:
     untouched = logits(model)
     model.add_lora(tower_lora_config(rank=2, towers=ALL))

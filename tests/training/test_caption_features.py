@@ -108,6 +108,7 @@ def test_another_text_tower_encodes_its_own(data, processor):
     assert text_tower_identity(same) == text_tower_identity(load_model()) != text_tower_identity(official)
 
 
+@pytest.mark.slow
 def test_only_new_captions_are_encoded_and_broken_files_passed_over(data, processor):
     store, added = encode_captions(data, toy_model(), device="cpu")
     assert added == len(store) > 4

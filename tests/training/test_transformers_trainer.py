@@ -93,6 +93,7 @@ def test_trains_evaluates_saves_and_resumes(task, shapes, tmp_path):
     assert history["global_step"] == 4
 
 
+@pytest.mark.slow
 def test_batches_of_broken_clips_alone(tmp_path):
     model = CaeAvForEventLocalization.from_pretrained(toy_model())
     clips = CaeAvDataset(toy_data(), CaeAvProcessor.from_pretrained(toy_model()), split="test")

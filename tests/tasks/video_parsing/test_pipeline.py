@@ -120,6 +120,7 @@ def test_wrong_arguments_are_named(parse, arguments, message):
         parse(toy_clips(1)[0], **arguments)
 
 
+@pytest.mark.slow
 def test_a_model_with_3d_features_needs_them(long_clip):
     torch.manual_seed(0)
     config = CaeAvConfig.from_preset("avvp", size="toy", visual_3d_size=4)
