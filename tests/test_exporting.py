@@ -52,6 +52,7 @@ def assert_near(model, found: dict, inputs: dict) -> None:
         torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.slow
 def test_onnxruntime_computes_what_an_adapter_does(tmp_path):
     """With its optimizations, one of which gives wrong products of transposed tensors and vectors."""
     import onnxruntime

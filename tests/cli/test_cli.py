@@ -224,6 +224,7 @@ def errors(capsys):
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("caeav: error: ")]
 
 
+@pytest.mark.slow
 def test_tracks_are_written_and_drawn(tmp_path, capsys, broken):
     clips = toy_clips(2)
     model = ["--model", str(parsing_model()), "--device", "cpu"]

@@ -40,7 +40,7 @@ def assert_same_items(found, expected):
         assert_same_clip(found[key], item)
 
 
-@pytest.mark.parametrize("task", slow_after(2, ["avqa", "avs_ms3", "ave", "avvp"]))
+@pytest.mark.parametrize("task", slow_after(1, ["avs_ms3", "avqa", "ave", "avvp"]))
 def test_png_gives_the_tensors_of_the_files(task, tmp_path):
     folder = {
         "ave": toy_files.toy_data,

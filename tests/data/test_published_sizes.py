@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SETS)
 def test_split_sizes_are_those_published_and_what_is_missing_is_counted(name, tmp_path):
     builder_class, column, sizes = SETS[name]

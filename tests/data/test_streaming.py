@@ -72,7 +72,7 @@ def test_items_are_those_of_the_data_set(folder, parquet, processor):
     assert clips.column("category") == expected.column("category")
 
 
-@pytest.mark.parametrize("processes", slow_after(1, [5, 2, 3]))
+@pytest.mark.parametrize("processes", slow_after(1, [2, 3, 5]))
 def test_a_step_takes_the_same_clips_on_any_number_of_processes(folder, processes):
     for epoch in (0, 1):
         alone = steps(folder, 2 * processes, 1, epoch=epoch)

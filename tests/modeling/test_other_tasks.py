@@ -61,6 +61,7 @@ def test_a_file_that_does_not_name_its_class_is_known_by_its_task(folders, tmp_p
         CaeAvForVideoParsing.from_pretrained(tmp_path)
 
 
+@pytest.mark.slow
 def test_encoders_go_between_tasks(folders, tmp_path):
     encoder = CaeAvModel.from_pretrained(folders["ave"])
     encoder.save_pretrained(tmp_path)
