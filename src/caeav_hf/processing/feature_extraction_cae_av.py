@@ -22,7 +22,7 @@ _PREEMPHASIS = 0.97
 
 class CaeAvFeatureExtractor(SequenceFeatureExtractor):
     r"""
-    Cuts mono waveforms into segments and converts each segment to a log-mel spectrogram.
+    Cut mono waveforms into segments and convert each segment to a log-mel spectrogram.
 
     Each segment is repeated until it fills `tile_seconds` (HTS-AT listens to ten seconds). Its spectrogram is the
     power of a short-time Fourier transform with a periodic Hann window, centred with reflection, through Slaney mel
@@ -134,12 +134,12 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
 
     @property
     def segment_samples(self) -> int:
-        """Samples of a segment."""
+        """Number of samples per segment."""
         return round(self.segment_seconds * self.sampling_rate)
 
     @property
     def num_spectrogram_frames(self) -> int:
-        """Frames of a segment's spectrogram."""
+        """Number of frames of a segment's spectrogram."""
         if self.mel_scale == "kaldi":
             return self.spectrogram_frames or self.feature_size
         return round(self.tile_seconds * self.sampling_rate) // self.hop_length + 1

@@ -97,7 +97,7 @@ class AveBuilder(ClipBuilder):
 
 
 def read_categories(annotations: Path) -> tuple[str, ...]:
-    """Names of the classes: those in the folder's `categories.txt`, or AVE's if it has none."""
+    """Return the class names: those in the folder's `categories.txt`, or AVE's if it has none."""
     return read_class_names(annotations / AVE_CATEGORIES_FILE, AVE_CATEGORIES)
 
 

@@ -95,7 +95,7 @@ class MusicAvqaBuilder(ClipBuilder):
 
 
 def read_answers(annotations: Path) -> tuple[str, ...]:
-    """The answers, in the order of their labels: those in the folder's `answers.txt`, or MUSIC-AVQA's."""
+    """Return the answers in the order of their labels: those in the folder's `answers.txt`, or MUSIC-AVQA's."""
     return read_class_names(annotations / MUSIC_AVQA_ANSWERS_FILE, MUSIC_AVQA_ANSWERS)
 
 

@@ -154,7 +154,7 @@ class LlpBuilder(ClipBuilder):
 
 
 def read_categories(annotations: Path) -> tuple[str, ...]:
-    """Names of the classes: those in the folder's `categories.txt`, or LLP's if it has none."""
+    """Return the class names: those in the folder's `categories.txt`, or LLP's if it has none."""
     return read_class_names(annotations / LLP_CATEGORIES_FILE, LLP_CATEGORIES)
 
 
@@ -227,7 +227,7 @@ def _labels(names: str, categories: Sequence[str], where: str) -> list[int]:
 def _segment_labels(
     events: Sequence[LlpEvent], clips: Mapping[str, LlpClip], modality: str, report: BuildReport
 ) -> dict[str, list[list[int]]]:
-    """For each clip that has events, the classes of each second in ascending order; notes what is odd about them."""
+    """Return for each clip with events the classes of each second, ascending; record irregularities in the report."""
     segments: dict[str, list[set[int]]] = {}
     for event in events:
         example = f"{event.filename} ({modality}, {event.onset} to {event.offset} s)"

@@ -70,7 +70,7 @@ class VideoParsingSums:
 
     def scores(self) -> dict[str, dict[str, float]]:
         """
-        The scores as [`video_parsing_scores`] gives them.
+        Return the scores as [`video_parsing_scores`] gives them.
 
         Raises:
             DataError: There is no clip.
@@ -214,7 +214,7 @@ _Counts = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def _clip_f1(hits: np.ndarray, false_positives: np.ndarray, false_negatives: np.ndarray) -> np.ndarray:
-    """From numbers of each class (N, C) to the score of each clip (N,)."""
+    """Return the score of each clip (N,) from counts per class (N, C)."""
     total = 2 * hits + false_positives + false_negatives
     present = total > 0
     f = np.divide(2.0 * hits, total, out=np.zeros(total.shape), where=present)
@@ -223,12 +223,12 @@ def _clip_f1(hits: np.ndarray, false_positives: np.ndarray, false_negatives: np.
 
 
 def _count_segments(predicted: np.ndarray, target: np.ndarray) -> _Counts:
-    """True positives, false positives and false negatives, (N, C) each, of (N, C, T) bool."""
+    """Count true positives, false positives and false negatives, (N, C) each, of (N, C, T) bool."""
     return (predicted & target).sum(-1), (predicted & ~target).sum(-1), (~predicted & target).sum(-1)
 
 
 def _count_events(predicted: np.ndarray, target: np.ndarray) -> _Counts:
-    """The same of runs of consecutive segments."""
+    """Count the same for runs of consecutive segments."""
     shape = predicted.shape[:2]
     num_rows, length = shape[0] * shape[1], predicted.shape[2]
     predicted, target = predicted.reshape(num_rows, length), target.reshape(num_rows, length)
