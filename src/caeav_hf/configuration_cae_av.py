@@ -4,6 +4,7 @@ Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Inter
 the sizes of its Table I and of the authors' code.
 """
 
+import importlib
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
@@ -784,10 +785,10 @@ class CaeAvConfig(PreTrainedConfig):
         if size == "toy":
             values |= _TOY
         if method is not None:
-            # Only here, since the methods load PyTorch.
-            from .modeling.interaction import method_preset
-
-            changes = method_preset(method, task, size)
+            # Methods build on the configuration, so they are found by name, as tasks are, and only here, since they
+            # load PyTorch. Importing the models registers the methods of this package.
+            models = importlib.import_module(f"{__package__}.modeling.modeling_cae_av")
+            changes = models.method_preset(method, task, size)
             for name in cls.sub_configs_defaults:
                 if name in changes:
                     changes[name] = {**values.get(name, {}), **changes[name]}

@@ -231,8 +231,6 @@ def register_interaction(name: str) -> Callable[[type[InteractionLayer]], type[I
 
 def _method(name: str, where: str) -> type[InteractionLayer]:
     """The layer class of a name that was given somewhere."""
-    from . import modeling_cae_av  # noqa: F401 - the models know the methods of this package
-
     if name not in _INTERACTIONS:
         raise CaeAvError(
             f"{where} must be one of {', '.join(sorted(_INTERACTIONS))}, got {name!r}; the module that registers "

@@ -16,7 +16,7 @@ from ..data import CaeAvDataset
 from ..data.streaming import StreamedClips
 from ..errors import CaeAvError
 from ..hub import check_model
-from ..modeling.interaction import method_preset
+from ..modeling.modeling_cae_av import method_preset
 from ..processing import CaeAvProcessor, build_question_tokenizer, clean_caption
 from ..task import Task, get_task
 from ..towers.frozen import is_adapted
