@@ -1,7 +1,6 @@
 """The command `caeav build`: the public data sets as Parquet. The programs in `dataset_scripts/` call it."""
 
 import argparse
-import importlib
 import os
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,13 @@ from typing import Any
 from ..errors import CaeAvError
 
 
-# Name, builder and its name for people. The builders themselves are imported when they run: `datasets` loads slowly.
+# The builder of each data set, a name of `caeav_hf.data`, and its title. A builder is imported when it runs, since
+# `datasets` loads slowly.
 _DATA_SETS = {
-    "ave": ("event_localization", "AveBuilder", "AVE"),
-    "llp": ("video_parsing", "LlpBuilder", "LLP"),
-    "avsbench": ("segmentation", "AvsBenchBuilder", "AVSBench"),
-    "music_avqa": ("question_answering", "MusicAvqaBuilder", "MUSIC-AVQA"),
+    "ave": ("AveBuilder", "AVE"),
+    "llp": ("LlpBuilder", "LLP"),
+    "avsbench": ("AvsBenchBuilder", "AVSBench"),
+    "music_avqa": ("MusicAvqaBuilder", "MUSIC-AVQA"),
 }
 _COMMON = ("command", "data_set", "run", "next_step", "out", "push_to_hub", "private")
 
@@ -28,7 +28,7 @@ def add_command(commands: Any) -> None:
     )
     data_sets = build.add_subparsers(dest="data_set", required=True, metavar="DATASET")
     parsers = {}
-    for name, (_, _, title) in _DATA_SETS.items():
+    for name, (_, title) in _DATA_SETS.items():
         parser = parsers[name] = data_sets.add_parser(
             name, help=title, description=f"Write {title} as Parquet shards. Run again to continue."
         )
@@ -75,10 +75,10 @@ def add_command(commands: Any) -> None:
 
 
 def _build(options: argparse.Namespace) -> int:
+    from .. import data
     from ..data.builder import ensure_can_push, push_to_hub
 
-    task, builder_name, _ = _DATA_SETS[options.data_set]
-    builder_class = getattr(importlib.import_module(f"caeav_hf.tasks.{task}.builder"), builder_name)
+    builder_class = getattr(data, _DATA_SETS[options.data_set][0])
     if options.num_proc < 1:
         raise CaeAvError(f"--num-proc must be at least 1, got {options.num_proc}")
     if options.push_to_hub is not None:
