@@ -124,8 +124,11 @@ def test_a_stored_configuration_is_the_preset_still(task: str, tmp_path: Path) -
 
 
 @torch.no_grad()
-def outputs(model: CaeAvForEventLocalization, batch: dict[str, Tensor] | None = None) -> dict[str, Tensor]:
-    result = model.eval()(**(toy_batch(model.config, num_frames=3) if batch is None else batch))
+def outputs(model: CaeAvForEventLocalization) -> dict[str, Tensor]:
+    """What the model computes in float64, in which no processor's rounding can be seen."""
+    batch = toy_batch(model.config, num_frames=3)
+    batch = {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
+    result = model.double().eval()(**batch)
     known = ("loss", "event_logits", "class_logits", "av_logits", "caption_agreement", "visual_hidden_state")
     found = {name: result[name] for name in known if result.get(name) is not None}
     found |= {f"loss_{name}": value for name, value in result.loss_dict.items()}
@@ -164,8 +167,11 @@ def test_old_files_give_what_they_gave(source: str) -> None:
     for name, value in stored.items():
         if name == "input_features":
             torch.testing.assert_close(found[name], value, rtol=0, atol=1e-3)  # dB
+        elif value.is_floating_point():
+            # Version 0.1.0 computed in float32; the toy's layer norms over few channels enlarge its rounding to 5e-5.
+            assert_close(found[name].to(value.dtype), value, tolerance=1e-4)
         else:
-            assert_close(found[name], value)
+            assert torch.equal(found[name], value)
 
 
 def resumed(folder: Path) -> list[dict[str, float]]:
