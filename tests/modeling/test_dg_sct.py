@@ -422,7 +422,10 @@ def test_gates_of_the_streams() -> None:
         ({"groups": 0}, "`groups` must be a whole number of at least 1, got 0"),
         ({"batch_norm": 1}, "`batch_norm` must be a bool, got 1"),
         ({"delta": 1}, "unknown option 'delta'"),
-        ({"reduction": 3}, r"`reduction` \(3\) and `groups` \(2\) of DG-SCT must divide the channels of every stage"),
+        (
+            {"reduction": 3},
+            r"`reduction` \(3\) and `groups` \(2\) of `interaction_options` must divide the channels of every stage",
+        ),
     ],
 )
 def test_wrong_options_are_refused(options: dict, message: str) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvConfig
 from ..towers.recompute import recomputed
+from .adapters import CrossModalMap, GroupedLinear, LatentAttention
 from .collectives import SharedBatchNorm, batch_mean
 from .frames import FrameLayout
 from .interaction import InteractionLayer, InteractionOutput, PairPosition, register_interaction
@@ -21,100 +22,6 @@ from .interaction import InteractionLayer, InteractionOutput, PairPosition, regi
 
 if TYPE_CHECKING:
     from ..towers.base import FrozenBlock
-
-
-class CrossModalMap(nn.Module):
-    r"""
-    Brings the other modality's tokens y (N, L', C') to the stream's shape by a linear map A over tokens and a linear
-    map W over channels: Y = A y W^T + a s^T + 1 b^T, with a and b their biases and s the row sums of W.
-
-    Y is as large as the stream, and A is the most expensive product of the whole model, so Y is not formed where few
-    queries read it: both directions of an attention over Y factor through y, at 2 n L L' instead of L L' min(C, C')
-    operations for n queries.
-    """
-
-    def __init__(self, num_tokens: int, other_tokens: int, hidden_size: int, other_size: int):
-        super().__init__()
-        self.tokens = nn.Linear(other_tokens, num_tokens)
-        self.channels = nn.Linear(other_size, hidden_size)
-
-    def forward(self, other: Tensor) -> Tensor:
-        """(N, L', C') -> (N, L, C), in the cheaper order of the two maps."""
-        weight = self.channels.weight
-        if weight.shape[0] < weight.shape[1]:
-            mapped = self.tokens.weight @ F.linear(other, weight)
-        else:
-            mapped = F.linear(self.tokens.weight @ other, weight)
-        return mapped + self.tokens.bias[:, None] * weight.sum(1) + self.channels.bias
-
-    def mean(self, other: Tensor) -> Tensor:
-        """Mean over the mapped tokens: (N, L', C') -> (N, C)."""
-        weight = self.channels.weight
-        pooled = self.tokens.weight.mean(0) @ other
-        return F.linear(pooled, weight) + self.tokens.bias.mean() * weight.sum(1) + self.channels.bias
-
-    def factors(self, num_queries: int) -> bool:
-        """Return whether answering this number of queries is cheaper without forming Y."""
-        return 2 * num_queries < min(self.channels.weight.shape)
-
-    def attend(self, queries: Tensor, other: Tensor) -> Tensor:
-        """softmax(q Y^T) Y for queries (n, C) shared by all frames, unscaled: (N, n, C)."""
-        weight = self.channels.weight
-        if not self.factors(len(queries)):
-            mapped = self(other)
-            return (queries @ mapped.transpose(1, 2)).softmax(-1) @ mapped
-        row_sums = weight.sum(1)
-        # The channel bias is constant over the tokens of Y, so it does not change the softmax and is left out.
-        scores = self.tokens.weight @ F.linear(other, queries @ weight)
-        probs = (scores + self.tokens.bias[:, None] * (queries @ row_sums)).softmax(1).transpose(1, 2)
-        gathered = F.linear((probs @ self.tokens.weight) @ other, weight)
-        # The bias as a column: onnxruntime 1.31 computes wrong products of a transposed tensor and a vector.
-        return gathered + (probs @ self.tokens.bias[:, None]) * row_sums + self.channels.bias
-
-
-class GroupedLinear(nn.Module):
-    """A linear map without bias in which each group of output channels reads one group of input channels."""
-
-    def __init__(self, in_features: int, out_features: int, groups: int):
-        super().__init__()
-        self.groups = groups
-        self.weight = nn.Parameter(torch.empty(out_features, in_features // groups))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
-
-    def forward(self, states: Tensor) -> Tensor:
-        # The map is narrow, so one dense product with blocks on the diagonal is faster than a strided one per group.
-        return F.linear(states, torch.block_diag(*self.weight.chunk(self.groups)))
-
-
-class LatentAttention(nn.Module):
-    """
-    Attention of a stream to latent tokens that have gathered context, scaled by a gate (initially 0). The latents are
-    at first drawn from [0, 1), or zero.
-    """
-
-    def __init__(self, num_latent_tokens: int, hidden_size: int, zero_latents: bool = False):
-        super().__init__()
-        self.zero_latents = zero_latents
-        self.latents = nn.Parameter(torch.empty(num_latent_tokens, hidden_size))
-        self.gate = nn.Parameter(torch.empty(1))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        if self.zero_latents:
-            nn.init.zeros_(self.latents)
-        else:
-            nn.init.uniform_(self.latents)
-        nn.init.zeros_(self.gate)
-
-    def forward(self, states: Tensor, gathered: Tensor) -> Tensor:
-        """Let `states` (N, L, C) attend to the latents plus `gathered` (N, n, C), the context that they gathered."""
-        tokens = self.latents + gathered
-        # With so few keys the attention map is small beside the states: the backward pass keeps it, not the result.
-        probs = (states @ tokens.transpose(1, 2)).softmax(-1)
-        return torch.baddbmm(states, probs, self.gate * tokens)
 
 
 class FrameAttention(nn.Module):

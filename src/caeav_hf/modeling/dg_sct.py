@@ -8,7 +8,7 @@ The published results are those of the authors' code, which differs from the pap
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from ..towers.recompute import recomputed
-from .avmoe import CrossModalMap, GroupedLinear, LatentAttention
-from .collectives import SharedBatchNorm
+from .adapters import CrossModalMap, LatentAdapter, LatentAdapterOptions
 from .frames import FrameLayout
 from .interaction import BlockPosition, InteractionLayer, InteractionOutput, PairPosition, register_interaction
 from .temporal import run_rnn
@@ -66,27 +65,21 @@ TASK_OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-@dataclass(frozen=True)
-class DGSCTOptions:
+@dataclass(frozen=True, kw_only=True)
+class DGSCTOptions(LatentAdapterOptions):
     """
     Options of DG-SCT. The defaults are those of the authors' scripts for event localization.
 
     Args:
         formulation: `"official"` computes what the authors' code computes, `"paper"` the printed equations. The
-            options from `reduction` on are about the bottleneck and the exchange, which only the code has.
+            options of [`~modeling.adapters.LatentAdapterOptions`] are about the bottleneck and the exchange, which
+            only the code has.
         alpha, beta: Weights of the channel map and of the spatial map (Eq. 6).
         gamma: Weight of the adapters' temporal gate (Eq. 7).
         temporal_gate: Whether adapters of the official formulation have one, of each frame alone, as those of the
             authors' few-shot code. The paper's always have one, of the frames of a clip.
         resize: How the other modality's tokens become as many as the stream's: `"linear"`, a map over tokens, or
             `"bicubic"`, which needs tokens in a grid.
-        reduction: Channels over those of the bottleneck.
-        groups: Groups of the bottleneck's two projections.
-        num_latent_tokens: Latent tokens of the exchange.
-        zero_latents: Whether these begin at zero instead of being drawn from [0, 1).
-        norm_before, batch_norm: Layer norm before, and batch norms in, the bottleneck.
-        gated_streams: Streams whose adapters have a gate, which begins at 0: `"both"` or `"visual"`.
-        gate_before_norm: Whether the gate stands before the last layer norm, or behind it.
     """
 
     formulation: Literal["official", "paper"] = "official"
@@ -95,29 +88,6 @@ class DGSCTOptions:
     gamma: float = 0.1
     temporal_gate: bool = False
     resize: Literal["linear", "bicubic"] = "linear"
-    reduction: int = 8
-    groups: int = 2
-    num_latent_tokens: int = 32
-    zero_latents: bool = False
-    norm_before: bool = True
-    batch_norm: bool = True
-    gated_streams: Literal["both", "visual"] = "both"
-    gate_before_norm: bool = False
-
-    def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            value = getattr(self, name)
-            if choices := get_args(kind):
-                if value not in choices:
-                    raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
-            elif kind is float:
-                if isinstance(value, bool) or not isinstance(value, float | int) or not 0 <= value < float("inf"):
-                    raise ValueError(f"`{name}` must be a number that is not negative, got {value!r}")
-            elif kind is int:
-                if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                    raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}")
-            elif not isinstance(value, kind):
-                raise ValueError(f"`{name}` must be a {kind.__name__}, got {value!r}")
 
     @property
     def is_official(self) -> bool:
@@ -128,7 +98,7 @@ class DGSCTOptions:
 class BicubicMap(nn.Module):
     """
     Bring the other modality's tokens to the stream's shape by a linear map over channels and bicubic resizing of their
-    grid. Its methods are those of [`~modeling.avmoe.CrossModalMap`].
+    grid. Its methods are those of [`~modeling.adapters.CrossModalMap`].
     """
 
     def __init__(self, grid: tuple[int, int], other_grid: tuple[int, int], hidden_size: int, other_size: int):
@@ -156,7 +126,7 @@ class TemporalGate(nn.Module):
         return self.output(frames.to_list(run_rnn(self.rnn, frames.to_grid(prompt), frames))).sigmoid()
 
 
-class DGSCTAdapter(nn.Module):
+class DGSCTAdapter(LatentAdapter):
     """
     The adapter of one stream, which the other modality's tokens guide.
 
@@ -169,9 +139,10 @@ class DGSCTAdapter(nn.Module):
         CaeAvError: The options do not fit the stream's sizes.
     """
 
+    options: DGSCTOptions
+
     def __init__(self, options: DGSCTOptions, own: BlockPosition, other: BlockPosition, has_gate: bool):
-        super().__init__()
-        self.options = options
+        super().__init__(options)
         size = own.hidden_size
         width = size // 2 if options.is_official else PAPER_SIZE
         self.cross_modal_map: CrossModalMap | BicubicMap
@@ -193,32 +164,11 @@ class DGSCTAdapter(nn.Module):
             self.temporal_gate = TemporalGate(size)
         elif options.temporal_gate:
             self.temporal_gate = nn.Linear(size, 1)
-        # Without one the paper's adapter would double its stream at every step.
-        has_gate = has_gate or not options.is_official
-        self.gate = nn.Parameter(torch.empty(1)) if has_gate else None
+        # Without a gate the paper's adapter would double its stream at every step.
+        if has_gate or not options.is_official:
+            self.add_gate()
         if options.is_official:
-            self._add_bottleneck(size)
-        self.reset_parameters()
-
-    def _add_bottleneck(self, size: int) -> None:
-        options = self.options
-        if size % options.reduction or (size // options.reduction) % options.groups:
-            raise CaeAvError(
-                f"`reduction` ({options.reduction}) and `groups` ({options.groups}) of DG-SCT must divide the "
-                f"channels of every stage one after the other, got {size}"
-            )
-        bottleneck = size // options.reduction
-        self.exchange = LatentAttention(options.num_latent_tokens, size, options.zero_latents)
-        self.norm_before = nn.LayerNorm(size) if options.norm_before else nn.Identity()
-        self.down = GroupedLinear(size, bottleneck, options.groups)
-        self.up = GroupedLinear(bottleneck, size, options.groups)
-        self.batch_norm_down = SharedBatchNorm(bottleneck) if options.batch_norm else nn.Identity()
-        self.batch_norm_up = SharedBatchNorm(size) if options.batch_norm else nn.Identity()
-        self.norm_after = nn.LayerNorm(size)
-
-    def reset_parameters(self) -> None:
-        if self.gate is not None:
-            nn.init.zeros_(self.gate)
+            self.add_bottleneck(size)
 
     def forward(self, states: Tensor, other: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor, Tensor | None]:
         """
@@ -236,13 +186,13 @@ class DGSCTAdapter(nn.Module):
         return self._paper(states, other, frames)
 
     def _official(self, states: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        latents = self.exchange.latents
         if isinstance(self.cross_modal_map, CrossModalMap):
             # The other modality's tokens in the stream's shape are read by few queries and by a mean.
-            prompt, gathered = self.cross_modal_map.mean(other), self.cross_modal_map.attend(latents, other)
+            prompt = self.cross_modal_map.mean(other)
+            gathered = self.cross_modal_map.attend(self.exchange.latents, other)
         else:
             mapped = self.cross_modal_map(other)
-            prompt, gathered = mapped.mean(1), (latents @ mapped.transpose(1, 2)).softmax(-1) @ mapped
+            prompt, gathered = mapped.mean(1), self.gather(mapped)
         states = self.exchange(states, gathered)
         # The prompt is the same for all tokens, so that their mean is taken first.
         tokens = recomputed(_mean_of_positive, self.channel_states(states))
@@ -254,7 +204,7 @@ class DGSCTAdapter(nn.Module):
         scale = self._scale(channels, scores, 1 - self.options.alpha)
         if gate is not None:
             scale = scale + self.options.gamma * gate[..., None]
-        return recomputed(self.bottleneck, states, scale), _attention(scores), gate
+        return recomputed(self._scaled_bottleneck, states, scale), _attention(scores), gate
 
     def _paper(self, states: Tensor, other: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor, Tensor | None]:
         mapped = self.cross_modal_map(other)
@@ -275,15 +225,8 @@ class DGSCTAdapter(nn.Module):
         """What tokens are multiplied by (N, L, C), Eq. 6."""
         return self.options.alpha * channels[:, None] + self.options.beta * scores.sigmoid()[..., None] + rest
 
-    def bottleneck(self, states: Tensor, scale: Tensor) -> Tensor:
-        """Scale tokens (N, L, C) and pass them through the bottleneck, the norms and the gate."""
-        hidden = self.batch_norm_down(self.down(self.norm_before(states * scale)))
-        hidden = self.batch_norm_up(self.up(F.relu(hidden)))
-        if self.gate is None:
-            return self.norm_after(hidden)
-        if self.options.gate_before_norm:
-            return self.norm_after(self.gate * hidden)
-        return self.gate * self.norm_after(hidden)
+    def _scaled_bottleneck(self, states: Tensor, scale: Tensor) -> Tensor:
+        return self.bottleneck(states * scale)
 
 
 def _mean_of_positive(states: Tensor) -> Tensor:

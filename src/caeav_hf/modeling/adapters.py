@@ -1,0 +1,213 @@
+"""
+Parts of the adapters of several methods: cross-modal maps, latent tokens, and the bottleneck of LAVisH, which DG-SCT
+and AVMoE build on.
+
+Lin et al., "Vision Transformers are Parameter-Efficient Audio-Visual Learners" (CVPR 2023).
+"""
+
+from dataclasses import dataclass
+from typing import Literal, get_args, get_type_hints
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..errors import CaeAvError
+from .collectives import SharedBatchNorm
+
+
+class CrossModalMap(nn.Module):
+    r"""
+    Brings the other modality's tokens y (N, L', C') to the stream's shape by a linear map A over tokens and a linear
+    map W over channels: Y = A y W^T + a s^T + 1 b^T, with a and b their biases and s the row sums of W.
+
+    Y is as large as the stream, and A is the most expensive product of the whole model, so Y is not formed where few
+    queries read it: both directions of an attention over Y factor through y, at 2 n L L' instead of L L' min(C, C')
+    operations for n queries.
+    """
+
+    def __init__(self, num_tokens: int, other_tokens: int, hidden_size: int, other_size: int):
+        super().__init__()
+        self.tokens = nn.Linear(other_tokens, num_tokens)
+        self.channels = nn.Linear(other_size, hidden_size)
+
+    def forward(self, other: Tensor) -> Tensor:
+        """(N, L', C') -> (N, L, C), in the cheaper order of the two maps."""
+        weight = self.channels.weight
+        if weight.shape[0] < weight.shape[1]:
+            mapped = self.tokens.weight @ F.linear(other, weight)
+        else:
+            mapped = F.linear(self.tokens.weight @ other, weight)
+        return mapped + self.tokens.bias[:, None] * weight.sum(1) + self.channels.bias
+
+    def mean(self, other: Tensor) -> Tensor:
+        """Mean over the mapped tokens: (N, L', C') -> (N, C)."""
+        weight = self.channels.weight
+        pooled = self.tokens.weight.mean(0) @ other
+        return F.linear(pooled, weight) + self.tokens.bias.mean() * weight.sum(1) + self.channels.bias
+
+    def factors(self, num_queries: int) -> bool:
+        """Return whether answering this number of queries is cheaper without forming Y."""
+        return 2 * num_queries < min(self.channels.weight.shape)
+
+    def attend(self, queries: Tensor, other: Tensor) -> Tensor:
+        """softmax(q Y^T) Y for queries (n, C) shared by all frames, unscaled: (N, n, C)."""
+        weight = self.channels.weight
+        if not self.factors(len(queries)):
+            mapped = self(other)
+            return (queries @ mapped.transpose(1, 2)).softmax(-1) @ mapped
+        row_sums = weight.sum(1)
+        # The channel bias is constant over the tokens of Y, so it does not change the softmax and is left out.
+        scores = self.tokens.weight @ F.linear(other, queries @ weight)
+        probs = (scores + self.tokens.bias[:, None] * (queries @ row_sums)).softmax(1).transpose(1, 2)
+        gathered = F.linear((probs @ self.tokens.weight) @ other, weight)
+        # The bias as a column: onnxruntime 1.31 computes wrong products of a transposed tensor and a vector.
+        return gathered + (probs @ self.tokens.bias[:, None]) * row_sums + self.channels.bias
+
+
+class GroupedLinear(nn.Module):
+    """A linear map without bias in which each group of output channels reads one group of input channels."""
+
+    def __init__(self, in_features: int, out_features: int, groups: int):
+        super().__init__()
+        self.groups = groups
+        self.weight = nn.Parameter(torch.empty(out_features, in_features // groups))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.kaiming_uniform_(self.weight, a=5**0.5)
+
+    def forward(self, states: Tensor) -> Tensor:
+        # The map is narrow, so one dense product with blocks on the diagonal is faster than a strided one per group.
+        return F.linear(states, torch.block_diag(*self.weight.chunk(self.groups)))
+
+
+class LatentAttention(nn.Module):
+    """
+    Attention of a stream to latent tokens that have gathered context, scaled by a gate (initially 0). The latents are
+    at first drawn from [0, 1), or zero.
+    """
+
+    def __init__(self, num_latent_tokens: int, hidden_size: int, zero_latents: bool = False):
+        super().__init__()
+        self.zero_latents = zero_latents
+        self.latents = nn.Parameter(torch.empty(num_latent_tokens, hidden_size))
+        self.gate = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.zero_latents:
+            nn.init.zeros_(self.latents)
+        else:
+            nn.init.uniform_(self.latents)
+        nn.init.zeros_(self.gate)
+
+    def forward(self, states: Tensor, gathered: Tensor) -> Tensor:
+        """Let `states` (N, L, C) attend to the latents plus `gathered` (N, n, C), the context that they gathered."""
+        tokens = self.latents + gathered
+        # With so few keys the attention map is small beside the states: the backward pass keeps it, not the result.
+        probs = (states @ tokens.transpose(1, 2)).softmax(-1)
+        return torch.baddbmm(states, probs, self.gate * tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAdapterOptions:
+    """
+    Options of a [`LatentAdapter`], which the options of a method extend.
+
+    Args:
+        reduction: Channels over those of the bottleneck.
+        groups: Groups of the bottleneck's two projections.
+        num_latent_tokens: Latent tokens of the exchange.
+        zero_latents: Whether these begin at zero instead of being drawn from [0, 1).
+        norm_before, batch_norm: Layer norm before, and batch norms in, the bottleneck.
+        gated_streams: Streams whose adapters have a gate, which begins at 0: `"both"` or `"visual"`.
+        gate_before_norm: Whether the gate stands before the last layer norm, or behind it.
+
+    Raises:
+        ValueError: A field of the class or of its subclass has a wrong type or value.
+    """
+
+    reduction: int = 8
+    groups: int = 2
+    num_latent_tokens: int = 32
+    zero_latents: bool = False
+    norm_before: bool = True
+    batch_norm: bool = True
+    gated_streams: Literal["both", "visual"] = "both"
+    gate_before_norm: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            value = getattr(self, name)
+            if choices := get_args(kind):
+                if value not in choices:
+                    raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}")
+            elif kind is float:
+                if isinstance(value, bool) or not isinstance(value, float | int) or not 0 <= value < float("inf"):
+                    raise ValueError(f"`{name}` must be a number that is not negative, got {value!r}")
+            elif kind is int:
+                if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                    raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}")
+            elif not isinstance(value, kind):
+                raise ValueError(f"`{name}` must be a {kind.__name__}, got {value!r}")
+
+
+class LatentAdapter(nn.Module):
+    """
+    Base class of adapters with latent tokens, a bottleneck, norms and a gate. A subclass calls `add_bottleneck` after
+    it has built its own layers, and defines `forward`.
+
+    Args:
+        options: Options of the method.
+    """
+
+    def __init__(self, options: LatentAdapterOptions):
+        super().__init__()
+        self.options = options
+        self.gate: nn.Parameter | None = None
+
+    def add_bottleneck(self, size: int) -> None:
+        """
+        Build latent tokens, bottleneck and norms for a stream of `size` channels.
+
+        Raises:
+            CaeAvError: `reduction` and `groups` do not divide the channels.
+        """
+        options = self.options
+        if size % options.reduction or (size // options.reduction) % options.groups:
+            raise CaeAvError(
+                f"`reduction` ({options.reduction}) and `groups` ({options.groups}) of `interaction_options` must "
+                f"divide the channels of every stage one after the other, got {size}"
+            )
+        bottleneck = size // options.reduction
+        self.exchange = LatentAttention(options.num_latent_tokens, size, options.zero_latents)
+        self.norm_before = nn.LayerNorm(size) if options.norm_before else nn.Identity()
+        self.down = GroupedLinear(size, bottleneck, options.groups)
+        self.up = GroupedLinear(bottleneck, size, options.groups)
+        self.batch_norm_down = SharedBatchNorm(bottleneck) if options.batch_norm else nn.Identity()
+        self.batch_norm_up = SharedBatchNorm(size) if options.batch_norm else nn.Identity()
+        self.norm_after = nn.LayerNorm(size)
+
+    def add_gate(self) -> None:
+        """Build the gate, which begins at 0 and scales the result."""
+        self.gate = nn.Parameter(torch.empty(1))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        if self.gate is not None:
+            nn.init.zeros_(self.gate)
+
+    def gather(self, tokens: Tensor) -> Tensor:
+        """Return the context that the latents gather from tokens (N, L, C) by unscaled attention, (N, n, C)."""
+        return (self.exchange.latents @ tokens.transpose(1, 2)).softmax(-1) @ tokens
+
+    def bottleneck(self, states: Tensor) -> Tensor:
+        """Pass tokens (N, L, C) through the bottleneck, the norms and the gate."""
+        hidden = self.batch_norm_down(self.down(self.norm_before(states)))
+        hidden = self.batch_norm_up(self.up(F.relu(hidden)))
+        if self.gate is None:
+            return self.norm_after(hidden)
+        if self.options.gate_before_norm:
+            return self.norm_after(self.gate * hidden)
+        return self.gate * self.norm_after(hidden)
