@@ -261,6 +261,72 @@ class CaeAvVisionConfig(TowerGeometry, PreTrainedConfig):
 
 
 @strict
+class CaeAvVitConfig(TowerGeometry, PreTrainedConfig):
+    r"""
+    CLIP's frozen vision transformer, built by timm, as a tower for frames. The defaults are those of `ViT-B-32`.
+
+    Args:
+        image_size (`int`, defaults to 224): Side of the square frame in pixels.
+        patch_size (`int`, defaults to 32): Side of a patch in pixels.
+        num_channels (`int`, defaults to 3): Colour channels.
+        hidden_size (`int`, defaults to 768): Channels of a token.
+        num_hidden_layers (`int`, defaults to 12): Number of blocks.
+        num_attention_heads (`int`, defaults to 12): Attention heads of a block.
+        mlp_ratio (`float`, defaults to 4.0): Ratio of a feed-forward's hidden width to `hidden_size`.
+        hidden_act (`str`, defaults to `"quick_gelu"`): `"quick_gelu"` (OpenAI's weights) or `"gelu"` (most others).
+        layer_norm_eps (`float`, defaults to 1e-5): Epsilon of the layer norms.
+        projection_dim (`int`, *optional*): Width of the space that the tower shares with CLIP's text tower, 512 for
+            `ViT-B-32`. By default the tower has no projection to it.
+    """
+
+    model_type = "cae_av_vit"
+    base_config_key = "vision_config"
+    read_out = "class"
+
+    image_size: int = 224
+    patch_size: int = 32
+    num_channels: int = 3
+    hidden_size: int = 768
+    num_hidden_layers: int = 12
+    num_attention_heads: int = 12
+    mlp_ratio: float | int = 4.0
+    hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    layer_norm_eps: float = 1e-5
+    projection_dim: int | None = None
+
+    def __post_init__(self, **kwargs):
+        _refuse_unknown(type(self), kwargs)
+        super().__post_init__(**kwargs)
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the frames in pixels."""
+        return self.image_size, self.image_size
+
+    def stages(self, input_size: tuple[int, int] | None = None) -> list[TowerStage]:
+        """See [`TowerGeometry.stages`]; one stage, and sides must be multiples of `patch_size`."""
+        height, width = input_size or self.input_size
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"CaeAvVitConfig reads sides that are multiples of {self.patch_size}, got {height}x{width}"
+            )
+        grid = (height // self.patch_size, width // self.patch_size)
+        return [TowerStage(self.num_hidden_layers, self.num_attention_heads, self.hidden_size, grid, 1)]
+
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation."""
+        _positive(
+            self,
+            *("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+            *("mlp_ratio", "layer_norm_eps"),
+        )
+        if self.projection_dim is not None:
+            _positive(self, "projection_dim")
+        _divisible(self, "image_size", self.image_size, "patch_size", self.patch_size)
+        _divisible(self, "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+
+
+@strict
 class CaeAvAudioConfig(AudioFrontEnd, TowerGeometry, ClapAudioConfig):
     r"""
     The frozen HTS-AT that reads the sound, Transformers' `ClapAudioModel`, and the front end that computes its input.
@@ -862,5 +928,5 @@ _TOY: dict[str, Any] = {
 }
 
 
-for _config_class in (CaeAvVisionConfig, CaeAvAudioConfig, CaeAvTextConfig):
+for _config_class in (CaeAvVisionConfig, CaeAvVitConfig, CaeAvAudioConfig, CaeAvTextConfig):
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)

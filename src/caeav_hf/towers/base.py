@@ -96,6 +96,15 @@ class Tower(nn.Module):
             return tokens[..., 0, :]
         return tokens[..., self.config.stages()[-1].num_prefix_tokens :, :].mean(-2)
 
+    def project(self, pooled: Tensor) -> Tensor:
+        """
+        Map the normalised and pooled vectors (..., C) to the space (..., P) that the tower shares with a text tower.
+
+        Raises:
+            CaeAvError: The tower has no such projection.
+        """
+        raise CaeAvError(f"this {type(self).__name__} has no projection to the space of a text tower")
+
     def keep_constants(self, dtype: torch.dtype, grids: Sequence[Grid] | None = None) -> None:
         """Precompute the biases of attention in `dtype`, which depend only on weights."""
 
@@ -249,7 +258,7 @@ def pair_blocks(visual: Sequence[int], audio: Sequence[int]) -> list[list[tuple[
 _TOWERS: dict[str, type[Tower]] = {}
 
 # Modules imported when their tower is built, since the libraries behind them take seconds to load.
-_OWN = {"cae_av_vision": "swin_v2", "cae_av_audio": "htsat"}
+_OWN = {"cae_av_vision": "swin_v2", "cae_av_vit": "vit", "cae_av_audio": "htsat"}
 
 _TowerClass = TypeVar("_TowerClass", bound=type[Tower])
 

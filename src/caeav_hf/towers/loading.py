@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
-from ..configuration_cae_av import CaeAvAudioConfig
+from ..configuration_cae_av import CaeAvAudioConfig, CaeAvVitConfig
 from ..errors import CaeAvError
 
 
@@ -147,21 +148,74 @@ def _local(name: str) -> str:
     return f"local-dir:{name}" if Path(name).is_dir() else name
 
 
-def _load_vision(name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    # Imported here and below where needed, since these libraries take seconds to load.
+def _timm_model(name: str, location: str, num_classes: int) -> Any:
+    """Load a model with timm; `name` is what the caller gave."""
     import timm
+
+    try:
+        return timm.create_model(location, pretrained=True, num_classes=num_classes)
+    except (RuntimeError, OSError, ValueError, AssertionError) as error:
+        raise CaeAvError(f"`vision`: cannot load {name!r} as a timm model or folder: {error}") from error
+
+
+def _vit_values(name: str, model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the values of `CaeAvVitConfig` and the tensors of a timm vision transformer."""
+    from timm.layers import QuickGELU
+    from torch import nn
+
+    if not isinstance(model.norm_pre, nn.LayerNorm) or not model.has_class_token or model.num_reg_tokens:
+        raise CaeAvError(
+            f"`vision`: {name!r} is not built as CLIP's vision transformers, which have a class token, no register "
+            "tokens and a norm before the first block"
+        )
+    (height, width), (patch_height, patch_width) = model.patch_embed.img_size, model.patch_embed.patch_size
+    if height != width or patch_height != patch_width:
+        raise CaeAvError(f"`vision`: {name!r} reads {height}x{width} pixels, expected a square")
+    block = model.blocks[0]
+    config = {
+        "model_type": CaeAvVitConfig.model_type,
+        "image_size": height,
+        "patch_size": patch_height,
+        "num_channels": model.in_chans,
+        "hidden_size": model.embed_dim,
+        "num_hidden_layers": len(model.blocks),
+        "num_attention_heads": block.attn.num_heads,
+        "mlp_ratio": block.mlp.fc1.out_features / model.embed_dim,
+        "hidden_act": "quick_gelu" if isinstance(block.mlp.act, QuickGELU) else "gelu",
+        "layer_norm_eps": block.norm1.eps,
+        "projection_dim": model.num_classes or None,
+    }
+    state = {re.sub(r"^blocks\.", "layers.", key): value for key, value in model.state_dict().items()}
+    weight, bias = state.pop("head.weight", None), state.pop("head.bias", None)
+    if weight is not None:
+        if bias is not None and bool(bias.any()):
+            raise CaeAvError(f"`vision`: the head of {name!r} has a bias, so it is not CLIP's projection")
+        state["projection"] = weight.T.contiguous()
+    return config, state
+
+
+def _load_vision(name: str, revision: str | None, projects: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    # Imported here and below where needed, since these libraries take seconds to load.
     from timm.models.swin_transformer_v2 import SwinTransformerV2
+    from timm.models.vision_transformer import VisionTransformer
 
     location = _local(name)
     repository = None if revision is None or Path(name).exists() else _repository("vision", name)
     if repository is not None:
         location = f"{_HUB}{repository}@{revision}"
-    try:
-        model = timm.create_model(location, pretrained=True, num_classes=0)
-    except (RuntimeError, OSError, ValueError, AssertionError) as error:
-        raise CaeAvError(f"`vision`: cannot load {name!r} as a timm model or folder: {error}") from error
+    model = _timm_model(name, location, num_classes=0)
+    if isinstance(model, VisionTransformer):
+        if projects and (width := model.pretrained_cfg.get("num_classes")):
+            # timm keeps CLIP's projection as a classifier.
+            model = _timm_model(name, location, num_classes=width)
+        return _vit_values(name, model)
+    if projects:
+        raise CaeAvError(f"`vision`: {name!r} is a {type(model).__name__}, expected a CLIP vision transformer")
     if not isinstance(model, SwinTransformerV2):
-        raise CaeAvError(f"`vision`: {name!r} is a {type(model).__name__}, expected a Swin Transformer V2")
+        raise CaeAvError(
+            f"`vision`: {name!r} is a {type(model).__name__}, expected a Swin Transformer V2 or a CLIP vision "
+            "transformer"
+        )
     attention = [stage.blocks[0].attn for stage in model.layers]
     (height, width), (patch_height, patch_width) = model.patch_embed.img_size, model.patch_embed.patch_size
     if height != width or patch_height != patch_width:

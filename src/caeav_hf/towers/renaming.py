@@ -38,6 +38,22 @@ HTSAT: Rules = {
     r"^": "audio_encoder.",
 }
 
+# OpenAI's CLIP to `VitTower`.
+CLIP_VIT: Rules = {
+    r"^conv1": "patch_embed.proj",
+    r"^class_embedding$": "cls_token",
+    r"^positional_embedding$": "pos_embed",
+    r"^transformer\.resblocks": "layers",
+    r"^ln_pre": "norm_pre",
+    r"^ln_post": "norm",
+    r"\.ln_([12])": r".norm\1",
+    r"attn\.in_proj_": "attn.qkv.",
+    r"attn\.out_proj": "attn.proj",
+    r"mlp\.c_fc": "mlp.fc1",
+    r"mlp\.c_proj": "mlp.fc2",
+    r"^proj$": "projection",
+}
+
 SWIN_V2_IGNORED: Rules = {
     r"^head\.": "the tower's own classifier",
     r"\.(?:attn_mask|relative_coords_table|relative_position_index)$": "constant, computed from the sizes",
