@@ -461,7 +461,9 @@ def test_what_is_given_goes_over_the_preset_of_the_method() -> None:
     assert (config.audio_config.tile_seconds, config.audio_config.hop_length) == (5, 640)
     assert not config.use_case
     assert CaeAvConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
-    assert CaeAvConfig.from_preset("ave", method="avmoe").interaction == "avmoe"
+    avmoe, cae_av = (CaeAvConfig.from_preset("ave", method=method) for method in ("avmoe", "cae_av"))
+    assert (avmoe.interaction, avmoe.use_case, avmoe.use_text_tower) == ("avmoe", False, False)
+    assert cae_av.to_dict() == CaeAvConfig.from_preset("ave").to_dict()
     with pytest.raises(CaeAvError, match="`method` must be one of avmoe, cae_av, dg_sct"):
         CaeAvConfig.from_preset("ave", method="dgsct")
 

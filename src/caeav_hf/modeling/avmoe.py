@@ -6,7 +6,7 @@ term to add to the stream.
 """
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -229,6 +229,11 @@ class AVMoEInteraction(InteractionLayer):
     Other methods can build on it: each half takes an `enrichment` of both streams, which the adapters read but the
     frozen branches do not. In a stage without adapters it is added to the streams.
     """
+
+    @classmethod
+    def preset(cls, task: str, size: str) -> dict[str, Any]:
+        # Captions are CAE-AV's.
+        return {"use_case": False, "use_text_tower": False}
 
     def __init__(self, config: CaeAvConfig, position: PairPosition):
         super().__init__(config, position)

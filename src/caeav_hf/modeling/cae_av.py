@@ -7,7 +7,7 @@ Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Inter
 import math
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,10 @@ class CaeAvInteraction(AVMoEInteraction):
 
     CASTE's enrichment reaches the streams only through the adapters, or directly if there are none.
     """
+
+    @classmethod
+    def preset(cls, task: str, size: str) -> dict[str, Any]:
+        return {}
 
     def add_layers(self) -> None:
         config, visual, audio = self.config, self.position.visual, self.position.audio
