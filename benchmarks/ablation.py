@@ -13,32 +13,23 @@ where it was stopped, and ends with tables (`ablation.md`), all numbers (`ablati
 
 import argparse
 import json
-import math
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from matplotlib.axes import Axes
-from tqdm import tqdm
+from runs import draw_scores, execute, prepare, text, train_or_resume, write
 
-from caeav_hf.data import AveBuilder, AvsBenchBuilder, CaeAvCollator, CaeAvDataset
+from caeav_hf.data import CaeAvCollator, CaeAvDataset
 from caeav_hf.demo import stage_aucs
 from caeav_hf.task import get_task
-from caeav_hf.toy import generate
 from caeav_hf.training import find_recipe, load_recipe
-from caeav_hf.training.build import build_processor, load_trained_model
+from caeav_hf.training.build import build_processor
 from caeav_hf.training.evaluation import evaluate
-from caeav_hf.training.run import train
-from caeav_hf.visualization.drawing import COLOURS, SERIES, make_bare, new_figure, save_figure
+from caeav_hf.visualization.drawing import new_figure, save_figure
 
 
 # Starting from 0, as in the paper, CASE's scales stay too small in runs this short for captions to matter.
@@ -59,41 +50,16 @@ TITLES = {"ave": "Event localization, segment accuracy (%)", "avs_ms3": "Multi-s
 PARTS = ("all", "aligned", "misaligned")
 CAPTIONS = ("own", "none", "foreign", "denying")
 DENIAL = {"visual_caption": "an empty room", "audio_caption": "silence"}
-# Student's t: 97.5 % quantiles for 1, 2, ... degrees of freedom.
-T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
-
-
-def prepare(out: Path, task: str) -> None:
-    """Make the corpus of a task and build its data set, unless they exist."""
-    if (out / task / "dataset").exists():
-        return
-    corpus = out / task / "corpus"
-    if not (corpus / "toy.json").exists():
-        generate(
-            corpus, layout=task, level="hard", num_clips=CLIPS[task], split=SPLIT, seed=0, num_proc=2, overwrite=True
-        )
-    builder, options = (AveBuilder, {}) if task == "ave" else (AvsBenchBuilder, {"setting": "ms3"})
-    builder(
-        annotations=str(corpus / "annotations"),
-        media=str(corpus / "media"),
-        captions=str(corpus / "captions.json"),
-        cache_dir=str(out / task / "cache"),
-        **options,
-    ).build(out / task / "dataset")
 
 
 def run_one(out: Path, task: str, variant: str, seed: int) -> None:
     """Train one variant with one seed, score it and write its file."""
-    started = time.process_time()
     run = out / task / "runs" / f"{variant}, seed {seed}"
     paths = {"data": str(out / task / "dataset"), "output_dir": str(run), "cache_dir": str(out / task / "cache")}
     values = {**paths, "seed": seed, "model_config": VARIANTS[variant]}
     recipe = load_recipe(find_recipe(task, "toy"), values)
-    is_resumed = (run / "checkpoints" / "last").exists()
-    result = train(recipe, resume=run if is_resumed else None)
-    trained = time.process_time()
-    model = load_trained_model(get_task(task).model_class, result.best_checkpoint)
-    processor = build_processor(model, result.best_checkpoint)
+    model, checkpoint, seconds = train_or_resume(recipe)
+    processor = build_processor(model, checkpoint)
     scenes = json.loads((out / task / "corpus" / "toy.json").read_text(encoding="utf-8"))["clips"]
     data = CaeAvDataset(out / task / "dataset", processor, split="test", cache_dir=recipe.cache_dir)
     found: dict[str, Any] = {"task": task, "variant": variant, "seed": seed, "scores": {}, "event_probability": {}}
@@ -118,8 +84,7 @@ def run_one(out: Path, task: str, variant: str, seed: int) -> None:
         for name, value in model.named_parameters()
         if name.split(".")[-1] in ("gamma", "gate", "gate_av")
     }
-    # Those of a run that was interrupted are not known.
-    found["training_seconds"] = None if is_resumed else trained - started
+    found["training_seconds"] = seconds
     write(result_file(out, task, variant, seed), json.dumps(found, indent=1))
 
 
@@ -163,47 +128,6 @@ def classes_of(scene: dict[str, Any]) -> set[str]:
 
 def result_file(out: Path, task: str, variant: str, seed: int) -> Path:
     return out / task / "results" / f"{variant}, seed {seed}.json"
-
-
-def write(path: Path, text: str) -> None:
-    """Write a file atomically."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(text + "\n", encoding="utf-8")
-    partial.replace(path)
-
-
-def run_all(out: Path, seeds: Sequence[int], tasks: Sequence[str], variants: Sequence[str]) -> None:
-    """Execute every run that has no file yet, two at a time."""
-    open_runs = [
-        (task, variant, seed)
-        for seed in seeds
-        for task in tasks
-        for variant in variants
-        if not result_file(out, task, variant, seed).exists()
-    ]
-    # The text of a failed run must be found, that of the others is of no interest.
-    (out / "logs").mkdir(parents=True, exist_ok=True)
-
-    def start(run: tuple[str, str, int]) -> int:
-        task, variant, seed = run
-        command = [sys.executable, __file__, "--out", str(out), "--one", task, variant, str(seed)]
-        with open(out / "logs" / f"{task}, {variant}, seed {seed}.txt", "w", encoding="utf-8") as log:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            return subprocess.run(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
-            ).returncode
-
-    with ThreadPoolExecutor(2) as pool:
-        codes = list(tqdm(pool.map(start, open_runs), total=len(open_runs), desc="runs", unit="run"))
-    if failed := [run for run, code in zip(open_runs, codes, strict=True) if code]:
-        raise SystemExit(f"failed: {failed}; their output is in {out / 'logs'}")
-
-
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the half width of its 95 % interval by Student's t, NaN for one value."""
-    half = T_QUANTILES[len(values) - 2] * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return mean(values), half
 
 
 def summarize(out: Path, seeds: Sequence[int], tasks: Sequence[str], variants: Sequence[str]) -> None:
@@ -270,13 +194,6 @@ def has_case(variant: str) -> bool:
     return bool(VARIANTS[variant].get("use_case", True))
 
 
-def text(values: Sequence[float], sign: str = "", digits: int = 1) -> str:
-    center, half = interval(values)
-    # Adding 0 turns what rounds to minus zero into zero.
-    shown = f"{round(center, digits) + 0.0:{sign}.{digits}f}"
-    return shown if math.isnan(half) else f"{shown} ± {half:.{digits}f}"
-
-
 def draw(
     found: dict[tuple[str, str], list[dict[str, Any]]], tasks: Sequence[str], variants: Sequence[str], path: Path
 ) -> None:
@@ -295,23 +212,6 @@ def draw(
     save_figure(figure, path)
 
 
-def draw_scores(axis: Axes, runs: dict[str, list[dict[str, Any]]], scores: dict[str, str]) -> None:
-    """For each variant and each score, by its label, the mean with its interval, and beside it the runs."""
-    for number, (label, score) in enumerate(scores.items()):
-        offset = 0.18 * (number - (len(scores) - 1) / 2)
-        places = [place + offset for place in range(len(runs))]
-        values = [[run["scores"][score] for run in of_variant] for of_variant in runs.values()]
-        centers, halves = zip(*map(interval, values), strict=True)
-        axis.errorbar(places, centers, halves, fmt="o", color=SERIES[number], capsize=4, label=label)
-        for place, singles in zip(places, values, strict=True):
-            axis.plot([place + 0.05] * len(singles), singles, ".", color=SERIES[number], alpha=0.5, markersize=5)
-    make_bare(axis, keep=("left", "bottom"))
-    axis.set_xticks(range(len(runs)), [name.replace(" + ", "\n+ ").replace(", ", ",\n") for name in runs])
-    axis.grid(axis="y", color=COLOURS["grid"])
-    axis.set_axisbelow(True)
-    axis.legend(fontsize=11, frameon=False)
-
-
 def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -326,8 +226,14 @@ def main() -> None:
         run_one(arguments.out, task, variant, int(seed))
         return
     for task in arguments.tasks:
-        prepare(arguments.out, task)
-    run_all(arguments.out, arguments.seeds, arguments.tasks, arguments.variants)
+        prepare(arguments.out / task, task, "hard", CLIPS[task], SPLIT)
+    runs = {
+        result_file(arguments.out, task, variant, seed): (task, variant, str(seed))
+        for seed in arguments.seeds
+        for task in arguments.tasks
+        for variant in arguments.variants
+    }
+    execute(__file__, arguments.out, runs)
     summarize(arguments.out, arguments.seeds, arguments.tasks, arguments.variants)
 
 

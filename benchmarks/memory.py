@@ -18,7 +18,8 @@ from tempfile import TemporaryDirectory
 
 import torch
 from accelerate import Accelerator
-from throughput import Settings, describe_machine, make_inputs, peak_memory, reset_peak_memory, seconds
+from machine import peak_memory, reset_peak_memory
+from throughput import Settings, describe_machine, make_inputs, seconds
 from tqdm.auto import tqdm
 
 from caeav_hf import CaeAvConfig

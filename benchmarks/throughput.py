@@ -12,10 +12,7 @@ resident memory on a CPU, including libraries, allocated memory on a GPU.
 import argparse
 import contextlib
 import json
-import platform
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,6 +22,7 @@ from typing import Any
 
 import timm
 import torch
+from machine import peak_memory, processor_name
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from tqdm.auto import tqdm
 from transformers import ClapAudioModel
@@ -169,37 +167,10 @@ def measure_memory(arguments: tuple[Settings, str, str]) -> float:
     return peak_memory(settings.device)
 
 
-def reset_peak_memory(device: str) -> None:
-    """Reset what `peak_memory` returns; on a CPU this works only on Linux."""
-    if device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(device)
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def peak_memory(device: str) -> float:
-    """Return the peak memory of this process in GB: resident on a CPU, allocated on a GPU."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated(device) / 1e9
-    with contextlib.suppress(OSError):
-        # Unlike getrusage, this excludes what the parent held when it started the process.
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM"):
-                return int(line.split()[1]) * 1024 / 1e9
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-
 def describe_machine(settings: Settings) -> dict[str, Any]:
     """Describe the processor and library versions of the measurement."""
-    processor = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                processor = line.partition(":")[2].strip()
-                break
     machine = {
-        "processor": processor,
+        "processor": processor_name(),
         "threads": settings.threads,
         "torch": torch.__version__,
         "timm": timm.__version__,

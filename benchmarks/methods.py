@@ -1,0 +1,271 @@
+"""
+Interaction methods side by side on the toy corpora of the tasks: same data, same steps, same towers.
+
+    python benchmarks/methods.py --out methods
+    python benchmarks/methods.py --out methods --methods cae_av gated_mean --import gated_mean
+
+Trains the toy preset of every method on every task, at the normal and at the hard level, with each seed, and scores it
+on held-out clips by the task's main metric. Two rows say what doing nothing scores: the constant guess of
+`baselines.py`, and the task's head alone, trained the same way on the frozen towers without any interaction. Every run
+is a process with one thread and leaves a file in `--out`; the command continues where it was stopped, and ends with a
+table (`methods.md`), all numbers (`methods.json`) and a picture (`methods.png`).
+
+Steps are few and towers tiny: the table shows what each method costs and that it learns, not how the published methods
+rank.
+"""
+
+import argparse
+import importlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import baselines
+from machine import peak_memory, processor_name, reset_peak_memory
+from runs import BUILDERS, draw_scores, execute, prepare, text, train_or_resume, write
+
+from caeav_hf.modeling.interaction import InteractionLayer, InteractionOutput, register_interaction
+from caeav_hf.task import get_task
+from caeav_hf.toy import LEVELS
+from caeav_hf.training import find_recipe, load_recipe
+from caeav_hf.training.run import score
+from caeav_hf.visualization.drawing import COLOURS, new_figure, save_figure
+
+
+METHODS = ("head_alone", "cae_av", "avmoe", "dg_sct", "lavish")
+NAMES = {"head_alone": "head alone", "cae_av": "CAE-AV", "avmoe": "AVMoE", "dg_sct": "DG-SCT", "lavish": "LAVisH"}
+TASKS = ("ave", "avvp", "avs_ms3", "avqa")
+TITLES = {
+    "ave": "Event localization, segment accuracy (%)",
+    "avvp": "Video parsing, Type F-score of segments (%)",
+    "avs_s4": "Single-source segmentation, J (%)",
+    "avs_ms3": "Multi-source segmentation, J (%)",
+    "avqa": "Question answering, accuracy (%)",
+}
+CLIPS = {"ave": 320, "avvp": 240, "avs_s4": 160, "avs_ms3": 160, "avqa": 240}
+# Training, validation, test: the intervals are those of the seeds, so that the test clips should add little to them.
+SPLIT = (4, 1, 3)
+# The recipe's 8 clips would be twice the frames of the other tasks' batches.
+BATCH = {"ave": 4}
+# Scores of the other tasks are fractions.
+IN_PERCENT = ("avvp",)
+
+
+@register_interaction("head_alone")
+class HeadAlone(InteractionLayer):
+    """No interaction: every frozen block runs as it is."""
+
+    @classmethod
+    def preset(cls, task: str, size: str) -> dict[str, Any]:
+        return {"use_case": False, "use_text_tower": False}
+
+    def forward(self, visual, audio, visual_block, audio_block, frames) -> InteractionOutput:
+        return InteractionOutput(visual_block(visual), audio_block(audio))
+
+
+def run_one(out: Path, task: str, level: str, method: str, seed: int, steps: int) -> None:
+    """Train one method with one seed, score it and write its file."""
+    folder = out / task / level
+    values = {
+        "method": method,
+        "data": str(folder / "dataset"),
+        "cache_dir": str(folder / "cache"),
+        "output_dir": str(folder / "runs" / f"{method}, seed {seed}"),
+        "seed": seed,
+        **({"batch_size": BATCH[task]} if task in BATCH else {}),
+        "epochs": steps,
+        "max_steps": steps,
+        # Of this package, not of the paper.
+        "model_config": {"agreement_loss_weight": 0.0},
+    }
+    recipe = load_recipe(find_recipe(task, "toy"), values)
+    reset_peak_memory("cpu")
+    before = peak_memory("cpu")
+    model, checkpoint, seconds = train_or_resume(recipe)
+    memory = 1000 * (peak_memory("cpu") - before)
+    scores = score(checkpoint, recipe, "test")
+    trained = {
+        name: sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
+        for name, part in (("all", model), ("interaction", model.cae_av))
+    }
+    found = {
+        "task": task,
+        "level": level,
+        "method": method,
+        "seed": seed,
+        "steps": steps,
+        "score": percent(task, scores[get_task(task).best_metric]),
+        "scores": scores,
+        # Those of a run that was interrupted are not known.
+        "training_seconds": seconds,
+        "memory_mb": None if seconds is None else memory,
+        "trained_parameters": trained["all"],
+        "trained_in_head": trained["all"] - trained["interaction"],
+        "processor": processor_name(),
+    }
+    write(result_file(out, task, level, method, seed), json.dumps(found, indent=1))
+
+
+def result_file(out: Path, task: str, level: str, method: str, seed: int) -> Path:
+    return out / task / level / "results" / f"{method}, seed {seed}.json"
+
+
+def percent(task: str, value: float) -> float:
+    return value if task in IN_PERCENT else 100 * value
+
+
+def constant_guess(out: Path, task: str, level: str) -> tuple[str, float]:
+    """Return the best constant guess that the training split allows, and its score."""
+    data = str(out / task / level / "dataset")
+    if task == "ave":
+        scores = baselines.events(data)
+    elif task == "avvp":
+        scores = {"nothing predicted": baselines.parsing(data)["nothing predicted"]["segment"]["type"]}
+    elif task == "avqa":
+        scores = baselines.questions(data)
+    else:
+        scores = baselines.segmentation(data)
+    name, value = next(iter(scores.items()))
+    return name, percent(task, value)
+
+
+def check_steps(out: Path, steps: int) -> None:
+    """
+    Refuse to mix runs of different lengths in one table.
+
+    Raises:
+        SystemExit: `out` has runs of another number of steps.
+    """
+    path = out / "settings.json"
+    if not path.exists():
+        write(path, json.dumps({"steps": steps}))
+    known = json.loads(path.read_text(encoding="utf-8"))["steps"]
+    if known != steps:
+        raise SystemExit(f"{out}: has runs of {known} steps; expected --steps {known}, or another folder for {steps}")
+
+
+def summarize(
+    out: Path, tasks: Sequence[str], levels: Sequence[str], methods: Sequence[str], seeds: Sequence[int], steps: int
+) -> None:
+    """Write the table, the numbers and the picture of all runs."""
+    found = {
+        (task, method): [
+            {
+                level: json.loads(result_file(out, task, level, method, seed).read_text(encoding="utf-8"))
+                for level in levels
+            }
+            for seed in seeds
+        ]
+        for task in tasks
+        for method in methods
+    }
+    guesses = {task: {level: constant_guess(out, task, level) for level in levels} for task in tasks}
+    lines = [f"{steps} steps; seeds {', '.join(map(str, seeds))}; mean and 95 % interval", ""]
+    for task in tasks:
+        lines += [
+            f"{TITLES[task]}",
+            "",
+            f"| method | {' | '.join(f'{level} | against head alone' for level in levels)} | "
+            "processor seconds of training | memory, MB | trained parameters, thousands | of these in the head |",
+            "|---|" + (2 * len(levels) + 4) * "---:|",
+        ]
+        name = guesses[task][levels[0]][0]
+        lines.append(f"| {name} | {' | '.join(f'{guesses[task][level][1]:.1f} | ' for level in levels)} | | | | |")
+        lines += [f"| {NAMES.get(method, method)} | {row(found, task, method, levels)} |" for method in methods]
+        lines.append("")
+    print("\n".join(lines))
+    write(out / "methods.md", "\n".join(lines))
+    runs = [run for by_seed in found.values() for by_level in by_seed for run in by_level.values()]
+    write(out / "methods.json", json.dumps({"guesses": guesses, "runs": runs}, indent=1))
+    draw(found, guesses, tasks, levels, methods, out / "methods.png")
+
+
+def row(found: dict[tuple[str, str], list[dict[str, Any]]], task: str, method: str, levels: Sequence[str]) -> str:
+    """Format the cells of a method."""
+    cells = []
+    for level in levels:
+        scores = [run[level]["score"] for run in found[task, method]]
+        cells.append(text(scores))
+        without = [run[level]["score"] for run in found.get((task, "head_alone"), [])]
+        gains = [a - b for a, b in zip(scores, without, strict=False)]
+        cells.append("" if method == "head_alone" or not gains else text(gains, sign="+"))
+    runs = [run[level] for run in found[task, method] for level in levels]
+    for name in ("training_seconds", "memory_mb"):
+        known = [run[name] for run in runs if run[name] is not None]
+        cells.append(f"{mean(known):.0f}" if known else "")
+    cells += [f"{runs[0][name] / 1000:.1f}" for name in ("trained_parameters", "trained_in_head")]
+    return " | ".join(cells)
+
+
+def draw(
+    found: dict[tuple[str, str], list[dict[str, Any]]],
+    guesses: dict[str, dict[str, tuple[str, float]]],
+    tasks: Sequence[str],
+    levels: Sequence[str],
+    methods: Sequence[str],
+    path: Path,
+) -> None:
+    """One panel a task: the scores of every method at each level, and the constant guess as a dashed line."""
+    columns = min(2, len(tasks))
+    figure = new_figure(7.5 * columns, 4.4 * -(-len(tasks) // columns))
+    panels = figure.subplots(-(-len(tasks) // columns), columns, squeeze=False).flat
+    for axis, task in zip(panels, tasks, strict=False):
+        runs = {
+            NAMES.get(method, method): [
+                {"scores": {level: run[level]["score"] for level in levels}} for run in of_method
+            ]
+            for method in methods
+            if (of_method := found[task, method])
+        }
+        for level in levels:
+            name, value = guesses[task][level]
+            axis.axhline(value, color=COLOURS["text"], linestyle="--", linewidth=1)
+        draw_scores(axis, runs, {f"{level} level": level for level in levels})
+        axis.annotate(name, (0, value), xytext=(2, 3), textcoords="offset points", fontsize=10)
+        axis.set_title(TITLES[task], loc="left", fontsize=13)
+        axis.set_ylim(bottom=0)
+    for axis in list(panels):
+        axis.set_visible(False)
+    figure.tight_layout()
+    save_figure(figure, path)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("methods"), help="folder for everything")
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="registered interaction methods")
+    parser.add_argument("--import", nargs="+", default=[], dest="modules", help="modules that register other methods")
+    parser.add_argument("--tasks", nargs="+", choices=list(BUILDERS), default=list(TASKS))
+    parser.add_argument("--levels", nargs="+", choices=LEVELS, default=list(LEVELS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=80, help="steps of every run")
+    parser.add_argument("--processes", type=int, default=2, help="runs at a time")
+    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    for module in arguments.modules:
+        importlib.import_module(module)
+    out = arguments.out
+    check_steps(out, arguments.steps)
+    if arguments.one is not None:
+        task, level, method, seed = arguments.one
+        run_one(out, task, level, method, int(seed), arguments.steps)
+        return
+    cells = [(task, level) for task in arguments.tasks for level in arguments.levels]
+    for task, level in cells:
+        prepare(out / task / level, task, level, CLIPS[task], SPLIT)
+    runs = {
+        result_file(out, *cell, method, seed): (*cell, method, str(seed))
+        for seed in arguments.seeds
+        for cell in cells
+        for method in arguments.methods
+    }
+    options = ["--steps", str(arguments.steps), *(["--import", *arguments.modules] if arguments.modules else [])]
+    execute(__file__, out, runs, options, arguments.processes)
+    summarize(out, arguments.tasks, arguments.levels, arguments.methods, arguments.seeds, arguments.steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""What benchmarks of many toy runs share: corpora, runs that survive a kill, means with intervals, their picture."""
+
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from matplotlib.axes import Axes
+from tqdm import tqdm
+
+from caeav_hf.data import AveBuilder, AvsBenchBuilder, LlpBuilder, MusicAvqaBuilder
+from caeav_hf.task import get_task
+from caeav_hf.toy import generate
+from caeav_hf.training import Recipe
+from caeav_hf.training.build import load_trained_model
+from caeav_hf.training.run import train
+from caeav_hf.visualization.drawing import COLOURS, SERIES, make_bare
+
+
+BUILDERS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "ave": (AveBuilder, {}),
+    "avvp": (LlpBuilder, {}),
+    "avs_s4": (AvsBenchBuilder, {"setting": "s4"}),
+    "avs_ms3": (AvsBenchBuilder, {"setting": "ms3"}),
+    "avqa": (MusicAvqaBuilder, {}),
+}
+# Student's t: 97.5 % quantiles for 1, 2, ... degrees of freedom.
+T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
+
+
+def prepare(folder: Path, task: str, level: str, num_clips: int, split: Sequence[float]) -> None:
+    """Make the toy corpus of a task and build its data set, unless they exist."""
+    if (folder / "dataset").exists():
+        return
+    corpus = folder / "corpus"
+    if not (corpus / "toy.json").exists():
+        generate(corpus, task, num_clips, level=level, split=split, seed=0, num_proc=2, overwrite=True)
+    builder, options = BUILDERS[task]
+    builder(
+        annotations=str(corpus / "annotations"),
+        media=str(corpus / "media"),
+        captions=str(corpus / "captions.json"),
+        cache_dir=str(folder / "cache"),
+        **options,
+    ).build(folder / "dataset")
+
+
+def train_or_resume(recipe: Recipe) -> tuple[Any, Path, float | None]:
+    """
+    Train, or finish an interrupted run.
+
+    Returns:
+        The best model; its checkpoint; and the processor seconds of training, `None` if the run was interrupted.
+    """
+    started = time.process_time()
+    run = Path(str(recipe.output_dir))
+    is_resumed = (run / "checkpoints" / "last").exists()
+    checkpoint = train(recipe, resume=run if is_resumed else None).best_checkpoint
+    seconds = time.process_time() - started
+    return (
+        load_trained_model(get_task(recipe.task).model_class, checkpoint),
+        checkpoint,
+        None if is_resumed else seconds,
+    )
+
+
+def execute(
+    script: str, out: Path, runs: Mapping[Path, Sequence[str]], options: Sequence[str] = (), processes: int = 2
+) -> None:
+    """
+    Execute the runs that have no result file yet, several at a time with one thread each.
+
+    Args:
+        script: The benchmark, which writes one result file if called with `--out OUT --one ARGUMENT ...`.
+        out: Folder of the benchmark.
+        runs: The arguments of each run, by its result file.
+        options: Further arguments of all runs, before `--one`.
+        processes: Number of runs at a time.
+
+    Raises:
+        SystemExit: A run failed; the message names its output.
+    """
+    logs = out / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+
+    def start(arguments: Sequence[str]) -> int:
+        command = [sys.executable, script, "--out", str(out), *options, "--one", *arguments]
+        # The text of a failed run must be found, that of the others is of no interest.
+        with open(logs / f"{', '.join(arguments)}.txt", "w", encoding="utf-8") as log:
+            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+            return subprocess.run(
+                command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
+            ).returncode
+
+    with ThreadPoolExecutor(processes) as pool:
+        started = {pool.submit(start, arguments): arguments for file, arguments in runs.items() if not file.exists()}
+        done = tqdm(as_completed(started), total=len(started), desc="runs", unit="run")
+        failed = [", ".join(started[run]) for run in done if run.result()]
+    if failed:
+        raise SystemExit(f"failed: {'; '.join(failed)}; their output is in {logs}")
+
+
+def write(path: Path, text: str) -> None:
+    """Write a file atomically."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    partial.write_text(text + "\n", encoding="utf-8")
+    partial.replace(path)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the mean and the half width of its 95 % interval by Student's t, NaN for one value."""
+    half = T_QUANTILES[len(values) - 2] * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
+    return mean(values), half
+
+
+def text(values: Sequence[float], sign: str = "", digits: int = 1) -> str:
+    """Format the mean with its interval."""
+    center, half = interval(values)
+    # Adding 0 turns what rounds to minus zero into zero.
+    shown = f"{round(center, digits) + 0.0:{sign}.{digits}f}"
+    return shown if math.isnan(half) else f"{shown} ± {half:.{digits}f}"
+
+
+def draw_scores(axis: Axes, runs: Mapping[str, Sequence[dict[str, Any]]], scores: Mapping[str, str]) -> None:
+    """For each variant and each score, by its label, the mean with its interval, and beside it the runs."""
+    for number, (label, score) in enumerate(scores.items()):
+        offset = 0.18 * (number - (len(scores) - 1) / 2)
+        places = [place + offset for place in range(len(runs))]
+        values = [[run["scores"][score] for run in of_variant] for of_variant in runs.values()]
+        centers, halves = zip(*map(interval, values), strict=True)
+        axis.errorbar(places, centers, halves, fmt="o", color=SERIES[number], capsize=4, label=label)
+        for place, singles in zip(places, values, strict=True):
+            axis.plot([place + 0.05] * len(singles), singles, ".", color=SERIES[number], alpha=0.5, markersize=5)
+    make_bare(axis, keep=("left", "bottom"))
+    axis.set_xticks(range(len(runs)), [name.replace(" + ", "\n+ ").replace(", ", ",\n") for name in runs])
+    axis.grid(axis="y", color=COLOURS["grid"])
+    axis.set_axisbelow(True)
+    axis.legend(fontsize=11, frameon=False)
