@@ -1,5 +1,7 @@
 """Reads the reference cases of tests/fixtures/golden and renames their parameters, which have the authors' names."""
 
+import copy
+import json
 from pathlib import Path
 
 from safetensors import safe_open
@@ -43,6 +45,17 @@ class GoldenCase:
                 # The authors write linear maps as 1x1 convolutions, and scalars now with, now without a dimension.
                 renamed[key] = value.view(expected[key].shape) if key in expected else value
         module.load_state_dict(renamed)
+
+
+def numbers_in(text: str) -> dict:
+    return json.loads(text.replace("'", '"').replace("(", "[").replace(")", "]"))
+
+
+def part(case: GoldenCase, prefix: str) -> GoldenCase:
+    """The tensors of a module of a case."""
+    found = copy.copy(case)
+    found.state = {k.removeprefix(prefix): v for k, v in case.state.items() if k.startswith(prefix)}
+    return found
 
 
 def assert_equal(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:

@@ -488,6 +488,8 @@ class CaeAvConfig(PreTrainedConfig):
             it give the same results.
         shared_tower (`bool`, defaults to `False`): Whether the visual tower reads the sound too, as filter bank images
             (Table II, "shared"); `audio_config` then describes these.
+        audio_final_norm (`bool`, defaults to `False`): Whether the heads read the sound after the final norm of its
+            tower, as they do the frames. HTS-AT's is not used by any of the published heads.
         use_text_tower (`bool`, defaults to `True`): Whether the model has a text tower. Without one, captions are
             given as features of the width in `text_config`, or not used (`use_case=False`).
         interaction (`str`, defaults to `"cae_av"`): Interaction method of the paired blocks: `"cae_av"`, `"avmoe"`, or
@@ -540,8 +542,14 @@ class CaeAvConfig(PreTrainedConfig):
             audio.
         event_head (`str`, defaults to `"cmbs"`): Head of event localization: `"cmbs"`, `"cmbs_linear"` (without its
             temporal relations) or `"mlp"` (Appendix B).
+        event_loss (`str`, defaults to `"cross_entropy"`): Loss of the head `mlp`: `"cross_entropy"`, or `"binary"`,
+            the binary cross-entropy of each class's probability, as in LAVisH.
         head_visual_dim, head_audio_dim, head_hidden_size, head_num_heads, head_intermediate_size (`int`),
             head_dropout (`float`): Sizes of the temporal relation blocks of the task heads.
+        head_map_sizes (`list[int]`, *optional*): Selects the segmentation head of LAVisH: channels of each stage's map
+            before four dilated convolutions. Without them, gates along time stand in the place of these.
+        head_answer_size (`int`, defaults to 0): Width of the head of question answering, to which frames are projected
+            first; 0 for that of the visual tower, without projection.
         mask_size (`int`, defaults to 224): Side of the segmentation head's square logits in pixels, a multiple of 32.
         visual_3d_size (`int`, defaults to 0): Width of precomputed 3D features that video parsing reads beside the
             frames, 512 for R(2+1)D-18; 0 for none.
@@ -594,6 +602,7 @@ class CaeAvConfig(PreTrainedConfig):
     task: str = "ave"
     formulation: Literal["paper", "official"] = "paper"
     shared_tower: bool = False
+    audio_final_norm: bool = False
     use_text_tower: bool = True
     interaction: str = "cae_av"
     interaction_options: dict[str, Any] | None = None
@@ -640,12 +649,15 @@ class CaeAvConfig(PreTrainedConfig):
     event_gate_loss_weight: float | int = 0.0
     head_gate_scale: float | int = 0.05
     event_head: Literal["cmbs", "cmbs_linear", "mlp"] = "cmbs"
+    event_loss: Literal["cross_entropy", "binary"] = "cross_entropy"
     head_visual_dim: int = 512
     head_audio_dim: int = 128
     head_hidden_size: int = 256
     head_num_heads: int = 4
     head_intermediate_size: int = 1024
     head_dropout: float | int = 0.1
+    head_map_sizes: list[int] | tuple[int, ...] | None = None
+    head_answer_size: int = 0
     mask_size: int = 224
     visual_3d_size: int = 0
     unimodal_grouping_depth: int = 3
@@ -666,7 +678,7 @@ class CaeAvConfig(PreTrainedConfig):
             raise CaeAvError(f"`num_labels` of CaeAvConfig must be a positive whole number, got {count!r}")
         if self.id2label is not None and not self.id2label:
             raise CaeAvError("`id2label` of CaeAvConfig must name at least one class")
-        _tuples_to_lists(self, "adapter_stages", "matching_hidden_sizes")
+        _tuples_to_lists(self, "adapter_stages", "matching_hidden_sizes", "head_map_sizes")
         if self.id2label is None and kwargs.get("num_labels") is None:
             # Also for other tasks, whose configurations are saved without names that are the default.
             self.id2label = dict(get_task(CaeAvConfig.task).preset["id2label"])
@@ -708,8 +720,16 @@ class CaeAvConfig(PreTrainedConfig):
         for name in ("audio_label_smoothing", "visual_label_smoothing"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` of CaeAvConfig must lie in [0, 1], got {getattr(self, name)}")
-        if self.visual_3d_size < 0:
-            raise ValueError(f"`visual_3d_size` of CaeAvConfig must not be negative, got {self.visual_3d_size}")
+        for name in ("visual_3d_size", "head_answer_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"`{name}` of CaeAvConfig must not be negative, got {getattr(self, name)}")
+        if self.head_map_sizes is not None:
+            _positive(self, "head_map_sizes")
+            if len(self.head_map_sizes) != len(self.visual_stages):
+                raise ValueError(
+                    "`head_map_sizes` of CaeAvConfig needs one value per stage of the visual tower "
+                    f"({len(self.visual_stages)}), got {self.head_map_sizes}"
+                )
         _probability(self, "attention_dropout", "branch_dropout", "head_dropout")
         if not 0.0 < self.topk_ratio <= 1.0:
             raise ValueError(f"`topk_ratio` of CaeAvConfig must lie in (0, 1], got {self.topk_ratio}")
@@ -728,6 +748,10 @@ class CaeAvConfig(PreTrainedConfig):
             raise ValueError(
                 "`event_gate_loss_weight` of CaeAvConfig needs `event_head` 'cmbs', which alone has gates, got "
                 f"{self.event_head!r}"
+            )
+        if self.event_loss != "cross_entropy" and self.event_head != "mlp":
+            raise ValueError(
+                f"`event_loss` {self.event_loss!r} of CaeAvConfig needs `event_head` 'mlp', got {self.event_head!r}"
             )
         if self.agreement_loss_weight and self.interaction == "avmoe":
             raise ValueError(
@@ -848,6 +872,7 @@ class CaeAvConfig(PreTrainedConfig):
             raise ValueError(f"`size` must be 'full' or 'toy', got {size!r}")
         _refuse_unknown(cls, overrides)
         values: dict[str, Any] = {"task": task, **preset}
+        front_end: dict[str, Any] = {}
         if size == "toy":
             values |= _TOY
         if method is not None:
@@ -855,6 +880,7 @@ class CaeAvConfig(PreTrainedConfig):
             # load PyTorch. Importing the models registers the methods of this package.
             models = importlib.import_module(f"{__package__}.modeling.modeling_cae_av")
             changes = models.method_preset(method, task, size)
+            front_end = changes.get("audio_config", {})
             for name in cls.sub_configs_defaults:
                 if name in changes:
                     changes[name] = {**values.get(name, {}), **changes[name]}
@@ -862,11 +888,12 @@ class CaeAvConfig(PreTrainedConfig):
             if overrides.get("interaction_options") is not None:
                 own_options = values.get("interaction_options") or {}
                 overrides["interaction_options"] = {**own_options, **overrides["interaction_options"]}
-        if overrides.get("shared_tower"):
+        if overrides.get("shared_tower", values.get("shared_tower")):
             vision = overrides.get("vision_config") or values.get("vision_config") or {}
             vision = vision if isinstance(vision, dict) else vision.to_dict()
             image_size = {**values.get("vision_config", {}), **vision}.get("image_size", CaeAvVisionConfig.image_size)
-            values["audio_config"] = _filter_bank(image_size, overrides.get("segment_seconds", 1.0))
+            seconds = overrides.get("segment_seconds", values.get("segment_seconds", 1.0))
+            values["audio_config"] = {**_filter_bank(image_size, seconds), **front_end}
         for name, value in overrides.items():
             is_partial = False
             if name in cls.sub_configs_defaults and isinstance(value, dict):

@@ -1,7 +1,7 @@
 """Small models with nothing left at zero, and batches for them."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from caeav_hf import (
     CaeAvConfig,
@@ -112,3 +112,23 @@ def pair_position(
         for tokens, size in (visual, audio)
     ]
     return PairPosition(stage, is_first, False, *blocks)
+
+
+def block(tokens: Tensor) -> BlockPosition:
+    """Where a block stands that these tokens pass, which are a square where they can be one."""
+    side = round(tokens.shape[1] ** 0.5)
+    grid = (side, side) if side**2 == tokens.shape[1] else (1, tokens.shape[1])
+    return BlockPosition(
+        0, 0, depth=1, num_tokens=tokens.shape[1], hidden_size=tokens.shape[2], grid=grid, num_heads=1
+    )
+
+
+def opened(module: nn.Module) -> nn.Module:
+    """The module in float64 and evaluation mode; nothing is shut, zero or one."""
+    generator = torch.Generator().manual_seed(0)
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if not tensor.is_floating_point():
+            continue
+        drawn = torch.randn(tensor.shape, generator=generator)
+        tensor.data = (drawn.abs() + 0.5 if name.endswith("var") else 0.5 * drawn).double()
+    return module.double().eval()

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import json
 from pathlib import Path
 
 import pytest
@@ -22,22 +21,13 @@ from caeav_hf.task import get_task
 from caeav_hf.towers.base import FrozenBlock, TowerReader
 from caeav_hf.towers.htsat import HtsatTower
 from caeav_hf.towers.swin_v2 import SwinV2Tower
-from tests.golden import GoldenCase, assert_equal
-from tests.modeling.helpers import randomise, toy_batch, toy_model, toy_segmentation_model
+from tests.golden import GoldenCase, assert_equal, numbers_in, part
+from tests.modeling.helpers import block, opened, randomise, toy_batch, toy_model, toy_segmentation_model
 from tests.same import assert_close
 
 
 TOY = {"reduction": 4, "num_latent_tokens": 4}
 MASK = torch.tensor([[True, True, True, True], [True, False, True, False]])
-
-
-def block(tokens: Tensor) -> BlockPosition:
-    """Where a block stands that these tokens pass, which are a square where they can be one."""
-    side = round(tokens.shape[1] ** 0.5)
-    grid = (side, side) if side**2 == tokens.shape[1] else (1, tokens.shape[1])
-    return BlockPosition(
-        0, 0, depth=1, num_tokens=tokens.shape[1], hidden_size=tokens.shape[2], grid=grid, num_heads=1
-    )
 
 
 def options_of(case: GoldenCase) -> DGSCTOptions:
@@ -68,17 +58,6 @@ def test_adapter_is_that_of_the_authors(name: str) -> None:
         assert_equal(gate.T, case.outputs["temporal_gate"])
     else:
         assert gate is None
-
-
-def numbers_in(text: str) -> dict:
-    return json.loads(text.replace("'", '"').replace("(", "[").replace(")", "]"))
-
-
-def part(case: GoldenCase, prefix: str) -> GoldenCase:
-    """The tensors of a module of a case."""
-    found = copy.copy(case)
-    found.state = {k.removeprefix(prefix): v for k, v in case.state.items() if k.startswith(prefix)}
-    return found
 
 
 @torch.no_grad()
@@ -218,17 +197,6 @@ def naive_gates(adapter: DGSCTAdapter, others: list[Tensor]) -> list[Tensor | No
         return list(adapter.temporal_gate(prompts).sigmoid())
     states, _ = adapter.temporal_gate.rnn(prompts[None])
     return list(adapter.temporal_gate.output(states[0]).sigmoid())
-
-
-def opened(module: nn.Module) -> nn.Module:
-    """The module in float64 and evaluation mode; nothing is shut, zero or one."""
-    generator = torch.Generator().manual_seed(0)
-    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
-        if not tensor.is_floating_point():
-            continue
-        drawn = torch.randn(tensor.shape, generator=generator)
-        tensor.data = (drawn.abs() + 0.5 if name.endswith("var") else 0.5 * drawn).double()
-    return module.double().eval()
 
 
 FORMS = {

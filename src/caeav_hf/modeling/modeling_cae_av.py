@@ -21,7 +21,7 @@ from ..towers import lora
 from ..towers.base import TowerReader, build_tower
 from ..towers.frozen import freeze, is_adapted
 from ..towers.loading import load_tower
-from . import avmoe, cae_av, dg_sct  # noqa: F401 - importing them registers their methods
+from . import avmoe, cae_av, dg_sct, lavish  # noqa: F401 - importing them registers their methods
 from .captions import CaptionMapper, Captions
 from .case import CASE, CASEOutput, masked_mean
 from .checkpoints import TOWER_NAMES, adapter_names, attach_towers, find_sources
@@ -64,7 +64,7 @@ class CaeAvModelOutput(ModelOutput):
             One vector per frame: the tower's read-out after its final norm, by default the mean of the tokens, or
             their weighted sum if the interaction method returns weights.
         audio_pooler_output (`torch.FloatTensor` of shape `(batch_size, num_frames, audio_size)`):
-            The same for the audio, without a final norm.
+            The same for the audio, without a final norm unless `config.audio_final_norm`.
         visual_hidden_states (`tuple(torch.FloatTensor)`, with `output_hidden_states=True`):
             One `(batch_size, num_frames, tokens, size)` for the embedding and one per stage, the output of its last
             block: before the next stage's downsampling and, for the last stage, before CASE and the final norm.
@@ -669,7 +669,13 @@ class CaeAvModel(CaeAvPreTrainedModel):
             visual_pooler_output=grid(
                 _pool(visual_reader, visual_reader.final_norm(new_visual), output.visual_pooling)
             ),
-            audio_pooler_output=grid(_pool(audio_reader, new_audio, output.audio_pooling)),
+            audio_pooler_output=grid(
+                _pool(
+                    audio_reader,
+                    audio_reader.final_norm(new_audio) if self.config.audio_final_norm else new_audio,
+                    output.audio_pooling,
+                )
+            ),
             visual_feature_maps=tuple(grid(tokens) for tokens in maps) or None,
             frame_mask=torch.ones_like(pixel_values_videos[:, :, 0, 0, 0], dtype=torch.bool)
             if frame_mask is None

@@ -29,10 +29,10 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
     filters normalised by area, in dB: 10 log10(max(power, 1e-10)). It has tile_seconds * sampling_rate / hop_length
     + 1 frames. The front end of a CLAP model, [`~transformers.ClapFeatureExtractor`], differs in its settings only.
 
-    With `mel_scale="kaldi"` it is a filter bank as Kaldi computes it, without dither and energy: windows that lie
-    within the segment, their mean subtracted, pre-emphasised by 0.97, under a symmetric Hann window; the natural
-    logarithm of the power in triangular filters; (x - mean) / (2 std) of that, cut or padded with 0 to as many frames
-    as bands, or to `spectrogram_frames`.
+    With `mel_scale="kaldi"` it is a filter bank as Kaldi computes it, without dither and energy, of the waveform less
+    its mean: windows that lie within the segment, their mean subtracted, pre-emphasised by 0.97, under a symmetric
+    Hann window; the natural logarithm of the power in triangular filters; (x - mean) / (2 std) of that, cut or padded
+    with 0 to as many frames as bands, or to `spectrogram_frames`.
 
     Args:
         feature_size (`int`, defaults to 64): Mel bands.
@@ -183,6 +183,9 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         waveforms = [self._checked(waveform, index) for index, waveform in enumerate(given)]
         if not waveforms:
             raise CaeAvError("`audio` is an empty list; expected at least one waveform")
+        if self.mel_scale == "kaldi":
+            # Before silence is added, which would otherwise begin with a step.
+            waveforms = [waveform - waveform.mean() for waveform in waveforms]
         segments = [self._segments(waveform, num_segments) for waveform in waveforms]
         counts = torch.tensor([len(part) for part in segments])
         frame_mask = torch.arange(int(counts.max())) < counts[:, None]

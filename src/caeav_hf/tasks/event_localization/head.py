@@ -174,12 +174,15 @@ class MLPHead(nn.Module):
     (Appendix B). A frame has its most probable class. The logits of the other head are derived from the frames'
     probabilities: those of any class but background, and those of each class summed over time.
 
-    The official formulation has no ReLU between the two linear maps, as the authors' code.
+    The official formulation has no ReLU between the two linear maps, as the authors' code. `event_loss` `"binary"` is
+    the loss of LAVisH (Lin et al., CVPR 2023), which takes the probabilities of the softmax as those of as many
+    independent classes.
     """
 
     def __init__(self, config: CaeAvConfig):
         super().__init__()
         self.is_official = config.is_official
+        self.is_binary = config.event_loss == "binary"
         self.hidden = nn.Linear(config.visual_hidden_size + config.audio_hidden_size, config.head_visual_dim)
         self.classifier = nn.Linear(config.head_visual_dim, config.num_labels + 1)
 
@@ -196,9 +199,17 @@ class MLPHead(nn.Module):
         )
 
     def loss(self, logits: EventLogits, labels: Tensor) -> Tensor:
-        """Return the cross-entropy over real frames for labels (B, T); background is `num_labels`."""
+        """Return the loss over real frames for labels (B, T); background is `num_labels`."""
         assert logits.frame_class is not None
         scores = logits.frame_class.float().flatten(0, 1)
+        if self.is_binary:
+            real = labels.flatten() != IGNORED_LABEL
+            present = scores[real]
+            is_class = F.one_hot(labels.flatten()[real], scores.shape[-1]).bool()
+            # A probability of 1 is kept below it, as the logarithm of the others' must be finite.
+            absent = (-present.clamp(max=-torch.finfo(present.dtype).tiny).expm1()).log()
+            total = -torch.where(is_class, present, absent).sum()
+            return batch_mean(total, real.sum() * scores.shape[-1])
         total = F.nll_loss(scores, labels.flatten(), ignore_index=IGNORED_LABEL, reduction="sum")
         return batch_mean(total, (labels != IGNORED_LABEL).sum())
 

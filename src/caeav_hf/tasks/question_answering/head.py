@@ -104,8 +104,8 @@ class QuestionAttention(nn.Module):
 
 class QuestionAnsweringHead(nn.Module):
     """
-    Head of question answering. Its width is that of the visual tower's last stage, whose tokens are compared with the
-    audio.
+    Head of question answering. Its width D is that of the visual tower's last stage, whose tokens are compared with
+    the audio, or `head_answer_size`, to which these tokens are projected first.
 
     Args:
         config: Sizes, number of words and answers.
@@ -113,8 +113,9 @@ class QuestionAnsweringHead(nn.Module):
 
     def __init__(self, config: CaeAvConfig):
         super().__init__()
-        size = config.visual_hidden_size
+        size = config.head_answer_size or config.visual_hidden_size
         self.question_encoder = QuestionEncoder(config, size)
+        self.visual_projection = nn.Linear(config.visual_hidden_size, size) if config.head_answer_size else None
         self.audio_hidden = nn.Linear(config.audio_hidden_size, size)
         self.audio_output = nn.Linear(size, size)
         self.grounding_projection = nn.Linear(2 * size, size)
@@ -130,7 +131,9 @@ class QuestionAnsweringHead(nn.Module):
         return self.audio_output(F.relu(self.audio_hidden(audio)))
 
     def ground(self, visual: Tensor, audio: Tensor) -> Grounding:
-        """Ground encoded audio (B, T, D) in the tokens (B, T, L, D) of frames of the same or other clips."""
+        """Ground encoded audio (B, T, D) in the tokens (B, T, L, C_v) of frames of the same or other clips."""
+        if self.visual_projection is not None:
+            visual = self.visual_projection(visual)
         directions = F.normalize(visual, dim=-1)
         weights = (directions @ F.normalize(audio, dim=-1)[..., None]).squeeze(-1).softmax(-1)
         stressed = (weights[..., None, :] @ directions).squeeze(-2)

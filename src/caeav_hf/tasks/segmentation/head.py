@@ -17,6 +17,9 @@ from ...modeling.frames import FrameLayout
 from ...modeling.temporal import RelationEncoder, run_rnn
 
 
+# Dilations of the convolutions that bring a map to the decoder's width without gates, and deviation of their weights.
+DILATIONS = (3, 6, 12, 18)
+DILATED_STD = 0.01
 # Initial logit of the decoder, since about a tenth of the pixels belongs to sounding objects.
 PRIOR_LOGIT = -2.0
 
@@ -66,6 +69,31 @@ class TemporalGate(nn.Module):
             frames.to_list(self.visual_gate(visual).sigmoid()),
             frames.to_list(self.audio_gate(audio).sigmoid()),
         )
+
+
+class DilatedConv2d(nn.Conv2d):
+    """A 3x3 convolution with a dilation that keeps the size, and weights drawn from N(0, 0.01)."""
+
+    def __init__(self, in_channels: int, out_channels: int, dilation: int):
+        super().__init__(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.normal_(self.weight, std=DILATED_STD)
+
+
+class DilatedSum(nn.ModuleList):
+    """Sum of convolutions of several dilations: (N, C, H, W) -> (N, D, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__(DilatedConv2d(in_channels, out_channels, dilation) for dilation in DILATIONS)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        first, *others = self
+        total = first(maps)
+        for convolution in others:
+            total = total + convolution(maps)
+        return total
 
 
 class ZeroBatchNorm(SharedBatchNorm):
@@ -151,6 +179,9 @@ class SegmentationHead(nn.Module):
     """
     Decoder of masks.
 
+    With `head_map_sizes` it is the decoder of Zhou et al. (ECCV 2022), as LAVisH uses it: dilated convolutions bring
+    each map to the decoder's width, and there are no gates.
+
     Args:
         config: Sizes of the head and of the towers.
     """
@@ -162,9 +193,17 @@ class SegmentationHead(nn.Module):
         self.sides = [config.mask_size // 4 // 2**stage for stage in range(len(stages))]
         self.grids = [stage.grid for stage in stages]
         self.gate_scale = config.head_gate_scale
-        self.projections = nn.ModuleList(nn.Linear(stage.hidden_size, size) for stage in stages)
+        map_sizes = config.head_map_sizes or [size for _ in stages]
+        self.projections = nn.ModuleList(
+            nn.Linear(stage.hidden_size, map_size) for stage, map_size in zip(stages, map_sizes, strict=True)
+        )
         self.audio_projection = nn.Linear(config.audio_hidden_size, config.head_audio_dim)
-        self.gates = nn.ModuleList(TemporalGate(config) for _ in self.sides)
+        self.convolutions: nn.ModuleList | None = None
+        self.gates: nn.ModuleList | None = None
+        if config.head_map_sizes is None:
+            self.gates = nn.ModuleList(TemporalGate(config) for _ in self.sides)
+        else:
+            self.convolutions = nn.ModuleList(DilatedSum(map_size, size) for map_size in map_sizes)
         self.interactions = nn.ModuleList(TPAVI(size, config.head_audio_dim) for _ in self.sides)
         coarsest = len(self.sides) - 1
         self.fusions = nn.ModuleList(
@@ -187,12 +226,16 @@ class SegmentationHead(nn.Module):
             image = projection(patches).unflatten(1, grid).permute(0, 3, 1, 2)
             maps.append(F.interpolate(image, size=(side, side), mode="bicubic", align_corners=False))
         audio = self.audio_projection(audio)
-        visual_gates = []
-        for scale, gate in enumerate(self.gates):
-            visual_gate, audio_gate = gate(maps[scale].mean((2, 3)), audio, frames)
-            visual_gates.append(visual_gate)
-            maps[scale] = maps[scale] * (1 + self.gate_scale * audio_gate[..., None, None])
-        audio = audio * (1 + self.gate_scale * torch.stack(visual_gates).mean(0))
+        if self.gates is not None:
+            visual_gates = []
+            for scale, gate in enumerate(self.gates):
+                visual_gate, audio_gate = gate(maps[scale].mean((2, 3)), audio, frames)
+                visual_gates.append(visual_gate)
+                maps[scale] = maps[scale] * (1 + self.gate_scale * audio_gate[..., None, None])
+            audio = audio * (1 + self.gate_scale * torch.stack(visual_gates).mean(0))
+        else:
+            assert self.convolutions is not None
+            maps = [convolution(image) for image, convolution in zip(maps, self.convolutions, strict=True)]
         audio_by_scale = []
         for scale, interaction in enumerate(self.interactions):
             maps[scale], aligned = interaction(maps[scale], audio, frames)
