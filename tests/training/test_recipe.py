@@ -1,8 +1,10 @@
 """Recipes: files, flags, errors."""
 
 import argparse
+from dataclasses import replace
 
 import pytest
+from torch import nn
 
 from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.errors import CaeAvError
@@ -16,7 +18,7 @@ from caeav_hf.training.recipe import (
     override_recipe,
     recipe_flags,
 )
-from caeav_hf.training.schedule import entropy_weight, learning_rate
+from caeav_hf.training.schedule import build_optimizer, entropy_weight, learning_rate, set_learning_rate
 
 
 def write(tmp_path, text):
@@ -49,6 +51,41 @@ def test_recipes_of_dg_sct_hold_the_values_of_its_scripts(task, batch_size, rate
     assert (recipe.batch_size, recipe.accumulation_steps, recipe.epochs) == (batch_size, 1, epochs)
     rates = {epoch: learning_rate(recipe, epoch) / rate for epoch in later}
     assert rates == pytest.approx(later)
+
+
+@pytest.mark.parametrize(
+    ("task", "batch_size", "rate", "head_rate", "epochs", "later"),
+    [
+        ("ave", 2, 5e-5, 4e-6, 50, {49: 1}),
+        ("avs_s4", 4, 1e-4, None, 30, {29: 1}),
+        ("avqa", 1, 8e-5, None, 30, {7: 1, 8: 0.1}),
+    ],
+)
+def test_recipes_of_lavish_hold_the_values_of_its_readme(task, batch_size, rate, head_rate, epochs, later):
+    recipe = load_recipe(find_recipe(task, method="lavish"))
+    assert (recipe.batch_size, recipe.accumulation_steps, recipe.epochs) == (batch_size, 1, epochs)
+    assert (recipe.head_learning_rate, recipe.patience) == (head_rate, 5)
+    rates = {epoch: learning_rate(recipe, epoch) / rate for epoch in later}
+    assert rates == pytest.approx(later)
+
+
+def test_the_head_may_have_its_own_learning_rate():
+    model = nn.ModuleDict({"model": nn.Linear(2, 3), "head": nn.Linear(3, 1)})
+    model["model"].bias.requires_grad_(False)
+    recipe = Recipe(learning_rate=1e-3, head_learning_rate=1e-4, lr_decay_factor=0.1, lr_decay_epochs=2)
+    optimizer = build_optimizer(model, recipe)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    found = [[names[parameter] for parameter in group["params"]] for group in optimizer.param_groups]
+    assert found == [["model.weight"], ["head.weight", "head.bias"]]
+    for epoch, factor in ((0, 1.0), (2, 0.1)):
+        set_learning_rate(optimizer, recipe, epoch)
+        assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([1e-3 * factor, 1e-4 * factor])
+    alone = build_optimizer(model, replace(recipe, head_learning_rate=None))
+    assert len(alone.param_groups) == 1
+    with pytest.raises(CaeAvError, match="'head_learning_rate' needs a model with a module `head`"):
+        build_optimizer(model["model"], recipe)
+    with pytest.raises(CaeAvError, match="'head_learning_rate' must be positive, or null, got 0"):
+        Recipe(head_learning_rate=0)
 
 
 def test_the_ave_recipe_holds_the_papers_values():

@@ -163,7 +163,7 @@ class Trainer:
     def _train_epoch(self) -> None:
         """Train to the end of the running epoch, or to `max_steps`."""
         state, recipe = self.state, self.recipe
-        set_learning_rate(self.optimizer, learning_rate(recipe, state.epoch))
+        set_learning_rate(self.optimizer, recipe, state.epoch)
         self.bare_model.loss_weights["entropy"] = entropy_weight(recipe, self.full_entropy_weight, state.epoch)
         self.model.train()
         # Start after the clips that were done before a resume, so that none of them is decoded again.

@@ -79,6 +79,7 @@ class Recipe:
     shard_towers: bool = _value(False, "with FSDP, also shard the frozen towers")
 
     learning_rate: float = _value(5e-4, "learning rate of Adam in the first epochs")
+    head_learning_rate: float | None = _value(None, "that of the task head (default: the same)")
     adam_beta1: float = _value(0.9, "decay of Adam's mean of gradients")
     adam_beta2: float = _value(0.999, "decay of Adam's mean of squared gradients")
     weight_decay: float = _value(0.0, "weight decay of Adam")
@@ -119,6 +120,8 @@ class Recipe:
             _require(getattr(self, name) > 0, name, "positive", getattr(self, name))
         for name in ("adam_beta1", "adam_beta2", "lora_dropout"):
             _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
+        head_rate = self.head_learning_rate
+        _require(head_rate is None or head_rate > 0, "head_learning_rate", "positive, or null", head_rate)
         grad_norm = self.max_grad_norm
         _require(grad_norm is None or grad_norm > 0, "max_grad_norm", "positive, or null", grad_norm)
         _require(self.size in ("full", "toy"), "size", "full or toy", self.size)

@@ -5,14 +5,27 @@ from functools import partial
 from torch import Tensor, nn
 from torch.optim import Adam, Optimizer
 
+from ..errors import CaeAvError
 from .recipe import Recipe
 
 
 def build_optimizer(model: nn.Module, recipe: Recipe) -> Adam:
-    """Return Adam over the trained parameters; frozen towers get no optimizer state."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """
+    Return Adam over the trained parameters; frozen towers get no optimizer state. With `head_learning_rate`, those of
+    the task head are a second group.
+
+    Raises:
+        CaeAvError: `head_learning_rate` is given, but the model has no module `head`.
+    """
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    groups = [list(trained.values())]
+    if recipe.head_learning_rate is not None:
+        head = [parameter for name, parameter in trained.items() if name.startswith("head.")]
+        if not head:
+            raise CaeAvError("recipe value 'head_learning_rate' needs a model with a module `head`")
+        groups = [[parameter for name, parameter in trained.items() if not name.startswith("head.")], head]
     return Adam(
-        trained,
+        [{"params": group} for group in groups],
         lr=recipe.learning_rate,
         betas=(recipe.adam_beta1, recipe.adam_beta2),
         weight_decay=recipe.weight_decay,
@@ -44,9 +57,13 @@ def learning_rate(recipe: Recipe, epoch: int) -> float:
     return recipe.learning_rate * recipe.lr_decay_factor ** (epoch // recipe.lr_decay_epochs)
 
 
-def set_learning_rate(optimizer: Optimizer, value: float) -> None:
-    """Set the learning rate of all parameter groups."""
-    for group in optimizer.param_groups:
+def set_learning_rate(optimizer: Optimizer, recipe: Recipe, epoch: int) -> None:
+    """Set the learning rate of an epoch (from 0) in the parameter groups of [`build_optimizer`]."""
+    rate = learning_rate(recipe, epoch)
+    rates = [rate]
+    if recipe.head_learning_rate is not None:
+        rates.append(rate / recipe.learning_rate * recipe.head_learning_rate)
+    for group, value in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = value
 
 
