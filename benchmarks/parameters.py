@@ -47,6 +47,10 @@ DG_SCT = {"ave": 201_184_839, "avqa": 256_751_988}
 # Its Table 6: parameters of event localization with both backbones, in millions, and the trained share in percent.
 DG_SCT_TABLE_6 = (461.3, 43.6)
 
+# Trained parameters of LAVisH's code, of segmentation without the PVT that never runs. The norms of the tower, which
+# its command for question answering trains too, are not among them.
+LAVISH = {"ave": 10_036_061, "avs_s4": 38_317_009, "avqa": 21_017_452}
+
 
 def part_of(name: str) -> str:
     """Return the part of the model that a parameter belongs to."""
@@ -205,6 +209,42 @@ def show_dg_sct(task: str) -> None:
     print()
 
 
+def without_place_in_lavish(task: str) -> dict[str, int]:
+    """Count parameters that LAVisH's code builds and trains but never runs, and that models here lack."""
+    if task == "avs_s4":
+        stages = CaeAvConfig.from_preset(task).visual_stages
+        return {
+            "ln_before": sum(4 * stage.depth * 2 * stage.hidden_size for stage in stages),
+            "path4.resConfUnit1": 2 * linear(9 * 256, 256),
+        }
+    if task == "avqa":
+        return {
+            "fc_a1, fc_a1_pure, fc_a2_pure": 2 * linear(128, 512) + linear(512, 512),
+            "fc_v, fc, fc_st, fc_aq, fc_vq, norm3": linear(2048, 512)
+            + linear(1024, 512)
+            + 3 * linear(512, 512)
+            + 1024,
+        }
+    return {}
+
+
+def show_lavish(task: str) -> None:
+    """Print the parameters of LAVisH for a task, whose tower is frozen."""
+    parts = count(task, "official", method="lavish")
+    print(f"{f'{task}, LAVisH':54}{'official':>14}")
+    for part in ("adapters", "task head"):
+        print(f"{part:54}{parts[part]:14,}")
+    total = sum(parts.values())
+    print(f"{'trainable':54}{total:14,}")
+    if task in LAVISH:
+        for name, number in without_place_in_lavish(task).items():
+            print(f"{'  built, never used: ' + name:54}{number:14,}")
+            total += number
+        print(f"{'  with all of these':54}{total:14,}")
+        print(f"{'  the code':54}{LAVISH[task]:14,}")
+    print()
+
+
 def show_shared() -> None:
     """Print the rows of Table II in which one Swin-V2 is shared by both streams."""
     base = {"embed_dim": 128, "num_heads": [4, 8, 16, 32]}
@@ -225,6 +265,7 @@ def main() -> None:
     for name in FLAGS if task is None else (task,):
         show(name)
         show_dg_sct(name)
+        show_lavish(name)
     if task in (None, "ave"):
         show_shared()
 

@@ -29,6 +29,14 @@ def test_adapters_of_dg_sct(task: str) -> None:
         assert total == PARAMETERS["DG_SCT"][task]
 
 
+@pytest.mark.parametrize("task", PARAMETERS["LAVISH"])
+def test_nothing_but_the_named_is_left_out_of_lavish(task: str) -> None:
+    ours = PARAMETERS["count"](task, "official", method="lavish")
+    assert set(ours) == {"adapters", "task head"}
+    without_place = sum(PARAMETERS["without_place_in_lavish"](task).values())
+    assert sum(ours.values()) + without_place == PARAMETERS["LAVISH"][task]
+
+
 def test_table_6_of_dg_sct(capsys: pytest.CaptureFixture) -> None:
     PARAMETERS["show_dg_sct"]("ave")
     printed = capsys.readouterr().out
