@@ -186,8 +186,57 @@ class AudioFrontEnd:
             )
 
 
+class SwinGeometry(TowerGeometry):
+    """Sizes of both versions of the Swin Transformer."""
+
+    image_size: int
+    patch_size: int
+    embed_dim: int
+    depths: list[int] | tuple[int, ...]
+    num_heads: list[int] | tuple[int, ...]
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the frames in pixels."""
+        return self.image_size, self.image_size
+
+    def stages(self, input_size: tuple[int, int] | None = None) -> list[TowerStage]:
+        """See [`TowerGeometry.stages`]; sides must be multiples of `patch_size`."""
+        height, width = input_size or self.input_size
+        if height % self.patch_size or width % self.patch_size:
+            raise ValueError(
+                f"{type(self).__name__} reads sides that are multiples of {self.patch_size}, got {height}x{width}"
+            )
+        pixels = [self.patch_size * 2**stage for stage in range(len(self.depths))]
+        return [
+            TowerStage(
+                depth,
+                self.num_heads[stage],
+                self.embed_dim * 2**stage,
+                # An odd grid is padded before it is halved.
+                (-(-height // pixels[stage]), -(-width // pixels[stage])),
+            )
+            for stage, depth in enumerate(self.depths)
+        ]
+
+
+def _validate_swin(config: Any, *by_stage: str) -> None:
+    """Check the sizes of a Swin Transformer, of which `by_stage` have one value per stage."""
+    _positive(config, "image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size")
+    name_of_class = type(config).__name__
+    for name in by_stage:
+        if len(getattr(config, name)) != len(config.depths):
+            raise ValueError(
+                f"`{name}` of {name_of_class} needs one value per stage ({len(config.depths)} by `depths`), "
+                f"got {list(getattr(config, name))}"
+            )
+    _divisible(config, "image_size", config.image_size, "patch_size", config.patch_size)
+    for stage, heads in enumerate(config.num_heads):
+        _divisible(config, f"channels of stage {stage + 1}", config.embed_dim * 2**stage, "num_heads", heads)
+
+
 @strict
-class CaeAvVisionConfig(TowerGeometry, PreTrainedConfig):
+class CaeAvVisionConfig(SwinGeometry, PreTrainedConfig):
     r"""
     The frozen Swin Transformer V2 that reads the frames, built by timm. The defaults are
     `swinv2_large_window12_192`, the tower of the paper's main results.
@@ -222,42 +271,47 @@ class CaeAvVisionConfig(TowerGeometry, PreTrainedConfig):
         _tuples_to_lists(self, "depths", "num_heads", "pretrained_window_sizes")
         super().__post_init__(**kwargs)
 
-    @property
-    def input_size(self) -> tuple[int, int]:
-        """Height and width of the frames in pixels."""
-        return self.image_size, self.image_size
+    def validate_architecture(self):
+        """Part of `@strict`-powered validation."""
+        _validate_swin(self, "num_heads", "pretrained_window_sizes")
 
-    def stages(self, input_size: tuple[int, int] | None = None) -> list[TowerStage]:
-        """See [`TowerGeometry.stages`]; sides must be multiples of `patch_size`."""
-        height, width = input_size or self.input_size
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"CaeAvVisionConfig reads sides that are multiples of {self.patch_size}, got {height}x{width}"
-            )
-        pixels = [self.patch_size * 2**stage for stage in range(len(self.depths))]
-        return [
-            TowerStage(
-                depth,
-                self.num_heads[stage],
-                self.embed_dim * 2**stage,
-                # An odd grid is padded before it is halved.
-                (-(-height // pixels[stage]), -(-width // pixels[stage])),
-            )
-            for stage, depth in enumerate(self.depths)
-        ]
+
+@strict
+class CaeAvSwinConfig(SwinGeometry, PreTrainedConfig):
+    r"""
+    timm's Swin Transformer, version 1, as a tower for frames. The defaults are `swin_base_patch4_window7_224`.
+
+    Args:
+        image_size (`int`, defaults to 224): Side of the square frame in pixels.
+        patch_size (`int`, defaults to 4): Side of a patch in pixels.
+        num_channels (`int`, defaults to 3): Colour channels.
+        embed_dim (`int`, defaults to 128): Channels of the first stage; every later stage doubles them.
+        depths (`list[int]`): Blocks of each stage.
+        num_heads (`list[int]`): Attention heads of each stage.
+        window_size (`int`, defaults to 7): Side of an attention window in tokens.
+        mlp_ratio (`float`, defaults to 4.0): Ratio of a feed-forward's hidden width to its channels.
+    """
+
+    model_type = "cae_av_swin"
+    base_config_key = "vision_config"
+
+    image_size: int = 224
+    patch_size: int = 4
+    num_channels: int = 3
+    embed_dim: int = 128
+    depths: list[int] | tuple[int, ...] = (2, 2, 18, 2)
+    num_heads: list[int] | tuple[int, ...] = (4, 8, 16, 32)
+    window_size: int = 7
+    mlp_ratio: float | int = 4.0
+
+    def __post_init__(self, **kwargs):
+        _refuse_unknown(type(self), kwargs)
+        _tuples_to_lists(self, "depths", "num_heads")
+        super().__post_init__(**kwargs)
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation."""
-        _positive(self, "image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size")
-        for name in ("num_heads", "pretrained_window_sizes"):
-            if len(getattr(self, name)) != len(self.depths):
-                raise ValueError(
-                    f"`{name}` of CaeAvVisionConfig needs one value per stage ({len(self.depths)} by `depths`), "
-                    f"got {list(getattr(self, name))}"
-                )
-        _divisible(self, "image_size", self.image_size, "patch_size", self.patch_size)
-        for stage, heads in enumerate(self.num_heads):
-            _divisible(self, f"channels of stage {stage + 1}", self.embed_dim * 2**stage, "num_heads", heads)
+        _validate_swin(self, "num_heads")
 
 
 @strict
@@ -955,5 +1009,5 @@ _TOY: dict[str, Any] = {
 }
 
 
-for _config_class in (CaeAvVisionConfig, CaeAvVitConfig, CaeAvAudioConfig, CaeAvTextConfig):
+for _config_class in (CaeAvVisionConfig, CaeAvSwinConfig, CaeAvVitConfig, CaeAvAudioConfig, CaeAvTextConfig):
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)

@@ -6,24 +6,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caeav_hf import CaeAvError
-from caeav_hf.configuration_cae_av import CaeAvAudioConfig, CaeAvVisionConfig
+from caeav_hf.configuration_cae_av import CaeAvAudioConfig, CaeAvSwinConfig, CaeAvVisionConfig
 from caeav_hf.towers.base import FrozenBlock, Tower, build_tower
 
 
 def make(kind: str, window: int = 4) -> Tower:
     """A tower whose first stage has 8x8 tokens and two blocks, in double precision."""
     torch.manual_seed(0)
-    config = (
-        CaeAvVisionConfig(
-            image_size=32,
-            embed_dim=16,
-            depths=(2, 1),
-            num_heads=(2, 2),
-            window_size=window,
-            pretrained_window_sizes=(0, 0),
-        )
-        if kind == "vision"
-        else CaeAvAudioConfig(
+    sizes = {"image_size": 32, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 2), "window_size": window}
+    configs = {
+        "vision": lambda: CaeAvVisionConfig(**sizes, pretrained_window_sizes=(0, 0)),
+        "swin": lambda: CaeAvSwinConfig(**sizes),
+        "audio": lambda: CaeAvAudioConfig(
             spec_size=32,
             num_mel_bins=32,
             patch_embeds_hidden_size=16,
@@ -31,9 +25,9 @@ def make(kind: str, window: int = 4) -> Tower:
             depths=(2, 1),
             num_attention_heads=(2, 2),
             window_size=window,
-        )
-    )
-    tower = build_tower(config).double().eval()
+        ),
+    }
+    tower = build_tower(configs[kind]()).double().eval()
     with torch.no_grad():
         for parameter in tower.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -48,6 +42,10 @@ def naive(tower: Tower, groups: Tensor, bias: Tensor | None) -> Tensor:
         states = block.layernorm_before(groups)
         query, key, value = (layer(states) for layer in (attention.query, attention.key, attention.value))
         after, norm, factors = block.attention.output.dense, nn.Identity(), [8**-0.5] * 2
+    elif isinstance(tower.config, CaeAvSwinConfig):
+        block = tower.layers[0].blocks[0]
+        query, key, value = block.attn.qkv(block.norm1(groups)).chunk(3, -1)
+        after, norm, factors = block.attn.proj, nn.Identity(), [8**-0.5] * 2
     else:
         block = tower.layers[0].blocks[0]
         attention = block.attn
@@ -60,7 +58,7 @@ def naive(tower: Tower, groups: Tensor, bias: Tensor | None) -> Tensor:
         for head in range(2):
             part = slice(8 * head, 8 * head + 8)
             q, k, v = query[group, :, part], key[group, :, part], value[group, :, part]
-            if not hasattr(tower, "audio_encoder"):
+            if isinstance(tower.config, CaeAvVisionConfig):
                 q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
             scores = factors[head] * q @ k.T
             if bias is not None:
@@ -69,7 +67,7 @@ def naive(tower: Tower, groups: Tensor, bias: Tensor | None) -> Tensor:
     return norm(after(result))
 
 
-@pytest.mark.parametrize("kind", ["vision", "audio"])
+@pytest.mark.parametrize("kind", ["vision", "swin", "audio"])
 @pytest.mark.parametrize("bias", [None, (2, 5, 5), (6, 1, 5, 5)], ids=["none", "a head", "a group"])
 @torch.no_grad()
 def test_groups_equal_a_plain_computation(kind: str, bias: tuple[int, ...] | None) -> None:
@@ -80,7 +78,7 @@ def test_groups_equal_a_plain_computation(kind: str, bias: tuple[int, ...] | Non
     torch.testing.assert_close(block.group_attention(groups, added), naive(tower, groups, added))
 
 
-@pytest.mark.parametrize("kind", ["vision", "audio"])
+@pytest.mark.parametrize("kind", ["vision", "swin", "audio"])
 @torch.no_grad()
 def test_windows_as_groups_with_the_towers_bias_are_its_own_attention(kind: str) -> None:
     block = make(kind).blocks(0)[0]

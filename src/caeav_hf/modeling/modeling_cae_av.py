@@ -375,8 +375,9 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         Any Hub repository may be followed by a revision, `org/name@revision`.
 
         Args:
-            vision: A timm name (`swinv2_large_window12_192.ms_in22k`), a Hub repository (`hf-hub:org/name`), or a
-                local folder in timm's Hub format (`config.json` and `model.safetensors`).
+            vision: A Swin Transformer, version 2 or 1: a timm name (`swinv2_large_window12_192.ms_in22k`), a Hub
+                repository (`hf-hub:org/name`), or a local folder in timm's Hub format (`config.json` and
+                `model.safetensors`).
             audio: A Hub repository or local folder saved by `transformers.ClapModel` or `ClapAudioModel`, with the
                 front end of the `ClapFeatureExtractor` saved beside it, or else HTS-AT's; or a file with a public
                 checkpoint of HTS-AT, with the front end that it was trained with. `None` with `shared_tower=True`,

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
-from ..configuration_cae_av import CaeAvAudioConfig, CaeAvVitConfig
+from ..configuration_cae_av import CaeAvAudioConfig, CaeAvSwinConfig, CaeAvVitConfig
 from ..errors import CaeAvError
 
 
@@ -196,6 +196,7 @@ def _vit_values(name: str, model: Any) -> tuple[dict[str, Any], dict[str, Tensor
 
 def _load_vision(name: str, revision: str | None, projects: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
     # Imported here and below where needed, since these libraries take seconds to load.
+    from timm.models.swin_transformer import SwinTransformer
     from timm.models.swin_transformer_v2 import SwinTransformerV2
     from timm.models.vision_transformer import VisionTransformer
 
@@ -211,10 +212,10 @@ def _load_vision(name: str, revision: str | None, projects: bool = False) -> tup
         return _vit_values(name, model)
     if projects:
         raise CaeAvError(f"`vision`: {name!r} is a {type(model).__name__}, expected a CLIP vision transformer")
-    if not isinstance(model, SwinTransformerV2):
+    if not isinstance(model, SwinTransformer | SwinTransformerV2):
         raise CaeAvError(
-            f"`vision`: {name!r} is a {type(model).__name__}, expected a Swin Transformer V2 or a CLIP vision "
-            "transformer"
+            f"`vision`: {name!r} is a {type(model).__name__}, expected a Swin Transformer, its version 2 or a CLIP "
+            "vision transformer"
         )
     attention = [stage.blocks[0].attn for stage in model.layers]
     (height, width), (patch_height, patch_width) = model.patch_embed.img_size, model.patch_embed.patch_size
@@ -230,8 +231,10 @@ def _load_vision(name: str, revision: str | None, projects: bool = False) -> tup
         # timm shrinks the windows of late stages to their grid; the first stage has the nominal size.
         "window_size": attention[0].window_size[0],
         "mlp_ratio": model.layers[0].blocks[0].mlp_ratio,
-        "pretrained_window_sizes": [module.pretrained_window_size[0] for module in attention],
     }
+    if isinstance(model, SwinTransformer):
+        return {"model_type": CaeAvSwinConfig.model_type, **config}, model.state_dict()
+    config["pretrained_window_sizes"] = [module.pretrained_window_size[0] for module in attention]
     return config, model.state_dict()
 
 

@@ -1,4 +1,4 @@
-"""Attention within (shifted) windows, shared by Swin-V2 and HTS-AT."""
+"""Attention within (shifted) windows, shared by the Swin transformers and HTS-AT."""
 
 from collections.abc import Callable
 
