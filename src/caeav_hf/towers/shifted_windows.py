@@ -16,7 +16,7 @@ from .windows import group_attention, relative_entries, window_bias, windowed_at
 class ShiftedWindowTower(Tower):
     """
     Base class of a tower that also inherits from one of timm's Swin transformers. Tokens are in row-major order,
-    (N, H * W, C). A subclass implements the attention that differs: `bias_table`, `bias_source`, `project` and
+    (N, H * W, C). A subclass implements the attention that differs: `bias_table`, `bias_source`, `qkv` and
     `prepare`, and the order of norm and branch, `attend` and `feed`.
     """
 
@@ -33,7 +33,7 @@ class ShiftedWindowTower(Tower):
         """Return the parameters that `bias_table` depends on, and whether they determine it."""
         raise NotImplementedError
 
-    def project(self, attention: Any, tokens: Tensor) -> Tensor:
+    def qkv(self, attention: Any, tokens: Tensor) -> Tensor:
         """(..., C) -> (..., 3 C), queries, keys and values."""
         raise NotImplementedError
 
@@ -139,7 +139,7 @@ class ShiftedWindowTower(Tower):
             grid,
             block.window_size,
             self._shift(stage, block, grid),
-            project=partial(self.project, attention),
+            project=partial(self.qkv, attention),
             num_heads=attention.num_heads,
             bias=lambda dtype: self._bias(stage, index, block, grid, dtype),
             prepare=partial(self.prepare, attention),
@@ -151,7 +151,7 @@ class ShiftedWindowTower(Tower):
     def _group_attention(self, attention: Any, bias: Tensor | None, groups: Tensor) -> Tensor:
         attended = group_attention(
             groups,
-            project=partial(self.project, attention),
+            project=partial(self.qkv, attention),
             num_heads=attention.num_heads,
             bias=bias,
             prepare=partial(self.prepare, attention),

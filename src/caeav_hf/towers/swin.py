@@ -41,7 +41,7 @@ class SwinTower(ShiftedWindowTower, SwinTransformer):
     def bias_source(self, attention: Any) -> tuple[list[Tensor], bool]:
         return [attention.relative_position_bias_table], True
 
-    def project(self, attention: Any, tokens: Tensor) -> Tensor:
+    def qkv(self, attention: Any, tokens: Tensor) -> Tensor:
         return attention.qkv(tokens)
 
     def scale(self, attention: Any) -> float:

@@ -43,7 +43,7 @@ class SwinV2Tower(ShiftedWindowTower, SwinTransformerV2):
     def bias_source(self, attention: Any) -> tuple[list[Tensor], bool]:
         return list(attention.cpb_mlp.parameters()), not is_adapted(attention.cpb_mlp)
 
-    def project(self, attention: Any, tokens: Tensor) -> Tensor:
+    def qkv(self, attention: Any, tokens: Tensor) -> Tensor:
         qkv_bias = torch.cat([attention.q_bias, torch.zeros_like(attention.q_bias), attention.v_bias])
         # Calls the module rather than `F.linear`, since LoRA may wrap it.
         projected = attention.qkv(tokens)
