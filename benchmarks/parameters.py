@@ -58,6 +58,8 @@ def part_of(name: str) -> str:
         return "built, never used"
     if name.startswith("head."):
         return "task head"
+    if "_tower." in name:
+        return "tower norms"
     if "_caste." in name:
         return "CASTE"
     if ".interactions." in name:
@@ -232,15 +234,16 @@ def show_lavish(task: str) -> None:
     """Print the parameters of LAVisH for a task, whose tower is frozen."""
     parts = count(task, "official", method="lavish")
     print(f"{f'{task}, LAVisH':54}{'official':>14}")
-    for part in ("adapters", "task head"):
-        print(f"{part:54}{parts[part]:14,}")
+    for part, number in sorted(parts.items()):
+        print(f"{part:54}{number:14,}")
     total = sum(parts.values())
     print(f"{'trainable':54}{total:14,}")
     if task in LAVISH:
+        total -= parts.get("tower norms", 0)
         for name, number in without_place_in_lavish(task).items():
             print(f"{'  built, never used: ' + name:54}{number:14,}")
             total += number
-        print(f"{'  with all of these':54}{total:14,}")
+        print(f"{'  with all of these, without norms of the tower':54}{total:14,}")
         print(f"{'  the code':54}{LAVISH[task]:14,}")
     print()
 

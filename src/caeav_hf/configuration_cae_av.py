@@ -544,6 +544,8 @@ class CaeAvConfig(PreTrainedConfig):
             (Table II, "shared"); `audio_config` then describes these.
         audio_final_norm (`bool`, defaults to `False`): Whether the heads read the sound after the final norm of its
             tower, as they do the frames. HTS-AT's is not used by any of the published heads.
+        trained_tower_norms (`str`, defaults to `"none"`): Layer norms of the visual and the audio tower that are
+            trained with the adapters: `"none"`, `"all"` that run, or only the `"final"` one.
         use_text_tower (`bool`, defaults to `True`): Whether the model has a text tower. Without one, captions are
             given as features of the width in `text_config`, or not used (`use_case=False`).
         interaction (`str`, defaults to `"cae_av"`): Interaction method of the paired blocks: `"cae_av"`, `"avmoe"`, or
@@ -657,6 +659,7 @@ class CaeAvConfig(PreTrainedConfig):
     formulation: Literal["paper", "official"] = "paper"
     shared_tower: bool = False
     audio_final_norm: bool = False
+    trained_tower_norms: Literal["none", "final", "all"] = "none"
     use_text_tower: bool = True
     interaction: str = "cae_av"
     interaction_options: dict[str, Any] | None = None

@@ -39,9 +39,29 @@ class TowerModel(Protocol):
 
 
 def adapter_names(model: TowerModel) -> set[str]:
-    """Return the state-dict names of an adapter-only checkpoint: all except the towers, but with LoRA inside them."""
+    """
+    Return the state-dict names of an adapter-only checkpoint: all except the towers, but with what is trained inside
+    them, LoRA and layer norms.
+    """
     prefixes = tuple(_prefixes(model).values())
-    return {name for name in model.state_dict() if not name.startswith(prefixes) or lora.base_name(name) is None}
+    trained = {prefix + name for kind, prefix in _prefixes(model).items() for name in _trained_norms(model, kind)}
+    return {
+        name
+        for name in model.state_dict()
+        if not name.startswith(prefixes) or lora.base_name(name) is None or name in trained
+    }
+
+
+def _trained_norms(model: TowerModel, kind: str) -> set[str]:
+    """Return the names in a tower's state dict of the layer norms that are trained with the adapters."""
+    prefix = f"{kind}_tower."
+    norms = model.cae_av.trained_tower_norms()
+    return {
+        f"{name.removeprefix(prefix)}.{parameter}"
+        for name, norm in norms.items()
+        if name.startswith(prefix)
+        for parameter, _ in norm.named_parameters()
+    }
 
 
 def find_sources(
@@ -76,11 +96,12 @@ def find_sources(
             {name.removeprefix(prefix): tensor for name, tensor in weights.items() if name.startswith(prefix)}
         )
         source, found = known.get(kind), hash_tensors(tensors)
-        if source is None or (found != source["sha256"] and _is_rounded(tensors)):
-            # Weights rounded to half precision have another hash, so compare values.
+        trained = _trained_norms(model, kind)
+        if source is None or (found != source["sha256"] and (trained or _is_rounded(tensors))):
+            # Trained weights and those rounded to half precision have another hash, so compare the values of the rest.
             name, revision = (towers[kind], None) if source is None else (source["name"] or "", source["revision"])
             tower = _fetch(model, kind, name, revision)
-            is_same, source = _is_from(tensors, tower.state), tower.source
+            is_same, source = _is_from(tensors, tower.state, trained), tower.source
         else:
             is_same = found == source["sha256"]
         if not is_same:
@@ -126,10 +147,12 @@ def attach_towers(model: TowerModel, towers: Mapping[str, str | os.PathLike]) ->
                 f"the device map offloads the {kind} tower, which works only for whole checkpoints: load this one "
                 "without a device map and save it whole"
             )
-        # LoRA renames the tower's own weights; LoRA's weights are already loaded.
+        # LoRA renames the tower's own weights; LoRA's weights, and trained norms, are already loaded.
         names = {lora.base_name(name): name for name in module.state_dict()}
+        trained = _trained_norms(model, kind)
         module.load_state_dict(
-            {names[name]: tensor for name, tensor in tower.state.items()}, strict=not model.config.lora
+            {names[name]: tensor for name, tensor in tower.state.items() if name not in trained},
+            strict=not (model.config.lora or trained),
         )
         sources[kind] = tower.source
     model.config.tower_sources = sources
@@ -144,10 +167,12 @@ def _is_rounded(tensors: Mapping[str, Tensor]) -> bool:
     return any(tensor.is_floating_point() and tensor.element_size() < 4 for tensor in tensors.values())
 
 
-def _is_from(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> bool:
-    """Return whether tensors equal those of a tower, after rounding to their precision."""
+def _is_from(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], trained: set[str]) -> bool:
+    """Return whether tensors equal those of a tower, after rounding to their precision, except the trained ones."""
     return tensors.keys() == state.keys() and all(
-        torch.equal(tensor.cpu(), state[name].to(device="cpu", dtype=tensor.dtype)) for name, tensor in tensors.items()
+        torch.equal(tensor.cpu(), state[name].to(device="cpu", dtype=tensor.dtype))
+        for name, tensor in tensors.items()
+        if name not in trained
     )
 
 

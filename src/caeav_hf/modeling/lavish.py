@@ -50,6 +50,7 @@ TASK_VALUES: dict[str, dict[str, Any]] = {
         "audio_config": {"hop_length": 160, "feature_mean": -5.385333061218262, "feature_std": 3.5928637981414795},
         "segment_seconds": 1.95,
         "head_answer_size": 512,
+        "trained_tower_norms": "all",
     },
 }
 TASK_VALUES["avs_ms3"] = TASK_VALUES["avs_s4"]

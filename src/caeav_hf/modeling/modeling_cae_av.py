@@ -19,7 +19,7 @@ from ..errors import CaeAvError
 from ..task import tasks
 from ..towers import lora
 from ..towers.base import TowerReader, build_tower
-from ..towers.frozen import freeze, is_adapted
+from ..towers.frozen import freeze, is_adapted, tower_norms
 from ..towers.loading import load_tower
 from . import avmoe, cae_av, dg_sct, lavish  # noqa: F401 - importing them registers their methods
 from .captions import CaptionMapper, Captions
@@ -489,11 +489,26 @@ class CaeAvModel(CaeAvPreTrainedModel):
         return TowerReader(self.vision_tower), TowerReader(self.vision_tower, size, reads_spectrograms=True)
 
     def freeze_towers(self) -> None:
-        """Freeze the towers, except LoRA that is part of the model."""
+        """Freeze the towers, except LoRA and layer norms that the configuration declares as trained."""
         for tower in self.towers():
             freeze(tower)
             if self.config.lora is not None:
                 lora.activate(tower)
+        for norm in self.trained_tower_norms().values():
+            norm.requires_grad_(True)
+
+    def trained_tower_norms(self) -> dict[str, nn.LayerNorm]:
+        """Return the layer norms of towers that are trained (`config.trained_tower_norms`), by name in this model."""
+        norms: dict[str, nn.LayerNorm] = {}
+        for kind in ("vision", "audio"):
+            tower = getattr(self, f"{kind}_tower")
+            if tower is None:
+                continue
+            found = tower_norms(tower, tower.final_norm_name, self.config.trained_tower_norms)
+            if kind == "audio" and not self.config.audio_final_norm:
+                found.pop(tower.final_norm_name, None)  # It does not run.
+            norms |= {f"{kind}_tower.{name}": norm for name, norm in found.items()}
+        return norms
 
     def keep_constants(self, dtype: torch.dtype) -> None:
         """

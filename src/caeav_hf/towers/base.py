@@ -64,6 +64,8 @@ class Tower(nn.Module):
     """
 
     config: Any
+    # Name of the module that `final_norm` applies.
+    final_norm_name = "norm"
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Return the tokens (N, L, C) of N inputs, with position embeddings."""

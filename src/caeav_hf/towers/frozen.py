@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,15 @@ def freeze(module: nn.Module) -> None:
     """Turn off gradients and set evaluation mode, which the parent's `train` must preserve."""
     module.requires_grad_(False)
     module.eval()
+
+
+def tower_norms(tower: nn.Module, final_norm: str, which: Literal["none", "final", "all"]) -> dict[str, nn.LayerNorm]:
+    """Return layer norms of a tower by name: all, only the one named `final_norm`, or none."""
+    return {
+        name: module
+        for name, module in tower.named_modules()
+        if isinstance(module, nn.LayerNorm) and (which == "all" or (which == "final" and name == final_norm))
+    }
 
 
 def is_adapted(module: nn.Module) -> bool:

@@ -21,6 +21,7 @@ class HtsatTower(Tower, ClapAudioModel):
     """`ClapAudioModel` with its own parameter names; tokens are in row-major order, (N, H * W, C)."""
 
     config: CaeAvAudioConfig
+    final_norm_name = "audio_encoder.norm"
     audio_encoder: Any
     # Blocks run `windowed_attention` instead of Transformers' eager attention.
     _supports_sdpa = True
