@@ -1,5 +1,6 @@
 """The tower of docs/extending.md, which is one file outside the package: it reads frames and sound, and is saved."""
 
+import copy
 import importlib
 import re
 import sys
@@ -7,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from safetensors.torch import load_file
+from timm.models import save_for_hf
 from torch import nn
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -22,14 +26,16 @@ from caeav_hf.modeling import interaction
 from caeav_hf.modeling.avmoe import AVMoEInteraction
 from caeav_hf.processing import CaeAvProcessor
 from caeav_hf.towers import base
+from caeav_hf.towers.loading import load_tower, save_tower
+from caeav_hf.towers.lora import tower_lora_config
 from tests.lanes import slow_after
-from tests.modeling.helpers import toy_batch, toy_model
+from tests.modeling.helpers import randomise, toy_batch, toy_model
 from tests.same import assert_close
 
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "extending.md"
 SECTION = re.search(r"^## A tower\n(.*?)(?=^## |\Z)", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
-FILE, USE = re.findall(r"```python\n(.*?)```", SECTION[1], re.DOTALL)
+FILE, USE, LOAD = re.findall(r"```python\n(.*?)```", SECTION[1], re.DOTALL)
 
 VISION = {"model_type": "patch_transformer"}
 SOUND = {"model_type": "patch_transformer_sound", "num_mel_bins": 32, "tile_seconds": 1}
@@ -90,6 +96,91 @@ def test_the_documents_model_is_saved_and_loaded(tmp_path: Path) -> None:
     assert model.get_input_embeddings() is vision.patches
     processor = CaeAvProcessor.from_config(model.config)
     assert (processor.video_processor.size["height"], processor.feature_extractor.feature_size) == (32, 32)
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[CaeAvForEventLocalization, Path]:
+    """The document's pretrained model, and the folder with its files."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    torch.manual_seed(0)
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, **sizes)
+    for parameter in vit.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    save_for_hf(vit, str(folder / "timm"), model_args=sizes, safe_serialization=True)
+    names: dict[str, Any] = {"timm_folder": folder / "timm"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        exec(USE, names)
+        exec(LOAD, names)
+    found = names["pretrained"].model.audio_tower.state_dict()
+    assert all(
+        torch.equal(found[name], value) for name, value in names["model"].model.audio_tower.state_dict().items()
+    )
+    return names["pretrained"], folder
+
+
+def test_weights_of_timm(pretrained: tuple[CaeAvForEventLocalization, Path]) -> None:
+    model, folder = pretrained
+    pixels = torch.randn(2, 3, 32, 32)
+    timm_model = timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True).eval()
+    reader = base.TowerReader(model.model.vision_tower)
+    with torch.no_grad():
+        tokens = reader.final_norm(reader.walk(reader.embed(pixels)).finish())
+        torch.testing.assert_close(tokens, timm_model.forward_features(pixels), atol=1e-4, rtol=1e-4)
+    assert not any(parameter.requires_grad for tower in model.model.towers() for parameter in tower.parameters())
+
+
+def test_adapter_only_checkpoints(pretrained: tuple[CaeAvForEventLocalization, Path]) -> None:
+    model, folder = pretrained
+    again = CaeAvForEventLocalization.from_pretrained(folder / "adapters")
+    batch = toy_batch(model.config)
+    with torch.no_grad():
+        assert_close(again(**batch).class_logits, model(**batch).class_logits)
+    weights = load_file(folder / "adapters" / "model.safetensors")
+    assert weights
+    assert not any("_tower." in name for name in weights)
+    other = copy.deepcopy(model.model.audio_tower)
+    nn.init.ones_(other.class_token)
+    save_tower(other, folder / "other")
+    with pytest.raises(CaeAvError, match=r"audio tower .* not the one"):
+        CaeAvForEventLocalization.from_pretrained(folder / "adapters", towers={"audio": folder / "other"})
+
+
+def test_wrong_pretrained_towers(pretrained: tuple[CaeAvForEventLocalization, Path]) -> None:
+    model, folder = pretrained
+    with pytest.raises(CaeAvError, match="'patch_transformer_sound', expected a 'cae_av_audio'"):
+        load_tower("audio", folder / "sound_tower", overrides={"model_type": "cae_av_audio"})
+    with pytest.raises(CaeAvError, match=r"is a VisionTransformer, expected a model that one of SwinV2Tower converts"):
+        load_tower("vision", folder / "timm", overrides={"model_type": "cae_av_vision"})
+    (folder / "broken").mkdir()
+    model.config.vision_config.save_pretrained(folder / "broken")
+    with pytest.raises(CaeAvError, match=r"`vision`: cannot load .*broken"):
+        load_tower("vision", folder / "broken")
+
+
+def test_lora(pretrained: tuple[CaeAvForEventLocalization, Path], tmp_path: Path, tower: Any) -> None:
+    model = CaeAvForEventLocalization.from_pretrained(pretrained[1] / "adapters")
+    batch = toy_batch(model.config)
+    model.add_lora(tower_lora_config(rank=2, model=model))
+    adapted = {name.rsplit(".lora_", 1)[0] for name, _ in model.named_parameters() if ".lora_" in name}
+    assert {".".join(name.split(".")[1:]) for name in adapted} == {
+        f"{kind}_tower.layers.{block}.{layer}"
+        for kind in ("vision", "audio")
+        for block in range(3)
+        for layer in ("qkv", "output")
+    }
+    model.train()(**batch).loss.backward()
+    assert all(p.grad is not None and p.grad.any() for name, p in model.named_parameters() if "lora_B" in name)
+    randomise(model)
+    model.save_pretrained(tmp_path, adapter_only=True)
+    again = CaeAvForEventLocalization.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert_close(again(**batch).class_logits, model.eval()(**batch).class_logits)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tower.PatchTransformer, "lora_targets", None)
+        with pytest.raises(CaeAvError, match=r"vision tower, a PatchTransformer, names no `lora_targets`"):
+            tower_lora_config(model=model)
 
 
 def test_values_of_a_tower_survive_although_they_are_defaults_of_another(tmp_path: Path) -> None:

@@ -159,8 +159,11 @@ def attach_towers(model: TowerModel, towers: Mapping[str, str | os.PathLike]) ->
 
 
 def _fetch(model: TowerModel, kind: str, name: str | os.PathLike, revision: str | None = None) -> PretrainedTower:
-    audio_config = model.config.audio_config
-    return load_tower(kind, name, revision, {field: getattr(audio_config, field) for field in FRONT_END})
+    config = getattr(model.config, f"{kind}_config")
+    overrides = {} if kind == "text" else {"model_type": config.model_type}
+    if kind == "audio":
+        overrides |= {field: getattr(config, field) for field in FRONT_END}
+    return load_tower(kind, name, revision, overrides)
 
 
 def _is_rounded(tensors: Mapping[str, Tensor]) -> bool:

@@ -375,45 +375,51 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         Any Hub repository may be followed by a revision, `org/name@revision`.
 
         Args:
-            vision: A Swin Transformer, version 2 or 1: a timm name (`swinv2_large_window12_192.ms_in22k`), a Hub
-                repository (`hf-hub:org/name`), or a local folder in timm's Hub format (`config.json` and
-                `model.safetensors`).
+            vision: A Swin Transformer, version 2 or 1, or CLIP's vision transformer: a timm name
+                (`swinv2_large_window12_192.ms_in22k`), a Hub repository (`hf-hub:org/name`), or a local folder in
+                timm's Hub format (`config.json` and `model.safetensors`). Or any registered tower that converts the
+                timm model, or that [`~towers.loading.save_tower`] saved to a folder or Hub repository.
             audio: A Hub repository or local folder saved by `transformers.ClapModel` or `ClapAudioModel`, with the
                 front end of the `ClapFeatureExtractor` saved beside it, or else HTS-AT's; or a file with a public
-                checkpoint of HTS-AT, with the front end that it was trained with. `None` with `shared_tower=True`,
-                where the visual tower reads the sound too.
+                checkpoint of HTS-AT, with the front end that it was trained with; or, as for `vision`, any registered
+                tower. `None` with `shared_tower=True`, where the visual tower reads the sound too.
             text: An open_clip name followed by a slash and the tag of its weights (`ViT-L-14/openai`), a Hub
                 repository (`hf-hub:org/name`), or a local folder in open_clip's Hub format. `None` with
                 `use_text_tower=False`.
             task: Preset for all other sizes.
             size: Size of that preset, `"full"` or `"toy"`.
             overrides: Fields of the configuration, and `method`, see [`CaeAvConfig.from_preset`]; a method without
-                captions needs no `text`. Sizes of the towers come from the towers; `audio_config` may set
-                only the front end: sampling rate, window, hop, frequencies, mel scale and tiling.
+                captions needs no `text`. Sizes of the towers come from the towers; `vision_config` and `audio_config`
+                may set only the `model_type` of the tower that converts the model, where several could, and
+                `audio_config` the front end: sampling rate, window, hop, frequencies, mel scale and tiling.
 
         Raises:
             CaeAvError: A tower cannot be found or is not of a supported kind, or an override sets its sizes.
         """
-        for name in ("vision_config", "text_config"):
-            if name in overrides:
-                raise CaeAvError(f"`{name}` comes from the tower itself and cannot be given to `from_backbones`")
+        if "text_config" in overrides:
+            raise CaeAvError("`text_config` comes from the tower itself and cannot be given to `from_backbones`")
         method = overrides.get("method")
         values = {**(method_preset(method, task, size) if method is not None else {}), **overrides}
         if (audio is None) != bool(values.get("shared_tower")):
             raise CaeAvError(f"`audio` must be None if and only if `shared_tower` is True, got {audio!r}")
         if (text is None) != (not values.get("use_text_tower", True)):
             raise CaeAvError(f"`text` must be None if and only if `use_text_tower` is False, got {text!r}")
-        towers = {"vision": load_tower("vision", vision)}
+        towers = {"vision": load_tower("vision", vision, overrides=overrides.pop("vision_config", None))}
         if text is not None:
             towers["text"] = load_tower("text", text)
         if audio is not None:
-            towers["audio"] = load_tower("audio", audio, front_end=overrides.pop("audio_config", None))
-        configs = {f"{kind}_config": tower.config for kind, tower in towers.items()}
+            towers["audio"] = load_tower("audio", audio, overrides=overrides.pop("audio_config", None))
+        configs = {
+            f"{kind}_config": {**tower.config, "model_type": tower.model_type} for kind, tower in towers.items()
+        }
         sources = {kind: tower.source for kind, tower in towers.items()}
         config = CaeAvConfig.from_preset(task, size, **{**configs, **overrides, "tower_sources": sources})
         model = cls(config)
         for kind, module in model.cae_av.named_towers().items():
-            module.load_state_dict(towers[kind].state)
+            try:
+                module.load_state_dict(towers[kind].state)
+            except RuntimeError as error:
+                raise CaeAvError(f"`{kind}`: the tensors do not fit their configuration: {error}") from error
         return model.eval()
 
 

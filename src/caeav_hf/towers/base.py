@@ -10,7 +10,7 @@ heads and the processor read its sizes before it is built ([`~configuration_cae_
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -61,11 +61,34 @@ class Tower(nn.Module):
 
     In all methods, `grid` is the height and width of the patch tokens in a stage. It depends on the size of the
     inputs; by default inputs have the configured size.
+
+    Attributes:
+        final_norm_name: Name of the module that `final_norm` applies.
+        lora_targets: Regular expression of the names, within the tower, of the layers that LoRA adapts by default.
+        full_precision_modules: Names of submodules that run outside autocast and must keep their dtype.
     """
 
     config: Any
-    # Name of the module that `final_norm` applies.
-    final_norm_name = "norm"
+    final_norm_name: ClassVar[str] = "norm"
+    lora_targets: ClassVar[str | None] = None
+    full_precision_modules: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def convert(cls, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        """
+        Return values of the tower's configuration, and its tensors by name, from a pretrained model of another
+        library.
+
+        Args:
+            model: A timm model for towers of frames, a Transformers model for towers of sound.
+
+        Returns:
+            Both, or `None` if the tower is not of the model's architecture.
+
+        Raises:
+            CaeAvError: The tower is of this architecture, but does not support the model's settings.
+        """
+        return None
 
     def embed(self, inputs: Tensor) -> Tensor:
         """Return the tokens (N, L, C) of N inputs, with position embeddings."""
@@ -279,6 +302,28 @@ def register_tower(config_class: type[PreTrainedConfig]) -> Callable[[_TowerClas
     return register
 
 
+def model_types() -> list[str]:
+    """Return the model types of the registered towers, those of this package first."""
+    return [*_OWN, *(name for name in _TOWERS if name not in _OWN)]
+
+
+def tower_class(model_type: str) -> type[Tower]:
+    """
+    Return the class of the towers of a model type.
+
+    Raises:
+        CaeAvError: No tower is registered for the model type.
+    """
+    if model_type in _OWN:
+        import_module(f".{_OWN[model_type]}", __package__)
+    if model_type not in _TOWERS:
+        raise CaeAvError(
+            f"no tower is registered for the model type {model_type!r}; expected one of {', '.join(model_types())}, "
+            "or import the module that registers it first"
+        )
+    return _TOWERS[model_type]
+
+
 def build_tower(config: PreTrainedConfig) -> Tower:
     """
     Build the tower of a configuration, randomly initialised.
@@ -286,12 +331,4 @@ def build_tower(config: PreTrainedConfig) -> Tower:
     Raises:
         CaeAvError: No tower is registered for its model type.
     """
-    if config.model_type in _OWN:
-        import_module(f".{_OWN[config.model_type]}", __package__)
-    if config.model_type not in _TOWERS:
-        known = ", ".join(sorted(_OWN.keys() | _TOWERS.keys()))
-        raise CaeAvError(
-            f"no tower is registered for the model type {config.model_type!r}; expected one of {known}, or import the "
-            "module that registers it first"
-        )
-    return _TOWERS[config.model_type](config)
+    return tower_class(config.model_type)(config)

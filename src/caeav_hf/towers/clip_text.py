@@ -18,6 +18,9 @@ class ClipTextTower(TextTransformer):
     """
 
     cache_size = 4096
+    # Not the attention: in `nn.MultiheadAttention` peft merges and unmerges LoRA at every step, which leaves rounding
+    # errors in frozen weights.
+    lora_targets = r".*\.mlp\.(c_fc|c_proj)"
 
     def __init__(self, config: CaeAvTextConfig):
         super().__init__(

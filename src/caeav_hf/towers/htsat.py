@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import ClapAudioModel
+from transformers import ClapAudioModel, ClapModel
 from transformers.models.clap.modeling_clap import ClapAudioLayer
 
 from ..configuration_cae_av import CaeAvAudioConfig
@@ -23,12 +23,21 @@ class HtsatTower(Tower, ClapAudioModel):
     config: CaeAvAudioConfig
     final_norm_name = "audio_encoder.norm"
     audio_encoder: Any
+    lora_targets = r".*\.attention\.(self\.(query|key|value)|output\.dense)"
     # Blocks run `windowed_attention` instead of Transformers' eager attention.
     _supports_sdpa = True
 
     def __init__(self, config: CaeAvAudioConfig):
         super().__init__(config)
         self._biases: dict[tuple[int, int], FrozenConstant] = {}
+
+    @classmethod
+    def convert(cls, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        model = model.audio_model if isinstance(model, ClapModel) else model
+        if not isinstance(model, ClapAudioModel):
+            return None
+        fields = CaeAvAudioConfig.__dataclass_fields__
+        return {name: value for name, value in model.config.to_dict().items() if name in fields}, model.state_dict()
 
     def forget(self) -> None:
         """Drop cached values computed from the weights."""

@@ -2,21 +2,23 @@
 
 import hashlib
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-from torch import Tensor
-from transformers import AutoConfig, PreTrainedConfig
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedConfig
 from transformers.utils import cached_file
 
-from ..configuration_cae_av import CaeAvAudioConfig, CaeAvSwinConfig, CaeAvVitConfig
+from ..configuration_cae_av import CaeAvAudioConfig, CaeAvTextConfig
 from ..errors import CaeAvError
+from .base import Tower, model_types, tower_class
 
 
 ASSETS = Path(__file__).resolve().parents[1] / "assets"
@@ -33,6 +35,11 @@ _EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
 _PACKAGED = "caeav_hf:"
 _HUB = "hf-hub:"
 
+_WEIGHTS = "model.safetensors"
+
+# Entries of a configuration that say nothing about the tower.
+_BOOKKEEPING = ("model_type", "transformers_version", "architectures", "dtype")
+
 
 @dataclass
 class PretrainedTower:
@@ -40,11 +47,13 @@ class PretrainedTower:
     A pretrained tower's weights and sizes.
 
     Attributes:
+        model_type: Model type of its configuration.
         config: `vision_config`, `audio_config` or `text_config` for `CaeAvConfig`.
         state: Tensors under the tower's own parameter names.
         source: Its entry in `CaeAvConfig.tower_sources`: `name`, `revision`, `sha256`.
     """
 
+    model_type: str
     config: dict[str, Any]
     state: dict[str, Tensor]
     source: dict[str, str | None]
@@ -54,7 +63,8 @@ def load_tower(
     kind: str,
     name: str | os.PathLike,
     revision: str | None = None,
-    front_end: dict[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    projects: bool = False,
 ) -> PretrainedTower:
     """
     Load a tower; see `CaeAvPreTrainedModel.from_backbones` for the names it accepts.
@@ -63,27 +73,57 @@ def load_tower(
         kind: `"vision"`, `"audio"` or `"text"`.
         name: Name, Hub repository (optionally followed by `@revision`) or local folder.
         revision: Revision of a Hub repository.
-        front_end: Fields of the audio configuration's front end, such as `tile_seconds`, that replace those of the
-            tower.
+        overrides: `model_type` of the tower, by default that of the folder, or of the first registered tower that
+            converts the library's model; and for `"audio"` fields of the front end, such as `tile_seconds`, that
+            replace those of the tower.
+        projects: Load CLIP's vision transformer with its projection to the space that it shares with the text tower.
 
     Raises:
-        CaeAvError: The tower cannot be loaded, or is not of a supported kind.
+        CaeAvError: The tower cannot be loaded, no registered tower converts it, or an override is neither of these.
     """
+    front_end = dict(overrides or {})
+    model_type = front_end.pop("model_type", None)
+    if unknown := sorted(front_end.keys() - (FRONT_END if kind == "audio" else set())):
+        allowed = sorted(FRONT_END | {"model_type"}) if kind == "audio" else ["model_type"]
+        raise CaeAvError(f"`{kind}_config`: beside `{kind}`, only {allowed} may be given, got {unknown}")
     name = str(name)
     location = _packaged_path(name)
     if not Path(location).exists() and "@" in name:
         location, _, revision = name.partition("@")
         name = location
-    if kind == "vision":
-        config, state = _load_vision(location, revision)
-    elif kind == "audio":
-        config, state = _load_audio(location, revision, front_end or {})
-    else:
+    if kind == "text":
         config, state = load_text_tower(location, revision)
+        model_type = CaeAvTextConfig.model_type
+    else:
+        saved = _saved_model_type(location, revision)
+        if saved in model_types():
+            if model_type not in (None, saved):
+                raise CaeAvError(f"`{kind}`: {name!r} is a {saved!r}, expected a {model_type!r}")
+            model_type, (config, state) = saved, _load_saved(kind, location, revision)
+        elif kind == "vision":
+            model_type, config, state = _load_vision(location, revision, model_type, projects)
+        else:
+            model_type, config, state = _load_audio(location, revision, model_type, front_end)
     commit = None if Path(location).exists() else _cached_commit(_repository(kind, location), revision)
-    return PretrainedTower(
-        config, state, {"name": _stable_name(location), "revision": commit, "sha256": hash_tensors(state)}
-    )
+    source = {"name": _stable_name(location), "revision": commit, "sha256": hash_tensors(state)}
+    values = {key: value for key, value in config.items() if key not in _BOOKKEEPING}
+    return PretrainedTower(model_type, {**values, **front_end}, state, source)
+
+
+def save_tower(tower: Tower, folder: str | os.PathLike) -> None:
+    """
+    Save a tower of any registered kind, so that `from_backbones` loads it: its configuration, and its tensors as
+    safetensors.
+
+    Raises:
+        CaeAvError: The folder cannot be written.
+    """
+    try:
+        tower.config.save_pretrained(folder)
+        tensors = {name: tensor.contiguous() for name, tensor in tower.state_dict().items()}
+        save_file(tensors, Path(folder) / _WEIGHTS, {"format": "pt"})
+    except OSError as error:
+        raise CaeAvError(f"{folder}: cannot be written: {error}") from error
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -148,101 +188,66 @@ def _local(name: str) -> str:
     return f"local-dir:{name}" if Path(name).is_dir() else name
 
 
-def _timm_model(name: str, location: str, num_classes: int) -> Any:
-    """Load a model with timm; `name` is what the caller gave."""
-    import timm
-
+def _saved_model_type(name: str, revision: str | None) -> str | None:
+    """Return the model type in the `config.json` of a folder or Hub repository, or `None` if there is none."""
+    if not (Path(name).is_dir() or name.startswith(_HUB) or name.count("/") == 1) or Path(name).is_file():
+        return None
     try:
-        return timm.create_model(location, pretrained=True, num_classes=num_classes)
-    except (RuntimeError, OSError, ValueError, AssertionError) as error:
-        raise CaeAvError(f"`vision`: cannot load {name!r} as a timm model or folder: {error}") from error
+        values, _ = PreTrainedConfig.get_config_dict(name.removeprefix(_HUB), revision=revision)
+    except (OSError, ValueError):
+        return None  # The library that loads the name raises the proper error.
+    return values.get("model_type")
 
 
-def _vit_values(name: str, model: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return the values of `CaeAvVitConfig` and the tensors of a timm vision transformer."""
-    from timm.layers import QuickGELU
-    from torch import nn
-
-    if not isinstance(model.norm_pre, nn.LayerNorm) or not model.has_class_token or model.num_reg_tokens:
-        raise CaeAvError(
-            f"`vision`: {name!r} is not built as CLIP's vision transformers, which have a class token, no register "
-            "tokens and a norm before the first block"
-        )
-    (height, width), (patch_height, patch_width) = model.patch_embed.img_size, model.patch_embed.patch_size
-    if height != width or patch_height != patch_width:
-        raise CaeAvError(f"`vision`: {name!r} reads {height}x{width} pixels, expected a square")
-    block = model.blocks[0]
-    config = {
-        "model_type": CaeAvVitConfig.model_type,
-        "image_size": height,
-        "patch_size": patch_height,
-        "num_channels": model.in_chans,
-        "hidden_size": model.embed_dim,
-        "num_hidden_layers": len(model.blocks),
-        "num_attention_heads": block.attn.num_heads,
-        "mlp_ratio": block.mlp.fc1.out_features / model.embed_dim,
-        "hidden_act": "quick_gelu" if isinstance(block.mlp.act, QuickGELU) else "gelu",
-        "layer_norm_eps": block.norm1.eps,
-        "projection_dim": model.num_classes or None,
-    }
-    state = {re.sub(r"^blocks\.", "layers.", key): value for key, value in model.state_dict().items()}
-    weight, bias = state.pop("head.weight", None), state.pop("head.bias", None)
-    if weight is not None:
-        if bias is not None and bool(bias.any()):
-            raise CaeAvError(f"`vision`: the head of {name!r} has a bias, so it is not CLIP's projection")
-        state["projection"] = weight.T.contiguous()
-    return config, state
+def _load_saved(kind: str, name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Load what [`save_tower`] wrote."""
+    repository = name.removeprefix(_HUB)
+    try:
+        values = AutoConfig.from_pretrained(repository, revision=revision).to_dict()
+        return values, load_file(cast(str, cached_file(repository, _WEIGHTS, revision=revision)))
+    except (OSError, ValueError, SafetensorError) as error:
+        raise CaeAvError(f"`{kind}`: cannot load {name!r}: {error}") from error
 
 
-def _load_vision(name: str, revision: str | None, projects: bool = False) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _convert(
+    kind: str, name: str, model: nn.Module, model_type: str | None
+) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Convert another library's model by the tower of a model type, or by the first that is of its architecture."""
+    candidates = {name: tower_class(name) for name in (model_types() if model_type is None else [model_type])}
+    for candidate, tower in candidates.items():
+        try:
+            converted = tower.convert(model)
+        except CaeAvError as error:
+            raise CaeAvError(f"`{kind}`: {name!r}: {error}") from error
+        if converted is not None:
+            return candidate, *converted
+    known = ", ".join(tower.__name__ for tower in candidates.values())
+    raise CaeAvError(f"`{kind}`: {name!r} is a {type(model).__name__}, expected a model that one of {known} converts")
+
+
+def _load_vision(
+    name: str, revision: str | None, model_type: str | None, projects: bool
+) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     # Imported here and below where needed, since these libraries take seconds to load.
-    from timm.models.swin_transformer import SwinTransformer
-    from timm.models.swin_transformer_v2 import SwinTransformerV2
-    from timm.models.vision_transformer import VisionTransformer
+    import timm
 
     location = _local(name)
     repository = None if revision is None or Path(name).exists() else _repository("vision", name)
     if repository is not None:
         location = f"{_HUB}{repository}@{revision}"
-    model = _timm_model(name, location, num_classes=0)
-    if isinstance(model, VisionTransformer):
+    try:
+        model = timm.create_model(location, pretrained=True, num_classes=0)
         if projects and (width := model.pretrained_cfg.get("num_classes")):
             # timm keeps CLIP's projection as a classifier.
-            model = _timm_model(name, location, num_classes=width)
-        return _vit_values(name, model)
-    if projects:
-        raise CaeAvError(f"`vision`: {name!r} is a {type(model).__name__}, expected a CLIP vision transformer")
-    if not isinstance(model, SwinTransformer | SwinTransformerV2):
-        raise CaeAvError(
-            f"`vision`: {name!r} is a {type(model).__name__}, expected a Swin Transformer, its version 2 or a CLIP "
-            "vision transformer"
-        )
-    attention = [stage.blocks[0].attn for stage in model.layers]
-    (height, width), (patch_height, patch_width) = model.patch_embed.img_size, model.patch_embed.patch_size
-    if height != width or patch_height != patch_width:
-        raise CaeAvError(f"`vision`: {name!r} reads {height}x{width} pixels, expected a square")
-    config = {
-        "image_size": height,
-        "patch_size": patch_height,
-        "num_channels": model.in_chans,
-        "embed_dim": model.embed_dim,
-        "depths": [len(stage.blocks) for stage in model.layers],
-        "num_heads": [module.num_heads for module in attention],
-        # timm shrinks the windows of late stages to their grid; the first stage has the nominal size.
-        "window_size": attention[0].window_size[0],
-        "mlp_ratio": model.layers[0].blocks[0].mlp_ratio,
-    }
-    if isinstance(model, SwinTransformer):
-        return {"model_type": CaeAvSwinConfig.model_type, **config}, model.state_dict()
-    config["pretrained_window_sizes"] = [module.pretrained_window_size[0] for module in attention]
-    return config, model.state_dict()
+            model = timm.create_model(location, pretrained=True, num_classes=width)
+    except (RuntimeError, OSError, ValueError, AssertionError) as error:
+        raise CaeAvError(f"`vision`: cannot load {name!r} as a timm model or folder: {error}") from error
+    return _convert("vision", name, model, model_type)
 
 
 def _load_audio(
-    name: str, revision: str | None, front_end: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    if unknown := sorted(set(front_end) - FRONT_END):
-        raise CaeAvError(f"`audio_config`: beside `audio`, only {sorted(FRONT_END)} may be given, got {unknown}")
+    name: str, revision: str | None, model_type: str | None, front_end: dict[str, Any]
+) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
     if Path(name).is_file():
         from .checkpoint_files import load_checkpoint
         from .public_htsat import htsat_from_public
@@ -254,27 +259,21 @@ def _load_audio(
             config, state, _ = htsat_from_public(checkpoint, given)
         except CaeAvError as error:
             raise CaeAvError(f"`audio`: {name}: {error}") from error
-        return {**_architecture(config), **front_end}, state
-    from transformers import ClapAudioModel, ClapModel
+        fields = CaeAvAudioConfig.__dataclass_fields__
+        return config.model_type, {key: value for key, value in config.to_dict().items() if key in fields}, state
+    from transformers import ClapAudioModel
 
     try:
         config = AutoConfig.from_pretrained(name, revision=revision)
-        if config.model_type == "clap":
-            model = ClapModel.from_pretrained(name, revision=revision, use_safetensors=True).audio_model
-        elif config.model_type == "clap_audio_model":
-            model = ClapAudioModel.from_pretrained(name, revision=revision, use_safetensors=True)
-        else:
-            raise CaeAvError(
-                f"`audio`: {name!r} is a {config.model_type!r} model, expected `clap` or `clap_audio_model`"
-            )
-    except (OSError, ValueError) as error:
-        if isinstance(error, CaeAvError):
-            raise
+        # Transformers' mapping lacks the audio half of CLAP.
+        model_class = ClapAudioModel if config.model_type == "clap_audio_model" else AutoModel
+        model = model_class.from_pretrained(name, revision=revision, use_safetensors=True)
+    except (OSError, RuntimeError, TypeError, ValueError) as error:
         raise CaeAvError(f"`audio`: cannot load {name!r} with transformers: {error}") from error
-    architecture = _architecture(model.config)
-    if not set(front_end) >= FRONT_END:
-        front_end = {**_clap_front_end(name, revision, model.config.num_mel_bins), **front_end}
-    return {**architecture, **front_end}, model.state_dict()
+    model_type, values, state = _convert("audio", name, model, model_type)
+    if model.config.model_type in ("clap", "clap_audio_model") and not front_end.keys() >= FRONT_END:
+        values = {**values, **_clap_front_end(name, revision, values["num_mel_bins"])}
+    return model_type, values, state
 
 
 def _clap_front_end(name: str, revision: str | None, num_mel_bins: int) -> dict[str, Any]:
@@ -314,15 +313,6 @@ def _clap_front_end(name: str, revision: str | None, num_mel_bins: int) -> dict[
         "mel_scale": "htk" if extractor.truncation == "fusion" else "slaney",
         "spectrogram_dtype": "float64",
     }
-
-
-def _architecture(config: PreTrainedConfig) -> dict[str, Any]:
-    """Return the values of an audio tower's configuration that are fields of `CaeAvAudioConfig`."""
-    architecture = set(CaeAvAudioConfig.__dataclass_fields__)
-    values = {key: value for key, value in config.to_dict().items() if key in architecture}
-    for key in ("transformers_version", "architectures", "dtype"):
-        values.pop(key, None)
-    return values
 
 
 def load_text_tower(name: str, revision: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -15,46 +15,66 @@ from typing import TYPE_CHECKING, Any, cast
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from ..configuration_cae_av import CaeAvAudioConfig, CaeAvVisionConfig
 from ..errors import CaeAvError
+from .base import tower_class
 
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-# Patterns of the modules that get LoRA in each tower: the attention, but the feed-forward of the text tower. In
-# `nn.MultiheadAttention` peft merges and unmerges LoRA at every step, which leaves rounding errors in frozen weights.
-_TARGETS = {
-    "vision": r"vision_tower\..*\.attn\.(qkv|proj)",
-    "audio": r"audio_tower\..*\.attention\.(self\.(query|key|value)|output\.dense)",
-    "text": r"text_tower\..*\.mlp\.(c_fc|c_proj)",
-}
+_KINDS = ("vision", "audio", "text")
 
 _ADAPTER = "default"
 
 
 def tower_lora_config(
-    rank: int = 8, alpha: float = 16, dropout: float = 0.0, towers: Sequence[str] = ("vision", "audio")
+    rank: int = 8,
+    alpha: float = 16,
+    dropout: float = 0.0,
+    towers: Sequence[str] = ("vision", "audio"),
+    model: Any = None,
 ) -> "LoraConfig":
     """
-    Return a configuration of LoRA on the attention of towers, or the feed-forward of the text tower, for
-    [`CaeAvModel.add_lora`] or `peft.get_peft_model`.
+    Return a configuration of LoRA on the layers that towers name as their `lora_targets`, the attention, or the
+    feed-forward of the text tower, for [`CaeAvModel.add_lora`] or `peft.get_peft_model`.
 
     Args:
         rank: Rank of the matrices.
         alpha: Their product is scaled by alpha / rank.
         dropout: Dropout before them.
-        towers: Some of `vision`, `audio` and `text`.
+        towers: Some of `vision`, `audio` and `text`; those that `model` does not have are ignored.
+        model: A `CaeAv...` model, whose towers are asked; by default they are Swin-V2, HTS-AT and CLIP.
 
     Raises:
-        CaeAvError: `towers` is empty or names an unknown tower.
+        CaeAvError: `towers` is empty or names an unknown tower, or one that names no `lora_targets`.
     """
     from peft import LoraConfig
 
-    if not towers or not set(towers) <= _TARGETS.keys():
-        raise CaeAvError(f"`towers` must be some of {', '.join(_TARGETS)}, got {', '.join(towers) or 'none'}")
-    target = "|".join(_TARGETS[tower] for tower in towers)
+    if not towers or not set(towers) <= set(_KINDS):
+        raise CaeAvError(f"`towers` must be some of {', '.join(_KINDS)}, got {', '.join(towers) or 'none'}")
+    classes = _default_classes() if model is None else {k: type(t) for k, t in model.cae_av.named_towers().items()}
+    targets = []
+    for kind in towers:
+        if kind in classes:
+            names = cast(Any, classes[kind]).lora_targets
+            if names is None:
+                raise CaeAvError(
+                    f"the {kind} tower, a {classes[kind].__name__}, names no `lora_targets`; pass the names of its "
+                    "layers as `target_modules` of a `peft.LoraConfig`"
+                )
+            targets.append(rf"{kind}_tower\.({names})")
+    target = "|".join(targets)
     return LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=rf"(.*\.)?({target})")
+
+
+def _default_classes() -> dict[str, type[nn.Module]]:
+    # Imported here, since the library behind it takes seconds to load.
+    from .clip_text import ClipTextTower
+
+    types = {"vision": CaeAvVisionConfig.model_type, "audio": CaeAvAudioConfig.model_type}
+    return {**{kind: tower_class(model_type) for kind, model_type in types.items()}, "text": ClipTextTower}
 
 
 def to_values(config: "LoraConfig") -> dict[str, Any]:

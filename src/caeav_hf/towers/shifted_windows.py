@@ -13,6 +13,30 @@ from .frozen import FrozenConstant
 from .windows import group_attention, relative_entries, window_bias, windowed_attention
 
 
+def sizes_of(model: Any) -> dict[str, Any]:
+    """
+    Return the sizes of one of timm's Swin transformers as values of a tower's configuration.
+
+    Raises:
+        CaeAvError: Its images or patches are not square.
+    """
+    (height, width), (patch_height, patch_width) = model.patch_embed.img_size, model.patch_embed.patch_size
+    if height != width or patch_height != patch_width:
+        raise CaeAvError(f"reads {height}x{width} pixels, expected a square")
+    attention = [stage.blocks[0].attn for stage in model.layers]
+    return {
+        "image_size": height,
+        "patch_size": patch_height,
+        "num_channels": model.in_chans,
+        "embed_dim": model.embed_dim,
+        "depths": [len(stage.blocks) for stage in model.layers],
+        "num_heads": [module.num_heads for module in attention],
+        # timm shrinks the windows of late stages to their grid; the first stage has the nominal size.
+        "window_size": attention[0].window_size[0],
+        "mlp_ratio": model.layers[0].blocks[0].mlp_ratio,
+    }
+
+
 class ShiftedWindowTower(Tower):
     """
     Base class of a tower that also inherits from one of timm's Swin transformers. Tokens are in row-major order,
@@ -24,6 +48,7 @@ class ShiftedWindowTower(Tower):
     patch_embed: Any
     norm: Any
     _biases: dict[tuple[int, int, Grid], FrozenConstant]
+    lora_targets = r".*\.attn\.(qkv|proj)"
 
     def bias_table(self, attention: Any) -> Tensor:
         """Return the bias of all relative positions in a window, (entries, heads)."""

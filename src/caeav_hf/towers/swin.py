@@ -3,11 +3,11 @@
 from typing import Any
 
 from timm.models.swin_transformer import SwinTransformer
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvSwinConfig
 from .base import register_tower
-from .shifted_windows import ShiftedWindowTower
+from .shifted_windows import ShiftedWindowTower, sizes_of
 
 
 @register_tower(CaeAvSwinConfig)
@@ -18,6 +18,10 @@ class SwinTower(ShiftedWindowTower, SwinTransformer):
     """
 
     config: CaeAvSwinConfig
+
+    @classmethod
+    def convert(cls, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        return (sizes_of(model), model.state_dict()) if isinstance(model, SwinTransformer) else None
 
     def __init__(self, config: CaeAvSwinConfig):
         super().__init__(

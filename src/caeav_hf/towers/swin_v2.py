@@ -1,16 +1,16 @@
 """timm's Swin Transformer V2, the tower that reads frames, or filter banks as images."""
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from timm.models.swin_transformer_v2 import SwinTransformerV2
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvVisionConfig
 from .base import register_tower
 from .frozen import is_adapted
-from .shifted_windows import ShiftedWindowTower
+from .shifted_windows import ShiftedWindowTower, sizes_of
 
 
 @register_tower(CaeAvVisionConfig)
@@ -18,6 +18,14 @@ class SwinV2Tower(ShiftedWindowTower, SwinTransformerV2):
     """timm's Swin Transformer V2 with timm's parameter names; tokens are in row-major order, (N, H * W, C)."""
 
     config: CaeAvVisionConfig
+    full_precision_modules = ("cpb_mlp",)  # position biases are computed once, without autocast
+
+    @classmethod
+    def convert(cls, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        if not isinstance(model, SwinTransformerV2):
+            return None
+        windows = [stage.blocks[0].attn.pretrained_window_size[0] for stage in cast(Any, model.layers)]
+        return {**sizes_of(model), "pretrained_window_sizes": windows}, model.state_dict()
 
     def __init__(self, config: CaeAvVisionConfig):
         super().__init__(

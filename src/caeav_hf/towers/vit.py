@@ -1,10 +1,12 @@
 """CLIP's vision transformer of timm's blocks, a tower of one stage that reads frames, or filter banks as images."""
 
+import re
 from functools import partial
+from typing import Any, cast
 
 import torch
-from timm.layers import LayerNorm, PatchEmbed, get_act_layer, resample_abs_pos_embed
-from timm.models.vision_transformer import Block
+from timm.layers import LayerNorm, PatchEmbed, QuickGELU, get_act_layer, resample_abs_pos_embed
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvVitConfig
@@ -21,6 +23,7 @@ class VitTower(Tower):
     """
 
     config: CaeAvVitConfig
+    lora_targets = r"layers\.\d+\.attn\.(qkv|proj)"
 
     def __init__(self, config: CaeAvVitConfig):
         super().__init__()
@@ -49,6 +52,37 @@ class VitTower(Tower):
         if config.projection_dim is not None:
             self.projection = nn.Parameter(torch.empty(size, config.projection_dim))
         self.reset_parameters()
+
+    @classmethod
+    def convert(cls, model: nn.Module) -> tuple[dict[str, Any], dict[str, Tensor]] | None:
+        # Only CLIP's have a norm before the first block.
+        if not isinstance(model, VisionTransformer) or not isinstance(model.norm_pre, nn.LayerNorm):
+            return None
+        if not model.has_class_token or model.num_reg_tokens:
+            return None
+        (height, width), (patch_height, patch_width) = model.patch_embed.img_size, model.patch_embed.patch_size
+        if height != width or patch_height != patch_width:
+            raise CaeAvError(f"reads {height}x{width} pixels, expected a square")
+        block = cast(Any, model.blocks[0])
+        config = {
+            "image_size": height,
+            "patch_size": patch_height,
+            "num_channels": model.in_chans,
+            "hidden_size": model.embed_dim,
+            "num_hidden_layers": len(model.blocks),
+            "num_attention_heads": block.attn.num_heads,
+            "mlp_ratio": block.mlp.fc1.out_features / model.embed_dim,
+            "hidden_act": "quick_gelu" if isinstance(block.mlp.act, QuickGELU) else "gelu",
+            "layer_norm_eps": block.norm1.eps,
+            "projection_dim": model.num_classes or None,
+        }
+        state = {re.sub(r"^blocks\.", "layers.", key): value for key, value in model.state_dict().items()}
+        weight, bias = state.pop("head.weight", None), state.pop("head.bias", None)
+        if weight is not None:
+            if bias is not None and bool(bias.any()):
+                raise CaeAvError("its head has a bias, so it is not CLIP's projection")
+            state["projection"] = weight.T.contiguous()
+        return config, state
 
     def reset_parameters(self) -> None:
         for parameter in (self.cls_token, self.pos_embed, self.projection):

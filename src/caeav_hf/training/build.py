@@ -112,7 +112,9 @@ def build_model(recipe: Recipe, class_names: list[str] | None = None, question_t
     """
     model = _build_model(recipe, class_names, question_tokenizer)
     if recipe.lora_rank:
-        model.add_lora(tower_lora_config(recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout, recipe.lora_towers))
+        model.add_lora(
+            tower_lora_config(recipe.lora_rank, recipe.lora_alpha, recipe.lora_dropout, recipe.lora_towers, model)
+        )
     return model
 
 

@@ -50,10 +50,10 @@ def compact_frozen_towers(
 
 def cast_linear_layers(dtype: torch.dtype, tower: nn.Module) -> None:
     """Cast the frozen linear layers of a tower to `dtype`, which saves autocast from casting them in every step."""
+    kept = set(getattr(tower, "full_precision_modules", ()))
     for name, module in tower.named_modules():
         is_frozen = not any(parameter.requires_grad for parameter in module.parameters())
-        # Position biases of attention are computed once, without autocast.
-        if isinstance(module, nn.Linear) and is_frozen and "cpb_mlp" not in name:
+        if isinstance(module, nn.Linear) and is_frozen and kept.isdisjoint(name.split(".")):
             module.to(dtype)
 
 
