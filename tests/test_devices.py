@@ -1,8 +1,6 @@
 """The device of a model if nobody names one."""
 
-import runpy
 import shutil
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +8,7 @@ import torch
 from caeav_hf.captioning import LocalCaptioner
 from caeav_hf.cli import main
 from caeav_hf.devices import default_device
+from caeav_hf.tasks.video_parsing import visual_3d
 from tests.captioning.tiny_omni import tiny_omni
 from tests.training.toy_files import toy_data, toy_model
 
@@ -42,8 +41,14 @@ def test_the_cpu_where_no_accelerator_is(tmp_path):
 
 
 @pytest.mark.usefixtures("_cuda_build_without_driver")
-def test_visual_3d_features_run_there_too(capsys):
-    script = runpy.run_path(str(Path(__file__).parents[1] / "dataset_scripts/extract_visual_3d.py"))
-    with pytest.raises(SystemExit):
-        script["main"](["--help"])
-    assert "(default: cpu)" in capsys.readouterr().out
+def test_visual_3d_features_run_there_too(monkeypatch):
+    devices = []
+
+    def extract(media, out, network, *, device, **settings):
+        devices.append(torch.device(device))
+        return {"written": 0, "already_there": 0, "broken": {}}
+
+    monkeypatch.setattr(visual_3d, "load_network", lambda weights: None)
+    monkeypatch.setattr(visual_3d, "extract_folder", extract)
+    assert main(["extract-visual-3d", "--media", "clips", "--out", "features"]) == 0
+    assert devices == [torch.device("cpu")]

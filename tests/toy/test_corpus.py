@@ -1,8 +1,6 @@
 """The toy corpus: its plan, what is drawn and heard, the files, and that its seed decides all of it."""
 
 import json
-import runpy
-from pathlib import Path
 
 import av
 import numpy as np
@@ -10,16 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from caeav_hf.cli import main
 from caeav_hf.errors import DataError
 from caeav_hf.media.clip import load_clip
 from caeav_hf.toy import CLASSES, MISALIGNMENTS, MediaFormat, generate, render_frame, render_sound
 from caeav_hf.toy.look import draw_look, paint_object
 from caeav_hf.toy.render import render_scene_frame, render_scene_frames, render_scene_sound
 from caeav_hf.toy.scene import SPLITS, plan_event_clips
+from tests.corpora import run_script
 
 
 EVENLY = dict.fromkeys(MISALIGNMENTS, 1.0)
-ROOT = Path(__file__).parents[2]
 
 
 def plan(num_clips=60, misalignment=0.5, weights=EVENLY, seed=0, split=(4, 1, 1)):
@@ -243,16 +242,13 @@ def test_a_folder_is_only_overwritten_on_request_and_if_it_is_a_toy_corpus(tmp_p
 
 
 def test_command_line(tmp_path, capsys):
-    main = runpy.run_path(str(ROOT / "dataset_scripts" / "toy.py"))["main"]
     out = str(tmp_path / "toy")
     options = ["--out", out, "--num-clips", "3", "--split", "1", "1", "1", "--misalignment-rate", "1", "--seed", "1"]
     options += ["--off-screen-sound", "0", "--wrong-soundtrack", "0", "--camera-cut", "0", "--num-proc", "1"]
-    main([*options, "--frame-size", "32", "--frame-rate", "2", "--sampling-rate", "16000"])
+    assert run_script("toy.py", *options, "--frame-size", "32", "--frame-rate", "2", "--sampling-rate", "16000") == 0
     assert "3 clips, 0 of them aligned" in capsys.readouterr().out
     truth = json.loads((tmp_path / "toy" / "toy.json").read_text())
     kinds = {segment["misalignment"] for clip in truth["clips"].values() for segment in clip["segments"]}
     assert kinds == {None, "silent_object"}
-    with pytest.raises(SystemExit) as failure:
-        main(options)
-    assert failure.value.code == 1
+    assert main(["toy-corpus", *options]) == 2
     assert "not empty" in capsys.readouterr().err

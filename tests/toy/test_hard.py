@@ -1,12 +1,11 @@
 """The hard level of the toy corpus: what misleads in it, how weak it is, how often captions err, and its files."""
 
 import json
-import runpy
-from pathlib import Path
 
 import numpy as np
 import pytest
 
+from caeav_hf.cli import main
 from caeav_hf.errors import DataError
 from caeav_hf.toy import CLASSES, HARD_MISALIGNMENTS, LAYOUTS, MediaFormat, generate
 from caeav_hf.toy.classes import TOY_CLASSES
@@ -14,9 +13,6 @@ from caeav_hf.toy.hard import weaken
 from caeav_hf.toy.render import render_scene_frame, render_scene_frames, render_scene_sound
 from caeav_hf.toy.scene import SPLITS
 from tests.lanes import slow_after
-
-
-ROOT = Path(__file__).parents[2]
 
 
 def plan(layout, level="hard", num_clips=60, misalignment=None, seed=0, weights=None):
@@ -209,12 +205,10 @@ def test_the_normal_level_is_the_default_and_says_nothing_of_levels(tmp_path):
 
 
 def test_command_line(tmp_path, capsys):
-    main = runpy.run_path(str(ROOT / "dataset_scripts" / "toy.py"))["main"]
     options = ["--num-clips", "4", "--num-proc", "1", "--frame-size", "32", "--frame-rate", "2"]
-    main(["--out", str(tmp_path / "hard"), "--level", "hard", *options, "--delayed-sound", "2"])
+    main(["toy-corpus", "--out", str(tmp_path / "hard"), "--level", "hard", *options, "--delayed-sound", "2"])
     assert "4 clips, 1 of them aligned" in capsys.readouterr().out
     truth = json.loads((tmp_path / "hard" / "toy.json").read_text())
     assert (truth["misalignment"], truth["misalignment_weights"]["delayed_sound"]) == (0.6, 2.0)
-    with pytest.raises(SystemExit):
-        main(["--out", str(tmp_path / "normal"), *options, "--delayed-sound", "2"])
+    assert main(["toy-corpus", "--out", str(tmp_path / "normal"), *options, "--delayed-sound", "2"]) == 2
     assert "delayed_sound" in capsys.readouterr().err

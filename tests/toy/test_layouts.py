@@ -1,16 +1,13 @@
 """What the toy corpora of all layouts have in common: their seed decides all of them, and the command writes them."""
 
 import json
-import runpy
 from pathlib import Path
 
 import pytest
 
+from caeav_hf.cli import main
 from caeav_hf.toy import LAYOUTS, MediaFormat, generate
 from tests.lanes import slow_after
-
-
-ROOT = Path(__file__).parents[2]
 
 
 def read_all(folder: Path) -> dict[str, bytes]:
@@ -38,7 +35,6 @@ def test_the_seed_decides_every_byte_whatever_the_number_of_processes(layout, le
     ],
 )
 def test_command_line(layout, options, num_aligned, misalignment, tmp_path, capsys):
-    main = runpy.run_path(str(ROOT / "dataset_scripts" / "toy.py"))["main"]
     small = [
         "--num-clips",
         "4",
@@ -53,7 +49,19 @@ def test_command_line(layout, options, num_aligned, misalignment, tmp_path, caps
         "0",
         "0",
     ]
-    main(["--out", str(tmp_path / "toy"), "--layout", layout, *small, "--sampling-rate", "16000", *options])
+    main(
+        [
+            "toy-corpus",
+            "--out",
+            str(tmp_path / "toy"),
+            "--layout",
+            layout,
+            *small,
+            "--sampling-rate",
+            "16000",
+            *options,
+        ]
+    )
     assert f"4 clips, {num_aligned} of them aligned" in capsys.readouterr().out
     truth = json.loads((tmp_path / "toy" / "toy.json").read_text())
     assert (truth["layout"], truth["misalignment"]) == (layout, misalignment)

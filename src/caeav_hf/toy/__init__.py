@@ -7,13 +7,18 @@ to see and hear, `look` and `voice` draw it, `render` encodes it and `layout` wr
 `render_sound` return single frames and sounds, without files, to train a toy tower on.
 """
 
-from .classes import CLASSES
-from .hard import HARD_MISALIGNMENTS
-from .layout import LAYOUTS, LEVELS, generate
-from .look import render_frame
-from .render import MediaFormat
-from .scene import MISALIGNMENTS, Scene
-from .voice import render_sound
+from typing import TYPE_CHECKING
+
+from ..lazy import lazy_names
+
+
+if TYPE_CHECKING:
+    from .classes import CLASSES, HARD_MISALIGNMENTS, LEVELS, MISALIGNMENTS
+    from .layout import LAYOUTS, generate
+    from .look import render_frame
+    from .render import MediaFormat
+    from .scene import Scene
+    from .voice import render_sound
 
 
 __all__ = [
@@ -28,3 +33,15 @@ __all__ = [
     "render_frame",
     "render_sound",
 ]
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        ".classes": ("CLASSES", "HARD_MISALIGNMENTS", "LEVELS", "MISALIGNMENTS"),
+        ".layout": ("LAYOUTS", "generate"),
+        ".look": ("render_frame",),
+        ".render": ("MediaFormat",),
+        ".scene": ("Scene",),
+        ".voice": ("render_sound",),
+    },
+)

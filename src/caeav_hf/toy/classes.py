@@ -1,6 +1,13 @@
-"""The eight classes of the toy corpus and the words its captions use for them."""
+"""Levels, misalignments and the eight classes of the toy corpus, with the words its captions use for them."""
 
 from dataclasses import dataclass
+
+
+LEVELS = ("normal", "hard")
+
+# Kinds of misalignment of all levels, and of the hard level.
+MISALIGNMENTS = ("off_screen_sound", "silent_object", "wrong_soundtrack", "camera_cut")
+HARD_MISALIGNMENTS = (*MISALIGNMENTS, "delayed_sound")
 
 
 @dataclass(frozen=True)

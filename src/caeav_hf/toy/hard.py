@@ -12,11 +12,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from .classes import CLASSES
+from .classes import CLASSES, HARD_MISALIGNMENTS, MISALIGNMENTS
 from .look import Look, Pole, draw_backdrop
 from .scene import (
     EVENT_SECONDS,
-    MISALIGNMENTS,
     NUM_SEGMENTS,
     SPLITS,
     ClipSpec,
@@ -30,8 +29,6 @@ from .scene import (
 from .segmentation import draw_classes, draw_in_view, draw_order, draw_sounding, multi_source_scene
 from .voice import Voice, draw_noise_bed
 
-
-HARD_MISALIGNMENTS = (*MISALIGNMENTS, "delayed_sound")
 
 # Share of the clips of a split whose captions name other classes.
 WRONG_CAPTIONS = 0.2

@@ -13,8 +13,8 @@ from tqdm import tqdm
 from caeav_hf.errors import DataError
 
 from ..data.store import write_json, write_text
-from .classes import CLASSES
-from .hard import EVENT_RADIUS, HARD_MISALIGNMENTS, hard_plan, plan_hard_event_clips, plan_hard_multi_source_clips
+from .classes import CLASSES, HARD_MISALIGNMENTS, LEVELS, MISALIGNMENTS
+from .hard import EVENT_RADIUS, hard_plan, plan_hard_event_clips, plan_hard_multi_source_clips
 from .parsing import plan_parsing_clips
 from .questions import ANSWERS, annotation, draw_questions, plan_question_clips
 from .render import (
@@ -26,7 +26,7 @@ from .render import (
     write_png,
     write_wav,
 )
-from .scene import MISALIGNMENTS, SPLITS, Scene, Segment, plan_event_clips
+from .scene import SPLITS, Scene, Segment, plan_event_clips
 from .segmentation import plan_multi_source_clips, plan_single_source_clips
 
 
@@ -334,8 +334,6 @@ def _write_avqa_annotations(scenes: Sequence[Scene], out_dir: Path) -> None:
 def _lines(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
-
-LEVELS = ("normal", "hard")
 
 LAYOUTS = {
     "ave": Layout(

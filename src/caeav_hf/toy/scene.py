@@ -14,14 +14,12 @@ import numpy as np
 
 from caeav_hf.errors import DataError
 
-from .classes import CLASSES, TOY_CLASSES
+from .classes import CLASSES, MISALIGNMENTS, TOY_CLASSES
 from .look import BACKDROPS, Backdrop, Look, Pole, draw_backdrop, draw_look
 from .voice import NOISE_BEDS, NoiseBed, Voice, draw_noise_bed, draw_voice
 
 
 SPLITS = ("train", "validation", "test")
-
-MISALIGNMENTS = ("off_screen_sound", "silent_object", "wrong_soundtrack", "camera_cut")
 
 NUM_SEGMENTS = 10  # seconds of a clip with one event
 

@@ -1,14 +1,17 @@
 """
 Train the toy towers that the package ships, each on one modality of the toy corpus.
 
-    python -m caeav_hf.training.toy_towers --out toy_towers
+    caeav toy-towers --out toy_towers
+
+(`python -m caeav_hf.training.toy_towers --out toy_towers` is the same.)
 
 The vision tower learns to classify frames, the audio tower seconds of sound (both with background as an additional
 class), the text tower captions. They are saved in the formats of timm, Transformers and open_clip.
 """
 
-import argparse
 import json
+import runpy
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -205,17 +208,7 @@ def save_clip(text: ClipTextTower, config: CaeAvConfig, out: Path) -> None:
     )
 
 
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="output folder")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--samples", type=int, default=4500, help="training samples of the visual and the audio tower")
-    parser.add_argument("--epochs", type=int, default=10)
-    arguments = parser.parse_args()
-    accuracy = make_towers(arguments.out, arguments.seed, arguments.samples, arguments.epochs)
-    print("accuracy on unseen samples:", ", ".join(f"{name} {value:.1%}" for name, value in accuracy.items()))
-
-
 if __name__ == "__main__":
-    main()
+    # Training does not import the command line, which is built on it, so run that as a program.
+    sys.argv[1:1] = ["toy-towers"]
+    runpy.run_module("caeav_hf.cli", run_name="__main__")

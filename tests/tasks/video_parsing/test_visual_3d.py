@@ -1,7 +1,6 @@
 """Features of a 3D network, with random weights, from small real clips."""
 
 import json
-import runpy
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torchvision.models.video import r2plus1d_18
 
+from caeav_hf.cli import main
 from caeav_hf.errors import CaeAvError, DataError, MediaError
 from caeav_hf.tasks.video_parsing import visual_3d
 from caeav_hf.tasks.video_parsing.visual_3d import (
@@ -19,10 +19,10 @@ from caeav_hf.tasks.video_parsing.visual_3d import (
     read_features,
     read_segments,
 )
+from tests.corpora import run_script
 from tests.media_factory import write_clip
 
 
-ROOT = Path(__file__).parents[3]
 # The network is of full size: few frames of few seconds are enough.
 SMALL = {"frames_per_segment": 2, "num_segments": 3}
 
@@ -147,18 +147,13 @@ def test_bad_arguments_are_refused(media, network, tmp_path):
         extract_folder(media, tmp_path / "out", network)
 
 
-def test_command_line(media, weights, tmp_path, capsys, monkeypatch):
-    script = str(ROOT / "dataset_scripts" / "extract_visual_3d.py")
+def test_command_line(media, weights, tmp_path, capsys):
     (media / "b.mp4").write_bytes(b"no clip at all")
     arguments = ["--media", str(media), "--out", str(tmp_path / "out"), "--weights", str(weights)]
     options = ["--frames-per-segment", "2", "--num-segments", "1", "--num-workers", "0", "--device", "cpu"]
-    monkeypatch.setattr("sys.argv", [script, *arguments, *options])
-    runpy.run_path(script, run_name="__main__")
+    assert run_script("extract_visual_3d.py", *arguments, *options) == 0
     printed = capsys.readouterr().out
     assert "left out:" in printed
     assert "2 written, 0 there already, 1 broken" in printed
-    monkeypatch.setattr("sys.argv", [script, *arguments[:-1], str(tmp_path / "none"), *options])
-    with pytest.raises(SystemExit) as failure:
-        runpy.run_path(script, run_name="__main__")
-    assert failure.value.code == 1
+    assert main(["extract-visual-3d", *arguments[:-1], str(tmp_path / "none"), *options]) == 2
     assert "no such file of weights" in capsys.readouterr().err
