@@ -8,9 +8,16 @@ from .registration import register_with_transformers
 
 
 if TYPE_CHECKING:
-    from .configuration_cae_av import CaeAvAudioConfig, CaeAvConfig, CaeAvTextConfig, CaeAvVisionConfig
+    from .configuration_cae_av import (
+        CaeAvAudioConfig,
+        CaeAvConfig,
+        CaeAvTextConfig,
+        CaeAvVisionConfig,
+        CaeAvVitConfig,
+    )
     from .modeling import (
         CaeAvForEventLocalization,
+        CaeAvForFewShotLocalization,
         CaeAvForQuestionAnswering,
         CaeAvForSegmentation,
         CaeAvForVideoParsing,
@@ -28,6 +35,7 @@ __all__ = [
     "CaeAvError",
     "CaeAvFeatureExtractor",
     "CaeAvForEventLocalization",
+    "CaeAvForFewShotLocalization",
     "CaeAvForQuestionAnswering",
     "CaeAvForSegmentation",
     "CaeAvForVideoParsing",
@@ -37,6 +45,7 @@ __all__ = [
     "CaeAvTextConfig",
     "CaeAvVideoProcessor",
     "CaeAvVisionConfig",
+    "CaeAvVitConfig",
     "DataError",
     "MediaError",
 ]
@@ -44,9 +53,16 @@ __all__ = [
 __getattr__, __dir__ = lazy_names(
     __name__,
     {
-        ".configuration_cae_av": ("CaeAvAudioConfig", "CaeAvConfig", "CaeAvTextConfig", "CaeAvVisionConfig"),
+        ".configuration_cae_av": (
+            "CaeAvAudioConfig",
+            "CaeAvConfig",
+            "CaeAvTextConfig",
+            "CaeAvVisionConfig",
+            "CaeAvVitConfig",
+        ),
         ".modeling": (
             "CaeAvForEventLocalization",
+            "CaeAvForFewShotLocalization",
             "CaeAvForQuestionAnswering",
             "CaeAvForSegmentation",
             "CaeAvForVideoParsing",

@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, ClapAudioConfig, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, ClapAudioConfig, ClapTextConfig, GenerationConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -151,6 +151,7 @@ class AudioFrontEnd:
     feature_mean: float | int = -4.984795570373535
     feature_std: float | int = 3.7079780101776123
     spectrogram_frames: int | None = None
+    filter_sampling_rate: int | None = None
 
     @property
     def spectrogram_size(self) -> tuple[int, int]:
@@ -176,8 +177,11 @@ class AudioFrontEnd:
                     f"`spectrogram_frames` of {type(self).__name__} is for `mel_scale` 'kaldi'; with "
                     f"{self.mel_scale!r} `tile_seconds` and `hop_length` give their number"
                 )
+        if self.filter_sampling_rate is not None:
+            _positive(self, "filter_sampling_rate")
         # Filters may end above the Nyquist frequency, as in a public HTS-AT at 16 kHz; bands there stay empty.
-        lowest, highest, rate = self.frequency_min, self.frequency_max, self.sampling_rate
+        lowest, highest = self.frequency_min, self.frequency_max
+        rate = self.filter_sampling_rate or self.sampling_rate
         if not 0 <= lowest < min(highest, rate / 2) or highest > rate:
             raise ValueError(
                 f"`frequency_min` and `frequency_max` of {type(self).__name__} must satisfy 0 <= frequency_min < "
@@ -408,9 +412,15 @@ class CaeAvAudioConfig(AudioFrontEnd, TowerGeometry, ClapAudioConfig):
             Precision of the spectrogram. `"float64"` is that of `ClapFeatureExtractor`; bands far below the loudest
             one differ by up to some tenths of a dB.
         feature_mean, feature_std (`float`): Statistics that normalise Kaldi-style features x to (x - mean) / (2 std).
+        filter_sampling_rate (`int`, *optional*): Sampling rate in Hz for which the mel filters are made, by default
+            `sampling_rate`. The authors of DG-SCT apply CLAP's filters for 48 kHz to sound at 32 kHz.
+        use_projection (`bool`, defaults to `False`): Whether the tower has CLAP's projection to the space, of width
+            `projection_dim`, that it shares with its text branch.
     """
 
     model_type = "cae_av_audio"
+
+    use_projection: bool = False
 
     def __post_init__(self, **kwargs):
         _refuse_unknown(type(self), kwargs)
@@ -483,6 +493,8 @@ class CaeAvTextConfig(PreTrainedConfig):
         num_attention_heads (`int`, defaults to 12): Number of attention heads.
         mlp_ratio (`float`, defaults to 4.0): Ratio of the feed-forward's hidden width to `hidden_size`.
         hidden_act (`str`, defaults to `"quick_gelu"`): `"quick_gelu"` (OpenAI's weights) or `"gelu"` (most others).
+        projection_dim (`int`, *optional*): Width of the space that the tower shares with CLIP's vision transformer,
+            512 for `ViT-B-32`. By default the tower has no projection to it.
     """
 
     model_type = "cae_av_text"
@@ -495,6 +507,7 @@ class CaeAvTextConfig(PreTrainedConfig):
     num_attention_heads: int = 12
     mlp_ratio: float | int = 4.0
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    projection_dim: int | None = None
 
     def __post_init__(self, **kwargs):
         _refuse_unknown(type(self), kwargs)
@@ -502,6 +515,8 @@ class CaeAvTextConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`-powered validation."""
+        if self.projection_dim is not None:
+            _positive(self, "projection_dim")
         _positive(self, "vocab_size", "context_length", "hidden_size", "num_hidden_layers", "num_attention_heads")
         if not 514 <= self.vocab_size <= 49408:
             raise ValueError(
@@ -536,6 +551,9 @@ class CaeAvConfig(PreTrainedConfig):
     Args:
         vision_config, audio_config, text_config (`dict` or configuration): The three frozen towers. A `model_type`
             registered by [`~towers.base.register_tower`] selects another tower than Swin-V2 or HTS-AT.
+        audio_text_config (`dict` or `ClapTextConfig`, *optional*): A fourth frozen tower, CLAP's text branch, which
+            few-shot models match the sound with. `text_config` is then CLIP's, which they match the frames with, and
+            all four towers have projections to spaces that they share.
         task (`str`): One of `ave`, `avvp`, `avs_s4`, `avs_ms3`, `avqa`.
         formulation (`str`, defaults to `"paper"`):
             `"paper"` follows the printed equations, `"official"` the authors' code, so that checkpoints trained with
@@ -614,6 +632,17 @@ class CaeAvConfig(PreTrainedConfig):
             modality in video parsing; the target of a present class is s + (1 - s) / 2.
         question_vocab_size (`int`, defaults to 93): Number of words of the questions, including padding and unknown.
         matching_hidden_sizes (`list[int]`): Hidden widths of question answering's classifier of matching sound.
+        num_context_tokens (`int`, defaults to 4): Learned vectors in front of a class name in few-shot models.
+        feature_adapter_reduction (`int`, defaults to 4): Ratio of channels to the bottleneck of the adapters that
+            change the embeddings of frames and of class names in few-shot models.
+        feature_adapter_ratio (`float`, defaults to 0.2): Weight r of such an adapter, r A(x) + (1 - r) x.
+        score_fusion (`str`, defaults to `"sum"`): Scores of few-shot models from the logits y_v of the frames and y_a
+            of the sound: `"sum"`, 2 y_v + 2 y_a, or `"contraharmonic"`, (y_v^2 + y_a^2) / (y_v + y_a), with which
+            models for new class names are pre-trained.
+        matching_level (`str`, defaults to `"frame"`): Whether few-shot models classify each `"frame"`, among the
+            classes and "background", or each `"clip"`, by the mean scores of its frames.
+        matching_loss_weights (`str`, defaults to `"fixed"`): Weights of the terms of few-shot models' loss: `"fixed"`
+            or `"adaptive"`, by their shares of the loss and the epoch.
         initializer_range (`float`, defaults to 0.02): Standard deviation of new linear weights in the task heads.
         lora (`dict`, *optional*):
             LoRA on the towers: arguments of `peft.LoraConfig`. Set by a model's `add_lora`.
@@ -650,6 +679,7 @@ class CaeAvConfig(PreTrainedConfig):
     vision_config: Any = None
     audio_config: Any = None
     text_config: Any = None
+    audio_text_config: Any = None
 
     # Declared here so that defaults can be set before the base class does.
     id2label: dict[int, str] | dict[str, str] | None = None
@@ -723,6 +753,12 @@ class CaeAvConfig(PreTrainedConfig):
     visual_label_smoothing: float | int = 0.9
     question_vocab_size: int = 93
     matching_hidden_sizes: list[int] | tuple[int, ...] = (512, 256, 128)
+    num_context_tokens: int = 4
+    feature_adapter_reduction: int = 4
+    feature_adapter_ratio: float | int = 0.2
+    score_fusion: Literal["sum", "contraharmonic"] = "sum"
+    matching_level: Literal["frame", "clip"] = "frame"
+    matching_loss_weights: Literal["fixed", "adaptive"] = "fixed"
     initializer_range: float | int = 0.02
 
     lora: dict[str, Any] | None = None
@@ -750,6 +786,8 @@ class CaeAvConfig(PreTrainedConfig):
             value = getattr(self, name)
             if isinstance(value, dict):
                 setattr(self, name, {**value, "model_type": _tower_type(name, value, spec.model_type)})
+        if isinstance(self.audio_text_config, dict):
+            self.audio_text_config = ClapTextConfig(**self.audio_text_config)
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -772,8 +810,14 @@ class CaeAvConfig(PreTrainedConfig):
             *("caption_mapper_heads", "caption_bottleneck_dim", "case_num_heads", "projection_dim", "head_num_heads"),
             *("head_visual_dim", "head_audio_dim", "head_hidden_size", "head_intermediate_size"),
             *("mask_size", "unimodal_grouping_depth", "cross_modal_grouping_depth", "question_vocab_size"),
-            *("matching_hidden_sizes", "contrastive_temperature"),
+            *("matching_hidden_sizes", "contrastive_temperature", "num_context_tokens", "feature_adapter_reduction"),
         )
+        if not 0.0 <= self.feature_adapter_ratio <= 1.0:
+            raise ValueError(
+                f"`feature_adapter_ratio` of CaeAvConfig must lie in [0, 1], got {self.feature_adapter_ratio}"
+            )
+        if self.audio_text_config is not None:
+            self._validate_spaces()
         for name in ("audio_label_smoothing", "visual_label_smoothing"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` of CaeAvConfig must lie in [0, 1], got {getattr(self, name)}")
@@ -850,6 +894,33 @@ class CaeAvConfig(PreTrainedConfig):
                 bottleneck = width // self.adapter_reduction
                 _divisible(self, f"{channels} / adapter_reduction", bottleneck, "adapter_groups", self.adapter_groups)
 
+    def _validate_spaces(self):
+        if not isinstance(self.audio_text_config, ClapTextConfig):
+            raise ValueError(
+                "`audio_text_config` of CaeAvConfig must be a ClapTextConfig, got a "
+                f"{type(self.audio_text_config).__name__}"
+            )
+        widths = {
+            "vision_config": getattr(self.vision_config, "projection_dim", None),
+            "text_config": self.text_config.projection_dim if self.use_text_tower else None,
+            "audio_config": self.audio_config.projection_dim
+            if getattr(self.audio_config, "use_projection", False)
+            else None,
+            "audio_text_config": self.audio_text_config.projection_dim,
+        }
+        if None in widths.values() or len(set(widths.values())) > 1:
+            raise ValueError(
+                "`audio_text_config` of CaeAvConfig needs `projection_dim` of one width in all four towers, "
+                f"`use_projection` of `audio_config` and a text tower; got the widths {widths}"
+            )
+        _divisible(
+            self,
+            "projection_dim",
+            widths["vision_config"],
+            "feature_adapter_reduction",
+            self.feature_adapter_reduction,
+        )
+
     def _validate_shared_tower(self):
         front_end, problem = self.audio_config, None
         if front_end.mel_scale != "kaldi":
@@ -924,14 +995,19 @@ class CaeAvConfig(PreTrainedConfig):
         Raises:
             ValueError: `task`, `size` or `method` is none of the above, or a value is rejected by the validation.
         """
-        preset = get_task(task).preset
+        record = get_task(task)
+        preset = record.preset
         if size not in ("full", "toy"):
             raise ValueError(f"`size` must be 'full' or 'toy', got {size!r}")
         _refuse_unknown(cls, overrides)
         values: dict[str, Any] = {"task": task, **preset}
         front_end: dict[str, Any] = {}
         if size == "toy":
-            values |= _TOY
+            values |= {**_TOY, **record.toy_preset}
+            for name in cls.sub_configs_defaults:
+                if name in record.toy_preset:
+                    values[name] = _toy_tower(_TOY[name], record.toy_preset[name])
+        method = method or preset.get("interaction")
         if method is not None:
             # Methods build on the configuration, so they are found by name, as tasks are, and only here, since they
             # load PyTorch. Importing the models registers the methods of this package.
@@ -961,6 +1037,11 @@ class CaeAvConfig(PreTrainedConfig):
         if "num_labels" in overrides or "id2label" in overrides:
             values = {k: v for k, v in values.items() if k not in ("num_labels", "id2label") or k in overrides}
         return cls(**values)
+
+
+def _toy_tower(own: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return the toy sizes of a tower with a task's changes, or those of another tower that the task has instead."""
+    return changes if "model_type" in changes else {**own, **changes}
 
 
 def _filter_bank(image_size: int, segment_seconds: float) -> dict[str, Any]:

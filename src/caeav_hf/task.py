@@ -81,12 +81,15 @@ class Task:
             small object on the CPU per clip of the batch; these can be added, and `scores()` of their sum returns
             numbers by name, see [`Task.scores`].
         targets: Tensors of a batch besides clips and captions, by name.
-        label_column: Column of the data set with the labels, by which data sets of the task are recognised.
+        label_column: Column of the data set with the labels, by which data sets of the task are recognised; `None` if
+            data sets of another task are used, so that the task must be named.
         best_metric: Score that selects the best checkpoint.
         higher_is_better: Whether higher values of this score are better.
         class_column: Column whose feature names the classes of the model; `None` for a task without classes.
         row_columns: Columns passed to the metric among the inputs, as lists with one value per clip.
-        preset: Fields of [`CaeAvConfig`] that differ from their defaults.
+        preset: Fields of [`CaeAvConfig`] that differ from their defaults. With `interaction`, it includes the preset
+            of this method for the task, unless another method is asked for.
+        toy_preset: Fields in which a preset of size `"toy"` differs from that of other tasks.
         question_words: Default vocabulary of the questions that a head reads as `question_ids`; `None` for a task
             without questions.
         unfit_augmentation: Switches of a recipe's augmentation that would make labels wrong, with the reasons.
@@ -104,12 +107,13 @@ class Task:
     rows: Any
     metric: Any
     targets: Mapping[str, Target]
-    label_column: str
+    label_column: str | None
     best_metric: str
     higher_is_better: bool = True
     class_column: str | None = None
     row_columns: tuple[str, ...] = ()
     preset: Mapping[str, Any] = field(default_factory=dict)
+    toy_preset: Mapping[str, Any] = field(default_factory=dict)
     question_words: tuple[str, ...] | None = None
     unfit_augmentation: Mapping[str, str] = field(default_factory=dict)
     results: Any = None

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import re
 from pathlib import Path
 
 import pytest
@@ -12,15 +13,17 @@ from torch import Tensor, nn
 
 from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForEventLocalization, CaeAvModel
 from caeav_hf.assets import toy_towers
-from caeav_hf.configuration_cae_av import CaeAvAudioConfig, CaeAvVisionConfig
+from caeav_hf.configuration_cae_av import CaeAvAudioConfig, CaeAvVisionConfig, CaeAvVitConfig
 from caeav_hf.conversion import key_map
 from caeav_hf.modeling.dg_sct import DGSCTAdapter, DGSCTInteraction, DGSCTOptions
 from caeav_hf.modeling.frames import FrameLayout
 from caeav_hf.modeling.interaction import BlockPosition, InteractionOutput, PairPosition, pair_positions
 from caeav_hf.task import get_task
+from caeav_hf.towers import renaming
 from caeav_hf.towers.base import FrozenBlock, TowerReader
 from caeav_hf.towers.htsat import HtsatTower
 from caeav_hf.towers.swin_v2 import SwinV2Tower
+from caeav_hf.towers.vit import VitTower
 from tests.golden import GoldenCase, assert_equal, numbers_in, part
 from tests.modeling.helpers import block, opened, randomise, toy_batch, toy_model, toy_segmentation_model
 from tests.same import assert_close
@@ -130,6 +133,100 @@ def test_stages_and_pooling_are_those_of_the_authors() -> None:
     ):
         assert_equal(weights, case.outputs[f"{name}_attention"])
         assert_equal((weights[..., None] * read).sum(1), case.outputs[f"{name}_pooled"])
+
+
+@torch.no_grad()
+def test_the_few_shot_order_is_that_of_the_authors() -> None:
+    """A CLIP vision transformer of one stage beside HTS-AT of two."""
+    case = GoldenCase("dg_sct_few_shot_stages")
+    audio = numbers_in(case.options["audio"])
+    visual_tower = VitTower(
+        CaeAvVitConfig(
+            image_size=24,
+            patch_size=8,
+            hidden_size=16,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            projection_dim=12,
+        )
+    ).eval()
+    audio_tower = HtsatTower(
+        CaeAvAudioConfig(
+            spec_size=audio["spec_size"],
+            num_mel_bins=16,
+            window_size=audio["window_size"],
+            patch_embeds_hidden_size=audio["embed_dim"],
+            hidden_size=2 * audio["embed_dim"],
+            depths=audio["depths"],
+            num_attention_heads=audio["num_heads"],
+            use_projection=True,
+            projection_dim=12,
+        )
+    ).eval()
+    for tower, prefix, rules in ((visual_tower, "ViT.", renaming.CLIP_VIT), (audio_tower, "htsat.", key_map.HTSAT)):
+        given = part(case, prefix)
+        known = tower.state_dict()
+        kept = {
+            new: value.view(known[new].shape)
+            for old, stacked in given.state.items()
+            for new, value in renaming.split(renaming.rename(old, rules), stacked)
+            if new in known
+        }
+        missing = tower.load_state_dict(kept, strict=False).missing_keys
+        # What stands before the first block, constants, and the audio projection, which the case has by itself.
+        before = r"embed|cls_token|norm_pre|batch_norm|relative_position_index|audio_projection"
+        assert not [name for name in missing if not re.search(before, name)]
+    visual_tower.norm_pre = nn.Identity()  # the case's tokens are those that enter the first block
+    projection = part(case, "audio_projection.").state
+    assert len(projection) == 4
+    for name, new in (("0", "linear1"), ("2", "linear2")):
+        layer = getattr(audio_tower.audio_projection, new)
+        layer.load_state_dict({kind: projection[f"{name}.{kind}"] for kind in ("weight", "bias")})
+
+    readers = TowerReader(visual_tower), TowerReader(audio_tower)
+    layers = make_layers(case, "ave_few_shot", [reader.stages for reader in readers])
+    walks = run_pairs(layers, readers, case)
+    # The case splits the vision transformer's blocks by the stages of HTS-AT.
+    assert_equal(walks[1].ends[0], case.outputs["audio_stage0"])
+    assert_equal(walks[1].ends[1], case.outputs["audio_stage1"])
+    assert_equal(walks[0].ends[0], case.outputs["visual_stage1"])
+    pooled = [reader.pool(reader.final_norm(walk.tokens)) for reader, walk in zip(readers, walks, strict=True)]
+    assert_equal(pooled[1], case.outputs["audio_pooled"])
+    assert_equal(visual_tower.project(pooled[0]), case.outputs["visual_embedding"])
+    assert_equal(audio_tower.project(pooled[1]), case.outputs["audio_embedding"])
+
+
+def make_layers(case: GoldenCase, task: str, stages: list) -> list[DGSCTInteraction]:
+    options = {
+        **{name: int(case.options[name]) for name in ("reduction", "groups")},
+        "num_latent_tokens": int(case.options["latent_tokens"]),
+        **{name: float(case.options[name]) for name in ("alpha", "beta", "gamma") if name in case.options},
+    }
+    config = CaeAvConfig.from_preset(task, size="toy", method="dg_sct", interaction_options=options)
+    layers = [DGSCTInteraction(config, place).eval() for stage in pair_positions(*stages) for place in stage]
+    names = {("vis", "visual"), ("audio", "audio")}, {("p1", "attention"), ("p2", "feed_forward")}
+    for number, layer in enumerate(layers):
+        for (short, modality), (place, branch) in itertools.product(*names):
+            adapter = getattr(layer, f"{modality}_{branch}_adapter")
+            given = part(case, f"{short}_adapter_blocks_{place}.{number}.")
+            given.load_into(adapter, key_map.DG_SCT, key_map.DG_SCT_IGNORED)
+    return layers
+
+
+def run_pairs(layers: list[DGSCTInteraction], readers: tuple[TowerReader, TowerReader], case: GoldenCase) -> list:
+    walks = [reader.walk(case.inputs[name]) for reader, name in zip(readers, ("visual", "audio"), strict=True)]
+    frames = FrameLayout(1, len(case.inputs["visual"]))
+    for layer in layers:
+        blocks = [
+            walk.reach(place.index)
+            for walk, place in zip(walks, (layer.position.visual, layer.position.audio), strict=True)
+        ]
+        output = layer(walks[0].tokens, walks[1].tokens, *blocks, frames)
+        walks[0].tokens, walks[1].tokens = output.visual, output.audio
+        assert output.visual_pooling is None
+    for walk in walks:
+        walk.finish()
+    return walks
 
 
 # The definitions, one frame and one token after the other.

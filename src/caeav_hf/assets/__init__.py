@@ -12,3 +12,15 @@ def toy_towers() -> dict[str, Path]:
     """
     folder = Path(__file__).parent / "toy_towers"
     return {name: folder / name for name in ("vision", "audio", "text")}
+
+
+def aligned_toy_towers() -> dict[str, Path]:
+    """
+    Return the folders of a small CLIP and a small CLAP, for `CaeAvForFewShotLocalization.from_backbones(
+    **aligned_toy_towers(), task="ave_few_shot", size="toy")`.
+
+    They were trained on frames, seconds of sound and class names of the toy corpus by
+    `caeav toy-towers --aligned`.
+    """
+    folder = Path(__file__).parent / "aligned_toy_towers"
+    return {name: folder / name for name in ("vision", "audio", "text")}

@@ -81,6 +81,7 @@ def add_commands(commands: Any) -> None:
         help="training samples of the visual and of the audio tower (default: %(default)s)",
     )
     towers.add_argument("--epochs", type=int, default=10, metavar="N", help="default: %(default)s")
+    towers.add_argument("--aligned", action="store_true", help="towers that match frames and sounds with class names")
     towers.set_defaults(run=_train_towers)
 
 
@@ -111,8 +112,9 @@ def _generate(options: argparse.Namespace) -> int:
 
 
 def _train_towers(options: argparse.Namespace) -> int:
-    from ..training.toy_towers import make_towers
+    from ..training.toy_towers import make_aligned_towers, make_towers
 
-    accuracy = make_towers(options.out, options.seed, options.samples, options.epochs)
+    make = make_aligned_towers if options.aligned else make_towers
+    accuracy = make(options.out, options.seed, options.samples, options.epochs)
     print("accuracy on unseen samples:", ", ".join(f"{name} {value:.1%}" for name, value in accuracy.items()))
     return 0

@@ -160,7 +160,7 @@ class _Split:
         if PREPARED in self.rows.column_names:
             raise DataError(f"{source}: is prepared already; expected what a builder wrote")
         columns = self.rows.column_names
-        if task is not None and get_task(task).label_column not in columns:
+        if task is not None and get_task(task).label_column not in (None, *columns):
             raise DataError(f"{source}: is a data set for {task_of_rows(columns).name}; the model is for {task}")
         self.task = task_of_rows(columns, task)
         # Masks are stored unchanged, so their size in training does not matter.

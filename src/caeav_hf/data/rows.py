@@ -128,7 +128,9 @@ def task_of_rows(column_names: Sequence[str], name: str | None = None, source: s
     if name is None:
         found = [task for task in tasks().values() if task.label_column in column_names]
         if not found:
-            known = ", ".join(dict.fromkeys(f"{task.label_column!r}" for task in tasks().values()))
+            known = ", ".join(
+                dict.fromkeys(f"{task.label_column!r}" for task in tasks().values() if task.label_column)
+            )
             raise DataError(f"{source} has no column of labels; expected one of {known} among {list(column_names)}")
         task = found[0]
     else:

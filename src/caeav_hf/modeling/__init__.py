@@ -7,6 +7,7 @@ from ..lazy import lazy_names
 
 if TYPE_CHECKING:
     from ..tasks.event_localization.modeling import CaeAvEventLocalizationOutput, CaeAvForEventLocalization
+    from ..tasks.few_shot_localization.modeling import CaeAvFewShotLocalizationOutput, CaeAvForFewShotLocalization
     from ..tasks.question_answering.modeling import CaeAvForQuestionAnswering, CaeAvQuestionAnsweringOutput
     from ..tasks.segmentation.modeling import CaeAvForSegmentation, CaeAvSegmentationOutput
     from ..tasks.video_parsing.modeling import CaeAvForVideoParsing, CaeAvVideoParsingOutput
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CaeAvEventLocalizationOutput",
+    "CaeAvFewShotLocalizationOutput",
     "CaeAvForEventLocalization",
+    "CaeAvForFewShotLocalization",
     "CaeAvForQuestionAnswering",
     "CaeAvForSegmentation",
     "CaeAvForVideoParsing",
@@ -31,6 +34,10 @@ __getattr__, __dir__ = lazy_names(
     __name__,
     {
         "..tasks.event_localization.modeling": ("CaeAvEventLocalizationOutput", "CaeAvForEventLocalization"),
+        "..tasks.few_shot_localization.modeling": (
+            "CaeAvFewShotLocalizationOutput",
+            "CaeAvForFewShotLocalization",
+        ),
         "..tasks.question_answering.modeling": ("CaeAvQuestionAnsweringOutput", "CaeAvForQuestionAnswering"),
         "..tasks.segmentation.modeling": ("CaeAvSegmentationOutput", "CaeAvForSegmentation"),
         "..tasks.video_parsing.modeling": ("CaeAvVideoParsingOutput", "CaeAvForVideoParsing"),

@@ -19,7 +19,7 @@ from ..towers.loading import FRONT_END, PretrainedTower, hash_tensors, load_towe
 
 
 # Matches names of tower tensors in the state dict of any model.
-TOWER_NAMES = r"(^|\.)(vision|audio|text)_tower\."
+TOWER_NAMES = r"(^|\.)(vision|audio|text|audio_text)_tower\."
 
 
 class TowerModel(Protocol):
@@ -160,10 +160,10 @@ def attach_towers(model: TowerModel, towers: Mapping[str, str | os.PathLike]) ->
 
 def _fetch(model: TowerModel, kind: str, name: str | os.PathLike, revision: str | None = None) -> PretrainedTower:
     config = getattr(model.config, f"{kind}_config")
-    overrides = {} if kind == "text" else {"model_type": config.model_type}
+    overrides = {} if kind in ("text", "audio_text") else {"model_type": config.model_type}
     if kind == "audio":
         overrides |= {field: getattr(config, field) for field in FRONT_END}
-    return load_tower(kind, name, revision, overrides)
+    return load_tower(kind, name, revision, overrides, projects=model.config.audio_text_config is not None)
 
 
 def _is_rounded(tensors: Mapping[str, Tensor]) -> bool:

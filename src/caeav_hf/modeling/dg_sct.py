@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
+from ..task import get_task
 from ..towers.recompute import recomputed
 from .adapters import CrossModalMap, LatentAdapter, LatentAdapterOptions
 from .frames import FrameLayout
@@ -30,6 +31,17 @@ if TYPE_CHECKING:
 # Width of the spatial map in the paper, and here of both directions of its temporal RNN together, of which the paper
 # gives neither kind nor width.
 PAPER_SIZE = 256
+
+
+# Options of the authors' few-shot code. On AVE frames gamma is .01, for classification .05.
+FEW_SHOT_OPTIONS: dict[str, Any] = {
+    "order": "after",
+    "alpha": 0.2,
+    "beta": 0.05,
+    "gamma": 0.05,
+    "temporal_gate": True,
+    "num_latent_tokens": 2,
+}
 
 
 # What the authors' scripts for a task set otherwise than those for event localization. Of gamma only the paper's
@@ -55,6 +67,9 @@ TASK_OPTIONS: dict[str, dict[str, Any]] = {
         "gated_streams": "visual",
         "gate_before_norm": True,
     },
+    "ave_few_shot": {**FEW_SHOT_OPTIONS, "gamma": 0.01},
+    "ave_few_shot_classification": FEW_SHOT_OPTIONS,
+    "avvp_few_shot_classification": FEW_SHOT_OPTIONS,
     "avqa": {
         "groups": 4,
         "num_latent_tokens": 2,
@@ -80,6 +95,9 @@ class DGSCTOptions(LatentAdapterOptions):
             authors' few-shot code. The paper's always have one, of the frames of a clip.
         resize: How the other modality's tokens become as many as the stream's: `"linear"`, a map over tokens, or
             `"bicubic"`, which needs tokens in a grid.
+        order: Whether the first adapters stand `"beside"` the frozen branches and read the same tokens, or `"after"`
+            them and read what these compute, as in the authors' few-shot code, which also does not pool by the
+            adapters' attention. Only of the official formulation.
     """
 
     formulation: Literal["official", "paper"] = "official"
@@ -88,6 +106,12 @@ class DGSCTOptions(LatentAdapterOptions):
     gamma: float = 0.1
     temporal_gate: bool = False
     resize: Literal["linear", "bicubic"] = "linear"
+    order: Literal["beside", "after"] = "beside"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.order == "after" and not self.is_official:
+            raise ValueError("`order` 'after' needs `formulation` 'official'")
 
     @property
     def is_official(self) -> bool:
@@ -261,7 +285,7 @@ class DGSCTInteraction(InteractionLayer):
         values: dict[str, Any] = {
             "formulation": "official",  # of the heads
             "use_case": False,
-            "use_text_tower": False,
+            "use_text_tower": get_task(task).preset.get("use_text_tower", False),
             "interaction_options": options,
         }
         if task == "ave":
@@ -294,7 +318,7 @@ class DGSCTInteraction(InteractionLayer):
         output = InteractionOutput(visual, audio)
         if gates is not None:
             output.explained["temporal_gate"] = torch.cat([first_gates, gates], dim=1)
-        if self.position.is_last:
+        if self.position.is_last and self.options.order == "beside":
             output.visual_pooling, output.audio_pooling = maps
         return output
 
@@ -312,6 +336,10 @@ class DGSCTInteraction(InteractionLayer):
         Returns:
             Both streams, the adapters' attention maps (N, L) and temporal gates (N, 2).
         """
+        if self.options.order == "after":
+            audio, visual = audio_block(audio), visual + visual_block.attention(visual)
+            adapted = self._adapt("attention", visual, audio, frames)
+            return visual + adapted[0], audio + adapted[1], *adapted[2:]
         adapted = self._adapt("attention", visual, audio, frames)
         run_audio: Callable[[Tensor], Tensor] = (
             audio_block if self.options.is_official else lambda tokens: tokens + audio_block.attention(tokens)

@@ -16,11 +16,11 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
-from ..task import tasks
+from ..task import get_task, tasks
 from ..towers import lora
 from ..towers.base import TowerReader, build_tower
 from ..towers.frozen import freeze, is_adapted, tower_norms
-from ..towers.loading import load_tower
+from ..towers.loading import FRONT_END, load_tower
 from . import avmoe, cae_av, dg_sct, lavish  # noqa: F401 - importing them registers their methods
 from .captions import CaptionMapper, Captions
 from .case import CASE, CASEOutput, masked_mean
@@ -181,6 +181,12 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         for name, value in auxiliary.items():
             loss = loss + self.loss_weights[name] * value
         return {"loss": loss, "loss_dict": {"task": task_loss, **terms, **auxiliary}}
+
+    def start_epoch(self, epoch: int) -> None:
+        """Do what depends on the epoch, from 0, before it is trained on; the training loop calls this."""
+
+    def name_classes(self, processor: Any) -> None:
+        """Take in the names of the configuration's classes, for models that read them; training calls this once."""
 
     def example_inputs(self, batch_size: int, num_frames: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Return random inputs that only this model's head reads, for tracing it."""
@@ -367,6 +373,7 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         text: str | os.PathLike | None,
         task: str = "ave",
         size: str = "full",
+        audio_text: str | os.PathLike | None = None,
         **overrides: Any,
     ):
         """
@@ -388,6 +395,7 @@ class CaeAvPreTrainedModel(PreTrainedModel):
                 `use_text_tower=False`.
             task: Preset for all other sizes.
             size: Size of that preset, `"full"` or `"toy"`.
+            audio_text: For few-shot tasks: another CLAP than `audio` for the text branch.
             overrides: Fields of the configuration, and `method`, see [`CaeAvConfig.from_preset`]; a method without
                 captions needs no `text`. Sizes of the towers come from the towers; `vision_config` and `audio_config`
                 may set only the `model_type` of the tower that converts the model, where several could, and
@@ -398,17 +406,28 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         """
         if "text_config" in overrides:
             raise CaeAvError("`text_config` comes from the tower itself and cannot be given to `from_backbones`")
-        method = overrides.get("method")
+        method = overrides.get("method") or get_task(task).preset.get("interaction")
         values = {**(method_preset(method, task, size) if method is not None else {}), **overrides}
         if (audio is None) != bool(values.get("shared_tower")):
             raise CaeAvError(f"`audio` must be None if and only if `shared_tower` is True, got {audio!r}")
         if (text is None) != (not values.get("use_text_tower", True)):
             raise CaeAvError(f"`text` must be None if and only if `use_text_tower` is False, got {text!r}")
-        towers = {"vision": load_tower("vision", vision, overrides=overrides.pop("vision_config", None))}
+        preset = get_task(task).preset
+        projects = preset.get("audio_text_config") is not None
+        of_vision = overrides.pop("vision_config", None)
+        towers = {"vision": load_tower("vision", vision, overrides=of_vision, projects=projects)}
         if text is not None:
-            towers["text"] = load_tower("text", text)
+            towers["text"] = load_tower("text", text, projects=projects)
         if audio is not None:
-            towers["audio"] = load_tower("audio", audio, overrides=overrides.pop("audio_config", None))
+            of_audio = overrides.pop("audio_config", None)
+            if projects and size == "full":
+                own = {name: value for name, value in preset["audio_config"].items() if name in FRONT_END}
+                of_audio = {**own, **(of_audio or {})}
+            towers["audio"] = load_tower("audio", audio, overrides=of_audio, projects=projects)
+        if projects:
+            towers["audio_text"] = load_tower("audio_text", audio_text or cast(str, audio))
+        elif audio_text is not None:
+            raise CaeAvError(f"`audio_text` was given for the task {task!r}, whose models do not match texts")
         configs = {
             f"{kind}_config": {**tower.config, "model_type": tower.model_type} for kind, tower in towers.items()
         }
@@ -446,6 +465,11 @@ class CaeAvModel(CaeAvPreTrainedModel):
         self.vision_tower = build_tower(config.vision_config)
         self.audio_tower = None if config.shared_tower else build_tower(config.audio_config)
         self.text_tower = ClipTextTower(config.text_config) if config.use_text_tower else None
+        self.audio_text_tower: nn.Module | None = None
+        if config.audio_text_config is not None:
+            from ..towers.clap_text import ClapTextTower
+
+            self.audio_text_tower = ClapTextTower(config.audio_text_config)
         self.freeze_towers()
         if config.lora is not None:
             lora.inject(self, self.named_towers(), config.lora)
@@ -479,8 +503,16 @@ class CaeAvModel(CaeAvPreTrainedModel):
         self.post_init()
 
     def named_towers(self) -> dict[str, nn.Module]:
-        """Return the frozen towers by name: `vision`, `audio` unless it is shared, and `text` unless there is none."""
-        towers = {"vision": self.vision_tower, "audio": self.audio_tower, "text": self.text_tower}
+        """
+        Return the frozen towers by name: `vision`, `audio` unless it is shared, and `text` and `audio_text` if there
+        are any.
+        """
+        towers = {
+            "vision": self.vision_tower,
+            "audio": self.audio_tower,
+            "text": self.text_tower,
+            "audio_text": self.audio_text_tower,
+        }
         return {kind: tower for kind, tower in towers.items() if tower is not None}
 
     def towers(self) -> tuple[nn.Module, ...]:

@@ -12,6 +12,7 @@ from .event_localization import AudioVisualEventLocalizationPipeline
 from .question_answering import AudioVisualQuestionAnsweringPipeline
 from .segmentation import AudioVisualSegmentationPipeline
 from .video_parsing import AudioVisualVideoParsingPipeline
+from .zero_shot_classification import AudioVisualZeroShotClassificationPipeline
 
 
 def register() -> None:
@@ -35,6 +36,7 @@ __all__ = [
     "AudioVisualQuestionAnsweringPipeline",
     "AudioVisualSegmentationPipeline",
     "AudioVisualVideoParsingPipeline",
+    "AudioVisualZeroShotClassificationPipeline",
     "CaeAvPipeline",
     "register",
 ]

@@ -52,6 +52,8 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
             spectrogram; not with `"kaldi"`.
         feature_mean, feature_std (`float`): Mean and standard deviation of Kaldi-style features.
         spectrogram_frames (`int`, *optional*): Frames of a Kaldi-style filter bank; by default `feature_size`.
+        filter_sampling_rate (`int`, *optional*): Sampling rate in Hz for which the filters are made; by default
+            `sampling_rate`.
     """
 
     model_input_names = ["input_features", "frame_mask"]  # noqa: RUF012 (the base class's own form)
@@ -73,14 +75,16 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         feature_mean: float = -4.984795570373535,
         feature_std: float = 3.7079780101776123,
         spectrogram_frames: int | None = None,
+        filter_sampling_rate: int | None = None,
         **kwargs: Any,
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
         # Filters may end above the Nyquist frequency, as in a public HTS-AT at 16 kHz; bands there stay empty.
-        if not 0 <= frequency_min < min(frequency_max, sampling_rate / 2) or frequency_max > sampling_rate:
+        filter_rate = filter_sampling_rate or sampling_rate
+        if not 0 <= frequency_min < min(frequency_max, filter_rate / 2) or frequency_max > filter_rate:
             raise CaeAvError(
                 "`frequency_min` and `frequency_max` must satisfy 0 <= frequency_min < frequency_max <= sampling_rate "
-                f"and frequency_min < sampling_rate / 2, got {frequency_min} and {frequency_max} at {sampling_rate} Hz"
+                f"and frequency_min < sampling_rate / 2, got {frequency_min} and {frequency_max} at {filter_rate} Hz"
             )
         if not 0 < segment_seconds <= tile_seconds:
             raise CaeAvError(
@@ -111,6 +115,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         self.feature_mean = feature_mean
         self.feature_std = feature_std
         self.spectrogram_frames = spectrogram_frames
+        self.filter_sampling_rate = filter_sampling_rate
         is_kaldi = mel_scale == "kaldi"
         if is_kaldi and self.segment_samples < fft_window_size:
             raise CaeAvError(
@@ -126,7 +131,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
                 num_mel_filters=feature_size,
                 min_frequency=frequency_min,
                 max_frequency=frequency_max,
-                sampling_rate=sampling_rate,
+                sampling_rate=filter_rate,
                 norm="slaney" if mel_scale == "slaney" else None,
                 mel_scale=mel_scale,
                 triangularize_in_mel_space=is_kaldi,

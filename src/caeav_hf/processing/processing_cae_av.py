@@ -31,12 +31,14 @@ from ..remote_code import AUTO_MAP, write_stub
 from ..task import get_task
 from .feature_extraction_cae_av import CaeAvFeatureExtractor
 from .question_tokenization import question_tokenizer_from_words
-from .tokenization import build_clip_tokenizer, clean_caption
+from .tokenization import build_clip_tokenizer, clean_caption, load_sound_tokenizer
 from .video_processing_cae_av import CaeAvVideoProcessor
 
 
 # Subfolder of a saved processor for the optional tokenizer of questions.
 _QUESTION_TOKENIZER = "question_tokenizer"
+# Likewise for the optional tokenizer of descriptions of sounds.
+_SOUND_TOKENIZER = "sound_tokenizer"
 # Maximum number of words that an error lists.
 _SHOWN_WORDS = 40
 
@@ -56,6 +58,8 @@ class CaeAvProcessor(ProcessorMixin):
         mask_size (`int`, *optional*): Side in pixels of the square masks on which a segmentation model is trained.
         frame_sampling (`str`, defaults to `"consecutive"`): Which segments are read from a file: the first
             `num_frames` (`"consecutive"`), or `num_frames` evenly from the whole file (`"spread"`).
+        sound_tokenizer ([`~transformers.RobertaTokenizer`], *optional*): Tokenizer of descriptions of sounds, CLAP's,
+            only for few-shot models.
 
     ```python
     >>> processor = CaeAvProcessor.from_config(model.config)
@@ -74,6 +78,7 @@ class CaeAvProcessor(ProcessorMixin):
         id2label: Mapping[int, str] | None = None,
         mask_size: int | None = None,
         frame_sampling: FrameSampling = "consecutive",
+        sound_tokenizer: Any = None,
     ):
         if num_frames < 1:
             raise CaeAvError(f"`num_frames` must be at least 1, got {num_frames}")
@@ -84,17 +89,18 @@ class CaeAvProcessor(ProcessorMixin):
         if frame_sampling not in ("consecutive", "spread"):
             raise CaeAvError(f"`frame_sampling` must be 'consecutive' or 'spread', got {frame_sampling!r}")
         self.frame_sampling: FrameSampling = frame_sampling
-        if question_tokenizer is not None and not isinstance(question_tokenizer, PreTrainedTokenizerBase):
-            raise TypeError(
-                f"Received a {type(question_tokenizer).__name__} for argument question_tokenizer, but a tokenizer was "
-                "expected."
-            )
-        # Stored under another name, since the base class would treat the attribute as a mandatory sub-processor.
+        for name, optional in ((_QUESTION_TOKENIZER, question_tokenizer), (_SOUND_TOKENIZER, sound_tokenizer)):
+            if optional is not None and not isinstance(optional, PreTrainedTokenizerBase):
+                raise TypeError(
+                    f"Received a {type(optional).__name__} for argument {name}, but a tokenizer was expected."
+                )
+        # Stored under other names, since the base class would treat the attributes as mandatory sub-processors.
         self._question_tokenizer = question_tokenizer
+        self._sound_tokenizer = sound_tokenizer
         super().__init__(feature_extractor, video_processor, tokenizer)
 
     @classmethod
-    def from_config(cls, config: Any, question_tokenizer: Any = None) -> "CaeAvProcessor":
+    def from_config(cls, config: Any, question_tokenizer: Any = None, sound_tokenizer: Any = None) -> "CaeAvProcessor":
         """
         Build the processor for models of a configuration.
 
@@ -102,6 +108,8 @@ class CaeAvProcessor(ProcessorMixin):
             config: The [`CaeAvConfig`].
             question_tokenizer: Tokenizer of the questions for question answering; by default that of the words
                 published by the authors of MUSIC-AVQA.
+            sound_tokenizer: Tokenizer of descriptions of sounds for few-shot models; by default that saved beside
+                CLAP, if the configuration knows where CLAP came from.
 
         Raises:
             CaeAvError: The tokenizer has more words than the configuration, or the task has no questions.
@@ -117,6 +125,8 @@ class CaeAvProcessor(ProcessorMixin):
                 )
         elif question_tokenizer is not None:
             raise CaeAvError(f"`question_tokenizer` was given for a model of the task {config.task!r}, which has none")
+        if sound_tokenizer is None and config.audio_text_config is not None:
+            sound_tokenizer = load_sound_tokenizer((config.tower_sources or {}).get("audio_text"))
         audio, text, (height, width) = config.audio_config, config.text_config, config.vision_config.input_size
         return cls(
             feature_extractor=CaeAvFeatureExtractor(
@@ -134,6 +144,7 @@ class CaeAvProcessor(ProcessorMixin):
                 feature_mean=audio.feature_mean,
                 feature_std=audio.feature_std,
                 spectrogram_frames=audio.spectrogram_frames,
+                filter_sampling_rate=audio.filter_sampling_rate,
             ),
             video_processor=CaeAvVideoProcessor(size={"height": height, "width": width}),
             tokenizer=build_clip_tokenizer(text.vocab_size, text.context_length),
@@ -142,50 +153,41 @@ class CaeAvProcessor(ProcessorMixin):
             id2label=config.id2label,
             mask_size=config.mask_size,
             frame_sampling=config.frame_sampling,
+            sound_tokenizer=sound_tokenizer,
         )
 
     @classmethod
     def get_attributes(cls) -> list[str]:
-        # The base class requires every attribute that is listed here, so the optional one is omitted.
-        return [name for name in super().get_attributes() if name != _QUESTION_TOKENIZER]
+        # The base class requires every attribute that is listed here, so the optional ones are omitted.
+        return [name for name in super().get_attributes() if name not in (_QUESTION_TOKENIZER, _SOUND_TOKENIZER)]
 
     @classmethod
     def _get_arguments_from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
         # The base class uses the Auto classes, which require that this package's classes are registered.
-        own = ("num_frames", "id2label", "mask_size", "frame_sampling", _QUESTION_TOKENIZER)
+        own = ("num_frames", "id2label", "mask_size", "frame_sampling", _QUESTION_TOKENIZER, _SOUND_TOKENIZER)
         kwargs = {name: value for name, value in kwargs.items() if name not in own}
         parts = [
             part.from_pretrained(pretrained_model_name_or_path, **kwargs)
             for part in (CaeAvFeatureExtractor, CaeAvVideoProcessor, CLIPTokenizer)
         ]
-        subfolder = os.path.join(kwargs.pop("subfolder", ""), _QUESTION_TOKENIZER)
-        where = {
-            name: kwargs[name]
-            for name in ("cache_dir", "force_download", "local_files_only", "token", "revision")
-            if name in kwargs
+        optional = {
+            name: _saved_tokenizer(pretrained_model_name_or_path, name, **kwargs)
+            for name in (_QUESTION_TOKENIZER, _SOUND_TOKENIZER)
         }
-        there = cached_file(
-            pretrained_model_name_or_path,
-            "tokenizer.json",
-            subfolder=subfolder,
-            _raise_exceptions_for_missing_entries=False,
-            **where,
-        )
-        tokenizer = None
-        if there is not None:
-            tokenizer = PreTrainedTokenizerFast.from_pretrained(
-                pretrained_model_name_or_path, subfolder=subfolder, **kwargs
-            )
-        return [*parts, tokenizer]
+        # What is returned is for the first arguments of `__init__`; the sound's is one of the last.
+        values = args[0]
+        values[_SOUND_TOKENIZER] = optional[_SOUND_TOKENIZER]
+        return [*parts, optional[_QUESTION_TOKENIZER]]
 
     def save_pretrained(self, save_directory, push_to_hub: bool = False, **kwargs):
         """
-        Save the processor, see `ProcessorMixin.save_pretrained`; a tokenizer of questions goes into its own subfolder.
-        Also writes a stub through which Transformers finds this package.
+        Save the processor, see `ProcessorMixin.save_pretrained`; tokenizers of questions and of descriptions of sounds
+        go into their own subfolders. Also writes a stub through which Transformers finds this package.
         """
-        if self.question_tokenizer is not None:
+        for name in (_QUESTION_TOKENIZER, _SOUND_TOKENIZER):
             # Saved before the base class uploads the folder.
-            self.question_tokenizer.save_pretrained(os.path.join(save_directory, _QUESTION_TOKENIZER))
+            if getattr(self, name) is not None:
+                getattr(self, name).save_pretrained(os.path.join(save_directory, name))
         write_stub(save_directory)
         self.auto_map = dict(AUTO_MAP)
         try:
@@ -201,6 +203,51 @@ class CaeAvProcessor(ProcessorMixin):
     def question_tokenizer(self) -> Any:
         """The tokenizer of the questions, or None."""
         return self._question_tokenizer
+
+    @property
+    def sound_tokenizer(self) -> Any:
+        """The tokenizer of descriptions of sounds, or None."""
+        return self._sound_tokenizer
+
+    def class_prompts(
+        self, names: Sequence[str], hypothesis_template: str = "The sounds of {}", num_context_tokens: int = 4
+    ) -> dict[str, torch.Tensor]:
+        """
+        Convert class names to the texts that few-shot models match frames and sounds with.
+
+        Args:
+            names: The K names.
+            hypothesis_template: Description of a sound, with `{}` for the name.
+            num_context_tokens: Learned vectors in front of a name, for which the text has placeholders.
+
+        Returns:
+            **visual_prompt_ids** (K, N) int64, CLIP's ids of "X X X X NAME."; **sound_prompt_ids** (K, M) int64,
+            CLAP's ids of "The sounds of NAME".
+
+        Raises:
+            CaeAvError: The processor has no `sound_tokenizer`, or a name is empty or too long.
+        """
+        if self.sound_tokenizer is None:
+            raise CaeAvError(
+                "the processor has no `sound_tokenizer`, which class names of few-shot models need: give CLAP's to "
+                "`CaeAvProcessor.from_config(config, sound_tokenizer=AutoTokenizer.from_pretrained(...))`"
+            )
+        if wrong := [name for name in names if not isinstance(name, str) or not name.strip()]:
+            raise CaeAvError(f"names of classes must be text that is not empty, got {wrong[0]!r}")
+        readable = [" ".join(name.replace("_", " ").split()) for name in names]
+        context = " ".join(["X"] * num_context_tokens)
+        texts = {
+            "visual": (self.tokenizer, [clean_caption(f"{context} {name}.") for name in readable]),
+            "sound": (self.sound_tokenizer, [hypothesis_template.format(name) for name in readable]),
+        }
+        prompts = {}
+        for kind, (tokenizer, lines) in texts.items():
+            ids = tokenizer(lines, padding="max_length", return_tensors="pt", max_length=tokenizer.model_max_length)
+            if ids["input_ids"].shape[1] > tokenizer.model_max_length:
+                longest = max(lines, key=len)
+                raise CaeAvError(f"{longest!r} has more than the {tokenizer.model_max_length} tokens of a class name")
+            prompts[f"{kind}_prompt_ids"] = ids["input_ids"]
+        return prompts
 
     @property
     def model_input_names(self) -> list[str]:
@@ -651,6 +698,26 @@ class CaeAvProcessor(ProcessorMixin):
         """
         return get_task("avqa").result_module.post_process(self, outputs, top_k, frame_mask)
 
+    def post_process_zero_shot_classification(
+        self, outputs: Any, labels: Sequence[str], frame_mask: torch.Tensor | None = None
+    ) -> list[list[dict[str, Any]]]:
+        """
+        Convert the output of [`CaeAvForFewShotLocalization`] to probabilities of the labels.
+
+        Args:
+            outputs: `logits` (B, T, K).
+            labels: The K labels, for example those given to [`CaeAvProcessor.class_prompts`].
+            frame_mask: (B, T), True for real segments; by default that of `outputs`, or all.
+
+        Returns:
+            For each clip a list of dicts, the most likely label first: **score**, the softmax of the mean over the
+            segments; **label**; **segments**, the softmax in each segment.
+
+        Raises:
+            CaeAvError: The number of labels is not that of the logits.
+        """
+        return get_task("ave_few_shot").result_module.post_process(self, outputs, list(labels), frame_mask)
+
     def label_name(self, label_id: int) -> str:
         """
         Return the name of a class.
@@ -666,6 +733,20 @@ class CaeAvProcessor(ProcessorMixin):
                 "expected a processor made for the same classes as the model"
             )
         return self.id2label[label_id]
+
+
+def _saved_tokenizer(folder: Any, name: str, **kwargs: Any) -> Any:
+    """Load the tokenizer in a subfolder of a saved processor; `None` if there is none."""
+    subfolder = os.path.join(kwargs.pop("subfolder", ""), name)
+    hub = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+    found = cached_file(
+        folder,
+        "tokenizer.json",
+        subfolder=subfolder,
+        _raise_exceptions_for_missing_entries=False,
+        **{key: kwargs[key] for key in hub if key in kwargs},
+    )
+    return None if found is None else PreTrainedTokenizerFast.from_pretrained(folder, subfolder=subfolder, **kwargs)
 
 
 def _is_array(value: Any) -> bool:

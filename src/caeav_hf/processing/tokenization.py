@@ -1,12 +1,17 @@
-"""The tokenizer of the captions: CLIP's byte-pair encoding, from the vocabulary file inside open_clip's package."""
+"""
+The tokenizer of the captions, CLIP's byte-pair encoding from the vocabulary file inside open_clip's package, and that
+of descriptions of sounds, RoBERTa's, as saved beside CLAP.
+"""
 
 import functools
 import gzip
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from transformers import CLIPTokenizer
+from transformers import AutoTokenizer, CLIPTokenizer, RobertaTokenizer
 
 from ..errors import CaeAvError
+from ..towers.loading import packaged_path
 
 
 # Every byte, once inside a word and once as its end.
@@ -73,3 +78,39 @@ def build_clip_tokenizer(vocab_size: int = _FULL_VOCAB_SIZE, context_length: int
         split_special_tokens=True,
         model_max_length=context_length,
     )
+
+
+# Length of CLAP's texts.
+_SOUND_TEXT_LENGTH = 77
+
+
+def build_byte_tokenizer() -> RobertaTokenizer:
+    """
+    Build a tokenizer of RoBERTa's kind with one token for each byte, and RoBERTa's special tokens: 261 in all, for
+    small models of CLAP's text branch.
+    """
+    from open_clip.tokenizer import bytes_to_unicode
+
+    special = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
+    vocab = {token: index for index, token in enumerate((*special, *bytes_to_unicode().values()))}
+    return RobertaTokenizer(vocab=vocab, merges=[], model_max_length=_SOUND_TEXT_LENGTH)
+
+
+def load_sound_tokenizer(source: Mapping[str, str | None] | None) -> Any:
+    """
+    Load the tokenizer saved beside CLAP's text branch.
+
+    Args:
+        source: The `audio_text` of a configuration's `tower_sources`.
+
+    Returns:
+        The tokenizer, or `None` if the source is unknown or has no tokenizer.
+    """
+    if source is None:
+        return None
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(packaged_path(source["name"] or ""), revision=source["revision"])
+    except (OSError, ValueError):
+        return None
+    tokenizer.model_max_length = _SOUND_TEXT_LENGTH
+    return tokenizer

@@ -1,5 +1,6 @@
 """CLIP's text tower, frozen, with a cache of its features."""
 
+import math
 from collections import OrderedDict
 
 import torch
@@ -12,7 +13,8 @@ from .frozen import fingerprint, is_adapted
 
 class ClipTextTower(TextTransformer):
     """
-    open_clip's CLIP text tower without the projection; returns the last hidden layer after the final norm.
+    open_clip's CLIP text tower; returns the last hidden layer after the final norm. If `projection_dim` is configured,
+    it also has CLIP's projection, with which [`ClipTextTower.embed_prompts`] embeds texts, and `logit_scale`.
 
     The features of the `cache_size` most recently used captions are cached, so repeated captions cost a look-up.
     """
@@ -30,14 +32,24 @@ class ClipTextTower(TextTransformer):
             heads=config.num_attention_heads,
             layers=config.num_hidden_layers,
             mlp_ratio=config.mlp_ratio,
-            output_dim=None,
+            output_dim=config.projection_dim,
             pool_type="none",
-            proj_type="none",
+            proj_type="none" if config.projection_dim is None else "linear",
             act_layer=QuickGELU if config.hidden_act == "quick_gelu" else nn.GELU,
             norm_layer=LayerNorm,
         )
+        self.logit_scale = nn.Parameter(torch.empty(())) if config.projection_dim is not None else None
+        self.init_parameters()
         self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
         self._cached_weights: tuple = ()
+
+    def init_parameters(self) -> None:
+        """Draw initial weights, as open_clip does."""
+        super().init_parameters()
+        # open_clip calls this before there is a temperature.
+        scale = getattr(self, "logit_scale", None)
+        if scale is not None:
+            nn.init.constant_(scale, math.log(1 / 0.07))
 
     def init_non_persistent_buffers(self) -> None:
         """Rebuild the causal mask, which checkpoints do not contain, after loading on the meta device."""
@@ -45,9 +57,30 @@ class ClipTextTower(TextTransformer):
 
     def encode(self, ids: Tensor) -> Tensor:
         """Encode token ids (B, N), N at most the context length, to token features (B, N, D)."""
-        states, _ = self._embeds(ids)
+        return self._encode(self._embeds(ids)[0])
+
+    def embed_prompts(self, ids: Tensor, context: Tensor) -> Tensor:
+        """
+        Embed texts that begin with learned vectors, as CLIP embeds texts: Zhou et al., "Learning to Prompt for
+        Vision-Language Models" (CoOp).
+
+        Args:
+            ids: (K, N) token ids, in which tokens 1 to n stand for the learned vectors. The end token, after which
+                come only smaller ids, has the highest id.
+            context: (n, D), the vectors.
+
+        Returns:
+            (K, P) embeddings, not normalised.
+        """
+        states = self.token_embedding(ids)
+        learned = context.to(states.dtype).expand(len(ids), -1, -1)
+        states = torch.cat([states[:, :1], learned, states[:, 1 + len(context) :]], dim=1)
+        states = self._encode(states + self.positional_embedding[: ids.shape[1]])
+        return states[torch.arange(len(ids), device=ids.device), ids.argmax(-1)] @ self.text_projection
+
+    def _encode(self, states: Tensor) -> Tensor:
         # Equal to the first N rows and columns of `attn_mask`, but with a dynamic size in an exported graph.
-        mask = states.new_full((ids.shape[1], ids.shape[1]), -torch.inf).triu(1)
+        mask = states.new_full((states.shape[1], states.shape[1]), -torch.inf).triu(1)
         return self.ln_final(self.transformer(states, attn_mask=mask))
 
     def forget(self) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import ClapAudioModel, ClapModel
-from transformers.models.clap.modeling_clap import ClapAudioLayer
+from transformers.models.clap.modeling_clap import ClapAudioLayer, ClapProjectionLayer
 
 from ..configuration_cae_av import CaeAvAudioConfig
 from ..errors import CaeAvError
@@ -18,7 +18,10 @@ from .windows import group_attention, relative_entries, window_bias, windowed_at
 
 @register_tower(CaeAvAudioConfig)
 class HtsatTower(Tower, ClapAudioModel):
-    """`ClapAudioModel` with its own parameter names; tokens are in row-major order, (N, H * W, C)."""
+    """
+    `ClapAudioModel` with its own parameter names, and with `use_projection` CLAP's `audio_projection`; tokens are in
+    row-major order, (N, H * W, C).
+    """
 
     config: CaeAvAudioConfig
     final_norm_name = "audio_encoder.norm"
@@ -29,6 +32,7 @@ class HtsatTower(Tower, ClapAudioModel):
 
     def __init__(self, config: CaeAvAudioConfig):
         super().__init__(config)
+        self.audio_projection = ClapProjectionLayer(config) if config.use_projection else None
         self._biases: dict[tuple[int, int], FrozenConstant] = {}
 
     @classmethod
@@ -73,6 +77,9 @@ class HtsatTower(Tower, ClapAudioModel):
 
     def final_norm(self, tokens: Tensor) -> Tensor:
         return self.audio_encoder.norm(tokens)
+
+    def project(self, pooled: Tensor) -> Tensor:
+        return super().project(pooled) if self.audio_projection is None else self.audio_projection(pooled)
 
     def get_input_embeddings(self) -> nn.Module:
         return self.audio_encoder.patch_embed.proj

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntry
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, ClapTextConfig, PreTrainedConfig
 from transformers.utils import cached_file
 
 from ..configuration_cae_av import CaeAvAudioConfig, CaeAvTextConfig
@@ -26,7 +27,7 @@ ASSETS = Path(__file__).resolve().parents[1] / "assets"
 # Fields of the audio configuration that describe the front end rather than the tower.
 FRONT_END = {
     *("sampling_rate", "fft_window_size", "hop_length", "frequency_min", "frequency_max", "tile_seconds"),
-    *("tile_padding", "mel_scale", "spectrogram_dtype"),
+    *("tile_padding", "mel_scale", "spectrogram_dtype", "filter_sampling_rate"),
 }
 # Files of a feature extractor in Transformers' format: saved by itself, or as part of a processor.
 _EXTRACTOR_FILES = ("preprocessor_config.json", "processor_config.json")
@@ -48,7 +49,7 @@ class PretrainedTower:
 
     Attributes:
         model_type: Model type of its configuration.
-        config: `vision_config`, `audio_config` or `text_config` for `CaeAvConfig`.
+        config: `vision_config`, `audio_config`, `text_config` or `audio_text_config` for `CaeAvConfig`.
         state: Tensors under the tower's own parameter names.
         source: Its entry in `CaeAvConfig.tower_sources`: `name`, `revision`, `sha256`.
     """
@@ -70,16 +71,18 @@ def load_tower(
     Load a tower; see `CaeAvPreTrainedModel.from_backbones` for the names it accepts.
 
     Args:
-        kind: `"vision"`, `"audio"` or `"text"`.
+        kind: `"vision"`, `"audio"`, `"text"`, or `"audio_text"` for CLAP's text branch.
         name: Name, Hub repository (optionally followed by `@revision`) or local folder.
         revision: Revision of a Hub repository.
         overrides: `model_type` of the tower, by default that of the folder, or of the first registered tower that
             converts the library's model; and for `"audio"` fields of the front end, such as `tile_seconds`, that
             replace those of the tower.
-        projects: Load CLIP's vision transformer with its projection to the space that it shares with the text tower.
+        projects: Whether to load the projection to the space that the tower shares with texts, or with frames or
+            sounds.
 
     Raises:
-        CaeAvError: The tower cannot be loaded, no registered tower converts it, or an override is neither of these.
+        CaeAvError: The tower cannot be loaded, no registered tower converts it, an override is neither of these, or
+            it has no such projection.
     """
     front_end = dict(overrides or {})
     model_type = front_end.pop("model_type", None)
@@ -87,13 +90,16 @@ def load_tower(
         allowed = sorted(FRONT_END | {"model_type"}) if kind == "audio" else ["model_type"]
         raise CaeAvError(f"`{kind}_config`: beside `{kind}`, only {allowed} may be given, got {unknown}")
     name = str(name)
-    location = _packaged_path(name)
+    location = packaged_path(name)
     if not Path(location).exists() and "@" in name:
         location, _, revision = name.partition("@")
         name = location
     if kind == "text":
-        config, state = load_text_tower(location, revision)
+        config, state = load_text_tower(location, revision, projects)
         model_type = CaeAvTextConfig.model_type
+    elif kind == "audio_text":
+        config, state = _load_audio_text(location, revision)
+        model_type = ClapTextConfig.model_type
     else:
         saved = _saved_model_type(location, revision)
         if saved in model_types():
@@ -102,6 +108,8 @@ def load_tower(
             model_type, (config, state) = saved, _load_saved(kind, location, revision)
         elif kind == "vision":
             model_type, config, state = _load_vision(location, revision, model_type, projects)
+        elif projects:
+            model_type, config, state = _load_clap_audio(location, revision, front_end)
         else:
             model_type, config, state = _load_audio(location, revision, model_type, front_end)
     commit = None if Path(location).exists() else _cached_commit(_repository(kind, location), revision)
@@ -142,7 +150,8 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _packaged_path(name: str) -> str:
+def packaged_path(name: str) -> str:
+    """Return the path of a tower in the package's assets, or the name of any other tower unchanged."""
     return str(ASSETS / name.removeprefix(_PACKAGED)) if name.startswith(_PACKAGED) else name
 
 
@@ -245,6 +254,46 @@ def _load_vision(
     return _convert("vision", name, model, model_type)
 
 
+def _load_clap(kind: str, name: str, revision: str | None) -> Any:
+    """Load CLAP with its text branch and its projections."""
+    from transformers import ClapModel
+
+    try:
+        config = AutoConfig.from_pretrained(name, revision=revision)
+        if config.model_type != "clap":
+            raise CaeAvError(f"`{kind}`: {name!r} is a {config.model_type!r} model, expected `clap`")
+        return ClapModel.from_pretrained(name, revision=revision, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        if isinstance(error, CaeAvError):
+            raise
+        raise CaeAvError(f"`{kind}`: cannot load {name!r} with transformers: {error}") from error
+
+
+def _load_audio_text(name: str, revision: str | None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the values of `ClapTextConfig` and the tensors of CLAP's text branch."""
+    clap = _load_clap("audio_text", name, revision)
+    known = set(ClapTextConfig.__dataclass_fields__) - set(_BOOKKEEPING)
+    config = {key: value for key, value in clap.config.text_config.to_dict().items() if key in known}
+    state = {f"text_model.{key}": value for key, value in clap.text_model.state_dict().items()}
+    state |= {f"text_projection.{key}": value for key, value in clap.text_projection.state_dict().items()}
+    return config, {**state, "logit_scale": clap.logit_scale_a.detach()}
+
+
+def _load_clap_audio(
+    name: str, revision: str | None, front_end: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    """Return the values of `CaeAvAudioConfig` and the tensors of CLAP's HTS-AT with its projection."""
+    clap = _load_clap("audio", name, revision)
+    model_type, values, state = _convert("audio", name, clap, CaeAvAudioConfig.model_type)
+    if not front_end.keys() >= FRONT_END:
+        values = {**values, **_clap_front_end(name, revision, values["num_mel_bins"])}
+    # A segment is one spectrogram, for which a CLAP trained for fusion has the same weights as any other.
+    fusion = re.compile(r"patch_embed\.(fusion_model|mel_conv2d)\.")
+    state = {key: value for key, value in state.items() if not fusion.search(key)}
+    state |= {f"audio_projection.{key}": value for key, value in clap.audio_projection.state_dict().items()}
+    return model_type, {**values, "enable_fusion": False, "use_projection": True}, state
+
+
 def _load_audio(
     name: str, revision: str | None, model_type: str | None, front_end: dict[str, Any]
 ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
@@ -315,9 +364,11 @@ def _clap_front_end(name: str, revision: str | None, num_mel_bins: int) -> dict[
     }
 
 
-def load_text_tower(name: str, revision: str | None = None) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def load_text_tower(
+    name: str, revision: str | None = None, projects: bool = False
+) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
-    Load CLIP's text tower.
+    Load CLIP's text tower, with `projects` also its projection and temperature.
 
     Returns:
         Values for `CaeAvTextConfig`, and the tensors under the tower's own names.
@@ -356,5 +407,11 @@ def load_text_tower(name: str, revision: str | None = None) -> tuple[dict[str, A
         "mlp_ratio": model.transformer.resblocks[0].mlp.c_fc.out_features / model.width,
         "hidden_act": "quick_gelu" if isinstance(activation, QuickGELU) else "gelu",
     }
-    state = {key: value for key, value in model.state_dict().items() if key != "text_projection"}
+    state = dict(model.state_dict())
+    projection = state.pop("text_projection", None)
+    if projects:
+        if projection is None:
+            raise CaeAvError(f"`text`: {name!r} has no projection to the space of frames")
+        state |= {"text_projection": projection, "logit_scale": clip.logit_scale.detach()}
+        config["projection_dim"] = projection.shape[1]
     return config, state

@@ -1,5 +1,6 @@
 """Build what the loop needs from a recipe: accelerator, model, processor, data sets and caption features."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -152,10 +153,12 @@ def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokeniz
                 model = task.model_class.from_pretrained(recipe.model, config=config, ignore_mismatched_sizes=True)
             return aligned(model)
         if recipe.size == "toy" and not any(towers.values()):
-            from ..assets import toy_towers
+            from ..assets import aligned_toy_towers, toy_towers
 
-            towers = dict(toy_towers())
-        preset = {} if recipe.method is None else method_preset(recipe.method, recipe.task, recipe.size)
+            matches_texts = task.preset.get("audio_text_config") is not None
+            towers = dict(aligned_toy_towers() if matches_texts else toy_towers())
+        method = recipe.method or task.preset.get("interaction")
+        preset = {} if method is None else method_preset(method, recipe.task, recipe.size)
         values = {**preset, **recipe.model_config}
         is_shared = bool(values.get("shared_tower"))
         if is_shared:
@@ -223,10 +226,17 @@ def build_processor(model: Any, folder: str | Path | None = None, question_token
 
 
 def load_split(
-    recipe: Recipe, split: str, processor: Any, accelerator: Accelerator | None = None, *, shuffle: bool = False
+    recipe: Recipe,
+    split: str,
+    processor: Any,
+    accelerator: Accelerator | None = None,
+    *,
+    shuffle: bool = False,
+    shots: int | None = None,
 ) -> Clips:
     """
-    Load a split of `recipe.data`. With streaming it is the share of this process, shuffled if `shuffle`.
+    Load a split of `recipe.data`. With streaming it is the share of this process, shuffled if `shuffle`. With `shots`
+    it has only the first clips of each class, at most this many.
 
     Raises:
         CaeAvError: No data set is named, it has no such split, or it is for another task.
@@ -251,9 +261,34 @@ def load_split(
         data = StreamedClips(_data_folder(recipe), processor, **options)
     else:
         data = CaeAvDataset(_data_folder(recipe), processor, **options)
+    if shots is not None:
+        column = get_task(recipe.task).class_column
+        if column is None:
+            raise CaeAvError(f"recipe value 'shots' must be null for task {recipe.task}, which has no classes")
+        assert isinstance(data, CaeAvDataset)
+        rows = data.rows.select(first_of_each_class(data.column(column), shots))
+        data = CaeAvDataset(rows, processor, **{**options, "split": None})
     if not len(data):
         raise CaeAvError(f"{recipe.data}: split {split!r} has no clips")
     return data
+
+
+def first_of_each_class(labels: Sequence[Any], shots: int) -> list[int]:
+    """
+    Return the positions of the first clips of each class, at most `shots` of each, in order.
+
+    Args:
+        labels: The class of each clip, or its list of classes, of which only clips of one class count.
+        shots: Number of clips of a class.
+    """
+    counts: Counter[int] = Counter()
+    chosen = []
+    for position, label in enumerate(labels):
+        classes = label if isinstance(label, list) else [label]
+        if len(classes) == 1 and counts[classes[0]] < shots:
+            counts[classes[0]] += 1
+            chosen.append(position)
+    return chosen
 
 
 def augmented(data: Clips, recipe: Recipe) -> Clips | AugmentedClips:

@@ -165,6 +165,7 @@ class Trainer:
         state, recipe = self.state, self.recipe
         set_learning_rate(self.optimizer, recipe, state.epoch)
         self.bare_model.loss_weights["entropy"] = entropy_weight(recipe, self.full_entropy_weight, state.epoch)
+        self.bare_model.start_epoch(state.epoch)
         self.model.train()
         # Start after the clips that were done before a resume, so that none of them is decoded again.
         if self.stream is not None:

@@ -53,6 +53,7 @@ class Recipe:
     data: str | None = _value(None, "data set: folder written by a builder of dataset_scripts/, or Hub id")
     train_split: str = _value("train", "split to train on")
     eval_split: str = _value("validation", "split to evaluate on after each epoch")
+    shots: int | None = _value(None, "train on only the first clips of each class, this many (default: all clips)")
     use_captions: bool = _value(True, "use the captions of the data set, if it has any")
     cache_dir: str | None = _value(None, "folder to cache processed clips, so that each is decoded once; grows large")
     streaming: bool = _value(False, "stream the rows of the data set instead of copying them to a cache")
@@ -85,6 +86,7 @@ class Recipe:
     weight_decay: float = _value(0.0, "weight decay of Adam")
     lr_decay_factor: float = _value(0.65, "the learning rate is multiplied by this ...")
     lr_decay_epochs: int = _value(3, "... every this many epochs")
+    lr_decays: int | None = _value(None, "... at most this many times (default: to the end)")
     max_grad_norm: float | None = _value(None, "clip the gradient to this norm")
     entropy_warmup_epochs: int = _value(5, "epochs during which the weight of the selection entropy (gamma) is 0")
     entropy_ramp_epochs: int = _value(5, "epochs after the warm-up in which gamma grows to its full value")
@@ -108,7 +110,7 @@ class Recipe:
             "shuffle_buffer",
         ):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("max_steps", "save_steps", "patience"):
+        for name in ("max_steps", "save_steps", "patience", "shots", "lr_decays"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "at least 1, or null", value)
         for name in (
@@ -136,6 +138,7 @@ class Recipe:
             _require(grad_norm is None, "max_grad_norm", expected.format("null"), grad_norm)
             _require(precision != "fp16", "mixed_precision", expected.format("no or bf16"), precision)
         if self.streaming:
+            _require(self.shots is None, "shots", "null with streaming, which reads every row", self.shots)
             _require(
                 not self.mixup, "mixup", "false with streaming, which has no random access to other clips", self.mixup
             )

@@ -80,10 +80,11 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
         question_tokenizer = read_question_tokenizer(recipe)
         model = build_model(recipe, read_class_names(recipe), question_tokenizer)
         processor = build_processor(model, recipe.model, question_tokenizer)
+        model.name_classes(processor)
     else:
         model = load_trained_model(task.model_class, checkpoint)
         processor = build_processor(model, checkpoint)
-    train_data = load_split(recipe, recipe.train_split, processor, accelerator, shuffle=True)
+    train_data = load_split(recipe, recipe.train_split, processor, accelerator, shuffle=True, shots=recipe.shots)
     eval_data = load_split(recipe, recipe.eval_split, processor, accelerator)
     for data in (train_data, eval_data):
         check_classes(data, task, model, f"{recipe.data}")

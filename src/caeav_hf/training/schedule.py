@@ -53,8 +53,14 @@ def _step_alone(optimizer: Optimizer, number: int, parameter: Tensor) -> None:
 
 
 def learning_rate(recipe: Recipe, epoch: int) -> float:
-    """Return the learning rate of an epoch (from 0), decayed by `lr_decay_factor` every `lr_decay_epochs` epochs."""
-    return recipe.learning_rate * recipe.lr_decay_factor ** (epoch // recipe.lr_decay_epochs)
+    """
+    Return the learning rate of an epoch (from 0), decayed by `lr_decay_factor` every `lr_decay_epochs` epochs, at most
+    `lr_decays` times.
+    """
+    decays = epoch // recipe.lr_decay_epochs
+    if recipe.lr_decays is not None:
+        decays = min(decays, recipe.lr_decays)
+    return recipe.learning_rate * recipe.lr_decay_factor**decays
 
 
 def set_learning_rate(optimizer: Optimizer, recipe: Recipe, epoch: int) -> None:

@@ -9,6 +9,7 @@ from .answers import heated, plot_answers
 from .contact_sheet import MAX_COLUMNS, plot_masks, tinted
 from .curves import plot_curves
 from .drawing import COLOURS
+from .labels import plot_labels
 from .timeline import plot_event_timeline, plot_parsing_timeline
 
 
@@ -19,6 +20,7 @@ __all__ = [
     "plot_answers",
     "plot_curves",
     "plot_event_timeline",
+    "plot_labels",
     "plot_masks",
     "plot_parsing_timeline",
     "tinted",
