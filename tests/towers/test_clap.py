@@ -37,7 +37,7 @@ TEXT = {
 
 def make_clap(folder: Path, fusion: bool = False) -> ClapModel:
     torch.manual_seed(0)
-    audio = {**AUDIO, **({"enable_fusion": True, "fusion_type": "channel_map"} if fusion else {})}
+    audio = {**AUDIO, **({"enable_fusion": True} if fusion else {})}
     config = ClapConfig(text_config=TEXT, audio_config=audio, projection_dim=12)
     assert isinstance(config.audio_config, ClapAudioConfig)
     clap = ClapModel(config).eval()

@@ -8,6 +8,7 @@ from torch import nn
 
 from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.errors import CaeAvError
+from caeav_hf.task import get_task
 from caeav_hf.training.recipe import (
     RECIPES,
     Recipe,
@@ -33,7 +34,7 @@ def test_shipped_recipes_load_and_fit_their_preset(name):
     assert find_recipe(recipe.task, recipe.size, recipe.method) == RECIPES / f"{name}.yaml"
     config = CaeAvConfig.from_preset(recipe.task, recipe.size, method=recipe.method, **recipe.model_config)
     assert config.task == recipe.task
-    assert config.interaction == recipe.method or (recipe.method is None and config.interaction == "cae_av")
+    assert config.interaction == (recipe.method or get_task(recipe.task).preset.get("interaction", "cae_av"))
 
 
 @pytest.mark.parametrize(
@@ -169,7 +170,7 @@ def test_a_missing_file_is_an_error(tmp_path):
 
 
 def test_an_unknown_recipe_lists_those_there_are():
-    with pytest.raises(CaeAvError, match="ave, ave_toy"):
+    with pytest.raises(CaeAvError, match=r"ave, ave_few_shot, .*, ave_toy"):
         find_recipe("cooking")
 
 
