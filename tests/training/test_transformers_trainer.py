@@ -6,6 +6,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from torch.utils.data import Subset
 from transformers import Trainer, TrainingArguments
 
 from caeav_hf import (
@@ -93,16 +94,37 @@ def test_trains_evaluates_saves_and_resumes(task, shapes, tmp_path):
     assert history["global_step"] == 4
 
 
+def with_broken_clips(clips: CaeAvDataset, broken: tuple[int, ...]) -> CaeAvDataset:
+    media = [
+        {**row["media"], "bytes": b"broken"} if index in broken else row["media"]
+        for index, row in enumerate(clips.rows)
+    ]
+    rows = clips.rows.remove_columns("media").add_column("media", media, feature=clips.rows.features["media"])
+    return CaeAvDataset(rows, clips.processor)
+
+
+def test_broken_clips_do_not_count_in_evaluation(tmp_path):
+    weights = {f"{name}_loss_weight": 0.0 for name in ("caption", "alignment", "entropy")}
+    model = CaeAvForEventLocalization.from_pretrained(toy_model(), **weights)
+    clips = CaeAvDataset(toy_data(), CaeAvProcessor.from_pretrained(toy_model()), split="train")
+    damaged = with_broken_clips(clips, (1, 3))
+
+    def predict(data, batch_size):
+        arguments = TrainingArguments(tmp_path, per_device_eval_batch_size=batch_size)
+        return Trainer(model, arguments, CaeAvCollator(), eval_dataset=data).predict(data)
+
+    found, expected = predict(Subset(damaged, range(6)), 3), predict(Subset(clips, [0, 2, 4, 5]), 2)
+    assert (found.label_ids[[1, 3]] == -100).all()
+    np.testing.assert_array_equal(found.label_ids[[0, 2, 4, 5]], expected.label_ids)
+    assert found.metrics["test_loss"] == pytest.approx(expected.metrics["test_loss"], rel=1e-4)
+
+
 @pytest.mark.slow
 def test_batches_of_broken_clips_alone(tmp_path):
     model = CaeAvForEventLocalization.from_pretrained(toy_model())
     clips = CaeAvDataset(toy_data(), CaeAvProcessor.from_pretrained(toy_model()), split="test")
-    broken = [{**row["media"], "bytes": b"broken"} for row in clips.rows.select(range(len(clips) - 1))]
-    media = [*broken, clips.rows[len(broken)]["media"]]
-    kind = clips.rows.features["media"]
-    damaged = CaeAvDataset(
-        clips.rows.remove_columns("media").add_column("media", media, feature=kind), clips.processor
-    )
+    broken = tuple(range(len(clips) - 1))
+    damaged = with_broken_clips(clips, broken)
     arguments = TrainingArguments(
         tmp_path, max_steps=len(clips), per_device_train_batch_size=1, per_device_eval_batch_size=len(broken)
     )

@@ -40,8 +40,8 @@ class CaeAvDataset(torch.utils.data.Dataset):
     - **video_id**, a string, which [`CaeAvCollator`] omits from the batch.
 
     If the clip or mask of a row cannot be decoded, the item is that of the next row that can be, so that a broken clip
-    does not end an epoch. Such an item has a further key **replaces**, the requested index; `train.py` excludes it
-    from its metrics. The clip is logged once and listed in `broken_clips`.
+    does not end an epoch, but with -100 for all labels, so that no clip counts twice. It has a further key
+    **replaces**, the requested index. The clip is logged once and listed in `broken_clips`.
 
     Args:
         rows: A `datasets.Dataset` with the columns of a task (see `schema`), a folder written by a builder, or the
@@ -103,7 +103,7 @@ class CaeAvDataset(torch.utils.data.Dataset):
                 continue
             try:
                 item = self._item(candidate)
-                return item if candidate == index else {**item, "replaces": index}
+                return item if candidate == index else self._make_item.replacement(item, index)
             except MediaError as error:
                 if not self._broken[candidate]:
                     self._broken[candidate] = True

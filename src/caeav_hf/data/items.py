@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
+from ..constants import IGNORED_LABEL
 from .prepared import question_features
 from .rows import RowForm, task_of_rows
 from .store import atomic_write
@@ -71,6 +72,18 @@ class ItemMaker:
             **self._captions(row.get("visual_caption"), row.get("audio_caption")),
             "video_id": row["video_id"],
         }
+
+    def replacement(self, item: Mapping[str, Any], index: int) -> dict[str, Any]:
+        """
+        Return the item that stands for row `index`, whose clip cannot be decoded: another row's item without labels,
+        so that it counts neither in a task's loss nor in metrics.
+        """
+        unknown = {
+            name: torch.full_like(item[name], IGNORED_LABEL)
+            for name, target in self.task.targets.items()
+            if target.padding == IGNORED_LABEL and name in item
+        }
+        return {**item, **unknown, "replaces": index}
 
     def holds(self, clip: Any) -> bool:
         """Return whether a clip is cached, so that its rows need no media."""

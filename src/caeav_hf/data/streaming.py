@@ -132,7 +132,7 @@ class StreamedClips(torch.utils.data.Dataset):
             return self._make_item(row.values, row.clip if self._make_item.task.shares_clips else None)
         except MediaError as error:
             logger.warning(f"clip replaced by the first one that can be decoded: {error}")
-        return {**self._replacement, "replaces": row.number}
+        return self._make_item.replacement(self._replacement, row.number)
 
     @cached_property
     def _replacement(self) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class Trainer:
             `loss_weights` dict.
         processor: Saved beside the model in every checkpoint.
         train_data, eval_data: Map-style data sets of processed clips, or [`StreamedClips`]. Items with a key
-            `replaces` take the place of clips that cannot be decoded: they are trained on, but not evaluated.
+            `replaces` take the place of clips that cannot be decoded: they have no labels and are not evaluated.
         collator: Builds the model's inputs from a list of clips.
         captions: Precomputed features of the frozen text tower; without them the model encodes captions itself.
         describe: Called by the main process with the folder of each new best checkpoint once it is complete.

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...configuration_cae_av import CaeAvConfig
+from ...constants import IGNORED_LABEL
 from ...errors import CaeAvError
 from ...modeling.attention import MultiHeadAttention
 from ...modeling.collectives import batch_mean
@@ -351,13 +352,14 @@ class VideoParsingHead(nn.Module):
 
         Args:
             logits: Output of the head.
-            labels: (B, C), 1 for classes that are heard or seen in the clip.
+            labels: (B, C), 1 for classes that are heard or seen in the clip, -100 for unknown ones.
         """
+        known = labels != IGNORED_LABEL
         labels = labels.float()
 
         def mean_cross_entropy(scores: Tensor, target: Tensor) -> Tensor:
-            total = F.binary_cross_entropy_with_logits(scores.float(), target, reduction="sum")
-            return batch_mean(total, target.numel())
+            total = F.binary_cross_entropy_with_logits(scores.float(), target, known.float(), reduction="sum")
+            return batch_mean(total, known.sum())
 
         loss = mean_cross_entropy(logits.event, labels)
         for scores, smoothing in (

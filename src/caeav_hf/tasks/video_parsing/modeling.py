@@ -83,7 +83,8 @@ class CaeAvForVideoParsing(CaeAvPreTrainedModel):
                 [`CaeAvModel.forward`].
             visual_3d_features: `(batch_size, num_frames, visual_3d_size)`, features of a 3D network for each segment;
                 required if `visual_3d_size` is not 0.
-            labels: `(batch_size, num_labels)`, 1 for the classes that are heard or seen in the clip, 0 for the rest.
+            labels: `(batch_size, num_labels)`, 1 for the classes that are heard or seen in the clip, 0 for the rest,
+                -100 for unknown ones.
 
         Returns:
             [`CaeAvVideoParsingOutput`]
