@@ -64,6 +64,9 @@ class TinyModel(PreTrainedModel):
         self.tower.eval()
         return self
 
+    def start_epoch(self, epoch):
+        self.epoch = epoch
+
     def forward(self, features, labels=None):
         frames = self.tower(features.flatten(0, 1))
         hidden = self.dropout(torch.relu(self.norm(self.adapter(frames))))

@@ -36,7 +36,7 @@ class Trainer:
 
     Args:
         model: A `CaeAvFor...` model: returns `loss` and `loss_dict`, both over the batch of all processes, and has a
-            `loss_weights` dict.
+            `loss_weights` dict and a method `start_epoch`.
         processor: Saved beside the model in every checkpoint.
         train_data, eval_data: Map-style data sets of processed clips, or [`StreamedClips`]. Items with a key
             `replaces` take the place of clips that cannot be decoded: they have no labels and are not evaluated.
