@@ -613,7 +613,9 @@ class CaeAvConfig(PreTrainedConfig):
             between the product of both gates of the head, taken as a logit, and "something happens". Only the head
             `cmbs` has gates.
         head_gate_scale (`float`, defaults to 0.05): How far the gates of the segmentation head scale its maps and its
-            audio.
+            audio, and that of video parsing its visual frames.
+        head_gate_size (`int`, defaults to 0): Width of DG-SCT's temporal gate in the head of video parsing, a multiple
+            of 4; 0 for none.
         event_head (`str`, defaults to `"cmbs"`): Head of event localization: `"cmbs"`, `"cmbs_linear"` (without its
             temporal relations) or `"mlp"` (Appendix B).
         event_loss (`str`, defaults to `"cross_entropy"`): Loss of the head `mlp`: `"cross_entropy"`, or `"binary"`,
@@ -735,6 +737,7 @@ class CaeAvConfig(PreTrainedConfig):
 
     event_gate_loss_weight: float | int = 0.0
     head_gate_scale: float | int = 0.05
+    head_gate_size: int = 0
     event_head: Literal["cmbs", "cmbs_linear", "mlp"] = "cmbs"
     event_loss: Literal["cross_entropy", "binary"] = "cross_entropy"
     head_visual_dim: int = 512
@@ -831,6 +834,11 @@ class CaeAvConfig(PreTrainedConfig):
                     "`head_map_sizes` of CaeAvConfig needs one value per stage of the visual tower "
                     f"({len(self.visual_stages)}), got {self.head_map_sizes}"
                 )
+        if self.head_gate_size < 0 or self.head_gate_size % 4:
+            raise ValueError(
+                "`head_gate_size` of CaeAvConfig must be a multiple of 4, the gate's attention heads, or 0 for none, "
+                f"got {self.head_gate_size}"
+            )
         _probability(self, "attention_dropout", "branch_dropout", "head_dropout")
         if not 0.0 < self.topk_ratio <= 1.0:
             raise ValueError(f"`topk_ratio` of CaeAvConfig must lie in (0, 1], got {self.topk_ratio}")

@@ -20,7 +20,7 @@ from caeav_hf.modeling.losses import AlignmentProjections
 from caeav_hf.tasks.event_localization.head import CMBSHead
 from caeav_hf.tasks.question_answering.head import QuestionAnsweringHead
 from caeav_hf.tasks.segmentation.head import SegmentationHead
-from caeav_hf.tasks.video_parsing.head import VideoParsingHead
+from caeav_hf.tasks.video_parsing.head import TemporalGate, VideoParsingHead
 from caeav_hf.towers.htsat import HtsatTower
 from caeav_hf.towers.swin_v2 import SwinV2Tower
 from tests.golden import GoldenCase, assert_equal
@@ -268,6 +268,24 @@ def test_video_parsing_head() -> None:
     for name in ("audio", "visual"):
         assert_equal(getattr(logits, f"{name}_frames"), case.outputs[f"{name}_frame_prob"])
         assert_equal(getattr(logits, f"{name}_classes"), case.outputs[f"{name}_class_logits"])
+
+
+def test_video_parsing_gate() -> None:
+    case = GoldenCase("dg_sct_parsing_gate")
+    visual, audio = case.inputs["visual"], case.inputs["audio"]
+    config = of_widths(
+        toy_config(
+            head_hidden_size=visual.shape[-1],
+            head_gate_size=int(case.options["d_model"]),
+            head_gate_scale=float(case.options["gamma"]),
+            head_intermediate_size=int(case.options["ffn"]),
+        )
+    )
+    gate = TemporalGate(config).eval()
+    case.load_into(gate, key_map.PARSING_GATE, key_map.PARSING_GATE_IGNORED)
+    gated = gate(visual, audio, FrameLayout(*visual.shape[:2]))
+    assert_equal(gated, case.outputs["visual"])
+    assert (gated - visual).abs().max() > 0.01
 
 
 def test_question_answering_head() -> None:

@@ -236,6 +236,18 @@ VIDEO_PARSING: Rules = {
     r"fc2": "output",
 }
 
+PARSING_GATE: Rules = {
+    r"^audio_visual_rnn_layer\.": "",
+    r"^audio_gated\.0": "audio_gate",
+    **_RELATION,
+}
+
+PARSING_GATE_IGNORED: Rules = {
+    r"^(?:video_encoder|video_gated|audio_visual_rnn_layer\.visual_rnn)[._]": (
+        "gates the sound, but the authors' code goes on with the ungated sound"
+    )
+}
+
 QUESTION_ANSWERING: Rules = {
     **_STACKED,
     r"word2vec": "embedding",

@@ -290,6 +290,8 @@ class DGSCTInteraction(InteractionLayer):
         }
         if task == "ave":
             values["event_gate_loss_weight"] = 1.0
+        if task == "avvp":
+            values["head_gate_size"] = 32 if size == "toy" else 64
         if task == "avs_ms3":
             values["head_gate_scale"] = 0.1
         if task.startswith("avs_") and size == "full":

@@ -15,14 +15,22 @@ class RelationLayer(nn.Module):
     Post-norm transformer layer: queries (B, T, D) attend to keys (B, S, D), then feed-forward.
 
     The authors' decoder layers also have a self-attention that never runs; the official formulation keeps its weights.
+
+    Args:
+        config: Sizes and dropout.
+        is_decoder: Whether the keys are another stream's.
+        size, num_heads: Width D and attention heads; by default those of the head.
     """
 
-    def __init__(self, config: CaeAvConfig, is_decoder: bool = False):
+    def __init__(
+        self, config: CaeAvConfig, is_decoder: bool = False, size: int | None = None, num_heads: int | None = None
+    ):
         super().__init__()
-        size, dropout = config.head_hidden_size, config.head_dropout
+        size, num_heads = size or config.head_hidden_size, num_heads or config.head_num_heads
+        dropout = config.head_dropout
         if is_decoder and config.is_official:
-            self.unused_self_attention = MultiHeadAttention(config, size, config.head_num_heads)
-        self.attention = MultiHeadAttention(config, size, config.head_num_heads, dropout)
+            self.unused_self_attention = MultiHeadAttention(config, size, num_heads)
+        self.attention = MultiHeadAttention(config, size, num_heads, dropout)
         self.hidden = nn.Linear(size, config.head_intermediate_size)
         self.output = nn.Linear(config.head_intermediate_size, size)
         self.attention_norm = nn.LayerNorm(size)
@@ -36,15 +44,27 @@ class RelationLayer(nn.Module):
 
 
 class RelationEncoder(nn.Module):
-    """Linear map, then self-attention layers along time: (B, T, C) -> (B, T, D)."""
+    """
+    Linear map, then self-attention layers along time: (B, T, C) -> (B, T, D). `size`, D, and `num_heads` are by default
+    those of the head.
+    """
 
-    def __init__(self, config: CaeAvConfig, in_features: int, num_layers: int = 2):
+    def __init__(
+        self,
+        config: CaeAvConfig,
+        in_features: int,
+        num_layers: int = 2,
+        size: int | None = None,
+        num_heads: int | None = None,
+    ):
         super().__init__()
-        self.projection = nn.Linear(in_features, config.head_hidden_size)
-        self.layers = nn.ModuleList(RelationLayer(config) for _ in range(num_layers))
+        self.projection = nn.Linear(in_features, size or config.head_hidden_size)
+        self.layers = nn.ModuleList(
+            RelationLayer(config, size=size, num_heads=num_heads) for _ in range(num_layers)
+        )
         if config.is_official:
             # The authors also register the layer that they copy; it never runs.
-            self.template = RelationLayer(config)
+            self.template = RelationLayer(config, size=size, num_heads=num_heads)
 
     def forward(self, states: Tensor, mask: Tensor | None) -> Tensor:
         states = self.projection(states)

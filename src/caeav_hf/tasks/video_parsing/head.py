@@ -20,10 +20,13 @@ from ...errors import CaeAvError
 from ...modeling.attention import MultiHeadAttention
 from ...modeling.collectives import batch_mean
 from ...modeling.frames import FrameLayout
+from ...modeling.temporal import RelationEncoder, run_rnn
 
 
 # The authors' constants: ratios of hidden widths to channels, of the token mixer and of all other feed-forwards.
 TOKEN_MLP_RATIO, CHANNEL_MLP_RATIO = 0.5, 4
+# Attention heads of the temporal gate, of DG-SCT's authors.
+GATE_HEADS = 4
 # Relative difference from the best score up to which scores are equal.
 ROUNDING = 1e-6
 
@@ -259,12 +262,33 @@ class FrameEvidence(nn.Module):
         return torch.logit((scores.softmax(1) * probs).sum(1), eps=1e-6), probs
 
 
+class TemporalGate(nn.Module):
+    """
+    Gate on each visual frame from the sound of the whole clip (Duan et al., "Cross-modal Prompts", NeurIPS 2023): a
+    bidirectional LSTM, two self-attention layers along time, a linear map and a sigmoid. The authors' code also
+    computes a gate on the sound, but goes on with the ungated sound.
+    """
+
+    def __init__(self, config: CaeAvConfig):
+        super().__init__()
+        size = config.head_gate_size
+        self.scale = config.head_gate_scale
+        self.audio_rnn = nn.LSTM(config.head_hidden_size, size, batch_first=True, bidirectional=True)
+        self.audio_encoder = RelationEncoder(config, 2 * size, size=size, num_heads=GATE_HEADS)
+        self.audio_gate = nn.Linear(size, 1)
+
+    def forward(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> Tensor:
+        """Visual frames (B, T, D) and projected audio (B, T, D) -> gated visual frames (B, T, D)."""
+        audio = self.audio_encoder(run_rnn(self.audio_rnn, audio, frames), frames.attention_mask())
+        return visual * (1 + self.scale * self.audio_gate(audio).sigmoid())
+
+
 class VideoParsingHead(nn.Module):
     """
     Head of video parsing.
 
     Args:
-        config: Sizes, number of classes, and whether there are 3D features.
+        config: Sizes, number of classes, and whether there are 3D features and a temporal gate.
     """
 
     def __init__(self, config: CaeAvConfig):
@@ -276,6 +300,7 @@ class VideoParsingHead(nn.Module):
         self.visual_label_smoothing = config.visual_label_smoothing
         self.audio_projection = nn.Linear(config.audio_hidden_size, size)
         self.visual_projection = nn.Linear(config.visual_hidden_size, size)
+        self.temporal_gate = TemporalGate(config) if config.head_gate_size else None
         if self.visual_3d_size:
             self.visual_3d_projection = nn.Linear(self.visual_3d_size, size)
             self.visual_fusion = nn.Linear(2 * size, size)
@@ -310,7 +335,10 @@ class VideoParsingHead(nn.Module):
         Raises:
             CaeAvError: 3D features are missing, unexpected, or have a wrong size.
         """
-        visual, audio = self._fuse(self.visual_projection(visual), visual_3d), self.audio_projection(audio)
+        visual, audio = self.visual_projection(visual), self.audio_projection(audio)
+        if self.temporal_gate is not None:
+            visual = self.temporal_gate(visual, audio, frames)
+        visual = self._fuse(visual, visual_3d)
         mask = frames.mask
         audio_tokens = self.audio_tokens.expand(audio.shape[0], -1, -1)
         visual_tokens = self.visual_tokens.expand(visual.shape[0], -1, -1)
