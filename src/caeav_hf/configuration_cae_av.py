@@ -588,6 +588,10 @@ class CaeAvConfig(PreTrainedConfig):
         load_balancing_loss_weight (`float`): Weight of the routing's divergence from uniform.
         matching_loss_weight (`float`): Weight of the loss that matches the audio with the masked pixels
             (segmentation) or with the frames (question answering).
+        matching_loss_form (`str`, defaults to `"mean"`): Form of that loss in segmentation. `"mean"`, over frames, of
+            maps averaged with the mask's probabilities as weights; or `"sum"`, as in the code of AVSBench and DG-SCT:
+            logits are averaged to a map's size before the sigmoid, the masked map over all its pixels, and frames are
+            summed.
         caste_position (`str`, defaults to `"before"`):
             Position of CASTE in a pair of blocks: `"before"` the first adapters, `"between"` both, or `"after"` the
             second (Table VIII).
@@ -714,6 +718,7 @@ class CaeAvConfig(PreTrainedConfig):
     router_noise_std: float | int = 0.0
     load_balancing_loss_weight: float | int = 0.0
     matching_loss_weight: float | int = 0.0
+    matching_loss_form: Literal["mean", "sum"] = "mean"
 
     caste_position: Literal["before", "between", "after"] = "before"
     gate_dim: int = 128

@@ -101,6 +101,14 @@ def batch_mean(total: Tensor, count: int | Tensor) -> Tensor:
     return total / number.clamp_min(1)
 
 
+def batch_sum(total: Tensor) -> Tensor:
+    """Return the sum over the whole batch of a loss, in at least float32, given this process's share."""
+    total = at_least_float32(total)
+    if num_processes() > 1:
+        total = _LossSum.apply(total if contributes() else 0.0 * total)
+    return total
+
+
 class _Gather(torch.autograd.Function):
     """Stacks tensors of equal shape from all processes; the backward pass returns each process its summed gradient."""
 

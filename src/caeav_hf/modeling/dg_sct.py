@@ -293,7 +293,7 @@ class DGSCTInteraction(InteractionLayer):
         if task == "avvp":
             values["head_gate_size"] = 32 if size == "toy" else 64
         if task == "avs_ms3":
-            values["head_gate_scale"] = 0.1
+            values |= {"head_gate_scale": 0.1, "matching_loss_form": "sum"}
         if task.startswith("avs_") and size == "full":
             values["audio_config"] = {"tile_seconds": 5}
         return values

@@ -65,6 +65,35 @@ def test_matching_loss_is_zero_where_sound_and_masked_picture_agree() -> None:
     assert head.matching_loss(other) > 0.01
 
 
+def test_matching_loss_of_avsbench() -> None:
+    """Each frame and scale alone: logits averaged before the sigmoid, all pixels in the mean, frames summed."""
+    head = toy_segmentation_model(matching_loss_form="sum").double().head
+    generator = torch.Generator().manual_seed(0)
+
+    def randn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    logits, audio = 4 * randn(3, 1, 8, 8), [randn(3, 5), randn(3, 5)]
+    maps = [randn(3, 5, 4, 4), randn(3, 5, 2, 2)]
+    expected = 0.0
+    for sound, image in zip(audio, maps, strict=True):
+        side, step = image.shape[-1], 8 // image.shape[-1]
+        for frame in range(3):
+            pixels = []
+            for row in range(side):
+                for column in range(side):
+                    patch = logits[frame, 0, row * step : (row + 1) * step, column * step : (column + 1) * step]
+                    pixels.append(image[frame, :, row, column] * patch.mean().sigmoid())
+            seen, heard = (sum(pixels) / side**2).softmax(0), sound[frame].softmax(0)
+            expected = expected + (heard * (heard.log() - seen.log())).sum() / 2
+    loss = head.matching_loss(MaskLogits(logits, maps, audio))
+    torch.testing.assert_close(loss, expected.float())
+    head.matching_loss_form = "mean"
+    assert abs(head.matching_loss(MaskLogits(logits, maps, audio)) - expected) > 0.01
+    assert CaeAvConfig.from_preset("avs_ms3", size="toy", method="dg_sct").matching_loss_form == "sum"
+    assert CaeAvConfig.from_preset("avs_ms3", size="toy").matching_loss_form == "mean"
+
+
 def test_a_new_decoder_marks_next_to_nothing() -> None:
     torch.manual_seed(0)
     model = CaeAvForSegmentation(CaeAvConfig.from_preset("avs_ms3", size="toy")).eval()

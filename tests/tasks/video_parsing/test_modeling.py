@@ -3,10 +3,12 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForVideoParsing
-from caeav_hf.tasks.video_parsing.head import TokenMixer
-from tests.modeling.helpers import task_batch, toy_parsing_model
+from caeav_hf.modeling.frames import FrameLayout
+from caeav_hf.tasks.video_parsing.head import TemporalGate, TokenMixer
+from tests.modeling.helpers import randomise, task_batch, toy_parsing_model
 
 
 @pytest.mark.parametrize("formulation", ["paper", "official"])
@@ -52,6 +54,41 @@ def test_a_token_mixer_begins_again_where_its_places_end() -> None:
     torch.testing.assert_close(mixer(states), expected)
     twice = mixer(torch.cat([states, torch.zeros(2, 3, 5)], 1))
     torch.testing.assert_close(twice, torch.cat([expected, expected], 1))
+
+
+def test_the_sound_of_a_clip_gates_its_visual_frames() -> None:
+    """Padded frames have no part in it; the models of other methods have no gate."""
+    config = CaeAvConfig.from_preset("avvp", size="toy", method="dg_sct")
+    torch.manual_seed(0)
+    config._attn_implementation = "sdpa"
+    gate = randomise(TemporalGate(config)).double().eval()
+    visual, audio = (torch.randn(1, 5, config.head_hidden_size, dtype=torch.float64) for _ in range(2))
+    mask = torch.tensor([[True, True, True, False, False]])
+    gated = gate(visual, audio, FrameLayout(1, 5, mask))[:, :3]
+    torch.testing.assert_close(gated, gate(visual[:, :3], audio[:, :3], FrameLayout(1, 3)))
+    factor = gated / visual[:, :3]
+    torch.testing.assert_close(factor, factor[..., :1].expand_as(factor))  # one number a frame
+    assert ((factor > 1) & (factor < 1.05)).all()
+    louder = gate(visual[:, :3], 2 * audio[:, :3], FrameLayout(1, 3))
+    assert (louder - gated).abs().max() > 1e-3
+    assert toy_parsing_model().head.temporal_gate is None
+    with pytest.raises(StrictDataclassClassValidationError, match="`head_gate_size` of CaeAvConfig must be a multiple of 4"):
+        CaeAvConfig.from_preset("avvp", size="toy", head_gate_size=6)
+
+
+def test_parsing_goes_on_with_the_gated_frames() -> None:
+    model = toy_parsing_model(method="dg_sct", head_gate_scale=0.05)
+    batch = {name: value for name, value in task_batch(model.config).items() if "caption" not in name}
+    gated = model(**batch)
+    model.head.temporal_gate.scale = 0.0
+    without = model(**batch)
+    assert (gated.visual_probs - without.visual_probs).abs().max() > 1e-7
+    gated.loss.backward()
+    assert all(
+        parameter.grad.abs().sum() > 0
+        for name, parameter in model.head.temporal_gate.named_parameters()
+        if "template" not in name and "key.bias" not in name
+    )
 
 
 @pytest.mark.parametrize(("size", "given"), [(6, None), (0, 6), (6, 5)])

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...configuration_cae_av import CaeAvConfig
 from ...constants import IGNORED_LABEL
-from ...modeling.collectives import SharedBatchNorm, batch_mean
+from ...modeling.collectives import SharedBatchNorm, batch_mean, batch_sum
 from ...modeling.frames import FrameLayout
 from ...modeling.temporal import RelationEncoder, run_rnn
 
@@ -193,6 +193,7 @@ class SegmentationHead(nn.Module):
         self.sides = [config.mask_size // 4 // 2**stage for stage in range(len(stages))]
         self.grids = [stage.grid for stage in stages]
         self.gate_scale = config.head_gate_scale
+        self.matching_loss_form = config.matching_loss_form
         map_sizes = config.head_map_sizes or [size for _ in stages]
         self.projections = nn.ModuleList(
             nn.Linear(stage.hidden_size, map_size) for stage, map_size in zip(stages, map_sizes, strict=True)
@@ -262,14 +263,20 @@ class SegmentationHead(nn.Module):
 
     def matching_loss(self, output: MaskLogits) -> Tensor:
         """
-        Return the divergence between the audio and the masked maps, averaged over frames and scales: the audio-mask
-        matching loss of Zhou et al. for several sources.
+        Return the divergence between the audio and the masked maps, averaged over scales: the audio-mask matching loss
+        of Zhou et al. for several sources, in the form that `matching_loss_form` of the configuration chooses.
         """
         losses = []
-        probs = output.logits.sigmoid()
         for maps, audio in zip(output.maps, output.audio, strict=True):
-            covered = F.adaptive_avg_pool2d(probs, (maps.shape[-2], maps.shape[-1]))
-            pooled = (maps * covered).sum((2, 3)) / covered.sum((2, 3)).clamp_min(1e-6)
-            log_probs = F.log_softmax(pooled.float(), dim=-1)
+            log_probs = F.log_softmax(self._masked_mean(maps, output.logits).float(), dim=-1)
             losses.append(F.kl_div(log_probs, F.softmax(audio.float(), dim=-1), reduction="sum"))
-        return batch_mean(torch.stack(losses).mean(), len(probs))
+        total = torch.stack(losses).mean()
+        return batch_sum(total) if self.matching_loss_form == "sum" else batch_mean(total, len(output.logits))
+
+    def _masked_mean(self, maps: Tensor, logits: Tensor) -> Tensor:
+        """Average maps (N, D, H, W) over the pixels that the logits (N, 1, S, S) choose: (N, D)."""
+        size = (maps.shape[-2], maps.shape[-1])
+        if self.matching_loss_form == "sum":
+            return (maps * F.adaptive_avg_pool2d(logits, size).sigmoid()).mean((2, 3))
+        covered = F.adaptive_avg_pool2d(logits.sigmoid(), size)
+        return (maps * covered).sum((2, 3)) / covered.sum((2, 3)).clamp_min(1e-6)
