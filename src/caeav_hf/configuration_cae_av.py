@@ -574,6 +574,8 @@ class CaeAvConfig(PreTrainedConfig):
         frame_sampling (`str`, defaults to `"consecutive"`):
             `"consecutive"` takes consecutive segments from the start of a clip, `"spread"` takes `num_frames` segments
             evenly from the whole clip.
+        frame_size (`int`, *optional*): Side in pixels of the square frames that the processor makes, if it is not the
+            visual tower's. The model resizes frames of any size to the tower's, bicubic, as DG-SCT's segmentation.
         adapter_stages (`list[int]`, defaults to `(1, 3)`): Stages with AVMoE adapters, counted from 1.
         num_cross_modal_experts, num_unimodal_experts (`int`): Experts of an AVMoE module (Table I).
         num_latent_tokens (`int`, defaults to 32): Latent tokens of an expert that attends through them.
@@ -702,6 +704,7 @@ class CaeAvConfig(PreTrainedConfig):
     num_frames: int = 10
     segment_seconds: float | int = 1.0
     frame_sampling: Literal["consecutive", "spread"] = "consecutive"
+    frame_size: int | None = None
 
     adapter_stages: list[int] | tuple[int, ...] = (1, 3)
     num_cross_modal_experts: int = 1
@@ -826,6 +829,8 @@ class CaeAvConfig(PreTrainedConfig):
             )
         if self.audio_text_config is not None:
             self._validate_spaces()
+        if self.frame_size is not None:
+            _positive(self, "frame_size")
         for name in ("audio_label_smoothing", "visual_label_smoothing"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` of CaeAvConfig must lie in [0, 1], got {getattr(self, name)}")
@@ -969,6 +974,11 @@ class CaeAvConfig(PreTrainedConfig):
     def visual_stages(self) -> list[TowerStage]:
         """The stages of the tower that reads the frames."""
         return self.vision_config.stages()
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the frames that the processor makes."""
+        return self.vision_config.input_size if self.frame_size is None else (self.frame_size, self.frame_size)
 
     @property
     def audio_stages(self) -> list[TowerStage]:

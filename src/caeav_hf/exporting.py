@@ -67,7 +67,7 @@ def example_inputs(
     frame_mask = torch.ones(grid, dtype=torch.bool)
     frame_mask[0, max(1, num_frames - 1) :] = batch_size == 1
     inputs = {
-        "pixel_values_videos": noise(3, *config.vision_config.input_size),
+        "pixel_values_videos": noise(3, *config.input_size),
         "input_features": 15 * noise(1, *config.audio_config.spectrogram_size) - 30,
         "frame_mask": frame_mask,
     }

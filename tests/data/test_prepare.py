@@ -1,5 +1,6 @@
 """Preparing: clips are decoded once, and what is read afterwards is what the files would give."""
 
+import argparse
 import json
 import shutil
 
@@ -12,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caeav_hf.cli import main
+from caeav_hf.cli.prepare import _processor_of
 from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.data import CaeAvDataset, prepare_clips, store
 from caeav_hf.data.images import read_frame
-from caeav_hf.data.prepared import _decode_sound, _encode_images, _encode_sound
+from caeav_hf.data.prepared import _decode_sound, _encode_images, _encode_sound, settings_of
 from caeav_hf.errors import DataError
 from caeav_hf.processing import CaeAvProcessor
 from tests.corpora import build
@@ -215,4 +217,19 @@ def test_the_command(parquet, tmp_path, capsys):
     assert main([*arguments, "--format", "png"]) == 2
     assert main(["prepare", str(parquet), "--out", str(tmp_path / "out")]) == 2
     assert main(["prepare", str(tmp_path), "--task", "ave", "--out", str(tmp_path / "x")]) == 2
+    assert main(["prepare", str(tmp_path), "--model", "m", "--method", "dg_sct", "--out", str(tmp_path / "x")]) == 2
+    assert main(["prepare", str(tmp_path), "--task", "ave", "--method", "none", "--out", str(tmp_path / "x")]) == 2
     assert "expected a builder's folder" in capsys.readouterr().err
+
+
+def test_frames_fit_the_method(tmp_path):
+    """DG-SCT's segmentation reads larger frames than its tower."""
+    options = argparse.Namespace(model=None, task="avs_s4", size="full", method="dg_sct")
+    task, processor = _processor_of(options)
+    assert (task, settings_of(processor)["size"]) == ("avs_s4", {"height": 224, "width": 224})
+    _, other = _processor_of(argparse.Namespace(**{**vars(options), "method": None}))
+    assert settings_of(other)["size"] == {"height": 192, "width": 192}
+    arguments = ["prepare", str(toy_files.mask_data()), "--task", "avs_ms3", "--method", "dg_sct", "--size", "toy"]
+    assert main([*arguments, "--out", str(tmp_path / "out"), "--num-proc", "1"]) == 0
+    data = CaeAvDataset(tmp_path / "out", processor_of("avs_ms3", method="dg_sct"), split="train")
+    assert data[0]["pixel_values_videos"].shape[-2:] == (64, 64)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import Tensor, nn
 
-from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForEventLocalization, CaeAvModel
+from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForEventLocalization, CaeAvForSegmentation, CaeAvModel
 from caeav_hf.assets import toy_towers
 from caeav_hf.configuration_cae_av import CaeAvAudioConfig, CaeAvVisionConfig, CaeAvVitConfig
 from caeav_hf.conversion import key_map
@@ -512,7 +512,8 @@ def test_presets_hold_the_options_of_the_scripts() -> None:
     assert of("avqa") == DGSCTOptions(groups=4, num_latent_tokens=2, **unlike_ave)
     assert of("avqa", "toy") == DGSCTOptions(reduction=4, groups=2, num_latent_tokens=4, **unlike_ave)
     # Each second is repeated to five there.
-    assert CaeAvConfig.from_preset("avs_s4", method="dg_sct").audio_config.tile_seconds == 5
+    segmentation = CaeAvConfig.from_preset("avs_s4", method="dg_sct")
+    assert (segmentation.audio_config.tile_seconds, segmentation.input_size) == (5, (224, 224))
     assert CaeAvConfig.from_preset("ave", method="dg_sct").audio_config.tile_seconds == 10
 
 
@@ -596,6 +597,11 @@ def test_a_model_on_towers_needs_no_text_tower(tmp_path: Path) -> None:
     towers = {name: towers[name] for name in ("vision", "audio")}
     model = CaeAvForEventLocalization.from_backbones(**towers, text=None, size="toy", method="dg_sct")
     assert model.model.text_tower is None
+    full = CaeAvForSegmentation.from_backbones(
+        **towers, text=None, task="avs_s4", method="dg_sct", head_hidden_size=32
+    )
+    assert full.config.audio_config.tile_seconds == 5  # of the method
+    assert model.config.audio_config.tile_seconds == 1  # of the tower
     randomise(model).save_pretrained(tmp_path, adapter_only=True)
     loaded = CaeAvForEventLocalization.from_pretrained(tmp_path)
     batch = toy_batch(model.config)

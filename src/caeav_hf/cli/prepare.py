@@ -25,6 +25,9 @@ def add_command(commands: Any) -> None:
     prepare.add_argument(
         "--task", choices=tasks(), help="without --model: prepare for the model of this task's recipe ..."
     )
+    prepare.add_argument(
+        "--method", help="... by a method with recipes of its own, such as dg_sct (default: CAE-AV) ..."
+    )
     prepare.add_argument("--size", choices=("full", "toy"), default="full", help="... and size (default: %(default)s)")
     prepare.add_argument(
         "--format",
@@ -49,6 +52,8 @@ def _prepare(options: argparse.Namespace) -> int:
 
     if (options.model is None) == (options.task is None):
         raise CaeAvError("expected either --model DIR or --task TASK")
+    if options.model is not None and options.method is not None:
+        raise CaeAvError("--method belongs to --task; a model in --model has its own")
     if options.num_proc < 1:
         raise CaeAvError(f"--num-proc must be at least 1, got {options.num_proc}")
     task, processor = _processor_of(options)
@@ -86,8 +91,8 @@ def _processor_of(options: argparse.Namespace) -> tuple[str, Any]:
     if options.model is None:
         from ..training.recipe import find_recipe, load_recipe
 
-        changes = load_recipe(find_recipe(options.task, options.size)).model_config
-        config = CaeAvConfig.from_preset(options.task, size=options.size, **changes)
+        recipe = load_recipe(find_recipe(options.task, options.size, options.method))
+        config = CaeAvConfig.from_preset(recipe.task, recipe.size, recipe.method, **recipe.model_config)
         return config.task, CaeAvProcessor.from_config(config)
     check_model(options.model)
     try:

@@ -295,7 +295,7 @@ class DGSCTInteraction(InteractionLayer):
         if task == "avs_ms3":
             values |= {"head_gate_scale": 0.1, "matching_loss_form": "sum"}
         if task.startswith("avs_") and size == "full":
-            values["audio_config"] = {"tile_seconds": 5}
+            values |= {"frame_size": 224, "audio_config": {"tile_seconds": 5}}
         return values
 
     def __init__(self, config: CaeAvConfig, position: PairPosition):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple, logging
@@ -407,7 +408,8 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         if "text_config" in overrides:
             raise CaeAvError("`text_config` comes from the tower itself and cannot be given to `from_backbones`")
         method = overrides.get("method") or get_task(task).preset.get("interaction")
-        values = {**(method_preset(method, task, size) if method is not None else {}), **overrides}
+        of_method = method_preset(method, task, size) if method is not None else {}
+        values = {**of_method, **overrides}
         if (audio is None) != bool(values.get("shared_tower")):
             raise CaeAvError(f"`audio` must be None if and only if `shared_tower` is True, got {audio!r}")
         if (text is None) != (not values.get("use_text_tower", True)):
@@ -420,9 +422,11 @@ class CaeAvPreTrainedModel(PreTrainedModel):
             towers["text"] = load_tower("text", text, projects=projects)
         if audio is not None:
             of_audio = overrides.pop("audio_config", None)
+            own = {} if of_method.get("shared_tower") else of_method.get("audio_config", {})
             if projects and size == "full":
-                own = {name: value for name, value in preset["audio_config"].items() if name in FRONT_END}
-                of_audio = {**own, **(of_audio or {})}
+                own = {**preset["audio_config"], **own}
+            front_end = {name: value for name, value in own.items() if name in FRONT_END}
+            of_audio = {**front_end, **(of_audio or {})} or None
             towers["audio"] = load_tower("audio", audio, overrides=of_audio, projects=projects)
         if projects:
             towers["audio_text"] = load_tower("audio_text", audio_text or cast(str, audio))
@@ -525,6 +529,16 @@ class CaeAvModel(CaeAvPreTrainedModel):
             return TowerReader(self.vision_tower), TowerReader(self.audio_tower)
         size = self.config.audio_config.spectrogram_size
         return TowerReader(self.vision_tower), TowerReader(self.vision_tower, size, reads_spectrograms=True)
+
+    def embed_frames(self, pixels: Tensor) -> Tensor:
+        """
+        Return the visual tower's tokens (N, L, C) of frames (N, 3, H, W), which are first resized to the tower's size
+        if `frame_size` of the configuration is set.
+        """
+        size = self.config.vision_config.input_size
+        if self.config.frame_size is not None and tuple(pixels.shape[-2:]) != size:
+            pixels = F.interpolate(pixels, size=size, mode="bicubic", align_corners=False)
+        return self.readers()[0].embed(pixels.to(self.dtype))
 
     def freeze_towers(self) -> None:
         """Freeze the towers, except LoRA and layer norms that the configuration declares as trained."""
@@ -645,7 +659,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
         is_graph = torch.compiler.is_compiling() and not self.training and not return_loss
         frames = FrameLayout(batch_size, num_frames, frame_mask, keeps_padding=is_graph)
         visual_reader, audio_reader = self.readers()
-        visual = visual_reader.embed(frames.to_list(pixel_values_videos).to(self.dtype))
+        visual = self.embed_frames(frames.to_list(pixel_values_videos))
         audio = audio_reader.embed(frames.to_list(input_features).to(self.dtype))
         shared = {name: getattr(self, name) for name in self._shared_names}
         visual, audio = self.interaction_class.embed(self.config, visual, audio, frames, shared)

@@ -45,8 +45,8 @@ class RelationLayer(nn.Module):
 
 class RelationEncoder(nn.Module):
     """
-    Linear map, then self-attention layers along time: (B, T, C) -> (B, T, D). `size`, D, and `num_heads` are by default
-    those of the head.
+    Linear map, then self-attention layers along time: (B, T, C) -> (B, T, D). `size`, D, and `num_heads` are those of
+    the head by default.
     """
 
     def __init__(
@@ -59,9 +59,7 @@ class RelationEncoder(nn.Module):
     ):
         super().__init__()
         self.projection = nn.Linear(in_features, size or config.head_hidden_size)
-        self.layers = nn.ModuleList(
-            RelationLayer(config, size=size, num_heads=num_heads) for _ in range(num_layers)
-        )
+        self.layers = nn.ModuleList(RelationLayer(config, size=size, num_heads=num_heads) for _ in range(num_layers))
         if config.is_official:
             # The authors also register the layer that they copy; it never runs.
             self.template = RelationLayer(config, size=size, num_heads=num_heads)

@@ -127,7 +127,7 @@ class CaeAvProcessor(ProcessorMixin):
             raise CaeAvError(f"`question_tokenizer` was given for a model of the task {config.task!r}, which has none")
         if sound_tokenizer is None and config.audio_text_config is not None:
             sound_tokenizer = load_sound_tokenizer((config.tower_sources or {}).get("audio_text"))
-        audio, text, (height, width) = config.audio_config, config.text_config, config.vision_config.input_size
+        audio, text, (height, width) = config.audio_config, config.text_config, config.input_size
         return cls(
             feature_extractor=CaeAvFeatureExtractor(
                 feature_size=audio.num_mel_bins,

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from caeav_hf import CaeAvConfig, CaeAvForSegmentation
+from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForSegmentation, CaeAvProcessor
 from caeav_hf.modeling.frames import FrameLayout
 from caeav_hf.tasks.segmentation.head import TPAVI, MaskLogits
 from tests.modeling.helpers import randomise, task_batch, toy_segmentation_model
@@ -16,6 +16,25 @@ def test_any_size_of_tower_and_mask(image_size: int, mask_size: int) -> None:
     outputs = model(**task_batch(model.config, num_frames=3))
     assert outputs.logits.shape == (2, 3, 1, mask_size, mask_size)
     assert torch.isfinite(outputs.loss)
+
+
+@torch.no_grad()
+def test_frames_of_another_size_are_resized_in_the_model() -> None:
+    """The processor makes frames of `frame_size`, which the model resizes to its tower's size."""
+    model = toy_segmentation_model(frame_size=80)
+    batch = task_batch(model.config, num_frames=3)
+    tower = CaeAvConfig.from_preset("avs_ms3", size="toy").vision_config.input_size
+    assert (model.config.input_size, tower) == ((80, 80), (64, 64))
+    size = CaeAvProcessor.from_config(model.config).video_processor.size
+    assert dict(size) == {"height": 80, "width": 80}
+    large = torch.randn(2, 3, 3, 80, 80, generator=torch.Generator().manual_seed(0))
+    resized = F.interpolate(large.flatten(0, 1), size=tower, mode="bicubic").unflatten(0, (2, 3))
+    expected = model(**{**batch, "pixel_values_videos": resized}).logits  # of the tower's size already
+    actual = model(**{**batch, "pixel_values_videos": large}).logits
+    torch.testing.assert_close(actual, expected)
+    model.config.frame_size = None
+    with pytest.raises(CaeAvError, match="64x64 pixels"):
+        model(**{**batch, "pixel_values_videos": large})
 
 
 def test_tpavi_is_attention_over_all_pixels_of_a_clip() -> None:

@@ -186,7 +186,7 @@ class CaeAvForQuestionAnswering(CaeAvPreTrainedModel):
     def _frozen_tokens(self, pixel_values_videos: Tensor, frames: FrameLayout) -> Tensor:
         """Return the frozen visual tower's tokens (B, T, L, D) after the final norm, without interaction."""
         vision, _ = self.model.readers()
-        tokens = vision.embed(frames.to_list(pixel_values_videos).to(self.dtype))
+        tokens = self.model.embed_frames(frames.to_list(pixel_values_videos))
         return frames.to_grid(vision.patches(vision.final_norm(vision.walk(tokens).finish())))
 
 
