@@ -72,7 +72,7 @@ def test_the_sound_of_a_clip_gates_its_visual_frames() -> None:
     louder = gate(visual[:, :3], 2 * audio[:, :3], FrameLayout(1, 3))
     assert (louder - gated).abs().max() > 1e-3
     assert toy_parsing_model().head.temporal_gate is None
-    with pytest.raises(StrictDataclassClassValidationError, match="`head_gate_size` .* a multiple of 4"):
+    with pytest.raises(StrictDataclassClassValidationError, match=r"`head_gate_size` .* a multiple of 4"):
         CaeAvConfig.from_preset("avvp", size="toy", head_gate_size=6)
 
 
