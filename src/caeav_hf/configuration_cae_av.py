@@ -893,8 +893,9 @@ class CaeAvConfig(PreTrainedConfig):
                 f"`adapter_stages` of CaeAvConfig must name stages from {list(stages)}, got {self.adapter_stages}"
             )
         widths = (self.visual_hidden_size, self.audio_hidden_size)
-        for name, width in zip(("visual_hidden_size", "audio_hidden_size"), widths, strict=True):
-            _divisible(self, name, width, "case_num_heads", self.case_num_heads)
+        if self.use_case:
+            for name, width in zip(("visual_hidden_size", "audio_hidden_size"), widths, strict=True):
+                _divisible(self, name, width, "case_num_heads", self.case_num_heads)
         _divisible(
             self,
             "text_config.hidden_size",
@@ -904,6 +905,10 @@ class CaeAvConfig(PreTrainedConfig):
         )
         _divisible(self, "mask_size", self.mask_size, "coarsest scale of the decoder", 32)
         _divisible(self, "head_hidden_size", self.head_hidden_size, "head_num_heads", self.head_num_heads)
+        if self.interaction in ("cae_av", "avmoe"):
+            self._validate_experts()
+
+    def _validate_experts(self):
         for name, tower_stages in (("vision_config", self.visual_stages), ("audio_config", self.audio_stages)):
             for width in sorted({stage.hidden_size for stage in tower_stages}):
                 channels = f"channels of a stage by `{name}`"

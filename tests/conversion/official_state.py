@@ -101,28 +101,30 @@ def in_their_names(module: nn.Module, names: dict[str, Tensor], rules: Rules) ->
     return theirs
 
 
-def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {prefix + key: value for key, value in tensors.items()}
 
 
-def _without(names: dict[str, Tensor], pattern: str) -> dict[str, Tensor]:
+def without(names: dict[str, Tensor], pattern: str) -> dict[str, Tensor]:
     return {key: value for key, value in names.items() if not re.search(pattern, key)}
 
 
 def avmoe_names(task: str, modality: str, audio_gate: bool) -> dict[str, Tensor]:
     """Names of one adapter as the authors' program of the task has them, where visual adapters always have gates."""
-    names = _without(GoldenCase(f"avmoe_{_AVMOE_CASES[task]}").state, r"experts\.1\.")
+    names = without(GoldenCase(f"avmoe_{_AVMOE_CASES[task]}").state, r"experts\.1\.")
     if task == "avqa":
-        names = _without(names, r"\.bn\d\.")
+        names = without(names, r"\.bn\d\.")
         names |= {k.replace("singlemodal_experts.0", "singlemodal_experts.1"): v for k, v in names.items()}
-    names = _without(names, r"\.gate$")
+    names = without(names, r"\.gate$")
     if audio_gate or modality == "visual":
         experts = {found[0] for key in names if (found := re.match(r"\w+_experts\.\d+\.", key))}
         names |= {f"{expert}gate": torch.zeros(1) for expert in experts}
     return names
 
 
-def official_state(model: CaeAvPreTrainedModel, extras: bool = True, head: bool = True) -> dict[str, Tensor]:
+def official_state(
+    model: CaeAvPreTrainedModel, extras: bool = True, head: bool = True, adapters: bool = True
+) -> dict[str, Tensor]:
     """
     The checkpoint that the authors' code would have written of a model.
 
@@ -130,22 +132,23 @@ def official_state(model: CaeAvPreTrainedModel, extras: bool = True, head: bool 
         model: In the official formulation.
         extras: Whether to add what the authors' programs hold and never use.
         head: Whether the task head is in it.
+        adapters: Whether CAE-AV's or AVMoE's adapters are in it.
     """
     config, base, task = model.config, model.model, model.config.task
     moe = "_moe" if task in ("ave", "avs_s4", "avs_ms3") else ""
     state: dict[str, Tensor] = {}
     swin = GoldenCase("swinv2_small").state
-    state |= _prefixed("swin.", in_their_names(base.vision_tower, swin, key_map.SWIN_V2_OLD))
-    htsat = _without(GoldenCase("htsat_small").state, r"^layers\.2\.blocks\.[2-5]\.")
-    state |= _prefixed("htsat.", in_their_names(base.audio_tower, htsat, key_map.HTSAT))
+    state |= prefixed("swin.", in_their_names(base.vision_tower, swin, key_map.SWIN_V2_OLD))
+    htsat = without(GoldenCase("htsat_small").state, r"^layers\.2\.blocks\.[2-5]\.")
+    state |= prefixed("htsat.", in_their_names(base.audio_tower, htsat, key_map.HTSAT))
     number = 0
     for stage, layers in enumerate(base.interactions):
         if config.interaction == "cae_av":
             for short, modality in (("vis", "visual"), ("audio", "audio")):
                 caste = getattr(layers[0], f"{modality}_caste")
                 theirs = in_their_names(caste, GoldenCase("caste").state, key_map.CASTE)
-                state |= _prefixed(f"{short}_caste_blocks_p1.{stage}.", theirs)
-        if stage + 1 not in config.adapter_stages:
+                state |= prefixed(f"{short}_caste_blocks_p1.{stage}.", theirs)
+        if not adapters or stage + 1 not in config.adapter_stages:
             continue
         for layer in layers:
             for short, modality in (("vis", "visual"), ("audio", "audio")):
@@ -153,26 +156,26 @@ def official_state(model: CaeAvPreTrainedModel, extras: bool = True, head: bool 
                 for part, branch in (("p1", "attention"), ("p2", "feed_forward")):
                     adapter = getattr(layer, f"{modality}_{branch}_adapter")
                     theirs = in_their_names(adapter, names, key_map.AVMOE)
-                    state |= _prefixed(f"{short}{moe}_adapter_blocks_{part}.{number}.", theirs)
+                    state |= prefixed(f"{short}{moe}_adapter_blocks_{part}.{number}.", theirs)
             number += 1
     if config.use_case:
         case = GoldenCase("case_eval").state
         is_projection = r"^(?:proj_|tau$)"
         projections = {key: value for key, value in case.items() if re.search(is_projection, key)}
-        state |= _prefixed("case.", in_their_names(base.case, _without(case, is_projection), key_map.CASE))
-        state |= _prefixed("case.", in_their_names(base, projections, key_map.PROJECTIONS))
+        state |= prefixed("case.", in_their_names(base.case, without(case, is_projection), key_map.CASE))
+        state |= prefixed("case.", in_their_names(base, projections, key_map.PROJECTIONS))
         mapper = GoldenCase("caption_mapper").state
         for part, module in (("v", "visual"), ("a", "audio")):
             names = {k.removeprefix("frame_adapter_v."): v for k, v in mapper.items() if k.startswith("frame_adapter")}
             bottleneck = getattr(base.caption_mapper, f"{module}_bottleneck")
             theirs = in_their_names(bottleneck, names, key_map.BOTTLENECK)
-            state |= _prefixed("frame_adapter_v." if part == "v" else "wav_adapter_a.", theirs)
+            state |= prefixed("frame_adapter_v." if part == "v" else "wav_adapter_a.", theirs)
         names = {k.removeprefix("mapper."): v for k, v in mapper.items() if k.startswith("mapper.")}
-        state |= _prefixed("mapper.", in_their_names(base.caption_mapper, names, key_map.CAPTION_MAPPER))
+        state |= prefixed("mapper.", in_their_names(base.caption_mapper, names, key_map.CAPTION_MAPPER))
     if not head:
         return state
     rules, ignored = key_map.HEADS[task]
-    names = _without(GoldenCase(f"head_{_HEAD_CASES[task]}").state, "|".join(ignored) or "^$")
+    names = without(GoldenCase(f"head_{_HEAD_CASES[task]}").state, "|".join(ignored) or "^$")
     state |= in_their_names(model.head, names, rules)
     return {**state, **(_extras(task) if extras else {})}
 

@@ -84,7 +84,7 @@ FLAGS: Mapping[str, frozenset[str]] = {
 
 
 def shaping_flags(
-    options: Mapping[str, Any] | argparse.Namespace | None, task: str
+    options: Mapping[str, Any] | argparse.Namespace | None, task: str, shaping_types: Mapping[str, type] = SHAPING
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """
     Split the authors' flags into those that shape a task's model and those without effect.
@@ -92,6 +92,7 @@ def shaping_flags(
     Args:
         options: Flags under the authors' names, with dashes or underscores, or the namespace of a run.
         task: Task of the checkpoint.
+        shaping_types: Flags that shape the method's models, with the types of the authors' parsers.
 
     Returns:
         The values of the flags that shape the model, converted as the authors' parsers do; and for each other flag the
@@ -111,8 +112,8 @@ def shaping_flags(
             raise CaeAvError(f"option {key!r} is in none of the authors' parsers; the nearest is {near[0]!r}")
         if task not in tasks:
             without_effect[name] = f"not a flag of {task}, only of {', '.join(tasks)}"
-        elif name in SHAPING:
-            shaping[name] = _typed(name, value)
+        elif name in shaping_types:
+            shaping[name] = _typed(name, value, shaping_types[name])
         elif name in ("unimodal_assign", "crossmodal_assign") and value != "soft":
             raise CaeAvError(f"option {name!r} is {value!r}, but this package supports only 'soft'")
         else:
@@ -120,10 +121,15 @@ def shaping_flags(
     return shaping, without_effect
 
 
-def _typed(name: str, value: Any) -> Any:
+def _typed(name: str, value: Any, kind: type) -> Any:
     """Convert a value from a namespace, a shell script or YAML as the authors' parser does."""
-    if SHAPING[name] is str:
+    if kind is str:
         return str(value)
+    if kind is float:
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise CaeAvError(f"option {name!r} must be a number, as in the authors' parsers, got {value!r}") from None
     try:
         number = int(value)
     except (TypeError, ValueError):

@@ -66,7 +66,32 @@ DG_SCT: Rules = {
     r"^ln_post": "norm_after",
 }
 
-DG_SCT_IGNORED: Rules = {r"^gate_tk$": "a gate that the authors' code never uses"}
+DG_SCT_IGNORED: Rules = {
+    r"^gate_tk$": "a gate that the authors' code never uses",
+    r"^fc_caption\.": "a projection of captions, which the authors' code is never given",
+}
+
+_NO_TEMPORAL_GATE = {r"^temporal_gated\.": "a gate along time that only the authors' few-shot code applies"}
+_NO_NORM_BEFORE = {r"^ln_before\.": "a layer norm that the authors' segmentation never runs"}
+
+# What else of an adapter has no effect in a task.
+DG_SCT_IGNORED_BY_TASK: Mapping[str, Rules] = {
+    "ave": _NO_TEMPORAL_GATE,
+    "avvp": _NO_TEMPORAL_GATE,
+    "avs_s4": {
+        **_NO_TEMPORAL_GATE,
+        **_NO_NORM_BEFORE,
+        r"^conv_adapter\.": "single-source segmentation resizes tokens bicubically instead",
+    },
+    "avs_ms3": {**_NO_TEMPORAL_GATE, **_NO_NORM_BEFORE},
+    "avqa": _NO_TEMPORAL_GATE,
+}
+
+# What else beside the adapters.
+DG_SCT_HEAD_IGNORED: Rules = {
+    r"^adapter_token_downsampler\.": "linear maps that never run",
+    r"^CMBS\.(?:AVInter|VAInter|video_norm|audio_norm)\.": "layers of the head without effect on its output",
+}
 
 CASTE: Rules = {
     r"^gate\.v_proj": "agreement_gate.stream_projection",
@@ -284,7 +309,14 @@ HEADS: Mapping[str, tuple[Rules, Rules]] = {
 }
 
 
-def sections(task: str, pairs: list[tuple[int, int]], has_old_swin: bool) -> list[Section]:
+def sections(
+    task: str,
+    pairs: list[tuple[int, int]],
+    has_old_swin: bool,
+    adapter: Rules = AVMOE,
+    adapter_ignored: Rules | None = None,
+    head_ignored: Rules | None = None,
+) -> list[Section]:
     """
     Return the sections of the whole model; a key belongs to the first section whose prefix it has.
 
@@ -293,7 +325,10 @@ def sections(task: str, pairs: list[tuple[int, int]], has_old_swin: bool) -> lis
         pairs: For each pair of blocks with adapters, its stage and its index in the stage, both from 0; the authors
             number adapters consecutively over all stages.
         has_old_swin: Whether each stage of the visual tower ends, rather than starts, with downsampling.
+        adapter, adapter_ignored: Rules of the method's adapters, and their keys to ignore.
+        head_ignored: Keys to ignore beside the adapters and the towers, in addition to the task's.
     """
+    head_rules, ignored = HEADS[task]
     found = [
         section(r"swin\.", "model.vision_tower.", SWIN_V2_OLD if has_old_swin else SWIN_V2, SWIN_V2_IGNORED),
         section(r"htsat\.", "model.audio_tower.", HTSAT, HTSAT_IGNORED),
@@ -314,9 +349,12 @@ def sections(task: str, pairs: list[tuple[int, int]], has_old_swin: bool) -> lis
             section(
                 rf"{short}(?:_moe)?_adapter_blocks_{part}\.{number}\.",
                 f"model.interactions.{stage}.{pair}.{modality}_{branch}_adapter.",
-                AVMOE,
+                adapter,
+                adapter_ignored,
             )
             for number, (stage, pair) in enumerate(pairs)
             for part, branch in (("p1", "attention"), ("p2", "feed_forward"))
         ]
-    return [*found, section("", "head.", *HEADS[task])]
+    if task == "avvp":
+        found.append(section(r"temporal_attn\.", "head.temporal_gate.", PARSING_GATE, PARSING_GATE_IGNORED))
+    return [*found, section("", "head.", head_rules, {**ignored, **(head_ignored or {})})]

@@ -1,4 +1,4 @@
-"""Conversion of the authors' CAE-AV and AVMoE checkpoints to models of the official formulation."""
+"""Conversion of the authors' CAE-AV, AVMoE and DG-SCT checkpoints to models of the official formulation."""
 
 import argparse
 import os
@@ -16,13 +16,20 @@ from ..modeling.modeling_cae_av import CaeAvPreTrainedModel
 from ..task import get_task
 from ..towers.checkpoint_files import without_prefix
 from ..towers.loading import load_text_tower
-from ..towers.renaming import convert_keys
+from ..towers.renaming import Rules, convert_keys, reason_to_ignore
 from ..towers.report import ConversionReport
 from ..towers.sizes import relative_position_indices
+from .flags import FLAGS
 from .key_map import sections
+from .methods import find_method
 from .sizes import official_config
 
 
+# Tensors without effect in evaluation, which a checkpoint may lack.
+_OPTIONAL: Rules = {
+    r"\.num_batches_tracked$": "counter that evaluation does not read",
+    r"\.(?:template|unused_self_attention)\.": "never runs; newly initialised",
+}
 _NO_TEXT = "text tower, not in the authors' checkpoints; pass `text`, or give caption features to the model"
 
 
@@ -34,12 +41,14 @@ def from_official(
     audio: Mapping[str, Any] | None = None,
     text: str | os.PathLike | Mapping[str, Any] | None = None,
     copy: bool = True,
+    method: str | None = None,
     **overrides: Any,
 ) -> CaeAvPreTrainedModel:
     """
     Build a model of the official formulation, in evaluation mode, from a checkpoint of the authors' code.
 
-    Checkpoints of plain AVMoE also load; without tensors of CASTE and CASE the model has neither.
+    Checkpoints of plain AVMoE and of DG-SCT also load; see `conversion.methods`. Without tensors of CASTE and CASE the
+    model has neither.
 
     Args:
         state_dict: Tensors under the authors' names, with or without `DataParallel`'s prefix.
@@ -56,6 +65,7 @@ def from_official(
             tag of its weights (`ViT-L-14/openai`) or a folder, see `from_backbones`; or sizes for `CaeAvTextConfig`.
             Without it the tower is randomly initialised, and the model expects caption features instead of captions.
         copy: Whether the model gets copies; if not, it shares memory with tensors that need no conversion.
+        method: Method of the checkpoint: `cae_av`, `avmoe` or `dg_sct`; by default that of its keys.
         overrides: Fields of the configuration that cannot be inferred from the tensors, such as `mask_size`.
 
     Returns:
@@ -65,16 +75,22 @@ def from_official(
         CaeAvError: An argument contradicts a tensor, none of the authors' programs has a flag, a key is not
             recognised, or one is missing. The message names the key.
     """
+    if task not in FLAGS:
+        raise CaeAvError(f"`task` must be one of {', '.join(FLAGS)}, got {task!r}")
     state = without_prefix(state_dict)
+    found = find_method(state, method)
     text_values, text_state = _text(text)
+    if text_state:
+        overrides.setdefault("use_text_tower", True)
     config, pairs, without_effect = official_config(
-        state, task, options, vision or {}, audio or {}, text_values, {**overrides}
+        state, task, found, options, vision or {}, audio or {}, text_values, {**overrides}
     )
     has_old_swin = any(key.startswith("swin.layers.0.downsample.") for key in state)
     model_class = get_task(task).model_class
     with torch.device("meta"):
         expected = {key: value.shape for key, value in model_class(config).state_dict().items()}
-    tensors, report = convert_keys(state, expected, sections(task, pairs, has_old_swin), copy)
+    rules = found.adapter, found.adapter_ignored.get(task), found.head_ignored
+    tensors, report = convert_keys(state, expected, sections(task, pairs, has_old_swin, *rules), copy)
     report.without_effect |= without_effect
     known = relative_position_indices(config.audio_config, "model.audio_tower.audio_encoder.")
     for key, value in text_state.items():
@@ -85,8 +101,11 @@ def from_official(
         report.missing[key] = "constant, computed from the sizes"
     absent = [key for key in expected if key not in tensors]
     for key in absent:
-        if key.startswith("model.text_tower."):
-            report.missing[key] = _NO_TEXT
+        reason = _NO_TEXT if key.startswith("model.text_tower.") else reason_to_ignore(key, _OPTIONAL)
+        if reason is not None:
+            report.missing[key] = reason
+        if key.endswith("num_batches_tracked"):
+            tensors[key] = torch.zeros((), dtype=torch.long)
     if lacking := [key for key in absent if key not in report.missing]:
         raise CaeAvError(
             f"the checkpoint lacks {len(lacking)} tensors of a model for {task!r}; the first is named {lacking[0]!r} "

@@ -11,7 +11,9 @@ from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from ..towers.evidence import Evidence
 from ..towers.sizes import audio_values, vision_values
-from .flags import FLAGS, SHAPING, shaping_flags
+from .adapters import AdapterEvidence
+from .flags import shaping_flags
+from .methods import OfficialMethod
 
 
 _ADAPTER = r"^{stream}(?:_moe)?_adapter_blocks_{part}\.(\d+)\."
@@ -20,6 +22,7 @@ _ADAPTER = r"^{stream}(?:_moe)?_adapter_blocks_{part}\.(\d+)\."
 def official_config(
     state: Mapping[str, Tensor],
     task: str,
+    method: OfficialMethod,
     options: Mapping[str, Any] | argparse.Namespace | None,
     vision: Mapping[str, Any],
     audio: Mapping[str, Any],
@@ -32,6 +35,7 @@ def official_config(
     Args:
         state: The checkpoint.
         task: Task whose preset provides what neither tensors nor flags determine.
+        method: Method of the checkpoint.
         options: The authors' flags, or the namespace of a run.
         vision, audio: Sizes of the towers under the authors' names.
         text_config: Sizes of the text tower; by default those of a CLIP tower as wide as the caption features.
@@ -44,25 +48,22 @@ def official_config(
     Raises:
         CaeAvError: An argument is unknown or contradicts a tensor, or the checkpoint is not of such a model.
     """
-    if task not in FLAGS:
-        raise CaeAvError(f"`task` must be one of {', '.join(FLAGS)}, got {task!r}")
-    flags, without_effect = shaping_flags(options, task)
+    flags, without_effect = shaping_flags(options, task, method.shaping)
     evidence = Evidence(state)
     adapters = _adapters(evidence)
     depths = [
         evidence.count(rf"^htsat\.layers\.{stage}\.blocks\.(\d+)\.")
         for stage in range(evidence.count(r"^htsat\.layers\.(\d+)\."))
     ]
+    if not depths:
+        raise CaeAvError("the checkpoint has no tower for sound: no blocks under 'htsat.layers.0.blocks.'")
     pairs, visual_tokens, audio_tokens = _pairs(evidence, adapters, depths)
     stages = sorted({stage + 1 for stage, _ in pairs})
-    values: dict[str, Any] = {
-        "adapter_stages": stages,
-        **_adapter_values(evidence, task, adapters, flags, without_effect, stages, len(depths)),
-    }
+    found = AdapterEvidence(evidence, task, adapters, stages, len(depths), flags, overrides, without_effect)
+    values: dict[str, Any] = {"adapter_stages": stages, "interaction": method.name, **method.read(found)}
     has_case = evidence.find(r"^case\.") is not None
     values["use_case"] = has_case
-    values["interaction"] = "cae_av" if evidence.find(r"^(?:vis|audio)_caste_blocks_p1\.") else "avmoe"
-    if values["interaction"] == "cae_av":
+    if method.name == "cae_av":
         values["gate_dim"] = evidence.shape("vis_caste_blocks_p1.0.gate.v_proj.weight")[0]
     text = text_config
     if has_case:
@@ -80,7 +81,12 @@ def official_config(
         "text_config": text or {},
     }
     for name, value in overrides.items():
-        values[name] = {**towers.get(name, {}), **value} if name in towers else value
+        if name in towers:
+            values[name] = {**towers[name], **value}
+        elif name == "interaction_options":
+            values[name] = {**values.get(name, {}), **(value or {})}
+        else:
+            values[name] = value
     if values.get("num_labels") == CaeAvConfig.from_preset(task).num_labels:
         # Keep the preset's class names; setting `num_labels` would replace them.
         del values["num_labels"]
@@ -102,13 +108,13 @@ def _adapters(evidence: Evidence) -> list[str]:
 
 def _pairs(
     evidence: Evidence, adapters: list[str], depths: list[int]
-) -> tuple[list[tuple[int, int]], tuple[int, int, str], tuple[int, int, str]]:
+) -> tuple[list[tuple[int, int]], tuple[int, int, str] | None, tuple[int, int, str] | None]:
     """
     Find each adapter's stage by its width.
 
     Returns:
-        The pairs, see [`official_config`]; and for the visual and the audio stream the number of tokens at the first
-        adapter, its stage, and the key that says so.
+        The pairs, see [`official_config`]; and for the visual and the audio stream the number of tokens in a stage,
+        the stage, and the key that says so, if there is one.
     """
     first_width = evidence.shape("swin.patch_embed.proj.weight")[0]
     widths = {first_width * 2**stage: stage for stage in range(len(depths))}
@@ -129,107 +135,19 @@ def _pairs(
                 f"stage {stage + 1} has {count} adapters for {depths[stage]} blocks of 'htsat.layers.{stage}'"
             )
     key = f"{adapters[0]}conv_adapter.weight"
+    if key not in evidence.state:
+        return pairs, _masked_tokens(evidence, "swin"), _masked_tokens(evidence, "htsat")
     visual, audio = evidence.shape(key)[:2]
     return pairs, (visual, pairs[0][0], key), (audio, pairs[0][0], key)
 
 
-def _adapter_values(
-    evidence: Evidence,
-    task: str,
-    adapters: list[str],
-    flags: dict[str, Any],
-    without_effect: dict[str, str],
-    stages: list[int],
-    num_stages: int,
-) -> dict[str, Any]:
-    """
-    Infer the adapters' fields from the first adapter of each stream, and check the flags against them.
-
-    Flags that no tensor can contradict are added to `without_effect`.
-    """
-    first, audio = adapters[0], adapters[0].replace("vis", "audio", 1)
-    experts = {
-        name: evidence.count(rf"^{first.replace('.', '[.]')}{name}_experts\.(\d+)\.")
-        for name in ("multimodal", "singlemodal")
-    }
-    expert = f"{first}multimodal_experts.0." if experts["multimodal"] else f"{first}singlemodal_experts.0."
-    own = f"{first}singlemodal_experts.0."
-    down = f"{expert}down_sampler.weight"
-    bottleneck, group_width = evidence.shape(down)[:2]
-    width = evidence.shape(f"{first}fc.weight")[0]
-    evidence.record("num_multimodal_experts", experts["multimodal"], f"{first}router.4.weight")
-    evidence.record("num_singlemodal_experts", experts["singlemodal"], f"{first}router.4.weight")
-    evidence.record("Adapter_downsample", width // bottleneck, down)
-    evidence.record("num_conv_group", width // group_width, down)
-    latents = next((key for key in (f"{expert}my_tokens", f"{own}my_tokens") if key in evidence.state), None)
-    if latents is not None:
-        evidence.record("num_tokens", evidence.shape(latents)[0], latents)
-
-    def flag(name: str, key: str) -> None:
-        evidence.record(name, int(key in evidence.state), key)
-
-    audio_expert = expert.replace("vis", "audio", 1)
-    flag("is_bn", f"{expert}bn1.weight")
-    flag("is_gate", f"{audio_expert}gate")
-    flag("is_before_layernorm", f"{expert}ln_before.weight")
-    flag("is_post_layernorm", f"{expert}ln_post.weight")
-    attention, key = "none", f"{own}down_sampler.weight"
-    for kind, name in (("self", "self_attention.in_proj_weight"), ("latent", "gate_self"), ("dot", "gate_av")):
-        if f"{own}{name}" in evidence.state:
-            attention, key = kind, f"{own}{name}"
-    if task != "avvp":
-        evidence.record("is_self_attention", int(attention != "none"), key)
-    if attention in ("self", "latent"):
-        evidence.record("self_attention_version", "v1" if attention == "self" else "v2", key)
-    if task == "ave":
-        evidence.record(
-            "is_cmbs", int(evidence.find(r"^CMBS\.") is not None), evidence.find(r"^(CMBS|mlp_class)\.") or "CMBS."
-        )
-        if evidence.values["is_cmbs"]:
-            relation = evidence.find(r"^(?:temporal_attn\.)?v_fc\.") or "temporal_attn.v_fc.weight"
-            evidence.record("is_temporal_att", int(relation.startswith("temporal_attn.")), relation)
-    if task == "avqa":
-        evidence.record("avqa_fc_class", evidence.shape("fc_ans.weight")[0], "fc_ans.weight")
-    if task == "avvp":
-        evidence.record("dim", evidence.shape("fc_a.weight")[0], "fc_a.weight")
-        for name, blocks in (("depth_aud", "audio_cug"), ("depth_vis", "visual_cug"), ("depth_av", "av_mcg")):
-            number = evidence.count(rf"^{blocks}\.blocks\.(\d+)\.")
-            evidence.record(name, number, f"{blocks}.blocks.{number - 1}")
-
-    checked = {}
-    for name, value in flags.items():
-        if name == "num_tokens" and task.startswith("avs"):
-            # It always has 87 latents.
-            without_effect[name] = "the authors' segmentation ignores it"
-        elif name in evidence.values or name == "num_skip":
-            checked[name] = value
-        else:
-            without_effect[name] = "the checkpoint has no tensor that it shapes"
-    skip = checked.get("num_skip", 1)
-    by_skip = [stage for stage in range(1, num_stages + 1) if skip <= 1 or stage % skip]
-    if "num_skip" in checked and by_skip != stages:
-        raise CaeAvError(
-            f"option 'num_skip' is {skip}, which puts adapters into stages {by_skip}, but the tensors up to "
-            f"{adapters[-1] + 'fc.weight'!r} belong to stages {stages}"
-        )
-    evidence.merge("option", checked, set(SHAPING))
-    values = {
-        "num_cross_modal_experts": experts["multimodal"],
-        "num_unimodal_experts": experts["singlemodal"],
-        "adapter_reduction": evidence.values["Adapter_downsample"],
-        "adapter_groups": evidence.values["num_conv_group"],
-        "adapter_batch_norm": bool(evidence.values["is_bn"]),
-        "adapter_gate": bool(evidence.values["is_gate"]),
-        "visual_adapter_gate": f"{expert}gate" in evidence.state,
-        "adapter_norm_before": bool(evidence.values["is_before_layernorm"]),
-        "adapter_norm_after": bool(evidence.values["is_post_layernorm"]),
-        "unimodal_attention": attention,
-    }
-    if latents is not None:
-        values["num_latent_tokens"] = evidence.values["num_tokens"]
-    if f"{audio}fc.weight" not in evidence.state:
-        raise CaeAvError(f"the checkpoint has {first + 'fc.weight'!r}, but no {audio + 'fc.weight'!r}")
-    return values
+def _masked_tokens(evidence: Evidence, tower: str) -> tuple[int, int, str] | None:
+    """Return the number of tokens that a tower's mask of shifted windows is for, its stage, and its key."""
+    key = evidence.find(rf"^{tower}\.layers\.\d+\.blocks\.\d+\.attn_mask$")
+    if key is None:
+        return None
+    windows, tokens, *_ = evidence.shape(key)
+    return windows * tokens, int(key.split(".")[2]), key
 
 
 def _head_values(evidence: Evidence, task: str) -> dict[str, Any]:
@@ -241,6 +159,7 @@ def _head_values(evidence: Evidence, task: str) -> dict[str, Any]:
             "head_hidden_size": evidence.shape("fc_a.weight")[0],
             "num_labels": evidence.shape("fc_cls.weight")[0],
             "visual_3d_size": evidence.shape("fc_st.weight")[1],
+            **_parsing_gate_values(evidence),
             "unimodal_grouping_depth": evidence.count(r"^visual_cug\.blocks\.(\d+)\."),
             "cross_modal_grouping_depth": evidence.count(r"^av_mcg\.blocks\.(\d+)\."),
         }
@@ -257,6 +176,17 @@ def _head_values(evidence: Evidence, task: str) -> dict[str, Any]:
         "head_hidden_size": evidence.shape("x1_linear_.weight")[0],
         "head_audio_dim": evidence.shape("audio_linear.weight")[0],
         "head_intermediate_size": evidence.shape(encoder)[0],
+    }
+
+
+def _parsing_gate_values(evidence: Evidence) -> dict[str, Any]:
+    """Infer the sizes of video parsing's temporal gate, if there is one."""
+    if evidence.find(r"^temporal_attn\.") is None:
+        return {}
+    encoder = "temporal_attn.audio_encoder."
+    return {
+        "head_gate_size": evidence.shape(f"{encoder}affine_matrix.weight")[0],
+        "head_intermediate_size": evidence.shape(f"{encoder}encoder.layers.0.linear1.weight")[0],
     }
 
 
