@@ -5,8 +5,9 @@ import signal
 
 import pytest
 
-from caeav_hf.data.store import Journal, atomic_write, claim, keep_settings, write_json, write_text
+from caeav_hf.data.store import Journal, claim, keep_settings
 from caeav_hf.errors import DataError
+from caeav_hf.files import atomic_write, write_json, write_text
 
 
 @pytest.mark.parametrize("is_cache", [False, True])

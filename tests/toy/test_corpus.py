@@ -13,7 +13,7 @@ from caeav_hf.errors import DataError
 from caeav_hf.media.clip import load_clip
 from caeav_hf.toy import CLASSES, MISALIGNMENTS, MediaFormat, generate, render_frame, render_sound
 from caeav_hf.toy.look import draw_look, paint_object
-from caeav_hf.toy.render import render_scene_frame, render_scene_frames, render_scene_sound
+from caeav_hf.toy.render import render_scene_frame, render_scene_frames, render_scene_sound, write_mp4
 from caeav_hf.toy.scene import SPLITS, plan_event_clips
 from tests.corpora import run_script
 
@@ -252,3 +252,10 @@ def test_command_line(tmp_path, capsys):
     assert kinds == {None, "silent_object"}
     assert main(["toy-corpus", *options]) == 2
     assert "not empty" in capsys.readouterr().err
+
+
+def test_a_file_that_cannot_be_encoded_leaves_nothing(tmp_path):
+    frames = np.zeros((2, 32, 32, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match="float64"):
+        write_mp4(tmp_path / "clip.mp4", frames, np.zeros(16_000), 2, 16_000)
+    assert list(tmp_path.iterdir()) == []

@@ -50,7 +50,7 @@ def sound_packets(path):
 def overlay(path, tmp_path, **options):
     out = tmp_path / f"overlay of {path.name}.mp4"
     write_overlay(path, masks_for(path), out, **options)
-    assert [file.name for file in tmp_path.iterdir() if "partial" in file.name] == []
+    assert not list(tmp_path.glob("*.part"))
     return out
 
 

@@ -2,11 +2,13 @@
 
 import sys
 from itertools import pairwise
+from pathlib import Path
 from types import SimpleNamespace
 
 import matplotlib
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from caeav_hf.errors import CaeAvError
@@ -446,3 +448,21 @@ def test_pyplot_is_left_alone():
         import matplotlib.pyplot as plt
 
         assert plt.get_fignums() == []
+
+
+def test_a_picture_that_cannot_be_drawn_leaves_the_old_one(tmp_path, monkeypatch):
+    history = [{"epoch": 1, "train/loss": 1.0, "learning_rate": 1e-4}]
+    path = tmp_path / "curves.png"
+    plot_curves(history, path=path)
+    before = path.read_bytes()
+    assert before.startswith(b"\x89PNG")
+
+    def fail(self, name, **options):
+        Path(name).write_bytes(b"half")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Figure, "savefig", fail)
+    with pytest.raises(CaeAvError, match="cannot be written as a picture"):
+        plot_curves(history, path=path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -15,8 +15,8 @@ from tqdm import tqdm
 
 from ..constants import MODALITIES
 from ..data.caption_file import is_edited
-from ..data.store import write_json
 from ..errors import CaeAvError
+from ..files import write_json
 from .captioner import Captioner
 from .errors import CaptionerUnusableError, CaptioningError
 from .material import ClipMaterial

@@ -31,12 +31,13 @@ from tqdm import tqdm
 from caeav_hf.errors import DataError
 from caeav_hf.hub import check_name, upload
 
+from ..files import write_json, write_text
 from .caption_file import read_captions
 from .card import card_text_of
 from .checks import ClipFiles, MediaChecker, MediaPart, Notes, UnusableError
 from .cutting import cut
 from .media_files import Query
-from .store import Shard, claim, write_json, write_shards, write_text
+from .store import Shard, claim, write_shards
 
 
 _MAX_EXAMPLES = 20

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from caeav_hf.constants import MODALITIES
 from caeav_hf.errors import DataError
 
-from .store import atomic_write
+from ..files import atomic_write
 
 
 CAPTION_SCHEMA = pa.schema(

@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from ..constants import IGNORED_LABEL
+from ..files import atomic_write
 from .prepared import question_features
 from .rows import RowForm, task_of_rows
-from .store import atomic_write
 
 
 logger = logging.get_logger(__name__)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from caeav_hf.errors import DataError, MediaError
 from caeav_hf.task import get_task
 
+from ..files import write_json, write_text
 from .card import front_matter
 from .images import read_mask
 from .prepared import (
@@ -42,7 +43,7 @@ from .prepared import (
 from .rows import RowForm, task_of_rows
 from .schema import SPLITS
 from .shards import find_shards, load_rows
-from .store import Shard, claim, keep_settings, write_json, write_shards, write_text
+from .store import Shard, claim, keep_settings, write_shards
 
 
 # Clips per shard, the most that an interrupted run has to repeat.

@@ -2,7 +2,7 @@
 Storage of results that are computed once, clip by clip, and that survive a killed process.
 
 A process claims the folder or file that it writes to (`claim`), and a folder records the settings of its results
-(`keep_settings`). Files get their final names when they are complete (`atomic_write`), so existing files are not
+(`keep_settings`). Files get their final names when they are complete (`files.atomic_write`), so existing files are not
 computed again. Results too small for their own file are collected as lines of a `Journal`. `write_shards` writes the
 Parquet shards of a data set:
 
@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 
 from caeav_hf.errors import DataError
 
+from ..files import atomic_write, write_json
 from .schema import SPLITS
 
 
@@ -94,40 +95,6 @@ def keep_settings(folder: Path, settings: Mapping[str, Any], results: str) -> No
     if stored != settings:
         names = [name for name in {**stored, **settings} if stored.get(name) != settings.get(name)]
         raise DataError(f"{folder}: was made with other settings ({', '.join(names)}; see {path}); use another folder")
-
-
-@contextmanager
-def atomic_write(path: Path, *, is_cache: bool = False) -> Iterator[Path]:
-    """
-    Write a file completely or not at all. The block writes to the path that it gets; readers see the old or the new
-    file.
-
-    Args:
-        path: The file.
-        is_cache: Whether several processes may write the same file at the same time, where the last one wins. Such a
-            file is not synchronised to the disk.
-    """
-    partial_path = path.with_name(f"{path.name}.{os.getpid()}.part" if is_cache else f"{path.name}.part")
-    try:
-        yield partial_path
-        if not is_cache:
-            with partial_path.open("rb+") as file:
-                os.fsync(file.fileno())
-    except BaseException:
-        partial_path.unlink(missing_ok=True)
-        raise
-    partial_path.replace(path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file, atomically."""
-    with atomic_write(path) as partial_path:
-        partial_path.write_text(text, encoding="utf-8", newline="\n")
-
-
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file, atomically."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
 
 class Journal:

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from caeav_hf.errors import DataError
 
-from ..data.store import write_json, write_text
+from ..files import write_json, write_text
 from .classes import CLASSES, HARD_MISALIGNMENTS, LEVELS, MISALIGNMENTS
 from .hard import EVENT_RADIUS, hard_plan, plan_hard_event_clips, plan_hard_multi_source_clips
 from .parsing import plan_parsing_clips

@@ -9,6 +9,7 @@ import av
 import numpy as np
 from PIL import Image
 
+from ..files import atomic_write
 from .look import paint_backdrop, paint_object, paint_pole, to_uint8
 from .scene import Scene
 from .voice import limit, synthesize_noise, synthesize_voice
@@ -100,12 +101,11 @@ def write_mp4(path: Path, frames: np.ndarray, sound: np.ndarray, frame_rate: int
         frame_rate: Frames per second.
         sampling_rate: Samples per second.
     """
-    partial = path.with_name(f"{path.name}.part")
     # No B-frames: presentation starts at 0 without an edit list. One thread: the bytes do not depend on the number of
     # cores. No macroblock tree: for frames this small x264 reads beyond them, and the bytes depend on stale memory.
     video_options = {"preset": "veryfast", "crf": "20", "bf": "0", "g": str(2 * frame_rate), "threads": "1"}
     video_options["mbtree"] = "0"
-    with av.open(str(partial), "w", format="mp4") as container:
+    with atomic_write(path, is_cache=True) as partial_path, av.open(str(partial_path), "w", format="mp4") as container:
         video = container.add_stream("libx264", rate=frame_rate, options=video_options)
         video.height, video.width = frames.shape[1:3]
         video.pix_fmt = "yuv420p"
@@ -120,7 +120,6 @@ def write_mp4(path: Path, frames: np.ndarray, sound: np.ndarray, frame_rate: int
         samples.sample_rate, samples.pts, samples.time_base = sampling_rate, 0, Fraction(1, sampling_rate)
         container.mux(audio.encode(samples))
         container.mux(audio.encode(None))
-    partial.replace(path)
 
 
 def write_wav(path: Path, sound: np.ndarray, sampling_rate: int) -> None:

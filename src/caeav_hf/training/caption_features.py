@@ -19,8 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from transformers.utils import logging
 
-from ..data.store import atomic_write
 from ..errors import CaeAvError
+from ..files import atomic_write
 
 
 logger = logging.get_logger(__name__)

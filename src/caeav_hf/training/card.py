@@ -8,8 +8,8 @@ from typing import Any, cast
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..data.store import write_text
 from ..errors import CaeAvError
+from ..files import write_text
 from ..task import Task, get_task
 from .recipe import Recipe
 from .state import LoopState

@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import json
-import os
 import platform
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,8 +13,8 @@ from accelerate import Accelerator
 from transformers.utils import logging
 
 from .. import __version__
-from ..data.store import write_text
 from ..errors import CaeAvError
+from ..files import write_text
 from .recipe import Recipe
 
 
@@ -84,6 +83,4 @@ class RunFolder:
         # Imported here since matplotlib takes a second to import.
         from ..visualization import plot_curves
 
-        temporary = self.path / ".partial-curves.png"
-        plot_curves(history, path=temporary)
-        os.replace(temporary, self.path / "curves.png")
+        plot_curves(history, path=self.path / "curves.png")

@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..errors import CaeAvError
+from ..files import atomic_write
 from .overlay import TINT
 
 
@@ -49,10 +50,13 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def save_figure(figure: Figure, path: str | Path | None) -> None:
+    """Save a figure to a file whose suffix sets the format, PNG without one; do nothing if `path` is `None`."""
     if path is None:
         return
+    path = Path(path)
     try:
-        figure.savefig(path)
+        with atomic_write(path if path.suffix else path.with_name(f"{path.name}.png"), is_cache=True) as partial_path:
+            figure.savefig(partial_path, format=path.suffix[1:] or "png")
     except (OSError, ValueError) as error:
         raise CaeAvError(f"{path}: cannot be written as a picture: {error}") from error
 

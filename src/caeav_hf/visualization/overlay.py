@@ -18,6 +18,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from ..errors import CaeAvError, MediaError
+from ..files import atomic_write
 from ..media.containers import (
     AUDIO_JITTER,
     MediaFile,
@@ -85,19 +86,15 @@ def write_overlay(
         raise CaeAvError(f"{path}: is the clip itself; give the overlay another name")
     media = MediaFile.of(source, None)
     painter = _Painter(masks, segment_seconds, colour, opacity, media.name)
-    partial = path.with_name(f".partial-{path.name}")
-    try:
-        with media.open() as container:
-            overlay = _Overlay(container, painter, media.name)
-            # Errors in reading end the reading or are MediaErrors, so any other is about writing.
-            try:
-                with av.open(str(partial), "w", format="mp4", options={"movflags": "faststart"}) as output:
-                    overlay.write(output, show_progress)
-                os.replace(partial, path)
-            except (av.FFmpegError, OSError) as error:
-                raise CaeAvError(f"{path}: cannot be written: {error}") from error
-    finally:
-        partial.unlink(missing_ok=True)
+    options = {"movflags": "faststart"}
+    with media.open() as container:
+        overlay = _Overlay(container, painter, media.name)
+        # Errors in reading end the reading or are MediaErrors, so any other is about writing.
+        try:
+            with atomic_write(path) as partial, av.open(str(partial), "w", format="mp4", options=options) as output:
+                overlay.write(output, show_progress)
+        except (av.FFmpegError, OSError) as error:
+            raise CaeAvError(f"{path}: cannot be written: {error}") from error
 
 
 def tint_weights(mask: np.ndarray, opacity: float) -> np.ndarray:

@@ -32,7 +32,8 @@ from caeav_hf.media.containers import MediaSource
 from caeav_hf.media.segments import count_segments
 
 from ...data.schema import LLP_NUM_SEGMENTS, media_part
-from ...data.store import atomic_write, claim, keep_settings, write_json
+from ...data.store import claim, keep_settings
+from ...files import atomic_write, write_json
 
 
 FEATURE_SIZE = 512
