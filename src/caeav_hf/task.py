@@ -56,6 +56,7 @@ class Card:
         metric_note: Explanation of the scores, in Markdown.
         knowledge: What a model can only know from its training data.
         has_space: Whether the Space of `model_cards/space` supports such a model.
+        reads_captions: Whether such models read captions.
     """
 
     title: str = "audio-visual learning"
@@ -64,6 +65,7 @@ class Card:
     metric_note: str = ""
     knowledge: str = "classes"
     has_space: bool = False
+    reads_captions: bool = True
 
 
 @dataclass(frozen=True)

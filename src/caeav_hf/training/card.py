@@ -182,5 +182,7 @@ def _usage(task: Task, model_class: str) -> str:
     if task.pipeline_name is None:
         return f'model = {model_class}.from_pretrained("{LOCAL_NAME}")'
     make = f'run = pipeline("{task.pipeline_name}", model="{LOCAL_NAME}")'
+    if not task.card.reads_captions:
+        return f"{make}\nresult = run({task.card.example})"
     captions = 'captions={"visual": "what is seen", "audio": "what is heard"}'
     return f"{make}\nresult = run({task.card.example}, {captions})"

@@ -68,6 +68,8 @@ _FRAMES = Task(
         title="few-shot audio-visual event localization",
         hub_task="zero-shot-classification",
         example='"clip.mp4", candidate_labels=["a dog", "a violin"]',
+        knowledge="words of its towers and the clips",
+        reads_captions=False,
     ),
 )
 
