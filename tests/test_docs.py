@@ -13,7 +13,7 @@ import torch
 from caeav_hf.cli import main as caeav
 from caeav_hf.training import load_recipe
 from tests.media_factory import write_clip
-from tests.training.toy_files import mask_model, parsing_model, question_model, toy_data, toy_model
+from tests.training.toy_files import few_shot_model, mask_model, parsing_model, question_model, toy_data, toy_model
 
 
 ROOT = Path(__file__).parent.parent
@@ -58,6 +58,7 @@ def models(workplace: Path) -> Path:
         ("runs/ms3/checkpoints/best", mask_model),
         ("runs/llp/checkpoints/best", parsing_model),
         ("runs/questions/checkpoints/best", question_model),
+        ("runs/few_shot/checkpoints/best", few_shot_model),
     ):
         folder = workplace / name
         folder.parent.mkdir(parents=True, exist_ok=True)

@@ -3,35 +3,24 @@
 from pathlib import Path
 
 import pytest
-import torch
 from transformers import pipeline
 
-from caeav_hf import CaeAvError, CaeAvForFewShotLocalization, CaeAvProcessor
-from caeav_hf.assets import aligned_toy_towers
+from caeav_hf import CaeAvError
 from caeav_hf.pipelines import AudioVisualZeroShotClassificationPipeline, register
 from caeav_hf.toy import CLASSES
 from caeav_hf.visualization import plot_labels
 from tests.media_factory import write_clip
 from tests.same import assert_same_result
-from tests.training.toy_files import toy_clips
+from tests.training.toy_files import few_shot_model, toy_clips
 
 
 LABELS = ["bell", "drum", "bird"]
 
 
 @pytest.fixture(scope="module")
-def classify(tmp_path_factory: pytest.TempPathFactory):
-    torch.manual_seed(0)
-    model = CaeAvForFewShotLocalization.from_backbones(
-        **aligned_toy_towers(), task="ave_few_shot", size="toy", id2label=dict(enumerate(CLASSES))
-    )
-    processor = CaeAvProcessor.from_config(model.config)
-    model.name_classes(processor)
-    folder = tmp_path_factory.mktemp("model")
-    model.save_pretrained(folder)
-    processor.save_pretrained(folder)
+def classify():
     register()
-    return pipeline("audio-visual-zero-shot-classification", model=str(folder), device="cpu")
+    return pipeline("audio-visual-zero-shot-classification", model=str(few_shot_model()), device="cpu")
 
 
 def test_the_output_is_that_of_transformers(classify) -> None:

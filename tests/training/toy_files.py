@@ -9,10 +9,12 @@ from pathlib import Path
 
 import torch
 
+from caeav_hf.assets import aligned_toy_towers
 from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.data import AveBuilder, AvsBenchBuilder, LlpBuilder, MusicAvqaBuilder
 from caeav_hf.modeling import (
     CaeAvForEventLocalization,
+    CaeAvForFewShotLocalization,
     CaeAvForQuestionAnswering,
     CaeAvForSegmentation,
     CaeAvForVideoParsing,
@@ -172,4 +174,19 @@ def question_model() -> Path:
     folder = _folder() / "question_model"
     model.save_pretrained(folder)
     CaeAvProcessor.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@cache
+def few_shot_model() -> Path:
+    """Return the folder of a few-shot model on the aligned toy towers, and its processor."""
+    torch.manual_seed(0)
+    model = CaeAvForFewShotLocalization.from_backbones(
+        **aligned_toy_towers(), task="ave_few_shot", size="toy", id2label=dict(enumerate(CLASSES))
+    )
+    processor = CaeAvProcessor.from_config(model.config)
+    model.name_classes(processor)
+    folder = _folder() / "few_shot_model"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder
