@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from caeav_hf import CaeAvError, CaeAvForEventLocalization, CaeAvProcessor
+from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForEventLocalization, CaeAvProcessor
 from caeav_hf.cli import main
 from caeav_hf.conversion import load_checkpoint
 from tests.conversion.official_state import official_state, small_config, small_model
+from tests.conversion.test_dg_sct import dg_sct_model, dg_sct_state
 
 
 SMALL = (
@@ -69,6 +70,23 @@ def test_convert(kind: str, state: dict[str, Tensor], tmp_path: Path, capsys: py
     card = (out / "README.md").read_text()
     assert "text tower" in card
     assert "official formulation" in card
+
+
+def test_convert_dg_sct(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Whoever reads the folder sees the input that the checkpoint was trained on."""
+    save_file(dg_sct_state(dg_sct_model("avs_ms3"), unused=False), tmp_path / "best.safetensors")
+    arguments = ["convert", str(tmp_path / "best.safetensors"), "--task", "avs_ms3", "--out", str(tmp_path / "model")]
+    # Without its masks, the checkpoint does not say how large their windows are.
+    arguments += ["--vision", "window_size=4", "--config", "head_num_heads=4", "mask_size=96"]
+    assert main([*arguments, "--method", "avmoe"]) == 2
+    assert "'dg_sct'" in capsys.readouterr().err
+    assert main([*arguments, "--method", "dg_sct", "--option", "gamma=0.2"]) == 0
+    config = CaeAvConfig.from_pretrained(tmp_path / "model")
+    assert (config.interaction, config.head_gate_scale, config.matching_loss_form) == ("dg_sct", 0.2, "sum")
+    processor = CaeAvProcessor.from_pretrained(tmp_path / "model")
+    assert dict(processor.video_processor.size) == {"height": 96, "width": 96}
+    assert processor.feature_extractor.tile_seconds == 5
+    assert "text tower" not in (tmp_path / "model" / "README.md").read_text()
 
 
 def test_errors(state: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -14,6 +14,7 @@ from ..errors import CaeAvError
 if TYPE_CHECKING:
     from huggingface_hub import ModelCard
 
+    from ..configuration_cae_av import CaeAvConfig
     from ..modeling import CaeAvPreTrainedModel
 
 
@@ -28,7 +29,7 @@ def add_command(commands: Any) -> None:
     """Add the command to the subparsers of `caeav`."""
     convert = commands.add_parser(
         "convert",
-        help="convert a checkpoint of the authors' code for CAE-AV or AVMoE to a model folder",
+        help="convert a checkpoint of the authors' code for CAE-AV, AVMoE or DG-SCT to a model folder",
         description="Convert a checkpoint of the authors' code to a folder for from_pretrained: model, configuration, "
         "processor, card, and a report on every key. Sizes are read from the tensors. No code in the file is run.",
     )
@@ -39,6 +40,11 @@ def add_command(commands: Any) -> None:
         help="one or more files: .pt, .pth, .ckpt, .bin, .safetensors",
     )
     convert.add_argument("--task", required=True, choices=FLAGS, help="task of the model")
+    convert.add_argument(
+        "--method",
+        metavar="NAME",
+        help="method of the model, such as cae_av, avmoe or dg_sct (default: found by the keys of the checkpoint)",
+    )
     convert.add_argument("--out", required=True, metavar="DIR", help="output folder")
     convert.add_argument(
         "--option",
@@ -93,6 +99,7 @@ def _convert(options: argparse.Namespace) -> int:
         vision=_values("--vision", options.vision),
         audio=_values("--audio", options.audio),
         text=options.text,
+        method=options.method,
         copy=False,  # a copy beside the mapped file would double the memory
         **_values("--config", options.config),
     )
@@ -125,10 +132,17 @@ def _card(model: "CaeAvPreTrainedModel", options: argparse.Namespace, summary: s
         model_class=type(model).__name__,
         files=", ".join(f"`{Path(path).name}`" for path in options.checkpoint),
         task=options.task,
-        text=_TEXT_OUT if options.text is None else _TEXT_IN.format(text=options.text),
+        text=_text_note(model.config, options.text),
         folder=LOCAL_NAME,
         summary=summary,
     )
+
+
+def _text_note(config: "CaeAvConfig", text: str | None) -> str:
+    """Return what the card says about the text tower: nothing for a method without captions."""
+    if text is not None:
+        return _TEXT_IN.format(text=text)
+    return _TEXT_OUT if config.use_text_tower else ""
 
 
 def _values(flag: str, pairs: Sequence[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Conversion of the checkpoints of CAE-AV's and AVMoE's authors, and of public HTS-AT checkpoints."""
+"""Conversion of the checkpoints of the authors of CAE-AV, AVMoE and DG-SCT, and of public HTS-AT checkpoints."""
 
 from typing import TYPE_CHECKING
 
