@@ -47,6 +47,10 @@ DG_SCT = {"ave": 201_184_839, "avqa": 256_751_988}
 # Its Table 6: parameters of event localization with both backbones, in millions, and the trained share in percent.
 DG_SCT_TABLE_6 = (461.3, 43.6)
 
+# DG-SCT's few-shot code: the adapters, with parameters that have no effect on any output; both bottlenecks of the
+# embeddings; the context; the map of the contrast.
+FEW_SHOT = {"adapters": 97_299_648, "bottlenecks": 262_144, "context": 2_048, "contrast": 262_656}
+
 # Trained parameters of LAVisH's code, of segmentation without the PVT that never runs. The norms of the tower, which
 # its command for question answering trains too, are not among them.
 LAVISH = {"ave": 10_036_061, "avs_s4": 38_317_009, "avqa": 21_017_452}
@@ -248,6 +252,36 @@ def show_lavish(task: str) -> None:
     print()
 
 
+def count_few_shot() -> dict[str, int]:
+    """Count the parameters of DG-SCT's few-shot model that are trained, by part."""
+    model = build("ave_few_shot", "official")
+    parts = dict.fromkeys(FEW_SHOT, 0)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            own = next((part for part in ("context", "contrast") if f"head.{part}" in name), "bottlenecks")
+            parts["adapters" if ".interactions." in name else own] += parameter.numel()
+    return parts
+
+
+def without_place_in_few_shot() -> dict[str, int]:
+    """Count parameters of the few-shot adapters that the authors' code builds but never runs."""
+    adapters = 2 * 2 * 12  # streams, branches, pairs
+    return {"gate_tk": adapters, "fc_caption": adapters * linear(512, 192)}
+
+
+def show_few_shot() -> None:
+    """Print the parameters of the few-shot model."""
+    parts = count_few_shot()
+    print(f"{'few-shot, DG-SCT':40}{'here':>14}{'the code':>14}")
+    for part, number in parts.items():
+        print(f"{part:40}{number:14,}{FEW_SHOT[part]:14,}")
+    for name, number in without_place_in_few_shot().items():
+        print(f"{'  built, never used: ' + name:40}{number:14,}")
+        parts["adapters"] += number
+    print(f"{'adapters with these':40}{parts['adapters']:14,}{FEW_SHOT['adapters']:14,}")
+    print()
+
+
 def show_shared() -> None:
     """Print the rows of Table II in which one Swin-V2 is shared by both streams."""
     base = {"embed_dim": 128, "num_heads": [4, 8, 16, 32]}
@@ -269,6 +303,8 @@ def main() -> None:
         show(name)
         show_dg_sct(name)
         show_lavish(name)
+    if task is None:
+        show_few_shot()
     if task in (None, "ave"):
         show_shared()
 

@@ -38,6 +38,12 @@ def test_nothing_but_the_named_is_left_out_of_lavish(task: str) -> None:
     assert sum(ours.values()) + without_place == PARAMETERS["LAVISH"][task]
 
 
+def test_few_shot_model_of_dg_sct() -> None:
+    ours = PARAMETERS["count_few_shot"]()
+    ours["adapters"] += sum(PARAMETERS["without_place_in_few_shot"]().values())
+    assert ours == PARAMETERS["FEW_SHOT"]
+
+
 def test_table_6_of_dg_sct(capsys: pytest.CaptureFixture) -> None:
     PARAMETERS["show_dg_sct"]("ave")
     printed = capsys.readouterr().out

@@ -1,13 +1,17 @@
 """The matching of few-shot models: the authors' numbers, and its losses written out."""
 
 import math
+import multiprocessing
+from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from caeav_hf import CaeAvConfig
+from caeav_hf.modeling.collectives import without_contribution
 from caeav_hf.tasks.few_shot_localization.head import (
     MatchingHead,
     classification_loss,
@@ -99,3 +103,50 @@ def test_padded_frames_do_not_enter_a_clips_mean() -> None:
     values = torch.tensor([[[1.0], [3.0], [float("nan")]]])
     assert clip_mean(values, torch.tensor([[True, True, False]])).item() == 2
     assert isinstance(make_head().context, nn.Parameter)
+
+
+def _losses_on_two(rank: int, store: str, shares: list[slice], queue: multiprocessing.Queue) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    queue.put((rank, _losses_of(shares[rank], contributes=shares[rank].start != shares[rank].stop)))
+    dist.destroy_process_group()
+
+
+def _losses_of(share: slice, contributes: bool = True) -> tuple[list[float], list[list[float]]]:
+    """The losses of some of five clips, and the gradient of the contrast's map."""
+    head = make_head()
+    torch.manual_seed(1)
+    visual, audio = torch.randn(2, 5, 4, 16).unbind(0)
+    labels, scores = torch.tensor([0, 1, 2, 1, 0]), torch.randn(5, 4, 3)
+    # Without clips of its own a process takes part with another's.
+    chosen = share if contributes else slice(0, 1)
+    with without_contribution(not contributes):
+        losses = torch.stack(
+            [
+                classification_loss(scores[chosen], labels[chosen], None),
+                *head.contrast_losses(visual[chosen], audio[chosen], None, torch.tensor(1.5)),
+            ]
+        )
+        (loss_weights(losses, 3, "adaptive") * losses).sum().backward()
+    return losses.tolist(), head.contrast.weight.grad.tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shares", [[slice(0, 2), slice(2, 5)], [slice(0, 5), slice(5, 5)]])
+def test_two_processes_compute_what_one_does(tmp_path: Path, shares: list[slice]) -> None:
+    context = multiprocessing.get_context("fork")
+    queue = context.Queue()
+    workers = [
+        context.Process(target=_losses_on_two, args=(rank, tmp_path / "store", shares, queue)) for rank in range(2)
+    ]
+    for worker in workers:
+        worker.start()
+    found = dict(queue.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join()
+    losses, gradient = _losses_of(slice(0, 5))
+    for rank in range(2):
+        assert found[rank][0] == pytest.approx(losses)
+    # Distributed training averages the gradients of the processes.
+    mean = (torch.tensor(found[0][1]) + torch.tensor(found[1][1])) / 2
+    assert_close(mean, torch.tensor(gradient))

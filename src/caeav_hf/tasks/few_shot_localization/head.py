@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ...configuration_cae_av import CaeAvConfig
 from ...constants import IGNORED_LABEL
-from ...modeling.collectives import at_least_float32, batch_mean, gather_rows
+from ...modeling.collectives import at_least_float32, batch_mean, contributes, gather_rows
 
 
 # Number of token ids of a class name's two prompts, that of CLIP and of CLAP's tokenizer.
@@ -125,6 +125,8 @@ class MatchingHead(nn.Module):
         own = [clip_mean(values, frame_mask) for values in (visual, self.contrast(audio))]
         own = [F.normalize(at_least_float32(values), dim=-1) for values in own]
         gathered = [gather_rows(values) for values in own]
+        if not contributes():
+            own = [values[:0] for values in own]
         parts, place = gathered[0]
         target = sum(len(part) for part in parts[:place]) + torch.arange(len(own[0]), device=visual.device)
         losses = []
