@@ -90,8 +90,8 @@ def run_one(out: Path, task: str, variant: str, seed: int) -> None:
 
 def with_captions(rows: Any, scenes: dict[str, Any], kind: str) -> Any:
     """
-    The rows without captions, with ones that deny whatever happens, or each with those of a clip that shares no class
-    with it.
+    Return the rows without captions, with ones that deny whatever happens, or each with those of a clip that shares no
+    class with it.
     """
     names = ["visual_caption", "audio_caption"]
     others: list[dict[str, Any]] = [DENIAL if kind == "denying" else dict.fromkeys(names)] * len(rows)
@@ -168,7 +168,7 @@ def summarize(out: Path, seeds: Sequence[int], tasks: Sequence[str], variants: S
 
 
 def caption_table(found: dict[str, list[dict[str, Any]]]) -> list[str]:
-    """What other captions change, in the score and in the probability of the events, run by run."""
+    """Tabulate what other captions change, in the score and in the probability of the events, run by run."""
     if not found:
         return []
     has_events = all(run["event_probability"] for runs in found.values() for run in runs)
@@ -197,7 +197,7 @@ def has_case(variant: str) -> bool:
 def draw(
     found: dict[tuple[str, str], list[dict[str, Any]]], tasks: Sequence[str], variants: Sequence[str], path: Path
 ) -> None:
-    """One row a task: the scores of every variant, and what captions do."""
+    """Draw one row per task: the scores of every variant, and the effect of captions."""
     figure = new_figure(15, 4.6 * len(tasks))
     grid = figure.subplots(len(tasks), 2, squeeze=False, sharey="row", width_ratios=(2, 1))
     with_case = [name for name in variants if has_case(name)]
@@ -213,7 +213,7 @@ def draw(
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("ablation"), help="folder for everything")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])

@@ -81,7 +81,7 @@ def measure(path: Path, frame_sampling: FrameSampling, repeats: int) -> tuple[fl
 
 
 def main() -> None:
-    """The command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description="Processor time that skipping frames saves.")
     parser.add_argument("--seconds", type=int, default=60, help="length of the clips (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=7, help="pairs of passes (default: %(default)s)")

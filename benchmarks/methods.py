@@ -207,7 +207,7 @@ def draw(
     methods: Sequence[str],
     path: Path,
 ) -> None:
-    """One panel a task: the scores of every method at each level, and the constant guess as a dashed line."""
+    """Draw one panel per task: the scores of every method at each level, and the constant guess as a dashed line."""
     columns = min(2, len(tasks))
     figure = new_figure(7.5 * columns, 4.4 * -(-len(tasks) // columns))
     panels = figure.subplots(-(-len(tasks) // columns), columns, squeeze=False).flat
@@ -233,7 +233,7 @@ def draw(
 
 
 def main() -> None:
-    """Command line."""
+    """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("methods"), help="folder for everything")
     parser.add_argument("--methods", nargs="+", default=list(METHODS), help="registered interaction methods")

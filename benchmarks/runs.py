@@ -129,7 +129,7 @@ def text(values: Sequence[float], sign: str = "", digits: int = 1) -> str:
 
 
 def draw_scores(axis: Axes, runs: Mapping[str, Sequence[dict[str, Any]]], scores: Mapping[str, str]) -> None:
-    """For each variant and each score, by its label, the mean with its interval, and beside it the runs."""
+    """Draw for each variant and each score, by its label, the mean with its interval, and beside it the runs."""
     for number, (label, score) in enumerate(scores.items()):
         offset = 0.18 * (number - (len(scores) - 1) / 2)
         places = [place + offset for place in range(len(runs))]

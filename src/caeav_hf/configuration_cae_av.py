@@ -276,7 +276,7 @@ class CaeAvVisionConfig(SwinGeometry, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Part of `@strict`-powered validation."""
+        """Check the fields, as `@strict` asks."""
         _validate_swin(self, "num_heads", "pretrained_window_sizes")
 
 
@@ -314,7 +314,7 @@ class CaeAvSwinConfig(SwinGeometry, PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Part of `@strict`-powered validation."""
+        """Check the fields, as `@strict` asks."""
         _validate_swin(self, "num_heads")
 
 
@@ -372,7 +372,7 @@ class CaeAvVitConfig(TowerGeometry, PreTrainedConfig):
         return [TowerStage(self.num_hidden_layers, self.num_attention_heads, self.hidden_size, grid, 1)]
 
     def validate_architecture(self):
-        """Part of `@strict`-powered validation."""
+        """Check the fields, as `@strict` asks."""
         _positive(
             self,
             *("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads"),
@@ -428,7 +428,7 @@ class CaeAvAudioConfig(AudioFrontEnd, TowerGeometry, ClapAudioConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Part of `@strict`-powered validation."""
+        """Check the fields, as `@strict` asks."""
         _positive(
             self,
             *("window_size", "num_mel_bins", "spec_size", "depths", "num_attention_heads", "patch_embeds_hidden_size"),
@@ -514,7 +514,7 @@ class CaeAvTextConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
-        """Part of `@strict`-powered validation."""
+        """Check the fields, as `@strict` asks."""
         if self.projection_dim is not None:
             _positive(self, "projection_dim")
         _positive(self, "vocab_size", "context_length", "hidden_size", "num_hidden_layers", "num_attention_heads")
@@ -787,7 +787,9 @@ class CaeAvConfig(PreTrainedConfig):
             # Also for other tasks, whose configurations are saved without names that are the default.
             self.id2label = dict(get_task(CaeAvConfig.task).preset["id2label"])
         if self.visual_adapter_gate is None:
-            self.visual_adapter_gate = self.adapter_gate or (self.is_official and self.task != "avvp")
+            self.visual_adapter_gate = self.adapter_gate or (
+                self.is_official and get_task(self.task).official.get("visual_adapter_gate", True)
+            )
         # The base class derives `label2id` only for names that it generates itself.
         if self.id2label is not None and self.label2id is None:
             self.label2id = {name: int(index) for index, name in self.id2label.items()}
@@ -813,7 +815,7 @@ class CaeAvConfig(PreTrainedConfig):
         super().save_pretrained(save_directory, push_to_hub, **kwargs)
 
     def validate_architecture(self):
-        """Part of `@strict`-powered validation; every message names the field."""
+        """Check the fields, as `@strict` asks; every message names the field."""
         get_task(self.task)
         _positive(
             self,

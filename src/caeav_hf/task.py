@@ -99,6 +99,9 @@ class Task:
         pipeline, pipeline_name: Pipeline class, and its name in Transformers.
         prediction: The [`~cli.outputs.Output`] that writes the results of `caeav predict`.
         card: Text of model cards.
+        official: Facts about the authors' code of this task, which the official formulation follows, by name:
+            `visual_adapter_gate` (`True` by default), whether experts of the visual stream have a learnable gate, and
+            `skips_audio_blocks` (`False` by default), whether CAE-AV drops the output of the audio tower's blocks.
 
     Raises:
         CaeAvError: Only one of `pipeline` and `pipeline_name` is given.
@@ -123,6 +126,7 @@ class Task:
     pipeline_name: str | None = None
     prediction: Any = "caeav_hf.cli.outputs:JsonOutput"
     card: Card = Card()
+    official: Mapping[str, bool] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.pipeline is None) != (self.pipeline_name is None):

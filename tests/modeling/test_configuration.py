@@ -1,10 +1,12 @@
 """What a configuration accepts: its own fields, what Transformers writes into a config.json, and nothing else."""
 
+import dataclasses
 import json
 
 import pytest
+import torch
 
-from caeav_hf import CaeAvAudioConfig, CaeAvConfig, CaeAvError, CaeAvTextConfig, CaeAvVisionConfig
+from caeav_hf import CaeAvAudioConfig, CaeAvConfig, CaeAvError, CaeAvModel, CaeAvTextConfig, CaeAvVisionConfig, task
 
 
 @pytest.mark.parametrize(
@@ -77,3 +79,16 @@ def test_what_transformers_writes_is_accepted(tmp_path):
     assert CaeAvConfig.from_pretrained(tmp_path, num_labels=3).num_labels == 3
     labels = {0: "bark", 1: "speech"}
     assert CaeAvConfig.from_pretrained(tmp_path, num_labels=2, id2label=labels).id2label == labels
+
+
+def test_facts_of_the_authors_code_stand_in_the_tasks_record(monkeypatch):
+    monkeypatch.setattr(task, "_REGISTERED", {})
+    official = {"visual_adapter_gate": False, "skips_audio_blocks": True}
+    task.register_task(dataclasses.replace(task.get_task("ave"), name="own", official=official))
+    for name, is_gated, is_skipped in (("ave", True, False), ("avvp", False, True), ("own", False, True)):
+        config = CaeAvConfig.from_preset(name, size="toy", formulation="official", adapter_gate=False)
+        assert config.visual_adapter_gate is is_gated
+        with torch.device("meta"):
+            assert CaeAvModel(config).interactions[0][0].skips_audio_blocks is is_skipped
+        paper = CaeAvConfig.from_preset(name, size="toy")
+        assert paper.visual_adapter_gate is paper.adapter_gate

@@ -84,7 +84,7 @@ def _packets(source: Any, streams: list[Any], begin: float, end: float) -> list[
 
 
 def _complete_order(packets: list[Any]) -> None:
-    """Gives packets a decoding time that have none, as happens to the first ones after seeking in Matroska."""
+    """Give a decoding time to packets that have none, as happens to the first ones after seeking in Matroska."""
     following: dict[int, int] = {}
     for packet in reversed(packets):
         index = packet.stream.index
@@ -94,7 +94,7 @@ def _complete_order(packets: list[Any]) -> None:
 
 
 def _copied(packets: list[Any], streams: list[Any], zero: Fraction, container_format: str) -> bytes | None:
-    """A file of these packets, whose times begin at `zero`; None if the format does not take them."""
+    """Return a file of these packets, whose times begin at `zero`, or `None` if the format does not support them."""
     file = io.BytesIO()
     # Nothing of the moment or by chance goes into the file, so that the same piece has the same bytes.
     options = {"fflags": "+bitexact"}

@@ -32,7 +32,7 @@ class CrossModalMap(nn.Module):
         self.channels = nn.Linear(other_size, hidden_size)
 
     def forward(self, other: Tensor) -> Tensor:
-        """(N, L', C') -> (N, L, C), in the cheaper order of the two maps."""
+        """Map tokens (N, L', C') to (N, L, C), in the cheaper order of the two maps."""
         weight = self.channels.weight
         if weight.shape[0] < weight.shape[1]:
             mapped = self.tokens.weight @ F.linear(other, weight)
@@ -41,7 +41,7 @@ class CrossModalMap(nn.Module):
         return mapped + self.tokens.bias[:, None] * weight.sum(1) + self.channels.bias
 
     def mean(self, other: Tensor) -> Tensor:
-        """Mean over the mapped tokens: (N, L', C') -> (N, C)."""
+        """Return the mean (N, C) over the mapped tokens of (N, L', C')."""
         weight = self.channels.weight
         pooled = self.tokens.weight.mean(0) @ other
         return F.linear(pooled, weight) + self.tokens.bias.mean() * weight.sum(1) + self.channels.bias
@@ -51,7 +51,7 @@ class CrossModalMap(nn.Module):
         return 2 * num_queries < min(self.channels.weight.shape)
 
     def attend(self, queries: Tensor, other: Tensor) -> Tensor:
-        """softmax(q Y^T) Y for queries (n, C) shared by all frames, unscaled: (N, n, C)."""
+        """Return softmax(q Y^T) Y, (N, n, C), for queries (n, C) shared by all frames, unscaled."""
         weight = self.channels.weight
         if not self.factors(len(queries)):
             mapped = self(other)

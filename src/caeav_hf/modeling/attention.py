@@ -19,7 +19,7 @@ def eager_attention_forward(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[Tensor, Tensor]:
-    """Explicit attention, for the back end `"eager"`; tensors are (batch, heads, tokens, width)."""
+    """Compute attention explicitly, for the back end `"eager"`; tensors are (batch, heads, tokens, width)."""
     scores = query @ key.transpose(-1, -2) * scaling
     if attention_mask is not None:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
@@ -54,12 +54,12 @@ class MultiHeadAttention(nn.Module):
         self.output = nn.Linear(hidden_size, hidden_size)
 
     def forward(self, queries: Tensor, keys: Tensor, mask: Tensor | None = None) -> Tensor:
-        """`mask`: bool, broadcastable to (B, 1, Q, K), true where a key may be attended to. Returns (B, Q, C)."""
+        """Return (B, Q, C). `mask` is bool, broadcastable to (B, 1, Q, K), and true where a key may be attended to."""
         attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         return self._attend(attend, queries, keys, mask)[0]
 
     def with_weights(self, queries: Tensor, keys: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Like `forward`, but also return the weights (B, heads, Q, K), which only the eager back end computes."""
+        """Return what `forward` does, and the weights (B, heads, Q, K), which only the eager back end computes."""
         return self._attend(eager_attention_forward, queries, keys, mask)
 
     def _attend(self, attend: Callable, queries: Tensor, keys: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -119,7 +119,7 @@ class Expert(nn.Module):
         return weight[:, None, None] * self.norm_after(hidden)
 
     def forward(self, states: Tensor, weight: Tensor, frames: FrameLayout, gathered: Tensor | None = None) -> Tensor:
-        """(N, L, C) and weights (N,) -> (N, L, C)."""
+        """Map tokens (N, L, C) and weights (N,) to (N, L, C)."""
         if self.attention_type == "self":
             # Its attention has dropout, so recomputing it would give another result.
             return recomputed(self.bottleneck, self.attend(states, frames, gathered), weight)
@@ -211,8 +211,8 @@ class AVMoE(nn.Module):
 
 def load_balancing_loss(router_probs: Tensor) -> Tensor:
     """
-    Divergence of uniform routing from the mean routing weights of (..., N, experts), over the N frames of all
-    processes: (...).
+    Return the divergence (...) of uniform routing from the mean routing weights of (..., N, experts), over the N
+    frames of all processes.
 
     As in the authors' code this is the sum of -log of the means: the divergence times the number of experts, plus a
     constant, so that it is minimal, but not 0, for uniform routing.

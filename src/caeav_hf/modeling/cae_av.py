@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvConfig
+from ..task import get_task
 from .avmoe import AVMoEInteraction
 from .caste import CASTE
 from .collectives import at_least_float32, batch_mean, gather_rows
@@ -43,9 +44,8 @@ class CaeAvInteraction(AVMoEInteraction):
         if self.caste_position is not None:
             self.visual_caste = CASTE(config, visual.hidden_size, audio.hidden_size)
             self.audio_caste = CASTE(config, audio.hidden_size, visual.hidden_size)
-        # The authors' video parsing drops the output of its audio blocks and keeps the stream enriched by CASTE; its
-        # checkpoints depend on that.
-        self.skips_audio_blocks = config.is_official and config.task == "avvp"
+        official = get_task(config.task).official if config.is_official else {}
+        self.skips_audio_blocks = official.get("skips_audio_blocks", False)
         super().add_layers()
 
     def attend(

@@ -65,7 +65,7 @@ class CaptionMapper(nn.Module):
         self.audio_bottleneck = Bottleneck(config, config.audio_hidden_size)
 
     def shared(self, features: Tensor, mask: Tensor | None) -> Tensor:
-        """LN(s + MHA(s)) of caption features (B, N, D)."""
+        """Return LN(s + MHA(s)) of caption features (B, N, D)."""
         key_mask = None if mask is None else mask[:, None, None, :]
         return self.norm(features + self.dropout(self.attention(features, features, key_mask)))
 

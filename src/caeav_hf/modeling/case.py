@@ -77,7 +77,7 @@ class CASEOutput:
 
 
 def masked_mean(states: Tensor, mask: Tensor | None) -> Tensor:
-    """Mean over tokens of (B, N, C) where `mask` (B, N) is true: (B, C)."""
+    """Return the mean (B, C) over the tokens of (B, N, C) where `mask` (B, N) is true."""
     if mask is None:
         return states.mean(1)
     weights = mask.to(states.dtype)[..., None]

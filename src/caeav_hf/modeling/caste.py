@@ -43,7 +43,7 @@ class TemporalConv(nn.Module):
         self.pointwise = nn.Linear(hidden_size, hidden_size)
 
     def mix(self, states: Tensor, frames: FrameLayout) -> Tensor:
-        """The depthwise part, (N, L, C) -> (N, L, C)."""
+        """Apply the depthwise part, (N, L, C) to (N, L, C)."""
         # Three scaled copies, shifted by a frame: the layout stays (frames, tokens, channels) throughout.
         past, present, future = self.depthwise.weight.squeeze(1).unbind(-1)
         grid = frames.to_grid(states)
@@ -105,7 +105,7 @@ class Enrichment(nn.Module):
         nn.init.zeros_(self.gamma)
 
     def forward(self, states: Tensor, enrichment: Tensor) -> Tensor:
-        """Tokens (N, K, C) and their enrichment (N, K, C) -> (N, K, C)."""
+        """Add their enrichment (N, K, C) to tokens (N, K, C)."""
         if self.is_official:
             return states + self.gamma * self.norm(enrichment)
         return self.norm(states + self.gamma * enrichment)
@@ -145,7 +145,7 @@ class SpatialEnrichment(Enrichment):
         return F.linear(summed, self.key_projection.weight) + gate.sum(1, keepdim=True) * self.key_projection.bias
 
     def enrichment(self, states: Tensor, context: Tensor) -> Tensor:
-        """Enrichment of tokens (N, K, C) by their frame's context (N, 1, C)."""
+        """Return the enrichment of tokens (N, K, C) by their frame's context (N, 1, C)."""
         return self.output_projection(self.value_projection(states) * context)
 
 
@@ -158,7 +158,7 @@ class TemporalEnrichment(Enrichment):
         self.reset_parameters()
 
     def enrichment(self, mixed: Tensor) -> Tensor:
-        """Enrichment (N, K, C) of tokens from their depthwise mix along time (N, K, C)."""
+        """Return the enrichment (N, K, C) of tokens from their depthwise mix along time (N, K, C)."""
         return self.conv.pointwise(mixed)
 
 

@@ -32,10 +32,10 @@ class TowerModel(Protocol):
         """The model without head, whose `named_towers()` are its towers."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Its tensors by name."""
+        """Return its tensors by name."""
 
     def named_modules(self) -> Iterable[tuple[str, nn.Module]]:
-        """Its modules by name."""
+        """Return its modules by name."""
 
 
 def adapter_names(model: TowerModel) -> set[str]:

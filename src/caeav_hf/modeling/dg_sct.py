@@ -131,7 +131,7 @@ class BicubicMap(nn.Module):
         self.channels = nn.Linear(other_size, hidden_size)
 
     def forward(self, other: Tensor) -> Tensor:
-        """(N, L', C') -> (N, L, C)."""
+        """Map tokens (N, L', C') to (N, L, C)."""
         image = self.channels(other).transpose(1, 2).unflatten(2, self.other_grid)
         resized = F.interpolate(image, size=self.grid, mode="bicubic", align_corners=False)
         return resized.flatten(2).transpose(1, 2)
@@ -146,7 +146,7 @@ class TemporalGate(nn.Module):
         self.output = nn.Linear(PAPER_SIZE, 1)
 
     def forward(self, prompt: Tensor, frames: FrameLayout) -> Tensor:
-        """(N, C) -> (N, 1)."""
+        """Map vectors (N, C) to (N, 1)."""
         return self.output(frames.to_list(run_rnn(self.rnn, frames.to_grid(prompt), frames))).sigmoid()
 
 
@@ -242,11 +242,11 @@ class DGSCTAdapter(LatentAdapter):
         return states * scale * self.gate, _attention(scores), gate
 
     def _channel_map(self, guided: Tensor) -> Tensor:
-        """M_c (N, C), Eq. 3, of the guided channels' means (N, C)."""
+        """Return M_c (N, C), Eq. 3, from the guided channels' means (N, C)."""
         return self.channel_map(F.relu(self.channel_bottleneck(guided))).sigmoid()
 
     def _scale(self, channels: Tensor, scores: Tensor, rest: float) -> Tensor:
-        """What tokens are multiplied by (N, L, C), Eq. 6."""
+        """Return the factor on the tokens (N, L, C), Eq. 6."""
         return self.options.alpha * channels[:, None] + self.options.beta * scores.sigmoid()[..., None] + rest
 
     def _scaled_bottleneck(self, states: Tensor, scale: Tensor) -> Tensor:
@@ -254,12 +254,12 @@ class DGSCTAdapter(LatentAdapter):
 
 
 def _mean_of_positive(states: Tensor) -> Tensor:
-    """Mean over tokens of their positive parts, (N, L, C) -> (N, C)."""
+    """Return the mean (N, C) over the positive parts of tokens (N, L, C)."""
     return F.relu(states).mean(1)
 
 
 def _attention(scores: Tensor) -> Tensor:
-    """The map that pools tokens, of the spatial scores (N, L)."""
+    """Return the map that pools tokens, from the spatial scores (N, L)."""
     return scores.tanh().softmax(-1)
 
 
@@ -364,7 +364,7 @@ class DGSCTInteraction(InteractionLayer):
     def _adapt(
         self, branch: str, visual: Tensor, audio: Tensor, frames: FrameLayout
     ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor | None]:
-        """What the adapters of a branch add, their attention maps, and their temporal gates."""
+        """Return what the adapters of a branch add, their attention maps, and their temporal gates."""
         visual_adapter, audio_adapter = (getattr(self, f"{name}_{branch}_adapter") for name in ("visual", "audio"))
         visual_added, visual_map, visual_gate = visual_adapter(visual, audio, frames)
         audio_added, audio_map, audio_gate = audio_adapter(audio, visual, frames)

@@ -45,13 +45,13 @@ class FrameLayout:
             self.mask = mask
 
     def to_list(self, grid: Tensor) -> Tensor:
-        """(B, T, ...) -> (N, ...), the real frames in order."""
+        """Select the real frames of (B, T, ...) in order, (N, ...)."""
         if self.mask is None or self.keeps_padding:
             return grid.flatten(0, 1)
         return grid[self.mask]
 
     def to_grid(self, frames: Tensor) -> Tensor:
-        """(N, ...) -> (B, T, ...), zero where a frame is padded."""
+        """Place frames (N, ...) in (B, T, ...), zero where a frame is padded."""
         if self.mask is None:
             return frames.unflatten(0, (self.batch_size, self.num_frames))
         if self.keeps_padding:
@@ -63,20 +63,20 @@ class FrameLayout:
         return grid
 
     def clip_of_frame(self, device: torch.device) -> Tensor:
-        """(N,) index of the clip of each real frame."""
+        """Return the index of each real frame's clip, (N,)."""
         index = torch.arange(self.batch_size, device=device)[:, None].expand(-1, self.num_frames)
         return self.to_list(index)
 
     def moment_of_frame(self, device: torch.device) -> Tensor:
-        """(N,) position of each real frame in its clip."""
+        """Return the position of each real frame in its clip, (N,)."""
         return self.to_list(torch.arange(self.num_frames, device=device).expand(self.batch_size, -1))
 
     def lengths(self, device: torch.device) -> Tensor:
-        """(B,) number of real frames of each clip."""
+        """Return the number of real frames of each clip, (B,)."""
         if self.mask is None:
             return torch.full((self.batch_size,), self.num_frames, device=device)
         return self.mask.sum(1)
 
     def attention_mask(self) -> Tensor | None:
-        """(B, 1, 1, T) bool for attention along time, or `None` when every frame is real."""
+        """Return a mask (B, 1, 1, T), bool, for attention along time, or `None` if every frame is real."""
         return None if self.mask is None else self.mask[:, None, None, :]

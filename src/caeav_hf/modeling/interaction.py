@@ -201,7 +201,7 @@ class InteractionLayer(nn.Module):
         loss_weights: Mapping[str, float] | None,
     ) -> tuple[dict[str, list[Tensor]], dict[str, Tensor]]:
         """
-        Postprocess the layers' outputs after the last layer. Losses that involve several layers are computed here.
+        Complete the layers' outputs after the last layer. Losses that involve several layers are computed here.
 
         Args:
             config: The configuration.
@@ -230,7 +230,7 @@ def register_interaction(name: str) -> Callable[[type[InteractionLayer]], type[I
 
 
 def _method(name: str, where: str) -> type[InteractionLayer]:
-    """The layer class of a name that was given somewhere."""
+    """Return the layer class of a name that was given somewhere."""
     if name not in _INTERACTIONS:
         raise CaeAvError(
             f"{where} must be one of {', '.join(sorted(_INTERACTIONS))}, got {name!r}; the module that registers "

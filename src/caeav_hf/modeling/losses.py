@@ -33,8 +33,8 @@ def caption_contrastive_loss(
     frames: Tensor, captions: Tensor, clip: Tensor, temperature: Tensor, both_ways: bool = False
 ) -> Tensor:
     """
-    InfoNCE of frames against captions (Eq. 22): a frame's caption is its positive, the captions of the frames of other
-    clips, on all processes, are the negatives.
+    Return InfoNCE of frames against captions (Eq. 22): a frame's caption is its positive, the captions of the frames
+    of other clips, on all processes, are the negatives.
 
     Args:
         frames: (N, D) projections of the frames.
@@ -81,14 +81,14 @@ def caption_contrastive_loss(
 
 
 def modality_alignment_loss(visual: Tensor, audio: Tensor) -> Tensor:
-    """1 - mean cosine of the visual and audio projections (N, D) of the same frames (Eq. 23)."""
+    """Return 1 - mean cosine of the visual and audio projections (N, D) of the same frames (Eq. 23)."""
     distance = 1 - F.cosine_similarity(at_least_float32(visual), at_least_float32(audio), dim=-1)
     return batch_mean(distance.sum(), len(distance))
 
 
 def selection_entropy_loss(visual_log_probs: Tensor, audio_log_probs: Tensor, sign: str) -> Tensor:
     """
-    Entropy of the selection distributions, mean over frames, summed over the modalities (Eq. 24).
+    Return the entropy of the selection distributions, mean over frames, summed over the modalities (Eq. 24).
 
     Args:
         visual_log_probs, audio_log_probs: (N, L) log-probabilities over a frame's tokens.

@@ -216,14 +216,14 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         return waveform.float()
 
     def _segments(self, waveform: torch.Tensor, num_segments: int | None) -> torch.Tensor:
-        """(samples,) -> (segments, samples of a segment), the last one filled up with silence."""
+        """Split samples (samples,) into segments (segments, samples of a segment); silence completes the last one."""
         count = count_segments(len(waveform) / self.sampling_rate, self.segment_seconds, num_segments)
         samples = count * self.segment_samples
         waveform = torch.nn.functional.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
         return waveform.view(count, self.segment_samples)
 
     def _log_mel(self, segments: torch.Tensor) -> torch.Tensor:
-        """(n, samples of a segment) -> (n, frames, mels)."""
+        """Return the log-mel spectrograms (n, frames, mels) of segments (n, samples of a segment)."""
         if self.mel_scale == "kaldi":
             return self._filter_bank(segments)
         segments = segments.to(getattr(torch, self.spectrogram_dtype))
@@ -253,7 +253,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         return self._spectrogram(torch.nn.functional.pad(tiles, (0, tile_samples - tiles.shape[1]))).float()
 
     def _filter_bank(self, segments: torch.Tensor) -> torch.Tensor:
-        """(n, samples of a segment) -> (n, frames, mels), Kaldi's features, normalised."""
+        """Return Kaldi's filter banks (n, frames, mels), normalised, of segments (n, samples of a segment)."""
         windows = segments.unfold(1, self.fft_window_size, self.hop_length)[:, : self.num_spectrogram_frames]
         windows = windows - windows.mean(-1, keepdim=True)
         # The sample before a window's first counts as that one.
@@ -266,8 +266,8 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
 
     def _spectrogram(self, sound: torch.Tensor, center: bool = True) -> torch.Tensor:
         """
-        (n, samples) -> (n, samples / hop_length + 1, mels) in dB; without `center` only the frames whose window lies
-        inside of the sound.
+        Return the log-mel spectrograms in dB (n, samples / hop_length + 1, mels) of sounds (n, samples); without
+        `center`, only frames whose window lies inside the sound.
         """
         spectrum = torch.stft(
             sound,

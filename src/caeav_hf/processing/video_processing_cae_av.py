@@ -49,8 +49,8 @@ class CaeAvVideoProcessor(BaseVideoProcessor):
         device: str | torch.device | None = None,
     ) -> list[torch.Tensor]:
         """
-        Clips as (T, 3, H, W) views. The base class copies every full-sized frame to channels-first memory; resizing
-        reads channels-last memory just as well, so here nothing is copied that is to be resized.
+        Return clips as (T, 3, H, W) views. The base class copies every full-sized frame to channels-first memory;
+        resizing reads channels-last memory just as well, so frames that will be resized are not copied here.
         """
         prepared = []
         for index, video in enumerate(videos):

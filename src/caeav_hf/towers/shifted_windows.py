@@ -59,7 +59,7 @@ class ShiftedWindowTower(Tower):
         raise NotImplementedError
 
     def qkv(self, attention: Any, tokens: Tensor) -> Tensor:
-        """(..., C) -> (..., 3 C), queries, keys and values."""
+        """Return queries, keys and values (..., 3 C) of tokens (..., C)."""
         raise NotImplementedError
 
     def prepare(self, attention: Any, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:

@@ -69,7 +69,7 @@ class TemporalRelation(nn.Module):
         self.audio_gate = nn.Linear(size, 1)
 
     def forward(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, T, C_v), (B, T, C_a) -> two streams (B, T, D) and the product of their gates (B, T)."""
+        """Map (B, T, C_v) and (B, T, C_a) to two streams (B, T, D) and the product of their gates (B, T)."""
         mask = frames.attention_mask()
         visual = run_rnn(self.visual_rnn, self.dropout(F.relu(self.visual_projection(visual))), frames)
         audio = run_rnn(self.audio_rnn, self.audio_projection(audio), frames)
@@ -93,7 +93,7 @@ class LinearRelation(nn.Module):
         self.dropout = nn.Dropout(config.head_dropout)
 
     def forward(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor, None]:
-        """(B, T, C_v), (B, T, C_a) -> two streams (B, T, D); there is no gate."""
+        """Map (B, T, C_v) and (B, T, C_a) to two streams (B, T, D); there is no gate."""
         visual = self.dropout(F.relu(self.visual_projection(visual)))
         return visual, self.dropout(F.relu(self.audio_projection(audio))), None
 
@@ -136,7 +136,7 @@ class CMBSHead(nn.Module):
         self.audio_scores = nn.Linear(size, config.num_labels)
 
     def forward(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> EventLogits:
-        """`visual` (B, T, C_v) and `audio` (B, T, C_a) are means over tokens; `frames` says which frames are real."""
+        """Localize events given means over tokens, `visual` (B, T, C_v) and `audio` (B, T, C_a), of `frames`."""
         visual, audio, gate = self.relation(visual, audio, frames)
         fused = (visual + audio) / 2
         event = self.event_classifier(fused).squeeze(-1)

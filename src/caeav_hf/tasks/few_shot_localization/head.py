@@ -34,7 +34,7 @@ class FeatureAdapter(nn.Module):
         self.up = nn.Linear(size // reduction, size, bias=False)
 
     def forward(self, embeddings: Tensor) -> Tensor:
-        """(..., P) -> (..., P)."""
+        """Map vectors (..., P) to (..., P)."""
         adapted = F.relu(self.up(F.relu(self.down(embeddings))))
         return self.ratio * adapted + (1 - self.ratio) * embeddings
 

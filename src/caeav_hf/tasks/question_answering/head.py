@@ -127,7 +127,7 @@ class QuestionAnsweringHead(nn.Module):
         self.classifier = nn.Linear(size, config.num_labels)
 
     def encode_audio(self, audio: Tensor) -> Tensor:
-        """(B, T, C_a), means over tokens -> (B, T, D)."""
+        """Encode the means over tokens (B, T, C_a) to (B, T, D)."""
         return self.audio_output(F.relu(self.audio_hidden(audio)))
 
     def ground(self, visual: Tensor, audio: Tensor) -> Grounding:

@@ -60,7 +60,7 @@ class TemporalGate(nn.Module):
         self.audio_gate = nn.Linear(size, 1)
 
     def forward(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor]:
-        """Frame means (N, D) and audio (N, D_a) -> visual and audio gate, (N, 1) each."""
+        """Return the visual and the audio gate, (N, 1) each, of frame means (N, D) and audio (N, D_a)."""
         mask = frames.attention_mask()
         visual = self.dropout(F.relu(self.visual_projection(frames.to_grid(visual))))
         visual = self.visual_encoder(run_rnn(self.visual_rnn, visual, frames), mask)
@@ -125,7 +125,7 @@ class TPAVI(nn.Module):
         self.norm = nn.LayerNorm(hidden_size)
 
     def forward(self, maps: Tensor, audio: Tensor, frames: FrameLayout) -> tuple[Tensor, Tensor]:
-        """Maps (N, D, H, W) and audio (N, D_a) -> maps, and the audio in their width (N, D)."""
+        """Map maps (N, D, H, W) and audio (N, D_a) to new maps, and the audio in their width (N, D)."""
         pixels = maps.permute(0, 2, 3, 1)
         audio = self.audio_projection(audio)
         # All pixels of a frame share one key, the audio's, so their values are summed first.

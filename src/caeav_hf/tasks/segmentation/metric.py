@@ -92,7 +92,7 @@ class SegmentationSums:
 
     def scores(self) -> dict[str, float | None]:
         """
-        `j`, `f` and `f_whole_set` as [`segmentation_scores`] gives them.
+        Return `j`, `f` and `f_whole_set` as [`segmentation_scores`] gives them.
 
         Raises:
             DataError: There is no frame.
@@ -241,8 +241,8 @@ class SegmentationScores(evaluate.Metric):
 
 def _frames(mask_logits: Any, masks: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
     """
-    The frames that count: logits (N, pixels) float32 and targets (N, pixels) bool, on the device of the logits; the
-    number of each one's clip (N,), on the CPU; and how many clips there are.
+    Return the frames that count: logits (N, pixels) float32 and targets (N, pixels) bool, on the device of the logits;
+    the number of each one's clip (N,), on the CPU; and the number of clips.
     """
     logits = torch.as_tensor(mask_logits).detach()
     targets = torch.as_tensor(masks).detach().to(logits.device)
@@ -278,7 +278,7 @@ def _frames(mask_logits: Any, masks: Any) -> tuple[torch.Tensor, torch.Tensor, t
 
 
 def _measure(logits: torch.Tensor, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """J (n,), the F-measures (n, 255) and whether there is a target (n,), of frames given as (n, pixels)."""
+    """Return J (n,), the F-measures (n, 255) and whether there is a target (n,), of frames given as (n, pixels)."""
     count, pixels = logits.shape
     # In logits, not probabilities: rounding would make a sigmoid just above one half equal to it.
     predicted = logits > 0

@@ -251,7 +251,7 @@ class FrameEvidence(nn.Module):
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, states: Tensor, groups: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Frames (B, T, D) and groups (B, C, D) -> the clip's logits (B, C), the frames' probabilities (B, T, C)."""
+        """Map frames (B, T, D) and groups (B, C, D) to clip logits (B, C) and frame probabilities (B, T, C)."""
         states, query = self.state_norm(states), self.query(self.group_norm(groups)).transpose(1, 2)
         scale = states.shape[-1] ** -0.5
         probs = (self.key(states) @ query * scale + self.bias).float().sigmoid()
@@ -278,7 +278,7 @@ class TemporalGate(nn.Module):
         self.audio_gate = nn.Linear(size, 1)
 
     def forward(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> Tensor:
-        """Visual frames (B, T, D) and projected audio (B, T, D) -> gated visual frames (B, T, D)."""
+        """Return gated visual frames (B, T, D), given visual frames (B, T, D) and projected audio (B, T, D)."""
         audio = self.audio_encoder(run_rnn(self.audio_rnn, audio, frames), frames.attention_mask())
         return visual * (1 + self.scale * self.audio_gate(audio).sigmoid())
 

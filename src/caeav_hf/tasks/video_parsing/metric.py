@@ -268,7 +268,7 @@ def _runs(positive: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _pairs(
     pred_audio: Any, pred_visual: Any, target_audio: Any, target_visual: Any
 ) -> tuple[list[np.ndarray], list[np.ndarray]]:
-    """Predictions and targets of audio, visual and both, (N, C, T) bool each: clips that count, segments that do."""
+    """Return predictions and targets of audio, visual and both, (N, C, T) bool each, of what counts only."""
     given = {
         "pred_audio": pred_audio,
         "pred_visual": pred_visual,

@@ -38,5 +38,8 @@ TASKS = (
         pipeline_name="audio-visual-video-parsing",
         prediction="caeav_hf.cli.outputs:Tracks",
         card=Card(title="audio-visual video parsing"),
+        # The authors' code drops the output of its audio blocks and keeps the stream that CASTE enriched; its
+        # checkpoints depend on that.
+        official={"visual_adapter_gate": False, "skips_audio_blocks": True},
     ),
 )
