@@ -317,6 +317,7 @@ def test_presets_hold_the_options_of_the_scripts() -> None:
     assert of("ave")[0].event_head == "mlp"
     assert of("ave")[0].event_loss == "binary"
     assert of("avs_s4")[0].head_map_sizes == [64, 128, 320, 512]
+    assert of("avs_s4")[0].input_size == (224, 224)
     assert of("avqa")[0].head_answer_size == 512
 
 

@@ -72,7 +72,7 @@ DG_SCT_IGNORED: Rules = {
 }
 
 _NO_TEMPORAL_GATE = {r"^temporal_gated\.": "a gate along time that only the authors' few-shot code applies"}
-_NO_NORM_BEFORE = {r"^ln_before\.": "a layer norm that the authors' segmentation never runs"}
+NO_NORM_BEFORE = {r"^ln_before\.": "a layer norm that the authors' segmentation never runs"}
 
 # What else of an adapter has no effect in a task.
 DG_SCT_IGNORED_BY_TASK: Mapping[str, Rules] = {
@@ -80,10 +80,10 @@ DG_SCT_IGNORED_BY_TASK: Mapping[str, Rules] = {
     "avvp": _NO_TEMPORAL_GATE,
     "avs_s4": {
         **_NO_TEMPORAL_GATE,
-        **_NO_NORM_BEFORE,
+        **NO_NORM_BEFORE,
         r"^conv_adapter\.": "single-source segmentation resizes tokens bicubically instead",
     },
-    "avs_ms3": {**_NO_TEMPORAL_GATE, **_NO_NORM_BEFORE},
+    "avs_ms3": {**_NO_TEMPORAL_GATE, **NO_NORM_BEFORE},
     "avqa": _NO_TEMPORAL_GATE,
 }
 
@@ -309,6 +309,31 @@ HEADS: Mapping[str, tuple[Rules, Rules]] = {
 }
 
 
+# LAVisH's adapters have the names of DG-SCT's, which are built on them.
+LAVISH_IGNORED: Rules = {r"^gate_tk$": "a gate that stays 1"}
+
+LAVISH_HEADS: Mapping[str, tuple[Rules, Rules]] = {
+    "ave": (EVENT_LOCALIZATION, {r"^adapter_token_downsampler\.": "linear maps that never run"}),
+    "avs_s4": (
+        {
+            **_by_scale(r"^x{n}_linear\.", "projections.{n}.", first=1),
+            **_by_scale(r"^conv{n}\.conv2d_list\.", "convolutions.{n}.", first=1),
+            **SEGMENTATION,
+        },
+        {name: SEGMENTATION_IGNORED[name] for name in (r"^path4\.resConfUnit1\.", r"^encoder_backbone\.")},
+    ),
+    "avqa": (
+        {r"^yb_fc_v\.": "visual_projection.", r"^yb_fc_a\.": "audio_hidden.", **QUESTION_ANSWERING},
+        {
+            **QUESTION_ANSWERING_IGNORED,
+            r"^fc_a1\.": "a projection of another audio network's features, which never runs",
+            r"^fc(?:_v|_st|_aq|_vq)?\.": "layers of an older head, which never run",
+        },
+    ),
+}
+LAVISH_HEADS = {**LAVISH_HEADS, "avs_ms3": LAVISH_HEADS["avs_s4"]}
+
+
 def sections(
     task: str,
     pairs: list[tuple[int, int]],
@@ -344,17 +369,23 @@ def sections(
             section(rf"{short}_caste_blocks_p1\.{stage}\.", f"model.interactions.{stage}.0.{modality}_caste.", CASTE)
             for stage in stages
         ]
-        # Some of the authors' files have `moe` in the name, some do not.
-        found += [
-            section(
-                rf"{short}(?:_moe)?_adapter_blocks_{part}\.{number}\.",
-                f"model.interactions.{stage}.{pair}.{modality}_{branch}_adapter.",
-                adapter,
-                adapter_ignored,
-            )
-            for number, (stage, pair) in enumerate(pairs)
-            for part, branch in (("p1", "attention"), ("p2", "feed_forward"))
-        ]
+    found += adapter_sections(pairs, adapter, adapter_ignored)
     if task == "avvp":
         found.append(section(r"temporal_attn\.", "head.temporal_gate.", PARSING_GATE, PARSING_GATE_IGNORED))
     return [*found, section("", "head.", head_rules, {**ignored, **(head_ignored or {})})]
+
+
+def adapter_sections(pairs: list[tuple[int, int]], rules: Rules, ignored: Rules | None = None) -> list[Section]:
+    """Return the sections of the adapters, whose arguments are those of [`sections`]."""
+    # Some of the authors' files have `moe` in the name, some do not.
+    return [
+        section(
+            rf"{short}(?:_moe)?_adapter_blocks_{part}\.{number}\.",
+            f"model.interactions.{stage}.{pair}.{modality}_{branch}_adapter.",
+            rules,
+            ignored,
+        )
+        for short, modality in (("vis", "visual"), ("audio", "audio"))
+        for number, (stage, pair) in enumerate(pairs)
+        for part, branch in (("p1", "attention"), ("p2", "feed_forward"))
+    ]

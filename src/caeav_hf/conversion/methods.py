@@ -2,7 +2,8 @@
 Methods whose official checkpoints can be converted: one record each.
 
 A record tells how to recognise the method's checkpoints, the rules that rename an adapter's tensors, and how to read
-the adapters' options from them. Towers, heads and captions are read in the same way for all methods.
+the adapters' options from them. Towers, heads and captions are read in the same way for all methods, except for those
+that read their whole checkpoint themselves.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,10 +12,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from ..towers.evidence import Evidence
-from ..towers.renaming import Rules
-from . import key_map
+from ..towers.renaming import Rules, Section
+from . import key_map, lavish
 from .adapters import AdapterEvidence, read_avmoe, read_dg_sct
 from .flags import SHAPING
 
@@ -41,15 +43,19 @@ class OfficialMethod:
         adapter_ignored: Keys of an adapter to ignore, by task, with the reasons.
         head_ignored: Keys beside adapters and towers to ignore, in addition to those of the task.
         shaping: The authors' flags that shape the model, with their types.
+        read_checkpoint: In place of the above, a function of the checkpoint, its task, and the caller's `options`,
+            `vision`, `audio` and overrides. It returns the configuration, the sections of the authors' model, and for
+            each flag without effect the reason.
     """
 
     name: str
     marker: str
-    adapter: Rules
-    read: Callable[[AdapterEvidence], dict[str, Any]]
+    adapter: Rules = field(default_factory=dict)
+    read: Callable[[AdapterEvidence], dict[str, Any]] = lambda found: {}
     adapter_ignored: Mapping[str, Rules] = field(default_factory=dict)
     head_ignored: Rules = field(default_factory=dict)
     shaping: Mapping[str, type] = field(default_factory=lambda: SHAPING)
+    read_checkpoint: Callable[..., tuple[CaeAvConfig, list[Section], dict[str, str]]] | None = None
 
 
 METHODS: tuple[OfficialMethod, ...] = (
@@ -63,6 +69,9 @@ METHODS: tuple[OfficialMethod, ...] = (
         },
         head_ignored=key_map.DG_SCT_HEAD_IGNORED,
         shaping=_DG_SCT_SHAPING,
+    ),
+    OfficialMethod(
+        name="lavish", marker=r"_adapter_blocks_p[12]\.\d+\.my_tokens$", read_checkpoint=lavish.read_lavish
     ),
     OfficialMethod(name="cae_av", marker=r"^(?:vis|audio)_caste_blocks_p1\.", adapter=key_map.AVMOE, read=read_avmoe),
     OfficialMethod(name="avmoe", marker=r"_adapter_blocks_p1\.\d+\.", adapter=key_map.AVMOE, read=read_avmoe),

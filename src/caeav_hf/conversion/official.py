@@ -1,4 +1,4 @@
-"""Conversion of the authors' CAE-AV, AVMoE and DG-SCT checkpoints to models of the official formulation."""
+"""Conversion of the authors' CAE-AV, AVMoE, DG-SCT and LAVisH checkpoints to models of the official formulation."""
 
 import argparse
 import os
@@ -47,8 +47,8 @@ def from_official(
     """
     Build a model of the official formulation, in evaluation mode, from a checkpoint of the authors' code.
 
-    Checkpoints of plain AVMoE and of DG-SCT also load; see `conversion.methods`. Without tensors of CASTE and CASE the
-    model has neither.
+    Checkpoints of plain AVMoE, of DG-SCT and of LAVisH also load; see `conversion.methods`. Without tensors of CASTE
+    and CASE the model has neither.
 
     Args:
         state_dict: Tensors under the authors' names, with or without `DataParallel`'s prefix.
@@ -60,12 +60,12 @@ def from_official(
             `num_heads`. Only `window_size` cannot be inferred from the tensors.
         audio: Sizes of an HTS-AT that differ from the usual ones: `spec_size`, `window_size`, `embed_dim`, `depths`,
             `num_heads`, `mel_bins`; and settings of its front end that differ from the public checkpoints', under the
-            names of `CaeAvAudioConfig`.
+            names of `CaeAvAudioConfig`. For LAVisH, settings of the filter banks, `mel_bins` and `frames` among them.
         text: The text tower for captions, which the authors' checkpoints do not contain: an open_clip name with the
             tag of its weights (`ViT-L-14/openai`) or a folder, see `from_backbones`; or sizes for `CaeAvTextConfig`.
             Without it the tower is randomly initialised, and the model expects caption features instead of captions.
         copy: Whether the model gets copies; if not, it shares memory with tensors that need no conversion.
-        method: Method of the checkpoint: `cae_av`, `avmoe` or `dg_sct`; by default that of its keys.
+        method: Method of the checkpoint: `cae_av`, `avmoe`, `dg_sct` or `lavish`; by default that of its keys.
         overrides: Fields of the configuration that cannot be inferred from the tensors, such as `mask_size`.
 
     Returns:
@@ -82,17 +82,25 @@ def from_official(
     text_values, text_state = _text(text)
     if text_state:
         overrides.setdefault("use_text_tower", True)
-    config, pairs, without_effect = official_config(
-        state, task, found, options, vision or {}, audio or {}, text_values, {**overrides}
-    )
-    has_old_swin = any(key.startswith("swin.layers.0.downsample.") for key in state)
+    towers = vision or {}, audio or {}
+    if found.read_checkpoint is not None:
+        if text_values is not None:
+            overrides["text_config"] = text_values
+        config, parts, without_effect = found.read_checkpoint(state, task, options, *towers, overrides)
+    else:
+        config, pairs, without_effect = official_config(
+            state, task, found, options, *towers, text_values, {**overrides}
+        )
+        has_old_swin = any(key.startswith("swin.layers.0.downsample.") for key in state)
+        rules = found.adapter, found.adapter_ignored.get(task), found.head_ignored
+        parts = sections(task, pairs, has_old_swin, *rules)
     model_class = get_task(task).model_class
     with torch.device("meta"):
         expected = {key: value.shape for key, value in model_class(config).state_dict().items()}
-    rules = found.adapter, found.adapter_ignored.get(task), found.head_ignored
-    tensors, report = convert_keys(state, expected, sections(task, pairs, has_old_swin, *rules), copy)
+    tensors, report = convert_keys(state, expected, parts, copy)
     report.without_effect |= without_effect
-    known = relative_position_indices(config.audio_config, "model.audio_tower.audio_encoder.")
+    prefix = "model.audio_tower.audio_encoder."
+    known = {} if config.shared_tower else relative_position_indices(config.audio_config, prefix)
     for key, value in text_state.items():
         tensors[f"model.text_tower.{key}"] = value
         report.missing[f"model.text_tower.{key}"] = "text tower, loaded from `text`"

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from ..towers.evidence import Evidence
-from ..towers.sizes import audio_values, vision_values
+from ..towers.sizes import audio_values, masked_tokens, vision_values
 from .adapters import AdapterEvidence
 from .flags import shaping_flags
 from .methods import OfficialMethod
@@ -136,18 +136,9 @@ def _pairs(
             )
     key = f"{adapters[0]}conv_adapter.weight"
     if key not in evidence.state:
-        return pairs, _masked_tokens(evidence, "swin"), _masked_tokens(evidence, "htsat")
+        return pairs, masked_tokens(evidence, "swin"), masked_tokens(evidence, "htsat")
     visual, audio = evidence.shape(key)[:2]
     return pairs, (visual, pairs[0][0], key), (audio, pairs[0][0], key)
-
-
-def _masked_tokens(evidence: Evidence, tower: str) -> tuple[int, int, str] | None:
-    """Return the number of tokens that a tower's mask of shifted windows is for, its stage, and its key."""
-    key = evidence.find(rf"^{tower}\.layers\.\d+\.blocks\.\d+\.attn_mask$")
-    if key is None:
-        return None
-    windows, tokens, *_ = evidence.shape(key)
-    return windows * tokens, int(key.split(".")[2]), key
 
 
 def _head_values(evidence: Evidence, task: str) -> dict[str, Any]:

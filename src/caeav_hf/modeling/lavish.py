@@ -45,6 +45,7 @@ TASK_VALUES: dict[str, dict[str, Any]] = {
     "avs_s4": {
         "audio_config": {"hop_length": 160, "feature_mean": -5.210531711578369, "feature_std": 3.5918314456939697},
         "head_map_sizes": (64, 128, 320, 512),
+        "frame_size": 224,
     },
     "avqa": {
         "audio_config": {"hop_length": 160, "feature_mean": -5.385333061218262, "feature_std": 3.5928637981414795},
@@ -53,12 +54,12 @@ TASK_VALUES: dict[str, dict[str, Any]] = {
         "trained_tower_norms": "all",
     },
 }
-TASK_VALUES["avs_ms3"] = TASK_VALUES["avs_s4"]
+TASK_VALUES["avs_ms3"] = {**TASK_VALUES["avs_s4"], "matching_loss_form": "sum"}
 
 # Heads of the toy presets; their sound fills the image as in event localization.
 TOY_VALUES: dict[str, dict[str, Any]] = {
     "avs_s4": {"head_map_sizes": (16, 16, 32, 32)},
-    "avs_ms3": {"head_map_sizes": (16, 16, 32, 32)},
+    "avs_ms3": {"head_map_sizes": (16, 16, 32, 32), "matching_loss_form": "sum"},
     "avqa": {"head_answer_size": 64},
 }
 

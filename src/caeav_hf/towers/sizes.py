@@ -131,6 +131,15 @@ def relative_position_indices(config: CaeAvAudioConfig, prefix: str) -> dict[str
     return indices
 
 
+def masked_tokens(evidence: Evidence, tower: str) -> tuple[int, int, str] | None:
+    """Return the number of tokens that a tower's mask of shifted windows is for, its stage, and its key."""
+    key = evidence.find(rf"^{tower}\.layers\.\d+\.blocks\.\d+\.attn_mask$")
+    if key is None:
+        return None
+    windows, tokens, *_ = evidence.shape(key)
+    return windows * tokens, int(key.split(".")[2]), key
+
+
 def _record_depths(evidence: Evidence, prefix: str) -> None:
     escaped = prefix.replace(".", "[.]")
     stages = evidence.count(rf"^{escaped}layers\.(\d+)\.blocks\.")
