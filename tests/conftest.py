@@ -19,14 +19,14 @@ torch.set_num_threads(1)
 
 @pytest.fixture(autouse=True)
 def _fresh_accelerator():
-    """Accelerate keeps the precision of the first accelerator for the whole process."""
+    """Reset Accelerate, which keeps the precision of the first accelerator for the whole process."""
     yield
     AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _loaded_at_odd_offsets() -> Iterator[None]:
-    """What two loads of a model compute differs by rounding on some machines; here it does on all."""
+    """Load weights at odd offsets, so that outputs of two loads differ by rounding on all machines."""
     with pytest.MonkeyPatch.context() as patch:
         for base in (PreTrainedModel, CaeAvPreTrainedModel):
             patch.setattr(base, "from_pretrained", classmethod(_at_odd_offsets(base)))

@@ -16,7 +16,7 @@ from caeav_hf.toy import CLASSES, MediaFormat, generate
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
-    """Keeps what `datasets` caches out of the user's home."""
+    """Keep the cache of `datasets` out of the user's home."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets_cache"))
         yield
@@ -24,7 +24,7 @@ def _own_cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory) -> Path:
-    """24 clips in AVE's layout: 12 for training, half of them misaligned."""
+    """Generate 24 clips in AVE's layout: 12 for training, half of them misaligned."""
     out = tmp_path_factory.mktemp("corpus") / "toy"
     generate(out, num_clips=24, split=(2, 1, 1), misalignment=0.5, seed=3, num_proc=2, progress=False)
     return out
@@ -32,7 +32,7 @@ def corpus(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def avs_corpora(tmp_path_factory) -> dict[str, Any]:
-    """Twelve clips in each of AVSBench's layouts, by setting: 6 for training; and their scenes."""
+    """Generate twelve clips in each of AVSBench's layouts, 6 for training; return folders and scenes."""
     out, scenes = tmp_path_factory.mktemp("avs"), {}
     for setting in ("s4", "ms3"):
         scenes[setting] = generate(
@@ -56,7 +56,7 @@ def parquet(corpus, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def avs_parquet(avs_corpora, tmp_path_factory) -> dict[str, Path]:
-    """The Parquet folders of the two settings, from frames and sound."""
+    """Build the Parquet folders of the two settings from frames and sound."""
     out = tmp_path_factory.mktemp("avs_parquet")
     for setting in ("s4", "ms3"):
         build_avs(avs_corpora[setting], out / setting, setting)
@@ -65,7 +65,7 @@ def avs_parquet(avs_corpora, tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="session")
 def llp_corpus(tmp_path_factory) -> Path:
-    """16 clips in LLP's layout: 8 for training."""
+    """Generate 16 clips in LLP's layout: 8 for training."""
     out = tmp_path_factory.mktemp("llp") / "toy"
     generate(
         out, "avvp", num_clips=16, split=(2, 1, 1), seed=3, media_format=MediaFormat(64, 4, 16_000), progress=False
@@ -91,21 +91,21 @@ def processor() -> CaeAvProcessor:
 
 
 def build(corpus: Path, out: Path, **options):
-    """The AVE builder on a toy corpus."""
+    """Run the AVE builder on a toy corpus."""
     options = {"captions": str(corpus / "captions.json"), **options}
     builder = data.AveBuilder(annotations=str(corpus / "annotations"), media=str(corpus / "media"), **options)
     return builder.build(out)
 
 
 def build_llp(corpus: Path, out: Path, **options):
-    """The LLP builder on a toy corpus."""
+    """Run the LLP builder on a toy corpus."""
     options = {"captions": str(corpus / "captions.json"), **options}
     builder = data.LlpBuilder(annotations=str(corpus / "annotations"), media=str(corpus / "media"), **options)
     return builder.build(out)
 
 
 def keep_stream(source: Path, target: Path, kind: str) -> None:
-    """Copies one stream of a clip, so that the other one is missing."""
+    """Copy one stream of a clip, so that the other one is missing."""
     with av.open(str(source)) as whole, av.open(str(target), "w", format="mp4") as part:
         stream = getattr(whole.streams, kind)[0]
         copy = part.add_stream_from_template(stream)
@@ -116,14 +116,14 @@ def keep_stream(source: Path, target: Path, kind: str) -> None:
 
 
 def build_avs(corpus: Path, out: Path, setting: str, **options):
-    """The AVSBench builder on a toy corpus."""
+    """Run the AVSBench builder on a toy corpus."""
     options = {"captions": str(corpus / "captions.json"), **options}
     folders = {"annotations": str(corpus / "annotations"), "media": str(corpus / "media")}
     return data.AvsBenchBuilder(setting=setting, **folders, **options).build(out)
 
 
 def run_script(name: str, *arguments: str) -> int:
-    """The exit code of a program of `dataset_scripts/`."""
+    """Run a program of `dataset_scripts/` and return its exit code."""
     script = str(Path(__file__).parents[1] / "dataset_scripts" / name)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", [script, *arguments])

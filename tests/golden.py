@@ -52,14 +52,14 @@ def numbers_in(text: str) -> dict:
 
 
 def part(case: GoldenCase, prefix: str) -> GoldenCase:
-    """The tensors of a module of a case."""
+    """Return the tensors of one module of a case."""
     found = copy.copy(case)
     found.state = {k.removeprefix(prefix): v for k, v in case.state.items() if k.startswith(prefix)}
     return found
 
 
 def assert_equal(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> None:
-    """Largest absolute difference at most `tolerance`, relative to the largest value where that is above 1."""
+    """Assert that no difference exceeds `tolerance`, relative to the largest value if that is above 1."""
     assert actual.shape == expected.shape
     scale = max(1.0, float(expected.abs().max()))
     difference = float((actual.detach() - expected).abs().max())

@@ -22,7 +22,7 @@ _TICKS = 90_000
 
 
 def count_image(index: int, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8: the left half is as bright as the tens of `index`, the right half as its units."""
+    """Return an image (H, W, 3) uint8: left half as bright as the tens of `index`, right half as its units."""
     image = np.empty((*size, 3), dtype=np.uint8)
     image[:, : size[1] // 2] = 20 + 24 * (index // 10 % 10)
     image[:, size[1] // 2 :] = 20 + 24 * (index % 10)
@@ -30,14 +30,14 @@ def count_image(index: int, size: tuple[int, int]) -> np.ndarray:
 
 
 def read_count(frame: np.ndarray) -> int:
-    """The `index` of a decoded `count_image`, modulo 100."""
+    """Return the `index` of a decoded `count_image`, modulo 100."""
     half = frame.shape[1] // 2
     tens, units = (round((float(part.mean()) - 20) / 24) for part in (frame[:, : half - 2], frame[:, half + 2 :]))
     return 10 * tens + units
 
 
 def corner_image(index: int, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8, one colour a quadrant: red green / blue white. Shows how a picture is turned."""
+    """Return an image (H, W, 3) uint8 of four coloured quadrants, red green / blue white, which shows rotations."""
     image = np.full((*size, 3), 250, dtype=np.uint8)
     half_h, half_w = size[0] // 2, size[1] // 2
     image[:half_h, :half_w] = (250, 0, 0)
@@ -51,7 +51,7 @@ def tone(frequency: float = 440.0, level: float = 0.5) -> Sound:
 
 
 def sweep(times: np.ndarray) -> np.ndarray:
-    """Rises from 200 Hz by 300 Hz a second: every instant sounds different, so a shift can be measured."""
+    """Return a tone that rises from 200 Hz by 300 Hz per second; a shift of it can be measured at every instant."""
     return 0.5 * np.sin(2 * math.pi * (200 * times + 150 * times**2))
 
 
@@ -147,7 +147,7 @@ def write_jpg(path: str | Path, *, size: tuple[int, int] = (48, 64)) -> Path:
 
 
 def write_cover_song(path: str | Path, *, seconds: float = 1.0) -> Path:
-    """An m4a whose only picture is a cover: the file has a video stream by name, but no video."""
+    """Write an m4a whose only picture is a cover: it has a video stream in name, but no video."""
     path = Path(path)
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("aac", rate=44_100)
@@ -194,7 +194,7 @@ def set_display_matrix(path: str | Path, matrix: tuple[int, int, int, int]) -> P
 
 
 def sound_samples(sound: Sound, seconds: float, rate: int, layout: str = "mono") -> np.ndarray:
-    """(channels, n) float32: what `write_clip` encodes."""
+    """Return the samples (channels, n) float32 that `write_clip` encodes."""
     channels = av.AudioLayout(layout).nb_channels
     samples = np.asarray(sound(np.arange(round(seconds * rate)) / rate), dtype=np.float32)
     return np.ascontiguousarray(np.broadcast_to(samples, (channels, samples.shape[-1])))

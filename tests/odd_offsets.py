@@ -34,7 +34,7 @@ def at_odd_offsets(module: Module) -> Module:
 
 
 def _moved(tensor: Tensor, offset: int) -> Tensor:
-    """A copy that begins `offset` elements, modulo 64 bytes, behind a 64-byte boundary."""
+    """Return a copy that starts `offset` elements, modulo 64 bytes, after a 64-byte boundary."""
     elements = max(ALIGNMENT // tensor.element_size(), 1)
     room = torch.empty(tensor.numel() + 2 * elements, dtype=tensor.dtype)
     start = -(room.data_ptr() // tensor.element_size()) % elements + offset % elements

@@ -44,7 +44,7 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
 
 
 def build(variant: str) -> Any:
-    """A toy model of the variant, with LoRA on all towers where its name ends so."""
+    """Build a toy model of the variant, with LoRA on all towers if its name ends in that."""
     name = variant.removesuffix("+lora")
     model_class, task, overrides = VARIANTS[name]
     model = getattr(caeav_hf, model_class)(CaeAvConfig.from_preset(task, size="toy", **overrides))
@@ -55,8 +55,8 @@ def build(variant: str) -> Any:
 
 def listing(state: dict[str, Tensor]) -> list[str]:
     """
-    One line for all tensors whose names differ in their numbers alone: the name with stars, and for each shape the
-    numbers.
+    Return one line per group of tensors whose names differ in their numbers alone: the name with stars, and for each
+    shape the numbers.
     """
     lines: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
     for name, tensor in state.items():
@@ -70,12 +70,12 @@ def listing(state: dict[str, Tensor]) -> list[str]:
 
 
 def difference(lines: list[str], base: list[str]) -> list[str]:
-    """What is listed here and not in the base (+), and the other way round (-)."""
+    """Return the lines that are only in this listing (+) or only in the base (-)."""
     return sorted([f"- {line}" for line in set(base) - set(lines)] + [f"+ {line}" for line in set(lines) - set(base)])
 
 
 def recorded(variant: str) -> list[str]:
-    """The stored listing, as `described` returns it."""
+    """Return the stored listing, as `described` returns it."""
     return (LISTINGS / f"{variant}.txt").read_text().splitlines()
 
 
@@ -83,7 +83,7 @@ ALL = [*VARIANTS, "ave_paper+lora"]
 
 
 def described(variant: str) -> list[str]:
-    """The listing of a variant as it is today; of all but the presets, what differs from the preset's."""
+    """Return the current listing of a variant; for other than presets, the difference from the preset's."""
     state = build(variant).state_dict()
     if variant == "encoder":
         state = {f"model.{name}": tensor for name, tensor in state.items()}

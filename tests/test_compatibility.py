@@ -41,7 +41,7 @@ def test_names_and_shapes_of_the_tensors_of_more_variants(variant: str) -> None:
 
 
 def commands(parser: argparse.ArgumentParser, name: str = "caeav") -> dict[str, list[str]]:
-    """The flags, and names of positional arguments, of each command and those below it."""
+    """Return the flags, and names of positional arguments, of each command and those below it."""
     found = {name: []}
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
@@ -53,7 +53,7 @@ def commands(parser: argparse.ArgumentParser, name: str = "caeav") -> dict[str, 
 
 
 def columns() -> dict[str, dict[str, str]]:
-    """The columns of every builder, with their types in Parquet."""
+    """Return the columns of every builder, with their types in Parquet."""
     builders = {
         "ave": AveBuilder(annotations=str(toy_corpus() / "annotations"), media=str(toy_corpus())),
         "avvp": LlpBuilder(annotations=str(parsing_corpus() / "annotations"), media=str(parsing_corpus())),
@@ -69,7 +69,7 @@ def columns() -> dict[str, dict[str, str]]:
 
 
 def names() -> dict[str, Any]:
-    """What names.json holds."""
+    """Return the content of names.json."""
     return {
         "public": sorted(caeav_hf.__all__),
         "pipelines": sorted(name for name in PIPELINE_REGISTRY.get_supported_tasks() if "audio-visual" in name),
@@ -102,7 +102,7 @@ def config_values(config: CaeAvConfig) -> dict[str, Any]:
 
 
 def assert_kept(before: dict[str, Any], now: dict[str, Any], where: str = "") -> None:
-    """Every field of before is there with its value; fields may have been added."""
+    """Assert that every earlier field has kept its value; fields may have been added."""
     for name, value in before.items():
         if isinstance(value, dict) and name.endswith("_config"):
             assert_kept(value, now[name], f"{name}.")
@@ -125,7 +125,7 @@ def test_a_stored_configuration_is_the_preset_still(task: str, tmp_path: Path) -
 
 @torch.no_grad()
 def outputs(model: CaeAvForEventLocalization) -> dict[str, Tensor]:
-    """What the model computes in float64, in which no processor's rounding can be seen."""
+    """Return the model's outputs in float64, so that rounding on different processors does not show."""
     batch = toy_batch(model.config, num_frames=3)
     batch = {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
     result = model.double().eval()(**batch)
@@ -143,7 +143,7 @@ def whole() -> CaeAvForEventLocalization:
 
 
 def prepared_clips() -> dict[str, Tensor]:
-    """The training clips of the prepared data set as a batch."""
+    """Return the training clips of the prepared data set as a batch."""
     data = CaeAvDataset(SAVED / "prepared", CaeAvProcessor.from_pretrained(SAVED / "whole"), split="train")
     return dict(CaeAvCollator()([data[0], data[1]]))
 
@@ -175,7 +175,7 @@ def test_old_files_give_what_they_gave(source: str) -> None:
 
 
 def resumed(folder: Path) -> list[dict[str, float]]:
-    """The history of an old run after two more steps."""
+    """Return the history of an old run after two more steps."""
     shutil.copytree(SAVED / "run", folder / "run", symlinks=True)
     shutil.copytree(SAVED / "prepared", folder / "prepared")
     arguments = ["--resume", str(folder / "run"), "--data", str(folder / "prepared"), "--max-steps", "4"]

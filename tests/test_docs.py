@@ -20,13 +20,13 @@ ROOT = Path(__file__).parent.parent
 
 
 def blocks(document: str, language: str) -> list[str]:
-    """The code blocks of a document in one language."""
+    """Return the code blocks of a document in one language."""
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
 
 
 @pytest.fixture
 def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder from which the documents' relative paths lead somewhere."""
+    """Make a folder in which the documents' relative paths exist."""
     for name in ("dataset_scripts", "train.py"):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
@@ -35,7 +35,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def run(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A line of a shell block, in this process, which has loaded the libraries."""
+    """Run a line of a shell block in this process, which has loaded the libraries."""
     program, *words = shlex.split(command)
     if program == "python":
         monkeypatch.setattr("sys.argv", words)
@@ -52,7 +52,7 @@ def run(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def models(workplace: Path) -> Path:
-    """The workplace with a model of each task where the documents have one, and a clip."""
+    """Add a clip, and a model of each task where the documents have one, to the workplace."""
     for name, made in (
         ("demo/model", toy_model),
         ("runs/ms3/checkpoints/best", mask_model),
@@ -68,7 +68,7 @@ def models(workplace: Path) -> Path:
 
 
 def predictions(document: str) -> list[str]:
-    """The lines of a document's shell blocks that predict."""
+    """Return the lines of a document's shell blocks that predict."""
     lines = [line for block in blocks(document, "bash") for line in block.splitlines()]
     return [line for line in lines if line.startswith("caeav predict")]
 

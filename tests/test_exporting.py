@@ -39,7 +39,7 @@ MODELS = {
 
 
 def saved(model, folder: Path) -> str:
-    """The folder of a model and its processor."""
+    """Save a model and its processor, and return the folder."""
     model.save_pretrained(folder)
     CaeAvProcessor.from_config(model.config).save_pretrained(folder)
     return str(folder)

@@ -29,14 +29,14 @@ TASKS = {
 
 
 def offsets(model):
-    """Of each tensor behind a 64-byte boundary, in elements."""
+    """Return the offset of each tensor from a 64-byte boundary, in elements."""
     return [
         tensor.data_ptr() % ALIGNMENT / tensor.element_size() for tensor in (*model.parameters(), *model.buffers())
     ]
 
 
 def load(task):
-    """A model whose tensors lie where PyTorch's own do."""
+    """Load a model whose tensors lie where PyTorch puts them."""
     folder, pipeline = TASKS[task]
     return load_trained_model(get_task(task).model_class, folder()), folder(), pipeline
 

@@ -145,12 +145,12 @@ class ChatServer:
 
 
 def answer_to(modality: str, media: str) -> str:
-    """What the server finds in a clip's frames or sound."""
+    """Return the server's answer in a clip's frames or sound."""
     return f"a {modality} thing numbered {media}."
 
 
 def read_messages(messages: list[dict[str, Any]]) -> tuple[str, str]:
-    """Checks the messages; returns their modality and a digest of the frames or the sound."""
+    """Check the messages, and return their modality and a digest of the frames or the sound."""
     system, user = messages
     assert system == {"role": "system", "content": SYSTEM_PROMPT}
     assert user["role"] == "user"

@@ -24,7 +24,7 @@ OPTIONS = ["--model", "omni", "--timeout", "0.3", "--backoff", "0.01", "--attemp
 
 
 def kill_while_writing(after: int) -> None:
-    """Makes the process kill itself when half of a line is on the disk."""
+    """Make the process kill itself when half of a line is on the disk."""
     record, written = CaptionTable.record, []
 
     def counting(table: CaptionTable, *arguments: object) -> None:

@@ -27,14 +27,14 @@ PROVENANCE = {"model": "m", "prompt_version": "1", "settings": "{}"}
 
 
 def two_greys(number: int, size: tuple[int, int]) -> np.ndarray:
-    """(H, W, 3) uint8 that a JPEG of a decoded frame tells from every other number's up to 225."""
+    """Return an image (H, W, 3) uint8 for a number up to 225 that survives decoding and JPEG."""
     image = np.empty((*size, 3), dtype=np.uint8)
     image[:, : size[1] // 2], image[:, size[1] // 2 :] = 16 + 15 * (number // 15), 16 + 15 * (number % 15)
     return image
 
 
 def make_clips(folder: Path, count: int) -> Path:
-    """Clips that differ in sight and sound, so that each gets captions of its own."""
+    """Write clips that all look and sound different, so that each gets different captions."""
     folder.mkdir(parents=True)
     for number in range(count):
         write_clip(

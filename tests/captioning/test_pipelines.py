@@ -24,7 +24,7 @@ def localize():
 
 
 def has_scores_of(result, other):
-    """Whether two results have the same scores, as far as they are no matter of rounding."""
+    """Return whether two results have the same scores up to rounding."""
     return result["scores"] == pytest.approx(other["scores"], abs=1e-3)
 
 

@@ -35,7 +35,7 @@ TEMPLATE = (
 
 
 def tiny_processor() -> Qwen2_5OmniProcessor:
-    """Bytes are its words."""
+    """Build a processor whose words are bytes."""
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {symbol: number for number, symbol in enumerate([*symbols, *OTHERS, *SPECIAL.values()])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -60,7 +60,7 @@ def tiny_processor() -> Qwen2_5OmniProcessor:
 
 
 def tiny_omni(seed: int = 0) -> tuple[Qwen2_5OmniThinkerForConditionalGeneration, Qwen2_5OmniProcessor]:
-    """An untrained model and its processor."""
+    """Build an untrained model and its processor."""
     processor = tiny_processor()
     number = processor.tokenizer.convert_tokens_to_ids
     torch.manual_seed(seed)

@@ -57,7 +57,7 @@ _HEAD_CASES = {
 
 
 def small_config(task: str, **overrides) -> CaeAvConfig:
-    """The configuration of the small model, said by hand: conversion must find it."""
+    """Return the configuration of the small model, which conversion must infer."""
     values = {"vision_config": VISION, "audio_config": AUDIO, "text_config": TEXT, **SIZES}
     if task == "avvp":
         values |= {"visual_3d_size": 32, "cross_modal_grouping_depth": 6}
@@ -65,7 +65,7 @@ def small_config(task: str, **overrides) -> CaeAvConfig:
 
 
 def small_model(config: CaeAvConfig, seed: int = 0) -> CaeAvPreTrainedModel:
-    """A model with nothing left at zero; its towers have the weights of the reference cases."""
+    """Build a model without zero parameters, whose towers have the weights of the reference cases."""
     torch.manual_seed(seed)
     model = get_task(config.task).model_class(config)
     with torch.no_grad():
@@ -89,7 +89,7 @@ def small_model(config: CaeAvConfig, seed: int = 0) -> CaeAvPreTrainedModel:
 
 
 def in_their_names(module: nn.Module, names: dict[str, Tensor], rules: Rules) -> dict[str, Tensor]:
-    """A module's tensors under the authors' names, which a reference case gives with their number of dimensions."""
+    """Return a module's tensors under the authors' names, shaped as in a reference case."""
     ours, theirs = module.state_dict(), {}
     for key, like in names.items():
         new_keys = [new_key for new_key, _ in split(rename(key, rules), torch.zeros(3))]
@@ -110,7 +110,7 @@ def without(names: dict[str, Tensor], pattern: str) -> dict[str, Tensor]:
 
 
 def avmoe_names(task: str, modality: str, audio_gate: bool) -> dict[str, Tensor]:
-    """Names of one adapter as the authors' program of the task has them, where visual adapters always have gates."""
+    """Return an adapter's names in the authors' program of the task, in which visual adapters always have gates."""
     names = without(GoldenCase(f"avmoe_{_AVMOE_CASES[task]}").state, r"experts\.1\.")
     if task == "avqa":
         names = without(names, r"\.bn\d\.")
@@ -126,7 +126,7 @@ def official_state(
     model: CaeAvPreTrainedModel, extras: bool = True, head: bool = True, adapters: bool = True
 ) -> dict[str, Tensor]:
     """
-    The checkpoint that the authors' code would have written of a model.
+    Return a model's checkpoint as the authors' code would write it.
 
     Args:
         model: In the official formulation.

@@ -91,7 +91,7 @@ def dg_sct_model(task: str) -> CaeAvPreTrainedModel:
 
 
 def dg_sct_state(model: CaeAvPreTrainedModel, unused: bool = True) -> dict[str, Tensor]:
-    """The checkpoint that the authors' program would have written of a model; `unused`: with what never runs."""
+    """Return a model's checkpoint as the authors' program would write it; `unused` adds the layers that never run."""
     task = model.config.task
     state = official_state(model, extras=unused, adapters=False)
     case = GoldenCase(f"dg_sct_{'ave' if task == 'avvp' else task}")
@@ -130,7 +130,7 @@ def convert(state: dict[str, Tensor], task: str, **arguments) -> CaeAvPreTrained
 
 
 def their_adapter(state: dict[str, Tensor], prefix: str, task: str, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """What an adapter adds to tokens x (N, L, C) that read y (N, L', C'), and its attention map (N, L)."""
+    """Return an adapter's addition to tokens x (N, L, C) that read y (N, L', C'), and its attention map (N, L)."""
     own = {key.removeprefix(prefix): value.double() for key, value in state.items() if key.startswith(prefix)}
     form = FORM[task]
 
@@ -178,7 +178,7 @@ def their_adapter(state: dict[str, Tensor], prefix: str, task: str, x: Tensor, y
 def their_pools(
     model: CaeAvPreTrainedModel, state: dict[str, Tensor], batch: dict[str, Tensor]
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    """The normed visual tokens, both pools (B, T, C), and the stages' visual tokens, in the order of their program."""
+    """Return the normed visual tokens, both pools (B, T, C), and the stages' visual tokens, in their order."""
     base, task = model.model, model.config.task
     frames = FrameLayout(*batch["pixel_values_videos"].shape[:2])
     pixels = batch["pixel_values_videos"].flatten(0, 1)
@@ -246,7 +246,7 @@ class TheirGate(nn.Module):
 
 
 def their_output(model: CaeAvPreTrainedModel, state: dict[str, Tensor], batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Their adapters, pairs, pools and gate; the heads are those that reference cases fix."""
+    """Run their adapters, pairs, pools and gate, with the heads that reference cases fix."""
     frames = FrameLayout(*batch["pixel_values_videos"].shape[:2])
     tokens, visual, audio, maps = their_pools(model, state, batch)
     task, head = model.config.task, model.head

@@ -39,7 +39,7 @@ def convert(state: dict[str, Tensor], task: str, **arguments) -> CaeAvPreTrained
 
 
 def inputs(config: CaeAvConfig, batch_size: int = 1) -> dict[str, Tensor]:
-    """Random inputs of a batch in double precision, captions as features."""
+    """Return random inputs of a batch in double precision, captions as features."""
     generator = torch.Generator().manual_seed(1)
 
     def randn(*shape: int) -> Tensor:
@@ -62,7 +62,7 @@ def inputs(config: CaeAvConfig, batch_size: int = 1) -> dict[str, Tensor]:
 
 
 def authors_streams(model: CaeAvPreTrainedModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """The loop of the authors' programs over their modules, each of which a reference case fixes."""
+    """Run the loop of the authors' programs over their modules, each of which a reference case fixes."""
     config, base = model.config, model.model
     frames = FrameLayout(*batch["pixel_values_videos"].shape[:2])
     visual = base.vision_tower.embed(batch["pixel_values_videos"].flatten(0, 1))
@@ -134,7 +134,7 @@ QUICK = slow_after(1, TASKS)
 
 @pytest.fixture(scope="module", params=QUICK)
 def converted(request: pytest.FixtureRequest) -> tuple[CaeAvPreTrainedModel, dict[str, Tensor], CaeAvPreTrainedModel]:
-    """A small official model, its checkpoint under the authors' names, and what conversion makes of that."""
+    """Return a small official model, its checkpoint under the authors' names, and the converted model."""
     own = small_model(small_config(request.param))
     state = official_state(own)
     return own, state, convert(state, request.param)
@@ -142,7 +142,7 @@ def converted(request: pytest.FixtureRequest) -> tuple[CaeAvPreTrainedModel, dic
 
 def in_double(*models: CaeAvPreTrainedModel) -> list[CaeAvPreTrainedModel]:
     """
-    Copies in double precision. The official CASE selects among tokens of nearly one norm, and a rounding error of
+    Return copies in double precision. The official CASE selects among tokens of nearly one norm, and an error of
     single precision, which the addresses of the tensors decide on some processors, may select others.
     """
     return [copy.deepcopy(model).double() for model in models]

@@ -58,7 +58,7 @@ def fork(action: Callable[[], None]) -> int:
 
 
 def count_operations(corpus: Path, out: Path) -> int:
-    """Operations on files of one build, counted in its own process."""
+    """Count the file operations of one build, in a separate process."""
     reader, writer = os.pipe()
 
     def action() -> None:
@@ -103,7 +103,7 @@ def files_of(out: Path) -> dict[str, bytes]:
 
 
 def look(out: Path, expected: dict[str, dict[str, bytes]]) -> str:
-    """What the folder has, after checking that each shard is as it should be and that the set is whole."""
+    """Check that each shard is right and the set complete, and return what the folder contains."""
     found = files_of(out) if out.exists() else {}
     for name, content in found.items():
         if name.endswith(".parquet"):

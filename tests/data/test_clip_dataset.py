@@ -19,7 +19,7 @@ from tests.same import assert_same_clip
 
 @pytest.fixture
 def breakable(corpus, tmp_path):
-    """A corpus and its Parquet folder whose clips may be broken after the build."""
+    """Return a corpus and its Parquet folder, whose clips a test may damage."""
     copy = tmp_path / "corpus"
     shutil.copytree(corpus, copy)
     build(copy, tmp_path / "parquet")

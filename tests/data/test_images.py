@@ -13,7 +13,7 @@ PIXELS[1:3, 2:5] = True
 
 
 def palette_image() -> Image.Image:
-    """Foreground is the palette's colour 1, which is black, background its colour 0, which is white."""
+    """Return an image whose foreground is the palette's colour 1, black, and background its colour 0, white."""
     image = Image.fromarray(PIXELS.astype(np.uint8), "P")
     image.putpalette([255, 255, 255, 0, 0, 0])
     return image

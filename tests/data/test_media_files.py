@@ -126,7 +126,7 @@ def numbers(clip) -> list[int]:
 
 @pytest.fixture(scope="module")
 def video(tmp_path_factory) -> Path:
-    """24 s, four frames a second, of which the 18 s are not at a key frame."""
+    """Write a video of 24 s at four frames per second; 18 s is not at a key frame."""
     return write_clip(tmp_path_factory.mktemp("video") / "video.mp4", seconds=24, fps=4, gop=10, audio_rate=16_000)
 
 
@@ -137,7 +137,7 @@ def clip(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def llp(video, clip, tmp_path) -> Path:
-    """Five clips: of a full-length video, cut by several customs, and too late for the video that is there."""
+    """Build five clips: of a full-length video, of clips cut in several ways, and after the end of their video."""
     root = tmp_path / "llp"
     write_llp(root, "full_12.5_22.5", "cut_3_13", "clip_40_50", "exact_7_17", "late_30_40")
     (root / "media" / "more").mkdir(parents=True)
@@ -334,7 +334,7 @@ def _names(files: list[dict]) -> list[str]:
 
 
 def write_frames(folder: Path, count: int, name: str = "{:06d}.png", size: tuple[int, int] = (48, 64)) -> None:
-    """`count` frames, of which the one that comes first shows the number 0."""
+    """Write `count` frames, numbered from 0."""
     folder.mkdir(parents=True)
     for number in range(count):
         Image.fromarray(count_image(number, size)).save(folder / name.format(number + 1))
@@ -445,7 +445,7 @@ def test_pieces_show_what_their_video_shows(tmp_path, name, options):
 
 
 def _shift(first: np.ndarray, second: np.ndarray) -> int:
-    """Samples by which the second sound is earlier."""
+    """Return the number of samples by which the second sound is earlier."""
     product = np.fft.rfft(first, 2 * len(first)) * np.fft.rfft(second, 2 * len(second)).conj()
     best = int(np.argmax(np.fft.irfft(product)))
     return best if best < len(first) else best - 2 * len(first)

@@ -31,7 +31,7 @@ def processor_of(task, **changes):
 
 
 def by_key(data):
-    """Items by what identifies a row."""
+    """Return items by the key of their rows."""
     ids = data.rows["question_id"] if "question_id" in data.rows.column_names else [None] * len(data)
     return {(name, number): data[i] for i, (name, number) in enumerate(zip(data.rows["video_id"], ids, strict=True))}
 

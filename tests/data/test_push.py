@@ -18,7 +18,7 @@ from tests.corpora import build
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> SimpleNamespace:
-    """A folder that takes what is uploaded, as the Hub would, and what was asked of it."""
+    """Replace the Hub by a folder that receives the uploads, and record the requests."""
     hub = SimpleNamespace(folder=tmp_path / "hub", created=[], commits=[])
 
     def create_repo(self, repo_id, *, repo_type, private, exist_ok):

@@ -36,14 +36,14 @@ def visible_files_of(out: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def whole(corpus, tmp_path_factory) -> dict[str, bytes]:
-    """The files of a build that nobody disturbed."""
+    """Return the files of a build that was not interrupted."""
     out = tmp_path_factory.mktemp("whole") / "out"
     build_embedded(corpus, out)
     return files_of(out)
 
 
 def fail_at_shard(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the writing of this shard, counted from 1, fail when it is half written."""
+    """Make writing this shard, counted from 1, fail halfway."""
     write, begun = store.pq.ParquetWriter.write_table, []
 
     def failing(writer, table):

@@ -20,7 +20,7 @@ BUFFER = 4
 
 @pytest.fixture(autouse=True)
 def _no_sleep(monkeypatch):
-    """At the end of a pass `datasets` waits five seconds for threads that read Parquet."""
+    """Skip the five seconds for which `datasets` waits for its Parquet threads at the end of a pass."""
     monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
 
 
@@ -53,7 +53,7 @@ def names(batches):
 
 
 def steps(folder, batch_size, processes, **options):
-    """What all processes together take in each step."""
+    """Return the clips that all processes together read in each step."""
     shares = [
         names(stream(folder, process_index=index, num_processes=processes).batches(batch_size, **options))
         for index in range(processes)

@@ -45,7 +45,7 @@ def counts(clip: Clip) -> list[int]:
 
 
 def shift(waveform: np.ndarray, begin: float) -> float:
-    """Seconds by which `waveform` lags behind the sweep that starts at `begin`, by cross-correlation."""
+    """Return the seconds by which `waveform` lags behind the sweep that starts at `begin`, by cross-correlation."""
     reference = sound_samples(sweep, begin + len(waveform) / RATE, RATE)[0][round(begin * RATE) :][: len(waveform)]
     most = 400
     products = np.correlate(np.pad(waveform, most), reference, "valid")
@@ -456,19 +456,19 @@ def spread(source, num_segments=10, **kwargs) -> Clip:
 
 @pytest.fixture(scope="module")
 def long_path(tmp_path_factory) -> Path:
-    """A minute at 5 frames a second, a key frame every 12."""
+    """Write a minute at 5 frames per second with a key frame every 12 frames."""
     return write_clip(
         tmp_path_factory.mktemp("media") / "minute.mp4", seconds=60, fps=5, audio_rate=16_000, sound=slow
     )
 
 
 def slow(times: np.ndarray) -> np.ndarray:
-    """As `sweep`, but slow enough for a minute."""
+    """Return a sweep like `sweep`, but slow enough for a minute."""
     return 0.5 * np.sin(2 * np.pi * (200 * times + 20 * times**2))
 
 
 def lag(waveform: np.ndarray, begin: float) -> float:
-    """Seconds by which a second of sound lags behind the slow sweep that starts at `begin`."""
+    """Return the seconds by which a second of sound lags behind the slow sweep that starts at `begin`."""
     reference = slow(begin + np.arange(len(waveform)) / RATE)
     most = 400
     padded = np.pad(waveform, most)

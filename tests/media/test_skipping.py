@@ -11,7 +11,7 @@ from tests.media_factory import corrupt, truncate, write_clip
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    """Six seconds; a third or so of the frames are not referred to."""
+    """Write six seconds, in which about a third of the frames are not referenced."""
     return write_clip(tmp_path_factory.mktemp("skipping") / "clip.mp4", seconds=6, fps=25)
 
 

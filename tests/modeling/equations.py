@@ -17,7 +17,7 @@ Map = Callable[[Array], Array]
 
 
 def under(weights: Weights, prefix: str) -> Weights:
-    """The weights of a part, by the names that they have within it."""
+    """Return the weights of a part by their names within it."""
     return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
@@ -44,14 +44,14 @@ def cosine(x: Array, y: Array) -> float:
 
 
 def strongest(tokens: Array, share: float) -> list[int]:
-    """The K = ceil(rho L) tokens with the largest squared L2 norm."""
+    """Return the K = ceil(rho L) tokens with the largest squared L2 norm."""
     norms = [float(token @ token) for token in tokens]
     order = sorted(range(len(norms)), key=lambda index: -norms[index])
     return order[: math.ceil(share * len(norms))]
 
 
 def over_time(frames: Array, weights: Weights) -> Array:
-    """Depthwise convolution of three frames at each token position, zero beyond the clip, then pointwise (Eq. 7)."""
+    """Convolve three frames at each token position, depthwise with zero padding, then pointwise (Eq. 7)."""
     mixed = np.zeros_like(frames)
     for t in range(len(frames)):
         for token in range(frames.shape[1]):
@@ -64,7 +64,7 @@ def over_time(frames: Array, weights: Weights) -> Array:
 
 
 def attention(queries: Array, keys: Array, weights: Weights, heads: int) -> Array:
-    """Multi-head attention of queries (Q, C) to keys (K, C)."""
+    """Apply multi-head attention of queries (Q, C) to keys (K, C)."""
     width = queries.shape[1] // heads
     outputs = []
     for query in queries:
@@ -80,8 +80,8 @@ def attention(queries: Array, keys: Array, weights: Weights, heads: int) -> Arra
 
 def caste(frames: Array, other: Array, weights: Weights, share: float) -> tuple[Array, Array, Array]:
     """
-    CASTE of one clip (Eq. 1 to 9), run once a stage although the print has it before each block, as Table II's number
-    of parameters needs it.
+    Apply CASTE to one clip (Eq. 1 to 9), once per stage although the paper has it before each block, as the number
+    of parameters in Table II requires.
 
     Returns:
         What is added to the stream (T, L, C), the weights (T, 2) of both enrichments, and the agreement (T,).
@@ -121,7 +121,7 @@ def pair(
     adapters: tuple[Callable, Callable, Callable, Callable] | None,
 ) -> tuple[Array, Array]:
     """
-    One paired block of one clip (Eq. 10 to 13), the audio stream mirroring the visual one.
+    Run one paired block on one clip (Eq. 10 to 13); the audio stream mirrors the visual one.
 
     Both adapters beside the feed-forward branches read the streams as the attention half leaves them. Without adapters
     CASTE's enrichment stands in the place of the first ones, which is our reading.
@@ -147,7 +147,7 @@ def pair(
 
 
 def mapped_caption(tokens: Array, weights: Weights, modality: str, heads: int) -> Array:
-    """LN(s + MHA(s)) shared by both captions, then the modality's bottleneck (Eq. 15, 16): (N, D) -> (N, C)."""
+    """Apply LN(s + MHA(s)), shared by both captions, then the modality's bottleneck (Eq. 15, 16): (N, D) -> (N, C)."""
     attended = attention(tokens, tokens, under(weights, "attention."), heads)
     bottleneck, mapped = under(weights, f"{modality}_bottleneck."), []
     for token, added in zip(tokens, attended, strict=True):
@@ -159,13 +159,13 @@ def mapped_caption(tokens: Array, weights: Weights, modality: str, heads: int) -
 
 
 def residual_attention(queries: Array, keys: Array, weights: Weights, heads: int) -> Array:
-    """LN(q + MHA(q, k)): the residual and the norm are not printed, but Table II's number of parameters needs them."""
+    """Return LN(q + MHA(q, k)); residual and norm are not printed, but follow from Table II's parameter count."""
     attended = attention(queries, keys, under(weights, "attention."), heads)
     return np.stack([layer_norm(q + added, weights, "norm") for q, added in zip(queries, attended, strict=True)])
 
 
 def residual_feed_forward(tokens: Array, weights: Weights) -> Array:
-    """LN(x + FFN(x)), hidden width 2 C, ReLU: not printed, see `residual_attention`."""
+    """Return LN(x + FFN(x)) with hidden width 2 C and ReLU; not printed, see `residual_attention`."""
     hidden = [np.maximum(linear(token, weights, "hidden"), 0) for token in tokens]
     outputs = [linear(h, weights, "output") for h in hidden]
     return np.stack([layer_norm(x + added, weights, "norm") for x, added in zip(tokens, outputs, strict=True)])
@@ -181,7 +181,7 @@ def case(
     share: float,
 ) -> dict[str, Array]:
     """
-    CASE of one clip (Eq. 17 to 21): own attention, caption, other modality, time, injection.
+    Apply CASE to one clip (Eq. 17 to 21): own attention, caption, other modality, time, injection.
 
     The print has no feed-forward behind the attentions and no residual around them; see `residual_attention`. The
     captions that frames attend to have passed a self-attention; those that they are compared with have not.
@@ -224,14 +224,14 @@ def case(
 
 
 def projected(mean: Array, weights: Weights, name: str) -> Array:
-    """Layer norm and linear map into the space of the losses."""
+    """Project into the space of the losses by layer norm and a linear map."""
     return linear(layer_norm(mean, weights, f"{name}.0"), weights, f"{name}.1")
 
 
 def contrastive_loss(frames: list[Array], captions: list[Array], clips: list[int], temperature: float) -> float:
     """
-    InfoNCE, a frame against captions (Eq. 22). A frame's caption is that of its clip, so every frame of another clip
-    brings a negative, and those of its own bring none.
+    Return InfoNCE, a frame against captions (Eq. 22). A frame's caption is its clip's, so every frame of another clip
+    adds a negative, and those of its own clip add none.
     """
     losses = []
     for i, frame in enumerate(frames):
@@ -242,12 +242,12 @@ def contrastive_loss(frames: list[Array], captions: list[Array], clips: list[int
 
 
 def alignment_loss(visual: list[Array], audio: list[Array]) -> float:
-    """1 - mean cosine of both modalities of the same frame (Eq. 23)."""
+    """Return 1 - mean cosine of both modalities of the same frame (Eq. 23)."""
     return 1 - float(np.mean([cosine(v, a) for v, a in zip(visual, audio, strict=True)]))
 
 
 def entropy_loss(saliencies: list[list[Array]], temperature: float) -> float:
-    """Eq. 24 as printed: minus the entropy of the selection, mean over frames, summed over the modalities."""
+    """Compute Eq. 24 as printed: minus the entropy of the selection, mean over frames, summed over the modalities."""
     total = 0.0
     for frames in saliencies:
         entropies = []
@@ -259,5 +259,5 @@ def entropy_loss(saliencies: list[list[Array]], temperature: float) -> float:
 
 
 def total_loss(task: float, caption: float, alignment: float, entropy: float, weights: dict[str, float]) -> float:
-    """Eq. 25; `caption` is the sum of both modalities' terms."""
+    """Compute Eq. 25; `caption` is the sum of both modalities' terms."""
     return task + weights["alpha"] * caption + weights["beta"] * alignment + weights["gamma"] * entropy

@@ -15,7 +15,7 @@ from caeav_hf.modeling.interaction import BlockPosition, PairPosition
 
 
 def toy_model(seed: int = 0, attn_implementation: str = "sdpa", **overrides) -> CaeAvForEventLocalization:
-    """A toy model in evaluation mode whose gates and residual scales, zero at the start, are all at work."""
+    """Build a toy model in evaluation mode whose gates and residual scales, initially zero, are all active."""
     torch.manual_seed(seed)
     config = CaeAvConfig.from_preset(overrides.pop("task", "ave"), size="toy", **overrides)
     model = CaeAvForEventLocalization._from_config(config, attn_implementation=attn_implementation)
@@ -34,28 +34,28 @@ def randomise(model: CaeAvPreTrainedModel) -> CaeAvPreTrainedModel:
 
 
 def toy_segmentation_model(seed: int = 0, **overrides) -> CaeAvForSegmentation:
-    """As `toy_model`, with the segmentation decoder."""
+    """Build a `toy_model` with the segmentation decoder."""
     torch.manual_seed(seed)
     config = CaeAvConfig.from_preset(overrides.pop("task", "avs_ms3"), size="toy", **overrides)
     return randomise(CaeAvForSegmentation(config)).eval()
 
 
 def toy_parsing_model(seed: int = 0, **overrides) -> CaeAvForVideoParsing:
-    """As `toy_model`, with the class-token grouping head; seven classes."""
+    """Build a `toy_model` with the class-token grouping head and seven classes."""
     torch.manual_seed(seed)
     config = CaeAvConfig.from_preset("avvp", size="toy", **{"num_labels": 7, **overrides})
     return randomise(CaeAvForVideoParsing(config)).eval()
 
 
 def toy_answering_model(seed: int = 0, **overrides) -> CaeAvForQuestionAnswering:
-    """As `toy_model`, with the question-answering head; five answers, twenty words."""
+    """Build a `toy_model` with the question-answering head, five answers and twenty words."""
     torch.manual_seed(seed)
     values = {"num_labels": 5, "question_vocab_size": 20, **overrides}
     return randomise(CaeAvForQuestionAnswering(CaeAvConfig.from_preset("avqa", size="toy", **values))).eval()
 
 
 def toy_batch(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 4, seed: int = 0) -> dict[str, Tensor]:
-    """Random inputs of the right shapes, captions with padding, labels with background."""
+    """Return random inputs of the right shapes, captions with padding, labels with background."""
     generator = torch.Generator().manual_seed(seed)
 
     def ids(length: int) -> tuple[Tensor, Tensor]:
@@ -79,7 +79,7 @@ def toy_batch(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 4, see
 
 
 def task_batch(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 4, seed: int = 0) -> dict[str, Tensor]:
-    """As `toy_batch`, with the labels and inputs of the configuration's task."""
+    """Return a `toy_batch` with the labels and inputs of the configuration's task."""
     batch = toy_batch(config, batch_size, num_frames, seed)
     generator = torch.Generator().manual_seed(seed)
     if config.task in ("avs_s4", "avs_ms3"):
@@ -99,14 +99,14 @@ def task_batch(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 4, se
 
 
 def as_double(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Floats in double precision."""
+    """Convert floating-point tensors to double precision."""
     return {name: value.double() if value.is_floating_point() else value for name, value in batch.items()}
 
 
 def pair_position(
     visual: tuple[int, int], audio: tuple[int, int], stage: int = 1, is_first: bool = True
 ) -> PairPosition:
-    """A place for a layer, of streams of these tokens and channels."""
+    """Return the position of a layer between streams of these tokens and channels."""
     blocks = [
         BlockPosition(0, 0, depth=4, num_tokens=tokens, hidden_size=size, grid=(1, tokens), num_heads=1)
         for tokens, size in (visual, audio)
@@ -115,7 +115,7 @@ def pair_position(
 
 
 def block(tokens: Tensor) -> BlockPosition:
-    """Where a block stands that these tokens pass, which are a square where they can be one."""
+    """Return the position of a block on these tokens, in a square grid if possible."""
     side = round(tokens.shape[1] ** 0.5)
     grid = (side, side) if side**2 == tokens.shape[1] else (1, tokens.shape[1])
     return BlockPosition(
@@ -124,7 +124,7 @@ def block(tokens: Tensor) -> BlockPosition:
 
 
 def opened(module: nn.Module) -> nn.Module:
-    """The module in float64 and evaluation mode; nothing is shut, zero or one."""
+    """Return the module in float64 and evaluation mode, with no parameter at zero or one."""
     generator = torch.Generator().manual_seed(0)
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if not tensor.is_floating_point():

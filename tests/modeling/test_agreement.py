@@ -14,7 +14,7 @@ from tests.modeling.helpers import toy_batch, toy_model
 
 
 def naive_loss(visual: Tensor, audio: Tensor, clip: list[int], moment: list[int], far: int, to_logits) -> Tensor:
-    """Pair by pair."""
+    """Compute the loss pair by pair."""
     positive, negative = [], []
     for i in range(len(clip)):
         for j in range(len(clip)):

@@ -22,7 +22,7 @@ from tests.same import assert_close, assert_same_result
 
 @pytest.fixture(scope="module")
 def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The toy towers as folders that the package does not know."""
+    """Copy the toy towers to folders outside the package."""
     root = tmp_path_factory.mktemp("towers")
     return {kind: Path(shutil.copytree(folder, root / kind)) for kind, folder in toy_towers().items()}
 
@@ -55,7 +55,7 @@ def same_weights(first: torch.nn.Module, second: torch.nn.Module) -> bool:
 
 
 def other_tower(folder: Path, to: Path) -> Path:
-    """A copy of a tower one of whose weights is another."""
+    """Copy a tower and change one of its weights."""
     shutil.copytree(folder, to)
     (file,) = to.glob("*.safetensors")
     weights = load_file(file)

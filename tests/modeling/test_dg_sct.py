@@ -233,7 +233,7 @@ def run_pairs(layers: list[DGSCTInteraction], readers: tuple[TowerReader, TowerR
 
 
 def naive_adapter(adapter: DGSCTAdapter, x: Tensor, y: Tensor, gate: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What is added to tokens x (L, C) of a frame that read y (L', C'), and the attention map (L,)."""
+    """Return the addition to tokens x (L, C) of a frame that read y (L', C'), and the attention map (L,)."""
     options, official = adapter.options, adapter.options.formulation == "official"
     mapped = adapter.cross_modal_map
     if options.resize == "linear":
@@ -286,7 +286,7 @@ def naive_adapter(adapter: DGSCTAdapter, x: Tensor, y: Tensor, gate: Tensor | No
 
 
 def naive_gates(adapter: DGSCTAdapter, others: list[Tensor]) -> list[Tensor | None]:
-    """The temporal gate of each frame of a clip whose other tokens are given."""
+    """Return the temporal gate of each frame of a clip, given the other stream's tokens."""
     if adapter.temporal_gate is None:
         return [None] * len(others)
     prompts = torch.stack([adapter.cross_modal_map(other[None])[0].mean(0) for other in others])
@@ -355,7 +355,7 @@ def test_a_pair_follows_the_definitions(form: str) -> None:
 
 
 def model_of(**options) -> nn.Module:
-    """A toy model whose gates are all open."""
+    """Build a toy model whose gates are all open."""
     model = toy_model(method="dg_sct", interaction_options={**TOY, **options})
     return randomise(model).eval()
 

@@ -28,7 +28,7 @@ def config_of(task: str = "ave", **overrides) -> CaeAvConfig:
 
 
 def opened(module: nn.Module, seed: int = 0) -> nn.Module:
-    """The module in float64 and evaluation mode, every parameter random: no gate shut, no scale at zero or one."""
+    """Return the module in float64 and evaluation mode with random parameters, so that no gate is shut."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -50,7 +50,7 @@ def random(*shape: int, seed: int = 1) -> Tensor:
 
 
 def clips_of(frames: Tensor, mask: Tensor) -> list[np.ndarray]:
-    """(N, ...) of the real frames, clip by clip."""
+    """Return the real frames (N, ...), clip by clip."""
     return [part.detach().numpy() for part in frames.split(mask.sum(1).tolist())]
 
 

@@ -29,7 +29,7 @@ SAVED = Path(__file__).parents[1] / "fixtures" / "compatibility" / "saved"
 
 @pytest.fixture(scope="module", autouse=True)
 def method(tmp_path_factory: pytest.TempPathFactory):
-    """The document's file, imported; the registry is as before afterwards."""
+    """Import the document's file; restore the registry afterwards."""
     folder = tmp_path_factory.mktemp("method")
     (folder / "gated_mean.py").write_text(FILE)
     with pytest.MonkeyPatch.context() as patch:
@@ -41,7 +41,7 @@ def method(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture(scope="module")
 def model(method: ModuleType) -> CaeAvForEventLocalization:
-    """The document's model, with a part of its layers at work that starts at zero."""
+    """Build the document's model, with its zero-initialized scales opened."""
     torch.manual_seed(0)
     names: dict = {}
     exec(USE, names)

@@ -33,7 +33,7 @@ def toy_config(**overrides) -> CaeAvConfig:
 
 
 def of_widths(config: CaeAvConfig, **values) -> SimpleNamespace:
-    """The module's view of a configuration whose towers have other widths than any real one."""
+    """Return a configuration for a module whose towers have widths that no real tower has."""
     fields = {name: getattr(config, name) for name in config.__dataclass_fields__}
     private = {"_attn_implementation": "sdpa", "is_official": config.is_official, "num_experts": config.num_experts}
     return SimpleNamespace(**{**fields, **private, **values})
@@ -220,7 +220,7 @@ def test_event_localization_head() -> None:
 
 
 def stage_of(tokens: torch.Tensor) -> TowerStage:
-    """The stage of a tower that gives such tokens (N, L, C)."""
+    """Return the stage of a tower for tokens of shape (N, L, C)."""
     side = math.isqrt(tokens.shape[1])
     return TowerStage(depth=1, num_heads=1, hidden_size=tokens.shape[2], grid=(side, side))
 

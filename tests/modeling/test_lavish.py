@@ -90,7 +90,7 @@ def test_shared_tower_is_that_of_the_authors() -> None:
 
 
 def naive_adapter(adapter: LavishAdapter, x: Tensor, y: Tensor) -> Tensor:
-    """What is added to tokens x (L, C) of a frame that read y (L', C)."""
+    """Return the addition to tokens x (L, C) of a frame that read y (L', C)."""
     options, rows = adapter.options, []
     latents = [z + sum(p * t for p, t in zip((y @ z).softmax(0), y, strict=True)) for z in adapter.exchange.latents]
     latents = torch.stack(latents)

@@ -238,7 +238,7 @@ def test_cross_modal_map_factors(sizes: tuple[int, ...], num_queries: int) -> No
 
 
 def brute_force_infonce(frames: Tensor, captions: Tensor, clip: Tensor, temperature: float, both_ways: bool) -> Tensor:
-    """Every frame beside every frame's caption."""
+    """Compare every frame with every frame's caption."""
     scores = F.normalize(frames, dim=-1) @ F.normalize(captions, dim=-1)[clip].T / temperature
     losses = []
     for matrix in (scores, scores.T) if both_ways else (scores,):
@@ -261,7 +261,7 @@ def test_caption_contrastive_loss(both_ways: bool) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """Return an unused port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return free.getsockname()[1]

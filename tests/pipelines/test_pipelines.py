@@ -34,7 +34,7 @@ def localize():
 
 @pytest.fixture(scope="module")
 def expected(localize):
-    """The results of the first clips, one at a time."""
+    """Return the results of the first clips, one at a time."""
     return [localize(clip) for clip in toy_clips(4)]
 
 
@@ -204,7 +204,7 @@ def test_a_model_of_another_length_has_windows_of_as_many_segments():
 
 
 def window(clip, start, end):
-    """The segments of a decoded clip from number `start` to before `end`, of a second each."""
+    """Return segments `start` to `end` (exclusive) of a decoded clip, of one second each."""
     rate = clip.sampling_rate
     return dataclasses.replace(
         clip,
@@ -259,13 +259,13 @@ def mute(tmp_path):
 
 @pytest.fixture
 def silent(tmp_path):
-    """The same pictures with a sound track of silence."""
+    """Write the same pictures with a silent sound track."""
     return str(write_clip(tmp_path / "silent.mp4", seconds=3.0, fps=4, sound=np.zeros_like))
 
 
 @pytest.fixture
 def warnings_of_the_pipelines(caplog, monkeypatch):
-    """What the pipelines warn of, also if they did so in another test."""
+    """Capture the pipelines' warnings, including those already given in another test."""
     logger = logging.getLogger("caeav_hf.pipelines.base")
     hf_logging.warning_once.cache_clear()
     monkeypatch.setattr(logger, "propagate", True)
@@ -373,7 +373,7 @@ def test_a_longer_clip_is_processed_in_windows(segment, tmp_path):
 
 
 def assert_plain(result):
-    """Nothing but what JSON knows, down to the type of each number."""
+    """Assert that a value consists of JSON types only, including each number."""
     if isinstance(result, dict):
         assert all(type(key) is str for key in result)
         result = list(result.values())

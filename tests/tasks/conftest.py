@@ -16,7 +16,7 @@ def _score_part(metric_class, parts, process_id, cache_dir, queue):
 
 @pytest.fixture
 def over_two_processes(tmp_path):
-    """What each of two processes gets that share the batches `parts`, by number."""
+    """Run two processes that share the batches `parts`, and return the results of each by number."""
 
     def compute(metric_class, parts):
         context = multiprocessing.get_context("fork")

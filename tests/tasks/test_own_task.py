@@ -34,7 +34,7 @@ FILE, DATA, USE = blocks("A task")
 
 @pytest.fixture(scope="module")
 def workplace(tmp_path_factory: pytest.TempPathFactory):
-    """A folder with the document's file and data; the registries are as before afterwards."""
+    """Make a folder with the document's file and data; restore the registries afterwards."""
     folder = tmp_path_factory.mktemp("task")
     (folder / "correspondence.py").write_text(FILE)
     clips = [
@@ -60,7 +60,7 @@ def own(workplace: Path) -> ModuleType:
 
 @pytest.fixture(scope="module")
 def used(own: ModuleType) -> dict:
-    """What the document's last block leaves."""
+    """Run the document's last block and return its variables."""
     names: dict = {}
     exec(USE, names)
     return names

@@ -162,7 +162,7 @@ def test_text_tower_equals_open_clip() -> None:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Random small towers, saved by the libraries that made them."""
+    """Save random small towers by the libraries that made them."""
     torch.manual_seed(0)
     root = tmp_path_factory.mktemp("towers")
     vision = shake(timm.create_model("swinv2_tiny_window8_256", num_classes=3, **SWIN))
@@ -201,7 +201,7 @@ def test_a_tower_without_a_feature_extractor_has_the_front_end_of_hts_at(folders
 
 @pytest.fixture(scope="module", params=slow_after(1, ["rand_trunc", "fusion"]))
 def clap(request: pytest.FixtureRequest, folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A CLAP model's folder with its own feature extractor, by itself or within a processor."""
+    """Return the folder of a CLAP model with its feature extractor, saved by itself or within a processor."""
     folder = tmp_path_factory.mktemp("clap")
     shutil.copytree(folders["clap"], folder, dirs_exist_ok=True)
     extractor = ClapFeatureExtractor(feature_size=32, frequency_min=50, truncation=request.param)

@@ -43,7 +43,7 @@ SOUND = {"model_type": "patch_transformer_sound", "num_mel_bins": 32, "tile_seco
 
 @pytest.fixture(scope="module", autouse=True)
 def tower(tmp_path_factory: pytest.TempPathFactory):
-    """The document's file, imported; the registries are as before afterwards."""
+    """Import the document's file; restore the registries afterwards."""
     folder = tmp_path_factory.mktemp("tower")
     (folder / "patch_transformer.py").write_text(FILE)
     with pytest.MonkeyPatch.context() as patch:
@@ -100,7 +100,7 @@ def test_the_documents_model_is_saved_and_loaded(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def pretrained(tmp_path_factory: pytest.TempPathFactory) -> tuple[CaeAvForEventLocalization, Path]:
-    """The document's pretrained model, and the folder with its files."""
+    """Return the document's pretrained model, and the folder with its files."""
     folder = tmp_path_factory.mktemp("pretrained")
     torch.manual_seed(0)
     sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 3, "num_heads": 2}

@@ -11,7 +11,7 @@ from caeav_hf.towers.base import FrozenBlock, Tower, build_tower
 
 
 def make(kind: str, window: int = 4) -> Tower:
-    """A tower whose first stage has 8x8 tokens and two blocks, in double precision."""
+    """Build a tower whose first stage has 8x8 tokens and two blocks, in double precision."""
     torch.manual_seed(0)
     sizes = {"image_size": 32, "embed_dim": 16, "depths": (2, 1), "num_heads": (2, 2), "window_size": window}
     configs = {
@@ -35,7 +35,7 @@ def make(kind: str, window: int = 4) -> Tower:
 
 
 def naive(tower: Tower, groups: Tensor, bias: Tensor | None) -> Tensor:
-    """Attention written out, one group and head after the other."""
+    """Compute attention explicitly, one group and head after the other."""
     if hasattr(tower, "audio_encoder"):
         block = tower.audio_encoder.layers[0].blocks[0]
         attention = block.attention.self

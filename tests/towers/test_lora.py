@@ -32,7 +32,7 @@ def model(base: CaeAvForEventLocalization) -> CaeAvForEventLocalization:
 
 
 def shake(model: torch.nn.Module) -> None:
-    """LoRA begins at zero; here it has an effect."""
+    """Randomise LoRA, which is initially zero, so that it has an effect."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for name, parameter in model.named_parameters():

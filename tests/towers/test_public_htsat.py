@@ -18,7 +18,7 @@ TOY_TOWERS = Path(__file__).parents[2] / "src" / "caeav_hf" / "assets" / "toy_to
 
 
 def lightning_state(classes: int = 527, sampling_rate: int = 32_000) -> dict[str, Tensor]:
-    """The keys of a public checkpoint, sizes and weights of the reference case."""
+    """Return the keys of a public checkpoint, sizes and weights of the reference case."""
     filters = mel_filter_bank(513, 64, 50, 14_000, sampling_rate, norm="slaney", mel_scale="slaney")
     state = dict(GoldenCase("htsat_small").state)
     state |= {

@@ -24,7 +24,7 @@ TIMM = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads
 
 
 def run(tower: torch.nn.Module, images: Tensor, size: tuple[int, int] | None = None, **reader) -> Tensor:
-    """All tokens after the final norm."""
+    """Return all tokens after the final norm."""
     reads = TowerReader(tower, size, **reader)
     return reads.final_norm(reads.walk(reads.embed(images)).finish())
 

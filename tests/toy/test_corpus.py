@@ -137,7 +137,7 @@ def test_single_frames_and_sounds_have_the_class_asked_for():
 
 
 def _ridge_accuracy(features: np.ndarray, labels: np.ndarray) -> float:
-    """Accuracy on the second half of a linear classifier fitted to the first."""
+    """Return the accuracy on the second half of a linear classifier fitted to the first."""
     features = (features - features.mean(0)) / (features.std(0) + 1e-6)
     features = np.concatenate([features, np.ones((len(features), 1))], 1)
     half, targets = len(features) // 2, np.eye(labels.max() + 1)[labels]

@@ -74,7 +74,7 @@ def test_scenes_are_what_their_kind_says(seed):
 
 
 def answer_of(scene, question) -> str:
-    """The right answer by the scene alone, worked out another way than the corpus does."""
+    """Return the right answer, derived from the scene alone in another way than by the corpus."""
     names = [CLASSES[source.class_id] for source in scene.sources]
     seen = {names[source] for segment in scene.segments for source in segment.visible}
     heard = {names[source] for segment in scene.segments for source in segment.sounding}

@@ -23,7 +23,7 @@ from tests.training.toy_files import mask_model, toy_clips, toy_data
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch) -> SimpleNamespace:
-    """A folder that receives the uploads, and records the requests."""
+    """Replace the Hub by a folder that receives the uploads, and record the requests."""
     hub = SimpleNamespace(folder=tmp_path / "hub", created=[])
 
     def create_repo(self, repo_id, *, repo_type, private, exist_ok, space_sdk=None):
@@ -48,7 +48,7 @@ def train(folder, *more):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of one step on the toy towers."""
+    """Train for one step on the toy towers."""
     folder = tmp_path_factory.mktemp("runs") / "my-run"
     assert train(folder, "--max-steps", 1, "--lora-rank", 2) == 0
     return folder

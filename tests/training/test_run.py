@@ -56,7 +56,7 @@ def arguments(folder, cache, *more):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory, cache):
-    """A run of two epochs."""
+    """Train for two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "ave"
     more = ["--batch-size", 4, "--accumulation-steps", 2, "--epochs", 2, "--report-to", "tensorboard"]
     assert main(arguments(folder, cache, *more)) == 0

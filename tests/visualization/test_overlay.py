@@ -21,7 +21,7 @@ def grey(index, size):
 
 
 def masks_for(path, **options):
-    """The upper left quarter in every second segment, counted from the first."""
+    """Return masks of the upper left quarter in every second segment, from the first."""
     clip = load_clip(path, num_segments=100, sampling_rate=RATE, **options)
     masks = np.zeros((len(clip.frames), *clip.size), dtype=bool)
     masks[::2, : clip.size[0] // 2, : clip.size[1] // 2] = True
@@ -29,7 +29,7 @@ def masks_for(path, **options):
 
 
 def decode(path):
-    """All frames as they are shown, their times, when the last one goes off, and all samples of the sound."""
+    """Return all displayed frames, their times, the end of the last one, and the number of audio samples."""
     with av.open(str(path)) as container:
         images, times, samples, end = [], [], 0, 0.0
         for frame in container.decode():

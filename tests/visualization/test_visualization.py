@@ -280,7 +280,7 @@ def test_a_missing_sound_track_is_said():
 
 
 def lines_by_class(figure):
-    """The lines of bars, each with the name of its class beside it and its bars."""
+    """Return the rows of bars: the name of the class, and its bars."""
     axis = figure.axes[2]
     names = [label.get_text() for label in axis.get_yticklabels()]
     lines = [[] for _ in names]

@@ -24,7 +24,7 @@ NAMES = {"train": "trainSet.txt", "validation": "valSet.txt", "test": "testSet.t
 
 @pytest.fixture
 def broken(corpus, tmp_path) -> Path:
-    """The corpus with five clips of the training split gone or broken, each in its own way."""
+    """Remove or damage five clips of the training split, each in a different way."""
     copy = tmp_path / "corpus"
     shutil.copytree(corpus, copy)
     media = copy / "media"

@@ -113,7 +113,7 @@ def _losses_on_two(rank: int, store: str, shares: list[slice], queue: multiproce
 
 
 def _losses_of(share: slice, contributes: bool = True) -> tuple[list[float], list[list[float]]]:
-    """The losses of some of five clips, and the gradient of the contrast's map."""
+    """Return the losses of some of five clips, and the gradient of the contrast's map."""
     head = make_head()
     torch.manual_seed(1)
     visual, audio = torch.randn(2, 5, 4, 16).unbind(0)

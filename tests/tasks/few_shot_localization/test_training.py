@@ -25,7 +25,7 @@ def flags(**values) -> list[str]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on one clip of each class, stopped early and resumed."""
+    """Train on one clip of each class, stopped early and resumed."""
     folder = tmp_path_factory.mktemp("runs") / "few"
     common = flags(task="ave_few_shot", size="toy", data=toy_data(), output_dir=folder, shots=1, epochs=1)
     assert main([*common, *flags(batch_size=2, save_steps=1, max_steps=1)]) == 0

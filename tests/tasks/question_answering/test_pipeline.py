@@ -31,7 +31,7 @@ def answer():
 
 @pytest.fixture(scope="module")
 def expected(answer):
-    """Results by clip and question, one at a time."""
+    """Return results by clip and question, one at a time."""
     return {
         (clip, question): answer({"video": clip, "question": question})
         for clip in toy_clips(2)
@@ -40,7 +40,7 @@ def expected(answer):
 
 
 def assert_same(result, expected):
-    """Equal but for rounding: another batch size orders the sums of a matrix product in another way."""
+    """Assert equality up to rounding: another batch size changes the order of sums in matrix products."""
     assert result.keys() - {"file", "duration"} == expected.keys() - {"file", "duration"}
     assert result["question"] == expected["question"]
     scores = [{item["answer"]: item["score"] for item in one["answers"]} for one in (result, expected)]

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow  # whole runs
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of one epoch, ended early and gone on with."""
+    """Train for one epoch, stopped early and resumed."""
     folder = tmp_path_factory.mktemp("runs") / "questions"
     flags = {"--data": question_data(), "--output-dir": folder, "--epochs": 1, "--batch-size": 2, "--save-steps": 1}
     arguments = [str(part) for pair in flags.items() for part in pair]

@@ -22,7 +22,7 @@ SETTINGS = ("s4", "ms3")
 
 @pytest.fixture
 def broken(avs_corpora, tmp_path) -> Path:
-    """The multi-source corpus with something wrong in six clips of the training split, each in its own way."""
+    """Damage six clips of the multi-source corpus's training split, each in a different way."""
     copy = tmp_path / "corpus"
     shutil.copytree(avs_corpora["ms3"], copy)
     media, clips = copy / "media", [f"toy{index:08d}" for index in range(6)]

@@ -23,7 +23,7 @@ from tests.same import assert_same_clip
 
 @pytest.fixture
 def breakable(avs_corpora, tmp_path):
-    """A multi-source corpus and its Parquet folder whose files may be broken after the build."""
+    """Return a multi-source corpus and its Parquet folder, whose files a test may damage."""
     copy = tmp_path / "corpus"
     shutil.copytree(avs_corpora["ms3"], copy)
     build_avs(copy, tmp_path / "parquet", "ms3")

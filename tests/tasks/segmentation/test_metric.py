@@ -23,7 +23,7 @@ def approx(scores: dict[str, float | None]) -> dict:
 
 
 def word_for_word(logits: torch.Tensor, masks: torch.Tensor) -> dict[str, float | None]:
-    """The definition, clip by clip, frame by frame and threshold by threshold; (B, T, H, W)."""
+    """Compute the definition of (B, T, H, W) clip by clip, frame by frame and threshold by threshold."""
     ious, all_curves, best = [], [], []
     for clip_logits, clip_masks in zip(logits.float(), masks, strict=True):
         curves = []

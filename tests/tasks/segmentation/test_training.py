@@ -26,7 +26,7 @@ def read_json(path: Path) -> dict:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of two epochs."""
+    """Train for two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "ms3"
     flags = {"--model": mask_model(), "--data": mask_data(), "--output-dir": folder, "--epochs": 2, "--batch-size": 2}
     arguments = [str(part) for pair in flags.items() for part in pair]

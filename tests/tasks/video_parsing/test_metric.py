@@ -14,7 +14,7 @@ NAMES = ("pred_audio", "pred_visual", "target_audio", "target_visual")
 
 
 def runs(row) -> list[set[int]]:
-    """Runs of consecutive positive segments, as sets of segments."""
+    """Return the runs of consecutive positive segments, as sets of segments."""
     found: list[set[int]] = []
     for t, positive in enumerate(row):
         if positive and t and row[t - 1]:
@@ -45,7 +45,7 @@ def f1(counts) -> float:
 
 
 def word_for_word(pred_audio, pred_visual, target_audio, target_visual) -> dict[str, dict[str, float]]:
-    """The definition, clip by clip and class by class."""
+    """Compute the definition clip by clip and class by class."""
     result = {}
     for level, count in (("segment", count_segments), ("event", count_events)):
         totals = dict.fromkeys(("audio", "visual", "audio_visual", "type", "event"), 0.0)
@@ -66,7 +66,7 @@ def close(scores):
 
 
 def rows(*texts: str) -> np.ndarray:
-    """One clip, a line of 0 and 1 a class: (1, C, T)."""
+    """Return one clip (1, C, T) from one line of 0 and 1 per class."""
     return np.array([[[int(char) for char in text] for text in texts]])
 
 
@@ -201,7 +201,7 @@ def test_bad_input_is_refused(name, value, message):
 
 
 def batches() -> list[dict[str, torch.Tensor]]:
-    """Three batches of clips, of two lengths; the last is not known in part."""
+    """Return three batches of clips, of two lengths; parts of the last are unknown."""
     made = []
     for seed, shape in enumerate([(2, 3, 10), (3, 3, 10), (2, 3, 6)]):
         arrays = torch.rand(4, *shape, generator=torch.Generator().manual_seed(seed)) < 0.4

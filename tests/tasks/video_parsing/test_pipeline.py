@@ -30,7 +30,7 @@ def parse():
 
 @pytest.fixture(scope="module")
 def long_clip(tmp_path_factory):
-    """23 seconds: two windows of the model, and three seconds."""
+    """Write a clip of 23 seconds: two windows of the model, and three seconds."""
     return str(write_clip(tmp_path_factory.mktemp("clips") / "long.mp4", seconds=23.0, fps=4, size=(32, 48)))
 
 

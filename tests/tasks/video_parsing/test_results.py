@@ -16,7 +16,7 @@ def processor():
 
 
 def outputs(**changes):
-    """Two clips of six segments and three classes in which nothing is heard or seen, but for the changes."""
+    """Return outputs for two clips of six segments and three classes, in which only `changes` are heard or seen."""
     made = {
         "audio_probs": torch.full((2, 3), 0.9),
         "visual_probs": torch.full((2, 3), 0.9),

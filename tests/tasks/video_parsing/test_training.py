@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow  # whole runs
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A run of two epochs."""
+    """Train for two epochs."""
     folder = tmp_path_factory.mktemp("runs") / "parsing"
     flags = {"--data": parsing_data(), "--output-dir": folder, "--epochs": 2, "--batch-size": 2}
     arguments = [str(part) for pair in flags.items() for part in pair]
