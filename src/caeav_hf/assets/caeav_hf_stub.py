@@ -10,6 +10,7 @@ try:
         CaeAvConfig,
         CaeAvFeatureExtractor,
         CaeAvForEventLocalization,
+        CaeAvForFewShotLocalization,
         CaeAvForQuestionAnswering,
         CaeAvForSegmentation,
         CaeAvForVideoParsing,
@@ -22,6 +23,7 @@ try:
         AudioVisualQuestionAnsweringPipeline,
         AudioVisualSegmentationPipeline,
         AudioVisualVideoParsingPipeline,
+        AudioVisualZeroShotClassificationPipeline,
     )
 except ModuleNotFoundError as error:
     if error.name != "caeav_hf":
@@ -34,9 +36,11 @@ __all__ = [
     "AudioVisualQuestionAnsweringPipeline",
     "AudioVisualSegmentationPipeline",
     "AudioVisualVideoParsingPipeline",
+    "AudioVisualZeroShotClassificationPipeline",
     "CaeAvConfig",
     "CaeAvFeatureExtractor",
     "CaeAvForEventLocalization",
+    "CaeAvForFewShotLocalization",
     "CaeAvForQuestionAnswering",
     "CaeAvForSegmentation",
     "CaeAvForVideoParsing",
