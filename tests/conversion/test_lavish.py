@@ -1,10 +1,13 @@
 """Checkpoints of LAVisH's code load and compute what its modules compute."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from caeav_hf import CaeAvConfig, CaeAvError
+from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForEventLocalization, CaeAvProcessor
+from caeav_hf.cli import main as caeav
 from caeav_hf.conversion import from_official
 from caeav_hf.modeling import CaeAvPreTrainedModel
 from caeav_hf.task import get_task
@@ -175,6 +178,20 @@ def test_whole_checkpoints_compute_the_same(task: str, given: str) -> None:
     assert set(report.mapped) | set(report.ignored) == {key.removeprefix("module.") for key in state}
     norms = "all" if task == "avqa" else "none"
     assert converted.config.trained_tower_norms == norms
+
+
+def test_the_command_writes_a_folder_with_a_processor(tmp_path: Path) -> None:
+    checkpoint, folder = tmp_path / "ave.pt", tmp_path / "out"
+    torch.save(authors_state(small_model("ave")), checkpoint)
+    command = ["convert", str(checkpoint), "--task", "ave", "--method", "lavish", "--out", str(folder)]
+    vision = ["img_size=64", "window_size=4"]
+    assert caeav([*command, "--vision", *vision, "--option", "is_vit_ln=1", "--audio", "hop_length=200"]) == 0
+    loaded = CaeAvForEventLocalization.from_pretrained(folder)
+    assert (loaded.config.trained_tower_norms, loaded.config.audio_config.hop_length) == ("all", 200)
+    assert "text tower" not in (folder / "README.md").read_text()
+    extractor = CaeAvProcessor.from_pretrained(folder).feature_extractor
+    assert (extractor.mel_scale, extractor.hop_length) == ("kaldi", 200)
+    assert extractor(torch.randn(32_000), sampling_rate=16_000)["input_features"].shape == (1, 2, 1, 64, 64)
 
 
 def test_class_names_of_the_data_set_stay() -> None:
