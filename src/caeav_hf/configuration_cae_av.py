@@ -566,8 +566,8 @@ class CaeAvConfig(PreTrainedConfig):
             trained with the adapters: `"none"`, `"all"` that run, or only the `"final"` one.
         use_text_tower (`bool`, defaults to `True`): Whether the model has a text tower. Without one, captions are
             given as features of the width in `text_config`, or not used (`use_case=False`).
-        interaction (`str`, defaults to `"cae_av"`): Interaction method of the paired blocks: `"cae_av"`, `"avmoe"`, or
-            one registered by [`~modeling.interaction.register_interaction`].
+        interaction (`str`, defaults to `"cae_av"`): Interaction method of the paired blocks: `"cae_av"`, `"avmoe"`,
+            `"dg_sct"`, `"lavish"`, or one registered by [`~modeling.interaction.register_interaction`].
         interaction_options (`dict`, *optional*): Options of that method, if it has any.
         num_frames (`int`, defaults to 10): Segments of a clip, one frame each. Any other number works at run time.
         segment_seconds (`float`, defaults to 1.0): Length of a segment in seconds.
