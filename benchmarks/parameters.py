@@ -63,6 +63,41 @@ FEW_SHOT = {"adapters": 97_299_648, "bottlenecks": 262_144, "context": 2_048, "c
 # its command for question answering trains too, are not among them.
 LAVISH = {"ave": 10_036_061, "avs_s4": 38_317_009, "avqa": 21_017_452}
 
+# STG-CMA's code: task, tower, size of the adapters, other fields of the configuration, trained parameters and all.
+STG_CMA_TOWERS: dict[str, dict[str, Any]] = {
+    "ViT-B/16": {"model_type": "cae_av_vit", "patch_size": 16, "num_attention_heads": 8},
+    "ViT-L/14": {
+        "model_type": "cae_av_vit",
+        "patch_size": 14,
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    },
+    "Swin-B": {"embed_dim": 128, "num_heads": (4, 8, 16, 32)},
+    "Swin-L": {},
+}
+STG_CMA: list[tuple[str, str, str, dict[str, Any], int, int]] = [
+    ("ave", "ViT-B/16", "tiny", {}, 3_529_973, 89_562_101),
+    ("ave", "ViT-B/16", "base", {}, 11_497_781, 97_529_909),
+    ("ave", "ViT-L/14", "tiny", {}, 10_675_789, 314_119_757),
+    ("ave", "ViT-L/14", "base", {}, 20_117_581, 323_561_549),
+    ("ave", "Swin-B", "tiny", {}, 5_599_957, 92_345_613),
+    ("ave", "Swin-B", "base", {}, 10_068_597, 96_814_253),
+    ("ave", "Swin-L", "tiny", {}, 11_740_697, 206_739_821),
+    ("ave", "Swin-L", "base", {}, 19_026_857, 214_025_981),
+    ("avs_s4", "Swin-B", "base", {}, 29_739_753, 116_485_409),
+    ("avs_s4", "Swin-L", "base", {}, 38_601_925, 233_601_049),
+    (
+        "avqa",
+        "Swin-L",
+        "base",
+        {"head_answer_size": 512, "head_answer_audio_size": 128, "head_audio_hidden": True},
+        26_339_000,
+        221_338_124,
+    ),
+    ("avqa", "Swin-L", "base", {}, 83_127_864, 278_126_988),
+]
+
 
 def part_of(name: str) -> str:
     """Return the part of the model that a parameter belongs to."""
@@ -76,7 +111,13 @@ def part_of(name: str) -> str:
         return "CASTE"
     if ".interactions." in name:
         return "adapters"
-    return {"caption_mapper": "caption mapper", "case": "CASE", "projections": "loss projections"}[name.split(".")[1]]
+    names = {
+        "caption_mapper": "caption mapper",
+        "case": "CASE",
+        "projections": "loss projections",
+        "temporal_embeddings": "temporal embeddings",
+    }
+    return names[name.split(".")[1]]
 
 
 def build(task: str, formulation: str, **values: Any) -> CaeAvPreTrainedModel:
@@ -301,6 +342,32 @@ def show_few_shot() -> None:
     print()
 
 
+def count_stg_cma(task: str, tower: str, size: str, values: dict[str, Any]) -> tuple[int, int]:
+    """Count the trained parameters of STG-CMA and all."""
+    options = {"vision_config": STG_CMA_TOWERS[tower], "interaction_options": {"size": size}}
+    parameters = list(build(task, "official", method="stg_cma", **options, **values).parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    return trained, sum(parameter.numel() for parameter in parameters)
+
+
+def without_place_in_stg_cma(task: str) -> int:
+    """Count parameters that STG-CMA's code builds and trains but never runs: path4.resConfUnit1 of segmentation."""
+    return 2 * linear(9 * 256, 256) if task == "avs_s4" else 0
+
+
+def show_stg_cma(task: str) -> None:
+    """Print the rows of STG-CMA for a task."""
+    rows = [row for row in STG_CMA if row[0] == task]
+    if not rows:
+        return
+    columns = ("trained", "total", "never used", "code: trained", "code: total")
+    print(f"{f'{task}, STG-CMA':24}" + "".join(f"{column:>14}" for column in columns))
+    for _, tower, size, values, trained, total in rows:
+        numbers = (*count_stg_cma(task, tower, size, values), without_place_in_stg_cma(task), trained, total)
+        print(f"{f'{tower}, {size}':24}" + "".join(f"{number:14,}" for number in numbers))
+    print()
+
+
 def show_shared() -> None:
     """Print the rows of Table II in which one Swin-V2 is shared by both streams."""
     base = {"embed_dim": 128, "num_heads": [4, 8, 16, 32]}
@@ -322,6 +389,7 @@ def main() -> None:
         show(name)
         show_dg_sct(name)
         show_lavish(name)
+        show_stg_cma(name)
     if task is None:
         show_few_shot()
     if task in (None, "ave"):

@@ -86,6 +86,7 @@ class TowerStage:
         hidden_size: Number of channels, C.
         grid: Height and width of the grid of patch tokens, which are in row-major order.
         num_prefix_tokens: Number of tokens before the patch tokens, such as a class token.
+        has_windows: Whether attention stays within windows of the grid.
     """
 
     depth: int
@@ -93,6 +94,7 @@ class TowerStage:
     hidden_size: int
     grid: tuple[int, int]
     num_prefix_tokens: int = 0
+    has_windows: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -219,6 +221,7 @@ class SwinGeometry(TowerGeometry):
                 self.embed_dim * 2**stage,
                 # An odd grid is padded before it is halved.
                 (-(-height // pixels[stage]), -(-width // pixels[stage])),
+                has_windows=True,
             )
             for stage, depth in enumerate(self.depths)
         ]
@@ -362,12 +365,10 @@ class CaeAvVitConfig(TowerGeometry, PreTrainedConfig):
         return self.image_size, self.image_size
 
     def stages(self, input_size: tuple[int, int] | None = None) -> list[TowerStage]:
-        """See [`TowerGeometry.stages`]; one stage, and sides must be multiples of `patch_size`."""
+        """See [`TowerGeometry.stages`]; one stage. What is left of a side after the last whole patch is not read."""
         height, width = input_size or self.input_size
-        if height % self.patch_size or width % self.patch_size:
-            raise ValueError(
-                f"CaeAvVitConfig reads sides that are multiples of {self.patch_size}, got {height}x{width}"
-            )
+        if min(height, width) < self.patch_size:
+            raise ValueError(f"CaeAvVitConfig reads sides of at least {self.patch_size}, got {height}x{width}")
         grid = (height // self.patch_size, width // self.patch_size)
         return [TowerStage(self.num_hidden_layers, self.num_attention_heads, self.hidden_size, grid, 1)]
 
@@ -452,6 +453,7 @@ class CaeAvAudioConfig(AudioFrontEnd, TowerGeometry, ClapAudioConfig):
                 self.num_attention_heads[stage],
                 self.patch_embeds_hidden_size * 2**stage,
                 (height // 2**stage, width // 2**stage),
+                has_windows=True,
             )
             for stage, depth in enumerate(self.depths)
         ]
@@ -626,12 +628,17 @@ class CaeAvConfig(PreTrainedConfig):
             temporal relations) or `"mlp"` (Appendix B).
         event_loss (`str`, defaults to `"cross_entropy"`): Loss of the head `mlp`: `"cross_entropy"`, or `"binary"`,
             the binary cross-entropy of each class's probability, as in LAVisH.
+        event_head_dropout (`float`, defaults to 0.0): Dropout between the two layers of the head `mlp`.
         head_visual_dim, head_audio_dim, head_hidden_size, head_num_heads, head_intermediate_size (`int`),
             head_dropout (`float`): Sizes of the temporal relation blocks of the task heads.
         head_map_sizes (`list[int]`, *optional*): Selects the segmentation head of LAVisH: channels of each stage's map
             before four dilated convolutions. Without them, gates along time stand in the place of these.
         head_answer_size (`int`, defaults to 0): Width of the head of question answering, to which frames are projected
             first; 0 for that of the visual tower, without projection.
+        head_answer_audio_size (`int`, defaults to 0): Width to which that head projects the sound before its own
+            hidden layer; 0 for no such projection.
+        head_audio_hidden (`bool`, defaults to `True`): Whether that head has a hidden layer for the sound. Without
+            one, the audio tower must be as wide as the head.
         mask_size (`int`, defaults to 224): Side of the segmentation head's square logits in pixels, a multiple of 32.
         visual_3d_size (`int`, defaults to 0): Width of precomputed 3D features that video parsing reads beside the
             frames, 512 for R(2+1)D-18; 0 for none.
@@ -748,6 +755,7 @@ class CaeAvConfig(PreTrainedConfig):
     head_gate_size: int = 0
     event_head: Literal["cmbs", "cmbs_linear", "mlp"] = "cmbs"
     event_loss: Literal["cross_entropy", "binary"] = "cross_entropy"
+    event_head_dropout: float | int = 0.0
     head_visual_dim: int = 512
     head_audio_dim: int = 128
     head_hidden_size: int = 256
@@ -756,6 +764,8 @@ class CaeAvConfig(PreTrainedConfig):
     head_dropout: float | int = 0.1
     head_map_sizes: list[int] | tuple[int, ...] | None = None
     head_answer_size: int = 0
+    head_answer_audio_size: int = 0
+    head_audio_hidden: bool = True
     mask_size: int = 224
     visual_3d_size: int = 0
     unimodal_grouping_depth: int = 3
@@ -836,7 +846,7 @@ class CaeAvConfig(PreTrainedConfig):
         for name in ("audio_label_smoothing", "visual_label_smoothing"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` of CaeAvConfig must lie in [0, 1], got {getattr(self, name)}")
-        for name in ("visual_3d_size", "head_answer_size"):
+        for name in ("visual_3d_size", "head_answer_size", "head_answer_audio_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` of CaeAvConfig must not be negative, got {getattr(self, name)}")
         if self.head_map_sizes is not None:
@@ -851,7 +861,7 @@ class CaeAvConfig(PreTrainedConfig):
                 "`head_gate_size` of CaeAvConfig must be a multiple of 4, the gate's attention heads, or 0 for none, "
                 f"got {self.head_gate_size}"
             )
-        _probability(self, "attention_dropout", "branch_dropout", "head_dropout")
+        _probability(self, "attention_dropout", "branch_dropout", "head_dropout", "event_head_dropout")
         if not 0.0 < self.topk_ratio <= 1.0:
             raise ValueError(f"`topk_ratio` of CaeAvConfig must lie in (0, 1], got {self.topk_ratio}")
         if min(self.num_cross_modal_experts, self.num_unimodal_experts) < 0 or not self.num_experts:
@@ -895,6 +905,13 @@ class CaeAvConfig(PreTrainedConfig):
                 f"`adapter_stages` of CaeAvConfig must name stages from {list(stages)}, got {self.adapter_stages}"
             )
         widths = (self.visual_hidden_size, self.audio_hidden_size)
+        if not self.head_audio_hidden:
+            sound, head = self.head_answer_audio_size or widths[1], self.head_answer_size or widths[0]
+            if sound != head:
+                raise ValueError(
+                    "`head_audio_hidden` False of CaeAvConfig needs sound as wide as the head of question answering, "
+                    f"got {sound} channels for {head}"
+                )
         if self.use_case:
             for name, width in zip(("visual_hidden_size", "audio_hidden_size"), widths, strict=True):
                 _divisible(self, name, width, "case_num_heads", self.case_num_heads)
@@ -1032,6 +1049,7 @@ class CaeAvConfig(PreTrainedConfig):
         _refuse_unknown(cls, overrides)
         values: dict[str, Any] = {"task": task, **preset}
         front_end: dict[str, Any] = {}
+        models: Any = None
         if size == "toy":
             values |= {**_TOY, **record.toy_preset}
             for name in cls.sub_configs_defaults:
@@ -1045,7 +1063,7 @@ class CaeAvConfig(PreTrainedConfig):
             changes = models.method_preset(method, task, size)
             front_end = changes.get("audio_config", {})
             for name in cls.sub_configs_defaults:
-                if name in changes:
+                if name in changes and "model_type" not in changes[name]:
                     changes[name] = {**values.get(name, {}), **changes[name]}
             values |= changes
             if overrides.get("interaction_options") is not None:
@@ -1054,14 +1072,21 @@ class CaeAvConfig(PreTrainedConfig):
         if overrides.get("shared_tower", values.get("shared_tower")):
             vision = overrides.get("vision_config") or values.get("vision_config") or {}
             vision = vision if isinstance(vision, dict) else vision.to_dict()
-            image_size = {**values.get("vision_config", {}), **vision}.get("image_size", CaeAvVisionConfig.image_size)
+            if vision.get("model_type") in (None, (values.get("vision_config") or {}).get("model_type")):
+                vision = {**values.get("vision_config", {}), **vision}
+            tower_config = CONFIG_MAPPING[_tower_type("vision_config", vision, CaeAvVisionConfig.model_type)]
+            image_size = vision.get("image_size", getattr(tower_config, "image_size", CaeAvVisionConfig.image_size))
             seconds = overrides.get("segment_seconds", values.get("segment_seconds", 1.0))
+            if method is not None:
+                by_tower = models.method_tower_preset(method, task, size, vision)
+                front_end = {**by_tower.pop("audio_config", {}), **front_end}
+                values |= by_tower
             values["audio_config"] = {**_filter_bank(image_size, seconds), **front_end}
         for name, value in overrides.items():
             is_partial = False
             if name in cls.sub_configs_defaults and isinstance(value, dict):
-                # The sizes of the preset are those of this package's towers.
-                own = cls.sub_configs_defaults[name].model_type
+                # Sizes of the preset are those of its own tower.
+                own = (values.get(name) or {}).get("model_type", cls.sub_configs_defaults[name].model_type)
                 is_partial = _tower_type(name, value, own) == own
             values[name] = {**values.get(name, {}), **value} if is_partial else value
         if "num_labels" in overrides or "id2label" in overrides:

@@ -43,6 +43,13 @@ def test_few_shot_model_of_dg_sct() -> None:
     assert ours == PARAMETERS["FEW_SHOT"]
 
 
+@pytest.mark.parametrize("row", PARAMETERS["STG_CMA"], ids=lambda row: "-".join(row[:3]))
+def test_nothing_but_the_named_is_left_out_of_stg_cma(row: tuple) -> None:
+    *place, trained, total = row
+    missing = PARAMETERS["without_place_in_stg_cma"](row[0])
+    assert PARAMETERS["count_stg_cma"](*place) == (trained - missing, total - missing)
+
+
 def test_table_6_of_dg_sct(capsys: pytest.CaptureFixture) -> None:
     PARAMETERS["show_dg_sct"]("ave")
     printed = capsys.readouterr().out

@@ -93,6 +93,33 @@ DG_SCT_HEAD_IGNORED: Rules = {
     r"^CMBS\.(?:AVInter|VAInter|video_norm|audio_norm)\.": "layers of the head without effect on its output",
 }
 
+_STG_CMA: Rules = {
+    r"D_fc1": "down",
+    r"D_fc2": "up",
+    r"^T_Adapter_Audio": "audio_temporal_adapter",
+    r"^T_Adapter": "visual_temporal_adapter",
+    r"^gate_v$": "visual_gate",
+    r"^gate_a$": "audio_gate",
+}
+
+STG_CMA_VIT: Rules = {
+    **_STG_CMA,
+    r"^S_Adapter_Audio": "spatial_adapter.audio",
+    r"^S_Adapter": "spatial_adapter.visual",
+    r"^MLP_Adapter_Audio": "global_adapter.audio",
+    r"^MLP_Adapter": "global_adapter.visual",
+}
+
+STG_CMA_SWIN: Rules = {
+    **_STG_CMA,
+    r"^S_Adapter2_Audio": "spatial_adapter.audio",
+    r"^S_Adapter2": "spatial_adapter.visual",
+    r"^S_Adapter_Audio": "global_adapter.audio",
+    r"^S_Adapter": "global_adapter.visual",
+    r"^attn\.temporal_position_bias_table_audio$": "temporal_biases.audio",
+    r"^attn\.temporal_position_bias_table$": "temporal_biases.visual",
+}
+
 CASTE: Rules = {
     r"^gate\.v_proj": "agreement_gate.stream_projection",
     r"^gate\.a_proj": "agreement_gate.other_projection",
@@ -298,6 +325,27 @@ QUESTION_ANSWERING: Rules = {
 QUESTION_ANSWERING_IGNORED: Rules = {
     r"^fc_a[12]_pure\.": "a second audio projection that never runs",
     r"^norm3\.": "a layer norm that never runs",
+}
+
+# STG-CMA's heads, whose names begin with the task's.
+STG_CMA_EVENT_LOCALIZATION: Rules = {r"^mlp_head\.0\.": "hidden.", r"^mlp_head\.2\.": "classifier."}
+
+STG_CMA_SEGMENTATION: Rules = {
+    r"^avstask_": "",
+    **_by_scale(r"^x{n}_linear\.", "projections.{n}.", first=1),
+    **_by_scale(r"^conv{n}\.conv2d_list\.", "convolutions.{n}.", first=1),
+    **SEGMENTATION,
+}
+
+STG_CMA_SEGMENTATION_IGNORED: Rules = {
+    r"^avstask_path4\.resConfUnit1\.": "the coarsest scale has nothing to fuse with, so its first unit never runs",
+}
+
+STG_CMA_QUESTION_ANSWERING: Rules = {
+    r"^avqatask_": "",
+    r"^yb_fc_v\.": "visual_projection.",
+    r"^yb_fc_a\.": "audio_projection.",
+    **QUESTION_ANSWERING,
 }
 
 HEADS: Mapping[str, tuple[Rules, Rules]] = {

@@ -16,7 +16,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..configuration_cae_av import CaeAvConfig, TowerStage
 from ..errors import CaeAvError
-from ..towers.base import pair_blocks
+from ..towers.base import Tower, TowerReader, pair_blocks
 from .frames import FrameLayout
 
 
@@ -34,6 +34,7 @@ class BlockPosition:
         grid: Height and width of the grid of patch tokens, which are in row-major order.
         num_heads: Number of attention heads.
         num_prefix_tokens: Number of tokens before the patch tokens, such as a class token.
+        has_windows: Whether its attention stays within windows of the grid.
     """
 
     index: int
@@ -44,6 +45,7 @@ class BlockPosition:
     grid: tuple[int, int]
     num_heads: int
     num_prefix_tokens: int = 0
+    has_windows: bool = False
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,19 @@ class InteractionLayer(nn.Module):
         return {}
 
     @classmethod
+    def tower_preset(cls, task: str, size: str, vision_config: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Return the fields of a preset with `shared_tower` that depend on the tower, which the caller may choose. Those
+        of `audio_config` are merged with the preset's.
+
+        Args:
+            task: The task.
+            size: `"full"` or `"toy"`.
+            vision_config: Fields of the tower's configuration, with its `model_type` unless it is the default one.
+        """
+        return {}
+
+    @classmethod
     def loss_weights(cls, config: CaeAvConfig) -> dict[str, float]:
         """Return the weight of each loss of the method by name: the options `<name>_loss_weight`."""
         suffix, options = "_loss_weight", cls.read_options(config)
@@ -169,8 +184,38 @@ class InteractionLayer(nn.Module):
 
     @classmethod
     def shared_modules(cls, config: CaeAvConfig) -> dict[str, nn.Module]:
-        """Return modules that all layers of the method share, by name; they become submodules of the encoder."""
+        """
+        Return modules that all layers of the method share, by name; they become submodules of the encoder. Those with
+        the attribute `is_frozen` stay frozen.
+        """
         return {}
+
+    @classmethod
+    def initialize_from_towers(cls, config: CaeAvConfig, vision: Tower, shared: Mapping[str, nn.Module]) -> None:
+        """
+        Initialise what is made from the weights of the visual tower. Called for a new model, again once
+        `from_backbones` has loaded its towers, and never for weights that come from a checkpoint.
+
+        Args:
+            config: The configuration.
+            vision: The tower that reads the frames.
+            shared: The modules of `shared_modules`.
+        """
+
+    @classmethod
+    def embed_audio(
+        cls, config: CaeAvConfig, reader: TowerReader, inputs: Tensor, shared: Mapping[str, nn.Module]
+    ) -> Tensor:
+        """
+        Return the tokens of the sound (N, L, C), by default those that its tower embeds.
+
+        Args:
+            config: The configuration.
+            reader: Reader of the tower that reads the sound.
+            inputs: (N, 1, frames, bands) spectrograms or filter banks.
+            shared: The modules of `shared_modules`.
+        """
+        return reader.embed(inputs)
 
     @classmethod
     def embed(
@@ -254,6 +299,11 @@ def method_preset(name: str, task: str, size: str) -> dict[str, Any]:
     return {"interaction": name, **_method(name, "`method`").preset(task, size)}
 
 
+def method_tower_preset(name: str, task: str, size: str, vision_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a method's preset that depend on the tower; see [`InteractionLayer.tower_preset`]."""
+    return _method(name, "`method`").tower_preset(task, size, vision_config)
+
+
 def interaction_class(config: CaeAvConfig) -> type[InteractionLayer]:
     """
     Return the layer class that the configuration names.
@@ -292,6 +342,7 @@ def pair_positions(visual: Sequence[TowerStage], audio: Sequence[TowerStage]) ->
                 grid=stage.grid,
                 num_heads=stage.num_heads,
                 num_prefix_tokens=stage.num_prefix_tokens,
+                has_windows=stage.has_windows,
             )
             for number, (stage, index) in enumerate(blocks)
         ]

@@ -22,13 +22,20 @@ from ..towers import lora
 from ..towers.base import TowerReader, build_tower
 from ..towers.frozen import freeze, is_adapted, tower_norms
 from ..towers.loading import FRONT_END, load_tower
-from . import avmoe, cae_av, dg_sct, lavish  # noqa: F401 - importing them registers their methods
+from . import avmoe, cae_av, dg_sct, lavish, stg_cma  # noqa: F401 - importing them registers their methods
 from .captions import CaptionMapper, Captions
 from .case import CASE, CASEOutput, masked_mean
 from .checkpoints import TOWER_NAMES, adapter_names, attach_towers, find_sources
 from .collectives import anywhere
 from .frames import FrameLayout
-from .interaction import PairPosition, Step, interaction_class, method_preset, pair_positions
+from .interaction import (
+    PairPosition,
+    Step,
+    interaction_class,
+    method_preset,
+    method_tower_preset,  # noqa: F401 - the configuration finds it here
+    pair_positions,
+)
 from .losses import (
     AlignmentProjections,
     caption_contrastive_loss,
@@ -159,7 +166,10 @@ class CaeAvPreTrainedModel(PreTrainedModel):
             # Running statistics are buffers; the base class initialises them only where they were not loaded.
             super()._init_weights(module)
         elif hasattr(module, "reset_parameters"):
-            cast(Any, module).reset_parameters()
+            # Only PyTorch's functions know loaded parameters, which Transformers marks; timm has its own.
+            own = list(module.parameters(recurse=False))
+            if not own or not all(getattr(parameter, "_is_hf_initialized", False) for parameter in own):
+                cast(Any, module).reset_parameters()
         elif hasattr(module, "init_parameters"):
             # The text tower, recognised by its method, since importing its class takes a second.
             cast(Any, module).init_parameters()
@@ -443,6 +453,7 @@ class CaeAvPreTrainedModel(PreTrainedModel):
                 module.load_state_dict(towers[kind].state)
             except RuntimeError as error:
                 raise CaeAvError(f"`{kind}`: the tensors do not fit their configuration: {error}") from error
+        model.cae_av.initialize_from_towers()
         return model.eval()
 
 
@@ -474,6 +485,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
             from ..towers.clap_text import ClapTextTower
 
             self.audio_text_tower = ClapTextTower(config.audio_text_config)
+        self._shared_names: tuple[str, ...] = ()
         self.freeze_towers()
         if config.lora is not None:
             lora.inject(self, self.named_towers(), config.lora)
@@ -505,6 +517,7 @@ class CaeAvModel(CaeAvPreTrainedModel):
             )
         self.auxiliary_loss_weights |= method_weights
         self.post_init()
+        self.initialize_from_towers()
 
     def named_towers(self) -> dict[str, nn.Module]:
         """
@@ -540,12 +553,24 @@ class CaeAvModel(CaeAvPreTrainedModel):
             pixels = F.interpolate(pixels, size=size, mode="bicubic", align_corners=False)
         return self.readers()[0].embed(pixels.to(self.dtype))
 
+    def _shared_modules(self) -> dict[str, nn.Module]:
+        """Return the modules that all layers of the method share."""
+        return {name: getattr(self, name) for name in self._shared_names}
+
+    @torch.no_grad()
+    def initialize_from_towers(self) -> None:
+        """Initialise what the method makes from the weights of the visual tower, which may have changed."""
+        self.interaction_class.initialize_from_towers(self.config, self.vision_tower, self._shared_modules())
+
     def freeze_towers(self) -> None:
         """Freeze the towers, except LoRA and layer norms that the configuration declares as trained."""
         for tower in self.towers():
             freeze(tower)
             if self.config.lora is not None:
                 lora.activate(tower)
+        for name in self._shared_names:
+            if getattr(getattr(self, name), "is_frozen", False):
+                freeze(getattr(self, name))
         for norm in self.trained_tower_norms().values():
             norm.requires_grad_(True)
 
@@ -660,8 +685,9 @@ class CaeAvModel(CaeAvPreTrainedModel):
         frames = FrameLayout(batch_size, num_frames, frame_mask, keeps_padding=is_graph)
         visual_reader, audio_reader = self.readers()
         visual = self.embed_frames(frames.to_list(pixel_values_videos))
-        audio = audio_reader.embed(frames.to_list(input_features).to(self.dtype))
-        shared = {name: getattr(self, name) for name in self._shared_names}
+        shared = self._shared_modules()
+        sounds = frames.to_list(input_features).to(self.dtype)
+        audio = self.interaction_class.embed_audio(self.config, audio_reader, sounds, shared)
         visual, audio = self.interaction_class.embed(self.config, visual, audio, frames, shared)
 
         if output_hidden_states is None:

@@ -18,6 +18,7 @@ from transformers import AutoConfig, PreTrainedConfig
 
 from ..configuration_cae_av import TowerStage
 from ..errors import CaeAvError
+from .windows import Windows
 
 
 Grid = tuple[int, int]
@@ -41,12 +42,14 @@ class FrozenBlock:
             position of all frames of a clip.
         position_bias: The tower's bias on the scores of M tokens of one frame, (heads, M, M), from their rows and
             columns in the grid, (M, 2) integers. May be passed as `bias` to `group_attention`.
+        windows: The windows within which the block attends; `None` if it attends to the whole frame.
     """
 
     attention: Callable[[Tensor], Tensor]
     feed_forward: Callable[[Tensor], Tensor]
     group_attention: Callable[..., Tensor] = _no_groups
     position_bias: Callable[[Tensor], Tensor] = _no_groups
+    windows: Windows | None = None
 
     def __call__(self, tokens: Tensor) -> Tensor:
         """Run the whole block."""
@@ -161,11 +164,20 @@ class TowerReader:
         """Return the tokens (N, L, C) of N inputs."""
         if not self.reads_spectrograms:
             return self.tower.embed(inputs)
+        return self.tower.embed_spectrogram(self.checked_spectrogram(inputs))
+
+    def checked_spectrogram(self, inputs: Tensor) -> Tensor:
+        """
+        Return filter banks unchanged.
+
+        Raises:
+            CaeAvError: Their size is not the configured one.
+        """
         if inputs.shape[1:] != (1, *(self.input_size or ())):
             raise CaeAvError(
                 f"`input_features` must end in {(1, *(self.input_size or ()))}, got {tuple(inputs.shape[1:])}"
             )
-        return self.tower.embed_spectrogram(inputs)
+        return inputs
 
     def enter_stage(self, stage: int, tokens: Tensor) -> Tensor:
         """Return the input tokens of a stage's blocks."""

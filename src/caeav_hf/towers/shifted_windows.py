@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from ..errors import CaeAvError
 from .base import FrozenBlock, Grid, Tower
 from .frozen import FrozenConstant
-from .windows import group_attention, relative_entries, window_bias, windowed_attention
+from .windows import Windows, group_attention, relative_entries, window_bias, windowed_attention
 
 
 def sizes_of(model: Any) -> dict[str, Any]:
@@ -118,6 +118,7 @@ class ShiftedWindowTower(Tower):
                 feed_forward=lambda tokens: self.feed(block, tokens),
                 group_attention=groups_of,
                 position_bias=lambda positions: self._position_bias(block, positions),
+                windows=Windows(stage_grid, block.window_size, self._shift(stage, block, stage_grid)),
             )
 
         return [make(index, block) for index, block in enumerate(self.layers[stage].blocks)]

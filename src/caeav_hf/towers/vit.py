@@ -105,6 +105,7 @@ class VitTower(Tower):
         """Embed images (N, channels, H, W), with position embeddings resized to any grid but the configured one."""
         positions, own = self.pos_embed, self.config.stages()[0].grid
         height, width = self.config.stages((images.shape[-2], images.shape[-1]))[0].grid
+        images = images[..., : height * self.config.patch_size, : width * self.config.patch_size]
         if (height, width) != own:
             positions = resample_abs_pos_embed(positions, [height, width], list(own), num_prefix_tokens=1)
         patches = self.patch_embed(images)

@@ -1,6 +1,7 @@
 """Attention within (shifted) windows, shared by the Swin transformers and HTS-AT."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -8,6 +9,54 @@ from torch import Tensor
 
 from ..errors import CaeAvError
 from .recompute import recomputed
+
+
+@dataclass(frozen=True)
+class Windows:
+    """
+    The windows of a block whose attention stays within them.
+
+    Attributes:
+        grid: Height and width of the token grid.
+        size: Height and width of a window.
+        shift: Height and width of the cyclic shift before the grid is cut into windows.
+    """
+
+    grid: tuple[int, int]
+    size: tuple[int, int]
+    shift: tuple[int, int]
+
+    @property
+    def _padding(self) -> tuple[int, int]:
+        return -self.grid[0] % self.size[0], -self.grid[1] % self.size[1]
+
+    def split(self, tokens: Tensor) -> Tensor:
+        """(N, H * W, C) -> (N * windows, M, C); a grid that windows do not divide is padded with zeros."""
+        image = tokens.unflatten(1, self.grid)
+        if any(self.shift):
+            image = image.roll((-self.shift[0], -self.shift[1]), dims=(1, 2))
+        if any(self._padding):
+            image = F.pad(image, (0, 0, 0, self._padding[1], 0, self._padding[0]))
+        image = image.unflatten(2, (-1, self.size[1])).unflatten(1, (-1, self.size[0]))
+        return image.transpose(2, 3).flatten(0, 2).flatten(1, 2)
+
+    def join(self, windows: Tensor) -> Tensor:
+        """(N * windows, M, C) -> (N, H * W, C), the inverse of `split`."""
+        height, width = self.grid
+        rows, columns = (
+            (side + pad) // size for side, pad, size in zip(self.grid, self._padding, self.size, strict=True)
+        )
+        image = windows.unflatten(1, self.size).unflatten(0, (-1, rows, columns)).transpose(2, 3)
+        image = image.flatten(3, 4).flatten(1, 2)[:, :height, :width]
+        if any(self.shift):
+            image = image.roll(self.shift, dims=(1, 2))
+        return image.flatten(1, 2)
+
+    def is_token(self, like: Tensor) -> Tensor | None:
+        """Return which of the split tokens are real, (windows, M) bool on the device of `like`; `None` if all are."""
+        if not any(self._padding):
+            return None
+        return self.split(like.new_ones(1, self.grid[0] * self.grid[1], 1)).squeeze(-1) > 0
 
 
 def _shift_mask(height: int, width: int, window: tuple[int, int], shift: tuple[int, int], like: Tensor) -> Tensor:

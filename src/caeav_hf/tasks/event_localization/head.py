@@ -184,12 +184,13 @@ class MLPHead(nn.Module):
         self.is_official = config.is_official
         self.is_binary = config.event_loss == "binary"
         self.hidden = nn.Linear(config.visual_hidden_size + config.audio_hidden_size, config.head_visual_dim)
+        self.dropout = nn.Dropout(config.event_head_dropout)
         self.classifier = nn.Linear(config.head_visual_dim, config.num_labels + 1)
 
     def forward(self, visual: Tensor, audio: Tensor, frames: FrameLayout) -> EventLogits:
         """See `CMBSHead.forward`."""
         hidden = self.hidden(torch.cat([visual, audio], dim=-1))
-        logits = self.classifier(hidden if self.is_official else F.relu(hidden))
+        logits = self.classifier(self.dropout(hidden if self.is_official else F.relu(hidden)))
         log_probs = logits.log_softmax(-1)
         return EventLogits(
             # The sigmoid of this is the softmax's probability of any class but background.

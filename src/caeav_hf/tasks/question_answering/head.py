@@ -116,7 +116,11 @@ class QuestionAnsweringHead(nn.Module):
         size = config.head_answer_size or config.visual_hidden_size
         self.question_encoder = QuestionEncoder(config, size)
         self.visual_projection = nn.Linear(config.visual_hidden_size, size) if config.head_answer_size else None
-        self.audio_hidden = nn.Linear(config.audio_hidden_size, size)
+        audio_size = config.head_answer_audio_size or config.audio_hidden_size
+        self.audio_projection: nn.Module | None = None
+        if config.head_answer_audio_size:
+            self.audio_projection = nn.Linear(config.audio_hidden_size, audio_size)
+        self.audio_hidden = nn.Linear(audio_size, size) if config.head_audio_hidden else None
         self.audio_output = nn.Linear(size, size)
         self.grounding_projection = nn.Linear(2 * size, size)
         widths = [2 * size, *config.matching_hidden_sizes, 2]
@@ -128,7 +132,11 @@ class QuestionAnsweringHead(nn.Module):
 
     def encode_audio(self, audio: Tensor) -> Tensor:
         """Encode the means over tokens (B, T, C_a) to (B, T, D)."""
-        return self.audio_output(F.relu(self.audio_hidden(audio)))
+        if self.audio_projection is not None:
+            audio = self.audio_projection(audio)
+        if self.audio_hidden is not None:
+            audio = self.audio_hidden(audio)
+        return self.audio_output(F.relu(audio))
 
     def ground(self, visual: Tensor, audio: Tensor) -> Grounding:
         """Ground encoded audio (B, T, D) in the tokens (B, T, L, C_v) of frames of the same or other clips."""
