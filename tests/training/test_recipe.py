@@ -70,6 +70,35 @@ def test_recipes_of_lavish_hold_the_values_of_its_readme(task, batch_size, rate,
     assert rates == pytest.approx(later)
 
 
+def test_learning_rate_along_a_cosine():
+    recipe = Recipe(learning_rate=4e-4, head_learning_rate=4e-5, min_learning_rate=2e-5, lr_warmup_epochs=2, epochs=10)
+    rates = {epoch: learning_rate(recipe, epoch) for epoch in (0, 0.5, 2, 6, 10)}
+    assert rates == pytest.approx({0: 0, 0.5: 1e-4, 2: 4e-4, 6: (4e-4 + 2e-5) / 2, 10: 2e-5})
+    model = nn.ModuleDict({"model": nn.Linear(2, 3), "head": nn.Linear(3, 1)})
+    optimizer = build_optimizer(model, recipe)
+    set_learning_rate(optimizer, recipe, 6)
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([2.1e-4, 3e-5])
+    for values in (
+        {"min_learning_rate": -1.0},
+        {"lr_warmup_epochs": 2},
+        {"min_learning_rate": 0, "lr_warmup_epochs": 50},
+    ):
+        with pytest.raises(CaeAvError, match=r"min_learning_rate|lr_warmup_epochs"):
+            Recipe(**values)
+
+
+@pytest.mark.parametrize(
+    ("task", "batch_size", "rates", "warmup"),
+    [("ave", 1, (5e-5, 5e-6, 2e-6), 2), ("avs_s4", 2, (3e-4, None, 2e-5), 5), ("avqa", 2, (2.5e-5, None, 2e-6), 2)],
+)
+def test_recipes_of_stg_cma_hold_the_values_of_its_scripts(task, batch_size, rates, warmup):
+    recipe = load_recipe(find_recipe(task, method="stg_cma"))
+    assert (recipe.batch_size, recipe.accumulation_steps, recipe.epochs) == (batch_size, 1, 20)
+    assert (recipe.learning_rate, recipe.head_learning_rate, recipe.min_learning_rate) == rates
+    assert (recipe.lr_warmup_epochs, recipe.adam_beta1, recipe.adam_beta2) == (warmup, 0.95, 0.999)
+    assert recipe.weight_decay == 5e-7
+
+
 def test_the_head_may_have_its_own_learning_rate():
     model = nn.ModuleDict({"model": nn.Linear(2, 3), "head": nn.Linear(3, 1)})
     model["model"].bias.requires_grad_(False)

@@ -193,13 +193,16 @@ class Trainer:
             disable=not self.accelerator.is_main_process,
         ) as progress:
             for window in windows(self.loader, recipe.accumulation_steps):
+                now = state.epoch + state.clips_done / self.num_rows
+                if recipe.min_learning_rate is not None:
+                    set_learning_rate(self.optimizer, recipe, now)
                 loss = self._step(window)
                 state.step += 1
                 progress.update()
                 if loss is not None:
                     progress.set_postfix(loss=f"{loss:.4f}")
                     self.accelerator.log(
-                        {"train/step_loss": loss, "learning_rate": learning_rate(recipe, state.epoch)}, state.step
+                        {"train/step_loss": loss, "learning_rate": learning_rate(recipe, now)}, state.step
                     )
                 if recipe.save_steps and state.step % recipe.save_steps == 0:
                     self._save(self.store.new_name(state.step))

@@ -87,6 +87,10 @@ class Recipe:
     lr_decay_factor: float = _value(0.65, "the learning rate is multiplied by this ...")
     lr_decay_epochs: int = _value(3, "... every this many epochs")
     lr_decays: int | None = _value(None, "... at most this many times (default: to the end)")
+    min_learning_rate: float | None = _value(
+        None, "lower the learning rate along a cosine to this, at each step, instead of in steps of epochs"
+    )
+    lr_warmup_epochs: int = _value(0, "with min_learning_rate: epochs in which the learning rate first grows from 0")
     max_grad_norm: float | None = _value(None, "clip the gradient to this norm")
     entropy_warmup_epochs: int = _value(5, "epochs during which the weight of the selection entropy (gamma) is 0")
     entropy_ramp_epochs: int = _value(5, "epochs after the warm-up in which gamma grows to its full value")
@@ -124,6 +128,14 @@ class Recipe:
             _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
         head_rate = self.head_learning_rate
         _require(head_rate is None or head_rate > 0, "head_learning_rate", "positive, or null", head_rate)
+        lowest = self.min_learning_rate
+        _require(lowest is None or lowest >= 0, "min_learning_rate", "not negative, or null", lowest)
+        _require(
+            self.lr_warmup_epochs == 0 or (lowest is not None and 0 < self.lr_warmup_epochs < self.epochs),
+            "lr_warmup_epochs",
+            "0, or with min_learning_rate less than epochs",
+            self.lr_warmup_epochs,
+        )
         grad_norm = self.max_grad_norm
         _require(grad_norm is None or grad_norm > 0, "max_grad_norm", "positive, or null", grad_norm)
         _require(self.size in ("full", "toy"), "size", "full or toy", self.size)

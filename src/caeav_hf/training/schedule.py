@@ -1,5 +1,6 @@
-"""Build the optimizer, and schedule the learning rate and the weight of the selection entropy over epochs."""
+"""Build the optimizer, and schedule the learning rate and the weight of the selection entropy."""
 
+import math
 from functools import partial
 
 from torch import Tensor, nn
@@ -52,23 +53,38 @@ def _step_alone(optimizer: Optimizer, number: int, parameter: Tensor) -> None:
     parameter.grad = None
 
 
-def learning_rate(recipe: Recipe, epoch: int) -> float:
+def learning_rate(recipe: Recipe, epoch: float) -> float:
     """
-    Return the learning rate of an epoch (from 0), decayed by `lr_decay_factor` every `lr_decay_epochs` epochs, at most
-    `lr_decays` times.
+    Return the learning rate at a time in epochs (from 0).
+
+    With `min_learning_rate` it grows linearly from 0 in `lr_warmup_epochs` and then falls along a cosine. Otherwise it
+    is decayed by `lr_decay_factor` every `lr_decay_epochs` epochs, at most `lr_decays` times.
     """
-    decays = epoch // recipe.lr_decay_epochs
+    if recipe.min_learning_rate is not None:
+        return _cosine(recipe, recipe.learning_rate, recipe.min_learning_rate, epoch)
+    decays = int(epoch) // recipe.lr_decay_epochs
     if recipe.lr_decays is not None:
         decays = min(decays, recipe.lr_decays)
     return recipe.learning_rate * recipe.lr_decay_factor**decays
 
 
-def set_learning_rate(optimizer: Optimizer, recipe: Recipe, epoch: int) -> None:
-    """Set the learning rate of an epoch (from 0) in the parameter groups of [`build_optimizer`]."""
+def _cosine(recipe: Recipe, highest: float, lowest: float, epoch: float) -> float:
+    warmup = recipe.lr_warmup_epochs
+    if epoch < warmup:
+        return highest * epoch / warmup
+    done = min(1.0, (epoch - warmup) / max(recipe.epochs - warmup, 1))
+    return lowest + (highest - lowest) * (1 + math.cos(math.pi * done)) / 2
+
+
+def set_learning_rate(optimizer: Optimizer, recipe: Recipe, epoch: float) -> None:
+    """Set the learning rate at a time in epochs (from 0) in the parameter groups of [`build_optimizer`]."""
     rate = learning_rate(recipe, epoch)
     rates = [rate]
     if recipe.head_learning_rate is not None:
-        rates.append(rate / recipe.learning_rate * recipe.head_learning_rate)
+        head_rate = rate / recipe.learning_rate * recipe.head_learning_rate
+        if recipe.min_learning_rate is not None:
+            head_rate = _cosine(recipe, recipe.head_learning_rate, recipe.min_learning_rate, epoch)
+        rates.append(head_rate)
     for group, value in zip(optimizer.param_groups, rates, strict=True):
         group["lr"] = value
 
