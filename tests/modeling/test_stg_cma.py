@@ -1,12 +1,14 @@
 """STG-CMA: the authors' modules to 1e-5, and what any method has to do."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForEventLocalization, CaeAvModel, CaeAvProcessor
+from caeav_hf.assets import aligned_toy_towers, toy_towers
 from caeav_hf.conversion import key_map
 from caeav_hf.modeling.frames import FrameLayout
 from caeav_hf.modeling.interaction import pair_positions
@@ -323,6 +325,48 @@ def test_checkpoints(kind: str, tmp_path: Path) -> None:
     batch = as_double(toy_batch(model.config))
     expected = model.double()(**batch).frame_log_probs
     torch.testing.assert_close(loaded.double()(**batch).frame_log_probs, expected, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("towers", [toy_towers, aligned_toy_towers], ids=["swin", "vit"])
+@torch.no_grad()
+def test_on_pretrained_towers(towers: Any, tmp_path: Path) -> None:
+    vision = towers()["vision"]
+    model = CaeAvForEventLocalization.from_backbones(
+        vision, audio=None, text=None, task="ave", size="toy", method="stg_cma"
+    )
+    # Made from the loaded weights, not from those that the tower had before.
+    kernel, is_vit = model.model.vision_tower.patch_embed.proj.weight, towers is aligned_toy_towers
+    expected = kernel.sum(1, keepdim=True) if is_vit else kernel.mean(1, keepdim=True)
+    torch.testing.assert_close(model.model.audio_embedding.projection.weight, expected)
+    assert model.config.trained_tower_norms == ("final" if is_vit else "none")
+    model = randomise(model)
+    batch = as_double(toy_batch(model.config))
+    model.save_pretrained(tmp_path, adapter_only=True)
+    loaded = CaeAvForEventLocalization.from_pretrained(tmp_path)
+    expected = model.eval().double()(**batch).frame_log_probs
+    torch.testing.assert_close(loaded.eval().double()(**batch).frame_log_probs, expected, atol=1e-6, rtol=1e-6)
+
+
+@torch.no_grad()
+def test_checkpointing_and_half_precision() -> None:
+    for kind in KINDS:
+        model = toy_model(method="stg_cma", interaction_options={"exchange": True}, **KINDS[kind])
+        batch = toy_batch(model.config)
+        expected = model(**batch).frame_log_probs
+        found = model.bfloat16()(**batch).frame_log_probs
+        assert found.dtype == torch.bfloat16
+        assert (found.float() - expected).abs().mean() < 0.1
+        with torch.enable_grad():
+            gradients = []
+            for is_on in (False, True):
+                fresh = toy_model(method="stg_cma", **KINDS[kind])
+                if is_on:
+                    fresh.gradient_checkpointing_enable()
+                torch.manual_seed(0)
+                fresh.train()(**batch).loss.backward()
+                gradients.append({n: p.grad for n, p in fresh.named_parameters() if p.requires_grad})
+            for name, gradient in gradients[0].items():
+                torch.testing.assert_close(gradients[1][name], gradient, atol=1e-5, rtol=1e-3)
 
 
 def test_drop_path_is_drawn_for_a_position() -> None:

@@ -15,7 +15,7 @@ from caeav_hf.configuration_cae_av import CaeAvVitConfig
 from caeav_hf.towers.base import TowerReader, build_tower
 from caeav_hf.towers.loading import load_tower
 from caeav_hf.towers.renaming import CLIP_VIT, rename
-from tests.modeling.helpers import toy_batch, toy_model
+from tests.modeling.helpers import toy_batch, toy_model, toy_segmentation_model
 from tests.same import assert_close
 
 
@@ -107,6 +107,20 @@ def test_a_model_on_it_is_trained_and_saved(tmp_path: Path) -> None:
     assert again.config.vision_config.model_type == "cae_av_vit"
     with torch.no_grad():
         assert_close(again(**batch).class_logits, model(**batch).class_logits, 0)
+
+
+@pytest.mark.parametrize("method", ["cae_av", "avmoe", "dg_sct", "lavish"])
+def test_methods_train_on_it(method: str) -> None:
+    model = toy_model(method=method, vision_config={"model_type": "cae_av_vit", **SIZES}).train()
+    outputs = model(**toy_batch(model.config))
+    outputs.loss.backward()
+    assert outputs.loss.isfinite()
+    assert any(bool(p.grad.any()) for n, p in model.named_parameters() if ".interactions." in n and p.grad is not None)
+
+
+def test_what_needs_a_grid_is_refused_on_it() -> None:
+    with pytest.raises(CaeAvError, match="`resize` 'bicubic' of DG-SCT needs towers whose tokens are all patches"):
+        toy_segmentation_model(task="avs_s4", method="dg_sct", vision_config={"model_type": "cae_av_vit", **SIZES})
 
 
 def test_wrong_sizes_name_the_field() -> None:

@@ -128,6 +128,7 @@ class LavishInteraction(InteractionLayer):
             "use_text_tower": False,
             "shared_tower": True,
             "audio_final_norm": True,
+            "adapter_stages": (1,),  # of AVMoE; a vision transformer has one stage
             "interaction_options": options,
         }
         if task == "ave":
