@@ -16,7 +16,7 @@ from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from ..towers.evidence import Evidence
 from ..towers.renaming import Rules, Section
-from . import key_map, lavish
+from . import key_map, lavish, stg_cma
 from .adapters import AdapterEvidence, read_avmoe, read_dg_sct
 from .flags import SHAPING
 
@@ -46,6 +46,7 @@ class OfficialMethod:
         read_checkpoint: In place of the above, a function of the checkpoint, its task, and the caller's `options`,
             `vision`, `audio` and overrides. It returns the configuration, the sections of the authors' model, and for
             each flag without effect the reason.
+        prepare: Function that changes tensors of the checkpoint before they are renamed.
     """
 
     name: str
@@ -56,6 +57,7 @@ class OfficialMethod:
     head_ignored: Rules = field(default_factory=dict)
     shaping: Mapping[str, type] = field(default_factory=lambda: SHAPING)
     read_checkpoint: Callable[..., tuple[CaeAvConfig, list[Section], dict[str, str]]] | None = None
+    prepare: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]] = lambda state: state
 
 
 METHODS: tuple[OfficialMethod, ...] = (
@@ -72,6 +74,12 @@ METHODS: tuple[OfficialMethod, ...] = (
     ),
     OfficialMethod(
         name="lavish", marker=r"_adapter_blocks_p[12]\.\d+\.my_tokens$", read_checkpoint=lavish.read_lavish
+    ),
+    OfficialMethod(
+        name="stg_cma",
+        marker=r"(?:^|\.)S_Adapter(?:_Audio)?\.D_fc1\.weight$",
+        read_checkpoint=stg_cma.read_stg_cma,
+        prepare=stg_cma.with_frames_first,
     ),
     OfficialMethod(name="cae_av", marker=r"^(?:vis|audio)_caste_blocks_p1\.", adapter=key_map.AVMOE, read=read_avmoe),
     OfficialMethod(name="avmoe", marker=r"_adapter_blocks_p1\.\d+\.", adapter=key_map.AVMOE, read=read_avmoe),

@@ -23,7 +23,6 @@ from .flags import FLAGS
 from .key_map import sections
 from .methods import find_method
 from .sizes import official_config
-from .stg_cma import is_stg_cma, reordered, stg_cma_config, stg_cma_sections
 
 
 # Tensors without effect in evaluation, which a checkpoint may lack.
@@ -48,8 +47,8 @@ def from_official(
     """
     Build a model of the official formulation, in evaluation mode, from a checkpoint of the authors' code.
 
-    Checkpoints of plain AVMoE, of DG-SCT, of LAVisH and of STG-CMA also load; see `conversion.methods`. Without tensors
-    of CASTE and CASE the model has neither.
+    Checkpoints of plain AVMoE, of DG-SCT, of LAVisH and of STG-CMA also load; see `conversion.methods`. Without
+    tensors of CASTE and CASE the model has neither.
 
     Args:
         state_dict: Tensors under the authors' names, with or without `DataParallel`'s prefix.
@@ -66,8 +65,8 @@ def from_official(
             tag of its weights (`ViT-L-14/openai`) or a folder, see `from_backbones`; or sizes for `CaeAvTextConfig`.
             Without it the tower is randomly initialised, and the model expects caption features instead of captions.
         copy: Whether the model gets copies; if not, it shares memory with tensors that need no conversion.
-        method: Method of the checkpoint: `cae_av`, `avmoe`, `dg_sct`, `lavish` or `stg_cma`; by default that of its keys.
-            For `stg_cma`, `vision` and `audio` are described by [`~conversion.stg_cma.stg_cma_config`].
+        method: Method of the checkpoint: `cae_av`, `avmoe`, `dg_sct`, `lavish` or `stg_cma`; by default that of its
+            keys. For `stg_cma`, `vision` and `audio` are described by [`~conversion.stg_cma.read_stg_cma`].
         overrides: Fields of the configuration that cannot be inferred from the tensors, such as `mask_size`.
 
     Returns:
@@ -80,8 +79,6 @@ def from_official(
     if task not in FLAGS:
         raise CaeAvError(f"`task` must be one of {', '.join(FLAGS)}, got {task!r}")
     state = without_prefix(state_dict)
-    if method == "stg_cma" or (method is None and is_stg_cma(state)):
-        return _from_stg_cma(state, task, options, vision or {}, audio or {}, copy, overrides)
     found = find_method(state, method)
     text_values, text_state = _text(text)
     if text_state:
@@ -101,7 +98,7 @@ def from_official(
     model_class = get_task(task).model_class
     with torch.device("meta"):
         expected = {key: value.shape for key, value in model_class(config).state_dict().items()}
-    tensors, report = convert_keys(state, expected, parts, copy)
+    tensors, report = convert_keys(found.prepare(state), expected, parts, copy)
     report.without_effect |= without_effect
     prefix = "model.audio_tower.audio_encoder."
     known = {} if config.shared_tower else relative_position_indices(config.audio_config, prefix)
@@ -117,35 +114,6 @@ def from_official(
         if reason is not None:
             report.missing[key] = reason
         if key.endswith("num_batches_tracked"):
-            tensors[key] = torch.zeros((), dtype=torch.long)
-    if lacking := [key for key in absent if key not in report.missing]:
-        raise CaeAvError(
-            f"the checkpoint lacks {len(lacking)} tensors of a model for {task!r}; the first is named {lacking[0]!r} "
-            "in this package"
-        )
-    return _build(model_class, config, tensors, report)
-
-
-def _from_stg_cma(
-    state: Mapping[str, Tensor],
-    task: str,
-    options: Mapping[str, Any] | argparse.Namespace | None,
-    vision: Mapping[str, Any],
-    audio: Mapping[str, Any],
-    copy: bool,
-    overrides: Mapping[str, Any],
-) -> CaeAvPreTrainedModel:
-    """Convert a checkpoint of STG-CMA, which has one tower and no captions."""
-    config, without_effect = stg_cma_config(state, task, options, vision, audio, overrides)
-    model_class = get_task(task).model_class
-    with torch.device("meta"):
-        expected = {key: value.shape for key, value in model_class(config).state_dict().items()}
-    tensors, report = convert_keys(reordered(state), expected, stg_cma_sections(config), copy)
-    report.without_effect |= without_effect
-    absent = [key for key in expected if key not in tensors]
-    for key in absent:
-        if (reason := reason_to_ignore(key, _OPTIONAL)) is not None:
-            report.missing[key] = reason
             tensors[key] = torch.zeros((), dtype=torch.long)
     if lacking := [key for key in absent if key not in report.missing]:
         raise CaeAvError(

@@ -1,7 +1,6 @@
 """Checkpoints of STG-CMA's authors: their sizes, and the sections of their keys."""
 
 import argparse
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,9 +23,6 @@ from .key_map import (
 
 # Tasks of the authors' programs.
 TASKS = ("ave", "avs_s4", "avqa")
-# What any of their checkpoints has, and those of no other method.
-MARKER = r"(?:^|\.)S_Adapter(?:_Audio)?\.D_fc1\.weight$"
-
 _VISION_NAMES = {"img_size", "num_heads", "depths", "window_size", "embed_dim"}
 _AUDIO_NAMES = {"mel_bins", "frames"}
 _ADAPTED = r"(?=(?:T|S|MLP)_Adapter|S_Adapter2|gate_[av]$|attn\.temporal_position_bias_table)"
@@ -40,19 +36,14 @@ _ANSWERING_IGNORED = {
 }
 
 
-def is_stg_cma(state: Mapping[str, Tensor]) -> bool:
-    """Return whether a checkpoint is one of STG-CMA."""
-    return any(re.search(MARKER, key) for key in state)
-
-
-def stg_cma_config(
+def read_stg_cma(
     state: Mapping[str, Tensor],
     task: str,
     options: Mapping[str, Any] | argparse.Namespace | None,
     vision: Mapping[str, Any],
     audio: Mapping[str, Any],
     overrides: Mapping[str, Any],
-) -> tuple[CaeAvConfig, dict[str, str]]:
+) -> tuple[CaeAvConfig, list[Section], dict[str, str]]:
     """
     Infer the configuration of a checkpoint.
 
@@ -67,7 +58,7 @@ def stg_cma_config(
         overrides: Fields of the configuration, which take precedence.
 
     Returns:
-        The configuration, and for each flag without effect the reason.
+        The configuration, the sections of the authors' model, and for each flag without effect the reason.
 
     Raises:
         CaeAvError: An argument is unknown or contradicts a tensor, or the checkpoint is not of such a model.
@@ -94,10 +85,10 @@ def stg_cma_config(
         config = CaeAvConfig.from_preset(task, method="stg_cma", **{"formulation": "official", **values})
     except (ValueError, TypeError, StrictDataclassError) as error:
         raise CaeAvError(f"no model has the sizes of the checkpoint and of the arguments: {error}") from error
-    return config, dict.fromkeys(flags, "the checkpoint has no tensor that it shapes")
+    return config, _sections(config), dict.fromkeys(flags, "the checkpoint has no tensor that it shapes")
 
 
-def stg_cma_sections(config: CaeAvConfig) -> list[Section]:
+def _sections(config: CaeAvConfig) -> list[Section]:
     """Return the sections of the whole model; a key belongs to the first section whose prefix it has."""
     found: list[Section] = []
     stages = config.visual_stages
@@ -141,7 +132,7 @@ def stg_cma_sections(config: CaeAvConfig) -> list[Section]:
     return [*found, section("", "head.", *heads[config.task])]
 
 
-def reordered(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def with_frames_first(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return a checkpoint whose head of event localization reads the frames before the sound, as it does here."""
     key, found = "mlp_head.0.weight", dict(state)
     if key in found:
