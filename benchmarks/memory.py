@@ -6,8 +6,8 @@ Memory of training: computed from the sizes of each preset, or measured with eac
 
 The computed memory is the constant part, in float32 with Adam: weights, gradients and two moments of trained
 parameters, and the weights of the frozen towers that a step reads; activations are extra. Measured are steps of one
-clip with stored caption features and towers kept in memory as training does, each set of switches in a process of its
-own: resident memory on a CPU, including libraries, allocated memory on a GPU.
+clip with stored caption features and towers kept in memory as training does, each set of switches in a separate
+process: resident memory on a CPU, including libraries, allocated memory on a GPU.
 """
 
 import argparse

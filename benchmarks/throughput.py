@@ -159,7 +159,7 @@ def measure_time(settings: Settings, precision: str) -> dict[str, Any]:
 
 
 def measure_memory(arguments: tuple[Settings, str, str]) -> float:
-    """Measure the peak memory of one case in GB; call it in a process of its own."""
+    """Measure the peak memory of one case in GB; call it in a separate process."""
     settings, name, precision = arguments
     function = make_cases(settings, (name,), precision)[name]
     for _ in range(2):

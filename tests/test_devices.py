@@ -1,4 +1,4 @@
-"""The device of a model if nobody names one."""
+"""The default device of a model."""
 
 import shutil
 

@@ -188,7 +188,7 @@ def test_what_the_documents_write_is_ignored_by_git(tmp_path: Path) -> None:
         for path in (ROOT / folder).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts and ".egg-info" not in str(path)
     ]
-    # In a repository of its own, so that this also holds for a copy without the history.
+    # In a new repository, so that this also holds for a copy without the history.
     subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
     shutil.copy(ROOT / ".gitignore", tmp_path)
 

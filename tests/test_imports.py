@@ -21,7 +21,7 @@ print([a_class.__name__ for a_class in classes])
 
 
 def run(code, *arguments):
-    """Run Python code in a process of its own; returns its standard output."""
+    """Run Python code in a separate process and return its standard output."""
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "119"})
     assert done.returncode == 0, done.stderr
@@ -59,7 +59,7 @@ FIRST = [
 ]
 
 
-# Each in a process of its own.
+# Each in a separate process.
 @pytest.mark.slow
 @pytest.mark.parametrize("first", FIRST)
 def test_transformers_knows_the_classes(first):

@@ -33,7 +33,7 @@ for arguments in ((), ("audio-visual-event-localization",)):
     assert type(localize).__name__ == "AudioVisualEventLocalizationPipeline"
     assert type(localize.model).__name__ == "CaeAvForEventLocalization"
     assert localize.task == "audio-visual-event-localization"
-# Saved again, it is still the stub that lies beside the weights.
+# Saved again, the folder still contains the stub.
 localize.save_pretrained(folder + "-again")
 """
 

@@ -69,7 +69,7 @@ def upload(
         The URL of the commit.
 
     Raises:
-        CaeAvError: The upload fails, for instance because nobody is logged in.
+        CaeAvError: The upload fails, for instance because no user is logged in.
     """
     check_name(repo_id)
     api = HfApi(library_name="caeav-hf")

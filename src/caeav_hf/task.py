@@ -90,7 +90,7 @@ class Task:
         class_column: Column whose feature names the classes of the model; `None` for a task without classes.
         row_columns: Columns passed to the metric among the inputs, as lists with one value per clip.
         preset: Fields of [`CaeAvConfig`] that differ from their defaults. With `interaction`, it includes the preset
-            of this method for the task, unless another method is asked for.
+            of this method for the task, unless another method is requested.
         toy_preset: Fields in which a preset of size `"toy"` differs from that of other tasks.
         question_words: Default vocabulary of the questions that a head reads as `question_ids`; `None` for a task
             without questions.

@@ -3,8 +3,8 @@ Run as a program: a captioning job that is killed with SIGKILL twice.
 
     killed_job.py URL DATASET OUT
 
-Each job is a process of its own, forked from one that has loaded the libraries. The first is killed from outside once
-there are 50 captions, the second while it writes a line of the journal. It begins when it is told to, by a line.
+Each job is a separate process, forked from one that has loaded the libraries. The first is killed from outside once
+there are 50 captions, the second while it writes a line of the journal. It starts after a line on standard input.
 """
 
 import os

@@ -135,7 +135,7 @@ def test_edited_captions_stay(clips, tmp_path):
         rows[0]["visual_caption"] = "my own words"
         rows[1]["audio_caption"] = None  # taken out
         rows = [{**row, "note": "a column of mine"} for row in rows]
-        del rows[3]  # wanted anew
+        del rows[3]  # requested again
         pq.write_table(pa.Table.from_pylist(rows), out)
         report = run(server, clips, out)
         assert (report.captioned, report.edited, report.complete) == (1, 2, 6)

@@ -77,9 +77,9 @@ def test_a_wrong_model_name_a_wrong_key_or_no_server(clip):
             ServerCaptioner(server.url, "other", api_key="secret").caption_clip(str(clip))
         assert captioner(server, api_key="secret").caption_clip(str(clip))
     with ChatServer() as server:
-        nobody = f"http://127.0.0.1:{server.server.server_address[1]}/v1"
+        unused = f"http://127.0.0.1:{server.server.server_address[1]}/v1"
     with pytest.raises(CaptioningError, match="connection"):
-        ServerCaptioner(nobody, "omni", attempts=1).caption_clip(str(clip))
+        ServerCaptioner(unused, "omni", attempts=1).caption_clip(str(clip))
     for url in ("localhost:8000", "file:///etc", ""):
         with pytest.raises(CaeAvError, match="expected the address"):
             ServerCaptioner(url, "omni")

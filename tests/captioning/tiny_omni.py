@@ -1,4 +1,4 @@
-"""A Qwen2.5-Omni thinker of a few weights with a processor of its own, made of small parts without a download."""
+"""A tiny Qwen2.5-Omni thinker and its processor, made without a download."""
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers

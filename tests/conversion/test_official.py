@@ -94,7 +94,7 @@ def authors_streams(model: CaeAvPreTrainedModel, batch: dict[str, Tensor]) -> tu
             audio_added, _ = layer.audio_attention_adapter(rich_audio, rich_visual, frames)
             visual_added, _ = layer.visual_attention_adapter(rich_visual, rich_audio, frames)
             visual = visual_before + block.attention(visual_before) + visual_added
-            # Where the audio block is skipped, the authors go on from the enriched stream.
+            # Where the audio block is skipped, the authors' code continues from the enriched stream.
             audio = (rich_audio if skips_audio else audio_after) + audio_added
             audio_added, _ = layer.audio_feed_forward_adapter(audio, visual, frames)
             visual_added, _ = layer.visual_feed_forward_adapter(visual, audio, frames)
@@ -256,7 +256,7 @@ def test_other_heads_of_event_localization(head: str) -> None:
     assert_equal(model(**batch).class_logits, own(**batch).class_logits)
 
 
-# What the authors' parsers of each task give beside the flags of `OPTIONS`.
+# Other flags of the authors' parsers, by task.
 RUNS = {
     "ave": {
         "lr_mlp": 4e-6,

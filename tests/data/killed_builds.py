@@ -3,10 +3,10 @@ Run as a program: builds that are killed with SIGKILL, one after the other in th
 
     killed_builds.py CORPUS OUT KILLS SEED
 
-Each build is a process of its own, forked from one that has loaded the libraries, with the captions of one of two
-files, so that some builds go on where another was killed and some want other shards. Half of them are killed from
+Each build is a separate process, forked from one that has loaded the libraries, with the captions of one of two
+files, so that some builds continue where another was killed and some need other shards. Half of them are killed from
 outside after a random time, half kill themselves before a random one of their operations on files. After each kill all
-shards that are there are compared with those of builds that nobody disturbed. Prints what happened, in JSON.
+existing shards are compared with those of uninterrupted builds. Prints a summary as JSON.
 """
 
 import json
@@ -107,7 +107,7 @@ def look(out: Path, expected: dict[str, dict[str, bytes]]) -> str:
     found = files_of(out) if out.exists() else {}
     for name, content in found.items():
         if name.endswith(".parquet"):
-            # What `datasets` sees, and what the next build goes on with.
+            # What `datasets` sees, and what the next build continues from.
             whole = name.replace(".unfinished/", "data/").replace(".replaced/", "data/")
             assert any(content == files[whole] for files in expected.values()), f"{name} is wrong"
             pq.read_table(out / name)

@@ -127,7 +127,7 @@ def test_the_cache_knows_content_and_settings(breakable, processor, tmp_path):
     assert first[0]["pixel_values_videos"].shape[-1] == 64
 
 
-def test_a_damaged_cache_entry_is_made_anew(breakable, processor, tmp_path):
+def test_a_damaged_cache_entry_is_made_again(breakable, processor, tmp_path):
     _, folder = breakable
     clips = CaeAvDataset(folder, processor, split="test", cache_dir=tmp_path / "cache")
     expected = clips[0]

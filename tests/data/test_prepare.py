@@ -180,7 +180,7 @@ def test_a_folder_is_for_one_process_at_a_time(parquet, processor, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_shard_that_is_no_shard_is_made_anew(parquet, processor, tmp_path):
+def test_an_invalid_shard_is_made_again(parquet, processor, tmp_path):
     prepare_clips(parquet, processor, tmp_path / "out", shard_clips=4)
     path = tmp_path / "out/data/train-00001-of-00003.parquet"
     whole = path.read_bytes()

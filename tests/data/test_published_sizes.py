@@ -15,7 +15,7 @@ ANNOTATIONS = Path(os.environ.get("CAEAV_ANNOTATIONS", ""))
 SETS = {
     "ave": (AveBuilder, "video_id", {"train": 3_339, "validation": 402, "test": 402}),
     "llp": (LlpBuilder, "filename", {"train": 10_000, "validation": 649, "test": 1_200}),
-    # Its training questions are in a file of their own, which need not be there.
+    # Its training questions are in a separate, optional file.
     "music_avqa": (MusicAvqaBuilder, "video_id", {"validation": 4_595, "test": 9_185}),
 }
 
@@ -48,10 +48,13 @@ def test_split_sizes_are_those_published_and_what_is_missing_is_counted(name, tm
     report = builder_class(**options, num_proc=2).build(tmp_path / "out")
     assert report.annotated == sizes
     assert report.written == {split: len(rows) for split, rows in usable.items()}
-    told = json.loads((tmp_path / "out" / "report.json").read_text())["splits"]
+    splits = json.loads((tmp_path / "out" / "report.json").read_text())["splits"]
     for split, size in sizes.items():
-        assert told[split]["skipped"] == {
-            "missing": {"count": size - len(usable[split]), "examples": told[split]["skipped"]["missing"]["examples"]}
+        assert splits[split]["skipped"] == {
+            "missing": {
+                "count": size - len(usable[split]),
+                "examples": splits[split]["skipped"]["missing"]["examples"],
+            }
         }
         rows = datasets.load_dataset(str(tmp_path / "out"), split=split)
         assert rows[column] == usable[split]

@@ -1,4 +1,4 @@
-"""Builds that are cut off: what they leave is right, and the next one goes on with it."""
+"""Interrupted builds: what they leave is right, and the next build continues from it."""
 
 import json
 import os
@@ -166,9 +166,9 @@ def test_killed_at_random_moments_no_shard_is_ever_wrong(tmp_path):
         [*program, str(corpus), str(tmp_path / "out"), "20", "0"], capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout)
-    assert told["killed"] == 20
-    assert told["shards"] >= 6
-    assert told["operations"] > 3 * told["shards"]
+    summary = json.loads(done.stdout)
+    assert summary["killed"] == 20
+    assert summary["shards"] >= 6
+    assert summary["operations"] > 3 * summary["shards"]
     # Kills came before the first set was there, and after.
-    assert told["states"].keys() > {"no set"}
+    assert summary["states"].keys() > {"no set"}

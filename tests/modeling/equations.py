@@ -123,14 +123,14 @@ def pair(
     """
     Run one paired block on one clip (Eq. 10 to 13); the audio stream mirrors the visual one.
 
-    Both adapters beside the feed-forward branches read the streams as the attention half leaves them. Without adapters
+    Both adapters of the feed-forward half read the streams as the attention half leaves them. Without adapters
     CASTE's enrichment stands in the place of the first ones, which is our reading.
 
     Args:
         visual, audio: (T, L, C), v0 and a0.
         blocks: Attention and feed-forward branch of the frozen visual and audio block, of one frame.
         enrich: CASTE of both streams, (x, y) -> what is added to x.
-        adapters: AVMoE beside attention and beside feed-forward, visual before audio, (x, y) -> what is added to x.
+        adapters: AVMoE of the attention and the feed-forward half, visual before audio, (x, y) -> addition to x.
     """
     (visual_attention, visual_forward), (audio_attention, audio_forward) = blocks
     dv, da = enrich[0](visual, audio), enrich[1](audio, visual)

@@ -34,17 +34,17 @@ MASK = torch.tensor([[True, True, True, True], [True, False, True, False]])
 
 
 def options_of(case: GoldenCase) -> DGSCTOptions:
-    told = case.options
-    flags = {name: told[name] == "True" for name in ("norm_before", "batch_norm", "gate_before_norm")}
-    numbers = {name: float(told[name]) for name in ("alpha", "beta", "gamma") if name in told}
+    options = case.options
+    flags = {name: options[name] == "True" for name in ("norm_before", "batch_norm", "gate_before_norm")}
+    numbers = {name: float(options[name]) for name in ("alpha", "beta", "gamma") if name in options}
     return DGSCTOptions(
         **flags,
         **numbers,
-        temporal_gate="gamma" in told,
-        resize=told.get("resize", "linear"),
-        reduction=int(told["reduction"]),
-        groups=int(told["groups"]),
-        num_latent_tokens=int(told["latent_tokens"]),
+        temporal_gate="gamma" in options,
+        resize=options.get("resize", "linear"),
+        reduction=int(options["reduction"]),
+        groups=int(options["groups"]),
+        num_latent_tokens=int(options["latent_tokens"]),
     )
 
 
@@ -137,7 +137,7 @@ def test_stages_and_pooling_are_those_of_the_authors() -> None:
 
 @torch.no_grad()
 def test_the_few_shot_order_is_that_of_the_authors() -> None:
-    """A CLIP vision transformer of one stage beside HTS-AT of two."""
+    """A CLIP vision transformer of one stage with HTS-AT of two."""
     case = GoldenCase("dg_sct_few_shot_stages")
     audio = numbers_in(case.options["audio"])
     visual_tower = VitTower(
@@ -369,8 +369,11 @@ def test_it_begins_as_its_frozen_towers(formulation: str) -> None:
     model = CaeAvModel(config).eval()
     batch = toy_batch(config)
     found = model(batch["pixel_values_videos"], batch["input_features"])
-    vision, audition = model.readers()
-    for reader, name, inputs in ((vision, "visual", "pixel_values_videos"), (audition, "audio", "input_features")):
+    visual_reader, audio_reader = model.readers()
+    for reader, name, inputs in (
+        (visual_reader, "visual", "pixel_values_videos"),
+        (audio_reader, "audio", "input_features"),
+    ):
         alone = reader.walk(reader.embed(batch[inputs].flatten(0, 1))).finish()
         assert_close(found[f"{name}_hidden_state"].flatten(0, 1), alone)
 

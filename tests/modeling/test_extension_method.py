@@ -184,7 +184,7 @@ def test_weights_of_the_last_pair_pool_the_tokens() -> None:
 
 
 def test_positions_of_the_pairs() -> None:
-    """Six visual and two audio blocks in the third stage: these stand beside the third and the sixth visual one."""
+    """Six visual and two audio blocks in the third stage: these pair with the third and the sixth visual one."""
     model = toy_model(vision_config={"depths": (1, 1, 6, 1)}, use_case=False)
     positions = [layer.position for stage in model.model.interactions for layer in stage]
     assert [position.stage for position in positions] == [1, 2, 3, 3, 4]

@@ -12,7 +12,7 @@ from tests.modeling.helpers import randomise, toy_batch, toy_model, toy_segmenta
 
 @pytest.mark.parametrize("formulation", ["paper", "official"])
 def test_start_of_castes_projections(formulation: str) -> None:
-    """The official ones begin at N(0, 0.001), the paper's as linear maps do; the spatial gate always at the former."""
+    """The official ones start at N(0, 0.001), the paper's like linear maps; the spatial gate always at the former."""
     torch.manual_seed(0)
     spatial = CaeAvForEventLocalization(CaeAvConfig.from_preset("ave", size="toy", formulation=formulation))
     spatial = spatial.model.interactions[3][0].visual_caste.spatial

@@ -454,7 +454,7 @@ def test_segments_are_spread_where_the_configuration_says_so(tmp_path):
     assert inputs["pixel_values_videos"].shape == (1, 4, 3, 64, 64)
     assert inputs["frame_mask"].all()
     torch.testing.assert_close(inputs["input_features"], spread(clip)["input_features"], rtol=0, atol=1e-3)
-    # Sound of its own is taken from the same seconds.
+    # Separate sound is taken from the same seconds.
     sound = write_wav(tmp_path / "sound.wav", seconds=12, rate=32_000)
     waveform = load_audio(sound, sampling_rate=32_000)
     given = [spread(path, audio=sound), spread(clip, audio=[waveform], sampling_rate=32_000)]

@@ -115,7 +115,7 @@ def test_targets_are_padded_as_they_say() -> None:
     assert "speed" not in CaeAvCollator()(clips)
 
 
-def test_a_task_that_nobody_registered() -> None:
+def test_an_unregistered_task() -> None:
     with pytest.raises(StrictDataclassError, match=r"`task` must be one of ave, .*, got 'loudness'"):
         CaeAvConfig(task="loudness")
     with pytest.raises(ValueError, match="got 'loudness'"):

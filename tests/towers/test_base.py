@@ -104,7 +104,7 @@ def test_swin_equals_timm(grid: int, window: int, depth: int) -> None:
 
 @torch.no_grad()
 def test_swin_reads_inputs_of_another_size() -> None:
-    """As a tower of that size does, whose weights are the same: timm's windows shrink where one covers the grid."""
+    """Like a tower of that size with the same weights: timm's windows shrink if one covers the grid."""
     torch.manual_seed(0)
     sizes = {"embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "window_size": 4}
     tower = shake(SwinTower(CaeAvSwinConfig(image_size=32, **sizes)))

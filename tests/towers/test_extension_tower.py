@@ -66,7 +66,7 @@ def gradients(model: CaeAvForEventLocalization) -> dict[str, torch.Tensor]:
     "towers", [{"vision_config": VISION}, {"audio_config": SOUND}, {"vision_config": VISION, "audio_config": SOUND}]
 )
 def test_a_step_in_every_place(towers: dict[str, Any], interaction: str) -> None:
-    """Beside Swin-V2 or HTS-AT, which have other numbers of stages and blocks, and beside itself."""
+    """With Swin-V2 or HTS-AT, which have other numbers of stages and blocks, and with itself."""
     model = toy_model(**towers, interaction=interaction, adapter_stages=[1]).train()
     trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert trained
@@ -234,7 +234,7 @@ def test_a_shared_tower_reads_sound_of_other_sides(vision: dict | None) -> None:
 
 
 def test_a_method_changes_the_tokens_before_the_first_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As one with a table of its own for each stream does."""
+    """Like a method with a learned table for each stream."""
     monkeypatch.setattr(interaction, "_INTERACTIONS", dict(interaction._INTERACTIONS))
 
     @interaction.register_interaction("tables")

@@ -90,7 +90,7 @@ def test_as_a_backbone(tmp_path: Path) -> None:
 
 
 class Callback:
-    """What a checkpoint may name, and what is not to be run."""
+    """A class that a checkpoint may name, and that must not run."""
 
     def __init__(self) -> None:
         raise AssertionError("a checkpoint's class was made")

@@ -65,7 +65,7 @@ def test_segments_say_what_they_mean(seed):
                 }[segment.misalignment]
         for second, segment in enumerate(scene.segments):
             if segment.misalignment == "camera_cut":
-                # The source goes on sounding from the event to the cut-away view.
+                # The source keeps sounding from the event to the cut-away view.
                 between = range(min(second, start), max(second + 1, end))
                 assert all(0 in scene.segments[other].sounding for other in between)
 

@@ -92,7 +92,7 @@ def test_a_corpus_has_every_case_and_little_to_win_by_guessing():
     # Few clips have nothing to be seen, nothing to be heard or nothing that is both.
     together = [any(set(s.visible) & set(s.sounding) for s in scene.segments) for scene in scenes]
     assert 0.85 < np.mean(together) < 1
-    # An event lasts less than half of the clip on average, and now and then another one goes on beside it.
+    # An event lasts less than half of the clip on average, and sometimes another one overlaps it.
     lengths = [len(seconds(scene, 0, "seen")) for scene in scenes]
     assert 3.5 < np.mean(lengths) < 5
     assert 0.05 < np.mean([len(s.sounding) == 2 for scene in scenes for s in scene.segments]) < 0.35

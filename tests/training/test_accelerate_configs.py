@@ -1,4 +1,4 @@
-"""The configurations of Accelerate beside the recipes, as parsed by Accelerate itself."""
+"""The Accelerate configurations shipped with the recipes, as parsed by Accelerate itself."""
 
 from types import SimpleNamespace
 

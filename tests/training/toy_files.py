@@ -70,7 +70,7 @@ def toy_model() -> Path:
 
 @cache
 def mask_corpus() -> Path:
-    """Return a folder of 10 clips in the layout of AVSBench MS3, with `media/videos/` beside it."""
+    """Return a folder of 10 clips in the layout of AVSBench MS3, with videos in `media/videos/`."""
     corpus = _folder() / "mask_corpus"
     media_format = MediaFormat(frame_size=64, frame_rate=4)
     generate(

@@ -41,7 +41,7 @@ def clean_answer(answer: str, max_characters: int, *, was_cut: bool = False) -> 
     text = "".join(" " if unicodedata.category(char) in ("Cc", "Cf", "Zl", "Zp") else char for char in text)
     text = _MARKUP.sub("", " ".join(text.split())).strip()
     before = None
-    while text != before:  # a label may be inside quotation marks, or the other way round
+    while text != before:  # a label may be inside quotation marks, or outside them
         before = text
         text = _LABEL.sub("", text).strip()
         if len(text) > 1 and _QUOTES.get(text[0]) == text[-1]:

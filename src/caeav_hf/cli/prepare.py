@@ -25,9 +25,7 @@ def add_command(commands: Any) -> None:
     prepare.add_argument(
         "--task", choices=tasks(), help="without --model: prepare for the model of this task's recipe ..."
     )
-    prepare.add_argument(
-        "--method", help="... by a method with recipes of its own, such as dg_sct (default: CAE-AV) ..."
-    )
+    prepare.add_argument("--method", help="... by a method with its own recipes, such as dg_sct (default: CAE-AV) ...")
     prepare.add_argument("--size", choices=("full", "toy"), default="full", help="... and size (default: %(default)s)")
     prepare.add_argument(
         "--format",

@@ -296,7 +296,7 @@ PARSING_GATE: Rules = {
 
 PARSING_GATE_IGNORED: Rules = {
     r"^(?:video_encoder|video_gated|audio_visual_rnn_layer\.visual_rnn)[._]": (
-        "gates the sound, but the authors' code goes on with the ungated sound"
+        "gates the sound, but the authors' code continues with the ungated sound"
     )
 }
 

@@ -208,7 +208,7 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         """
         query = entry.media["media"]
         if not isinstance(query, Query):
-            raise TypeError("`media` is one file; a row with other columns needs a `check` of its own")
+            raise TypeError("`media` is one file; override `check` for rows with other columns")
         files, notes = self.media.find_clip(query)
         return Checked(entry, files, notes)
 

@@ -61,7 +61,7 @@ class Match:
     Args:
         file: Its path in the media folder.
         rank: Place of the name that it was found by; lower is better. Files of one rank match equally well.
-        may_be_longer: Whether it has the name of the video alone, so that it may be the whole video.
+        may_be_longer: Whether it only has the name of the video, so that it may be the whole video.
     """
 
     file: str

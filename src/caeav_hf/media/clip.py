@@ -422,7 +422,7 @@ def _extent(
         decoded_end: Second at which the last decoded frame goes off.
         announced: Second at which the header says that the video ends, or None.
         reached_end: Whether the video was decoded to its end, rather than to its last wanted frame. If not, the
-            header tells how long it goes on.
+            header states its duration.
     """
     video_end = decoded_end if reached_end else max(decoded_end, announced or 0.0)
     if video_end <= request.start + TIME_EPSILON:
@@ -519,5 +519,5 @@ class _FramePicker:
         if not self._images:
             self._stored_size = (frame.width, frame.height)
         width, height = self._stored_size
-        # One reformatter for all frames: otherwise each would set up a scaler of its own, with threads.
+        # One reformatter for all frames: otherwise each would set up a separate scaler with threads.
         return self._reformatter.reformat(frame, width, height, "rgb24").to_ndarray()

@@ -26,7 +26,7 @@ _contributes = True
 def without_contribution(active: bool = True) -> Iterator[None]:
     """
     Run forward and backward passes in which this process adds nothing to losses, gathered rows or statistics. A
-    process without clips of its own takes part in a step in this way, with a borrowed clip, because the collectives
+    process without clips takes part in a step in this way, with a borrowed clip, because the collectives
     of the others wait for it.
     """
     global _contributes

@@ -2,7 +2,7 @@
 The hard level of the toy corpus: weak signals, more misalignment, and one caption in five is wrong.
 
 Scenes of the normal plans are weakened: objects are paler, grainy and partly behind a pole, voices are quieter and the
-noise is louder. Event localization and multi-source segmentation also have plans of their own, in which neither
+noise is louder. Event localization and multi-source segmentation also have separate plans, in which neither
 modality alone shows when an event happens: in most seconds something is seen and something is heard, and what decides
 is whether both are of one class.
 """

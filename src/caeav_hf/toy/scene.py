@@ -4,7 +4,7 @@ Plans of toy clips: what happens in each second, before anything is drawn.
 A scene lists its sources (objects with a look and a voice) and, for every one-second segment, which of them are
 visible, which are sounding, which backdrop is in view and whether (and how) sight and sound are misaligned. Renderers
 and layout writers need nothing else, so supporting another data set takes a plan and a writer. The plan of clips with
-one event each is here; the other tasks have modules of their own.
+one event each is here; the other tasks have separate modules.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -154,7 +154,7 @@ def plan_clips(
     Args:
         num_clips, split, misalignment, misalignment_weights, seed: As for [`plan_event_clips`].
         numbers: Balanced among the aligned and among the misaligned clips of each split.
-        make_scene: Makes one scene, with a generator of its own.
+        make_scene: Makes one scene, given a generator.
         num_classes: Number of classes to use, from the first.
         kinds_known: Kinds of misalignment that can be assigned.
 

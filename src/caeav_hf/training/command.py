@@ -113,8 +113,8 @@ def _check(options: argparse.Namespace, recipe: Recipe) -> None:
     for place in (recipe.vision_tower, recipe.audio_tower, recipe.text_tower):
         if options.adapter_only and place is not None and Path(place).exists():
             raise CaeAvError(
-                f"--adapter-only: the tower {place} is a local path that nobody else can load; train with a tower "
-                "from the Hub, or upload with `caeav push --tower`"
+                f"--adapter-only: the tower {place} is a local path that only this machine can load; train with a "
+                "tower from the Hub, or upload with `caeav push --tower`"
             )
 
 

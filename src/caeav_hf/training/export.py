@@ -165,8 +165,8 @@ def _hide_paths(path: Path, *, needed: bool) -> None:
         if Path(source["name"]).is_absolute():
             if needed:
                 raise CaeAvError(
-                    f"the {kind} tower is in {source['name']}, which nobody else can load: name another source with "
-                    f"--tower {kind}=NAME, or upload the model with its towers"
+                    f"the {kind} tower is in {source['name']}, which only this machine can load: name another source "
+                    f"with --tower {kind}=NAME, or upload the model with its towers"
                 )
             source["name"] = Path(source["name"]).name
     path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")

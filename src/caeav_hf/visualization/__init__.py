@@ -1,7 +1,7 @@
 """
 Draw what a model found in a clip, and the course of a training run.
 
-Each picture is a figure of its own, never drawn through pyplot, so calls from threads, servers and notebooks share no
+Each picture is a separate figure, never drawn through pyplot, so calls from threads, servers and notebooks share no
 global state and need no display.
 """
 

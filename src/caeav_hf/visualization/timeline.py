@@ -73,7 +73,7 @@ def plot_parsing_timeline(
 ) -> Figure:
     """
     Draw a clip over time: its frames, its sound, which classes are heard, seen, or both, and how well the two
-    modalities agree. Each class has a line of its own in each of the three tracks that it occurs in.
+    modalities agree. Each class has one line in each of the three tracks in which it occurs.
 
     Args:
         clip: As for [`plot_event_timeline`].

@@ -114,7 +114,7 @@ def test_two_builds_are_equal(corpus, parquet, tmp_path):
     assert first == second
 
 
-def test_a_rebuilt_folder_is_read_anew(corpus, tmp_path):
+def test_a_rebuilt_folder_is_read_again(corpus, tmp_path):
     build(corpus, tmp_path / "out")
     captioned = datasets.load_dataset(str(tmp_path / "out"), split="test")
     build(corpus, tmp_path / "out", captions=None)

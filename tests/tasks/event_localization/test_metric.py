@@ -165,7 +165,7 @@ def test_frame_classes_decide_where_they_are_given(tmp_path):
     event = np.log(np.exp(FRAMES[..., :-1]).sum(-1)) - FRAMES[..., -1]
     classes = np.log(np.exp(FRAMES[..., :-1]).sum(1))
     assert event_localization_accuracy(event, classes, labels, FRAMES) == 6 / 7
-    # Summed up as the other head's logits they say less: one class a clip, an event wherever one is likelier than not.
+    # Summarised like the other head's logits they say less: one class per clip, and events by a threshold of 0.5.
     assert event_localization_accuracy(event, classes, labels) == 4 / 7
     scores = event_localization_scores(event, classes, labels, frame_log_probs=torch.tensor(FRAMES))
     assert (scores["foreground_accuracy"], scores["background_accuracy"]) == (3 / 4, 1)

@@ -118,7 +118,7 @@ def _losses_of(share: slice, contributes: bool = True) -> tuple[list[float], lis
     torch.manual_seed(1)
     visual, audio = torch.randn(2, 5, 4, 16).unbind(0)
     labels, scores = torch.tensor([0, 1, 2, 1, 0]), torch.randn(5, 4, 3)
-    # Without clips of its own a process takes part with another's.
+    # A process without clips takes part with another's.
     chosen = share if contributes else slice(0, 1)
     with without_contribution(not contributes):
         losses = torch.stack(

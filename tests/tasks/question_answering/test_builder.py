@@ -1,4 +1,4 @@
-"""The MUSIC-AVQA builder: parsing, media checks, report; what the data set and the collator make of its rows."""
+"""The MUSIC-AVQA builder: parsing, media checks, report; its rows in the data set and the collator."""
 
 import json
 import os

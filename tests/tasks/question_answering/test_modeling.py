@@ -48,7 +48,7 @@ def test_a_clip_is_no_negative_of_itself() -> None:
     assert "matching" not in model(**batch).loss_dict
     batch["pixel_values_videos"][2] += 1
     outputs = model(**batch)
-    # The second frames have the third sound to be told from, the third the first.
+    # The second frames contrast with the third sound, the third with the first.
     pairs = torch.cat([outputs.match_logits, outputs.match_logits_negative[1:]]).flatten(0, 1)
     is_own = torch.tensor([1] * 12 + [0] * 8)
     torch.testing.assert_close(outputs.loss_dict["matching"], F.cross_entropy(pairs, is_own))
@@ -56,7 +56,7 @@ def test_a_clip_is_no_negative_of_itself() -> None:
 
 @pytest.mark.parametrize("formulation", ["paper", "official"])
 def test_questions_may_share_a_clip(formulation: str) -> None:
-    """With `clip_index` a clip is encoded once, and every question gets what it gets with a clip of its own."""
+    """With `clip_index` a clip is encoded once, and every question gets the same answer as with a separate clip."""
     model = toy_answering_model(formulation=formulation).double()
     batch = as_double(task_batch(model.config, batch_size=5))
     index = torch.tensor([1, 0, 1, 1, 0])

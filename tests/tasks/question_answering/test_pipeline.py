@@ -122,7 +122,7 @@ def test_a_clip_passes_the_encoder_once_for_all_its_questions(answer, num_worker
 def test_questions_as_arguments(answer, expected):
     clip = toy_clips(1)[0]
     assert_same(answer(clip, question=QUESTIONS[1]), expected[clip, QUESTIONS[1]])
-    # What stands beside a clip goes before what stands in the call.
+    # Values given with a clip take precedence over those of the call.
     assert_same(answer({"video": clip, "question": QUESTIONS[0]}, question=QUESTIONS[1]), expected[clip, QUESTIONS[0]])
     with_captions = answer({"video": clip, "question": QUESTIONS[0], **CAPTIONS})
     assert_same(answer(clip, question=QUESTIONS[0], **CAPTIONS), with_captions)

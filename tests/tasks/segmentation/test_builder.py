@@ -109,7 +109,7 @@ def test_videos_in_place_of_frames_and_sound(avs_corpora, tmp_path):
     shutil.rmtree(copy / "media" / "visual_frames")
     shutil.rmtree(copy / "media" / "audio_wav")
     videos = copy / "media" / "videos"
-    # One lies beside the folder, one is missing, one is silent.
+    # One is next to the folder, one is missing, one is silent.
     (videos / "toy00000000.mp4").rename(copy / "media" / "toy00000000.mp4")
     (videos / "toy00000001.mp4").unlink()
     keep_stream(avs_corpora["ms3"] / "media" / "videos" / "toy00000002.mp4", videos / "toy00000002.mp4", "video")

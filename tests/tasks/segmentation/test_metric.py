@@ -149,7 +149,7 @@ def test_scores_do_not_depend_on_order_or_on_how_clips_are_divided(seed, cut):
         assert other == approx(whole)
     for value in whole.values():
         assert 0 <= value <= 1
-    # Each clip has as many targets as the next here, so that thresholds of their own can only help.
+    # All clips have equally many targets here, so separate thresholds can only help.
     assert whole["f"] >= whole["f_whole_set"] - 1e-12
     # More of the target at the same false alarms is never worse.
     better = segmentation_scores(torch.where(masks, logits + 1, logits), masks)

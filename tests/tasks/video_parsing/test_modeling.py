@@ -67,7 +67,7 @@ def test_the_sound_of_a_clip_gates_its_visual_frames() -> None:
     gated = gate(visual, audio, FrameLayout(1, 5, mask))[:, :3]
     torch.testing.assert_close(gated, gate(visual[:, :3], audio[:, :3], FrameLayout(1, 3)))
     factor = gated / visual[:, :3]
-    torch.testing.assert_close(factor, factor[..., :1].expand_as(factor))  # one number a frame
+    torch.testing.assert_close(factor, factor[..., :1].expand_as(factor))  # one number per frame
     assert ((factor > 1) & (factor < 1.05)).all()
     louder = gate(visual[:, :3], 2 * audio[:, :3], FrameLayout(1, 3))
     assert (louder - gated).abs().max() > 1e-3

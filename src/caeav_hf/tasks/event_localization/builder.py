@@ -74,7 +74,7 @@ class AveBuilder(ClipBuilder):
     task_categories: ClassVar[tuple[str, ...]] = ("video-classification",)
     card_text = (
         "Clips of ten seconds with one annotated audio-visual event each: an object that can be seen and heard in the "
-        "seconds [start, end). `segment_labels` has one label a second, the class inside the event and background, "
+        "seconds [start, end). `segment_labels` has one label per second, the class inside the event and background, "
         "the label after the last class, elsewhere. The layout is that of AVE (Tian et al., Audio-Visual Event "
         "Localization in Unconstrained Videos, ECCV 2018)."
     )

@@ -2,7 +2,7 @@
 The records of few-shot learning: frames of AVE, and clips of AVE and of LLP.
 
 They use the data sets of event localization and of video parsing. A model that is trained on all classes of a data set
-and asked for other class names is a zero-shot model.
+and applied to other class names is a zero-shot model.
 """
 
 from dataclasses import replace

@@ -73,8 +73,8 @@ class MusicAvqaBuilder(ClipBuilder):
     task_categories: ClassVar[tuple[str, ...]] = ("visual-question-answering", "video-classification")
     card_text = (
         "Questions about what is seen and heard in videos, each with one of a fixed set of answers. `question_type` "
-        "says whether sound, sight or both must be known, `question_subtype` what is asked for. The layout is that of "
-        "MUSIC-AVQA (Li et al., Learning to Answer Questions in Dynamic Audio-Visual Scenarios, CVPR 2022)."
+        "says whether the answer needs sound, sight or both, `question_subtype` the kind of answer. The layout is that "
+        "of MUSIC-AVQA (Li et al., Learning to Answer Questions in Dynamic Audio-Visual Scenarios, CVPR 2022)."
     )
 
     def row_features(self, annotations: Path) -> datasets.Features:
@@ -166,7 +166,7 @@ def _read_type(text: str, where: str) -> tuple[str, str]:
 def _read_values(text: str, where: str) -> list[str]:
     try:
         values = ast.literal_eval(text)
-    # What a string that is no literal, or one nested too deeply, makes of it.
+    # Raised for strings that are no literals, or that are nested too deeply.
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         values = None
     if not isinstance(values, list) or not all(isinstance(value, str) for value in values):

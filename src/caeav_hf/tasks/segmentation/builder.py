@@ -75,10 +75,10 @@ class AvsBenchBuilder(ClipBuilder):
     pretty_name = "Audio-visual segmentation (AVSBench layout)"
     task_categories: ClassVar[tuple[str, ...]] = ("image-segmentation", "video-classification")
     card_text = (
-        "Clips of five seconds, one frame a second, with masks of the objects that sound: a pixel that is not zero "
+        "Clips of five seconds, one frame per second, with masks of the objects that sound: a nonzero pixel "
         "shows something that is heard in that second. `mask_frames` has the numbers, from 0, of the frames that "
         "`masks` belong to. The layout is that of AVSBench (Zhou et al., Audio-Visual Segmentation, ECCV 2022), with "
-        "one source a clip (S4, where `category` names it) or several (MS3)."
+        "one source per clip (S4, where `category` names it) or several (MS3)."
     )
 
     def row_features(self, annotations: Path) -> datasets.Features:

@@ -266,7 +266,7 @@ class TemporalGate(nn.Module):
     """
     Gate on each visual frame from the sound of the whole clip (Duan et al., "Cross-modal Prompts", NeurIPS 2023): a
     bidirectional LSTM, two self-attention layers along time, a linear map and a sigmoid. The authors' code also
-    computes a gate on the sound, but goes on with the ungated sound.
+    computes a gate on the sound, but continues with the ungated sound.
     """
 
     def __init__(self, config: CaeAvConfig):

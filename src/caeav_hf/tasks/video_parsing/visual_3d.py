@@ -217,7 +217,7 @@ def read_segments(
         num_threads=1,
     )
     count = count_segments(clip.duration, _SEGMENT_SECONDS, num_segments)
-    # A rest that is no segment of its own may still have frames, and the last segment may lack some.
+    # A rest too short for a segment may still have frames, and the last segment may lack some.
     numbers = np.minimum(np.arange(count * frames_per_segment), len(clip.frames) - 1)
     frames = torch.from_numpy(clip.frames[numbers]).permute(0, 3, 1, 2)
     return _transform()(frames.unflatten(0, (count, frames_per_segment)))
