@@ -1,4 +1,4 @@
-"""One toy corpus, its Parquet folder and a processor, made once for all tests of the data part."""
+"""Toy corpora, their Parquet folders and processors, made once for all tests of data."""
 
 import runpy
 import sys

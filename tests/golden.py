@@ -1,4 +1,4 @@
-"""Reads the reference cases of tests/fixtures/golden and renames their parameters, which have the authors' names."""
+"""Reading of the reference cases in tests/fixtures/golden, whose parameters have the authors' names."""
 
 import copy
 import json

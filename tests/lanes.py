@@ -1,4 +1,4 @@
-"""Which variants of a test run without those that are marked slow."""
+"""Choice of the variants of a test that are not marked slow."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,6 +1,6 @@
-"""Writes small real clips with PyAV for tests: what is in them is known, so what is decoded can be checked.
+"""Small real clips, written with PyAV, whose content is known, so that decoding can be checked.
 
-A clip's frames count: frame k shows the two digits of `count_image(k)` as greys, and `read_count` tells k again from a
+Frame k of a clip shows the two digits of `count_image(k)` as greys, and `read_count` reads k from a
 decoded frame. Its sound is any function of time.
 """
 

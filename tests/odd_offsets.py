@@ -1,4 +1,4 @@
-"""Models whose tensors begin at odd addresses, as loaded ones may on any machine."""
+"""Models whose tensors start at odd addresses, as may happen when loading on any machine."""
 
 from itertools import count
 from typing import TypeVar

@@ -1,4 +1,4 @@
-"""Equal but for rounding: what two loads of a model compute, or other batches, processes and threads."""
+"""Equality up to rounding, as between loads of a model, batch sizes, processes and threads."""
 
 from typing import Any
 

@@ -3,8 +3,8 @@ The names and shapes of the tensors of every kind of model, as text to compare.
 
     python -m tests.state_names
 
-adds a listing for each variant that has none yet; listings that exist are never written again, since checkpoints in
-the world have these names.
+adds a listing for each variant that has none yet; existing listings are never rewritten, since published checkpoints
+have these names.
 """
 
 import re

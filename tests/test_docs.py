@@ -1,4 +1,4 @@
-"""What the documents show works as it is written there."""
+"""The code and commands of the documents run as written."""
 
 import re
 import runpy

@@ -1,4 +1,4 @@
-"""Every task's model as a graph: what `torch.export` and onnxruntime compute is what the model computes."""
+"""Every task's model as a graph: `torch.export` and onnxruntime agree with the model."""
 
 import json
 import re

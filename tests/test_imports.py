@@ -1,4 +1,4 @@
-"""What importing the package and asking for help load, and that Transformers knows the classes all the same."""
+"""Importing the package and printing help load no heavy library, and Transformers still knows the classes."""
 
 import json
 import os
@@ -83,7 +83,7 @@ def test_names_are_found():
 
 
 def test_help_loads_no_library():
-    """Of all commands in one process, since each would take a second to start."""
+    """All commands in one process, since each takes a second to start."""
     printed = run(
         """
 import contextlib, sys

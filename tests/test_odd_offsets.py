@@ -1,4 +1,4 @@
-"""Models at odd addresses: what is stored stays, what is computed stays but for rounding."""
+"""Models at odd addresses: stored tensors are identical, outputs agree up to rounding."""
 
 import copy
 
@@ -58,7 +58,7 @@ def test_every_model_that_tests_load_lies_there():
 
 @pytest.mark.parametrize("task", slow_after(1, TASKS))
 def test_results_stay_but_for_rounding(task):
-    """Pipelines of one clip, whose products of one row are those that take other paths."""
+    """Pipelines of one clip, since matrix products of one row take other code paths."""
     model, folder, pipeline = load(task)
     odd = at_odd_offsets(copy.deepcopy(model))
     clip = (mask_clips if task == "avs_ms3" else toy_clips)(1)[0]

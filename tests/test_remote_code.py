@@ -1,4 +1,4 @@
-"""Checkpoints under Transformers alone: `trust_remote_code=True` finds the package, or says that it is missing."""
+"""Checkpoints without importing the package: `trust_remote_code=True` finds it, or says that it is missing."""
 
 import json
 import os

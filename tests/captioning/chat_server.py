@@ -1,4 +1,4 @@
-"""A server on this machine that speaks the chat-completions protocol, checks requests, and misbehaves on order."""
+"""A local server of the chat-completions protocol that checks requests and can be made to misbehave."""
 
 import base64
 import hashlib

@@ -1,4 +1,4 @@
-"""What docs/captions.md shows is so."""
+"""The examples of docs/captions.md."""
 
 import json
 import re
@@ -23,7 +23,7 @@ def test_it_has_the_prompts_word_for_word():
 
 
 def test_editing_a_caption_changes_the_result(tmp_path, monkeypatch, capsys):
-    """On an untrained model, in which captions have an effect, in the place of the one that the document trains."""
+    """With an untrained model, on which captions have an effect, instead of the one that the document trains."""
     (tmp_path / "demo" / "steered" / "checkpoints").mkdir(parents=True)
     (tmp_path / "demo" / "steered" / "checkpoints" / "last").symlink_to(toy_model())
     media = tmp_path / "demo" / "corpus" / "media"

@@ -1,4 +1,4 @@
-"""Captions from a model in this process: a tiny Qwen2.5-Omni, untrained, so it writes nonsense, but really."""
+"""Captions from a model in this process: a tiny untrained Qwen2.5-Omni, which writes nonsense."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Captions in the pipelines and in `caeav predict`: given, made now, or none."""
+"""Captions in the pipelines and in `caeav predict`: given, generated, or absent."""
 
 import json
 

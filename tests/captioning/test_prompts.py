@@ -1,4 +1,4 @@
-"""The two prompts are one prompt, and both kinds of answers are cleaned alike."""
+"""Both modalities share one prompt, and their answers are cleaned in the same way."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""How command lines end: misspelled words, Ctrl-C, a full disk, a model that is not there, a tracker not installed."""
+"""Failures of the command line: misspelled words, Ctrl-C, a full disk, a missing model, a missing tracker."""
 
 import errno
 import importlib.util

@@ -1,4 +1,4 @@
-"""`caeav toy-towers`, and the module that is documented to do the same."""
+"""`caeav toy-towers`, and the module that runs it."""
 
 import runpy
 import sys

@@ -73,7 +73,7 @@ def test_convert(kind: str, state: dict[str, Tensor], tmp_path: Path, capsys: py
 
 
 def test_convert_dg_sct(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    """Whoever reads the folder sees the input that the checkpoint was trained on."""
+    """The folder states the input that the checkpoint was trained on."""
     save_file(dg_sct_state(dg_sct_model("avs_ms3"), unused=False), tmp_path / "best.safetensors")
     arguments = ["convert", str(tmp_path / "best.safetensors"), "--task", "avs_ms3", "--out", str(tmp_path / "model")]
     # Without its masks, the checkpoint does not say how large their windows are.

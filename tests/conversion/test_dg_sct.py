@@ -1,4 +1,4 @@
-"""DG-SCT's checkpoints load, and compute what its equations do with the tensors under the authors' names."""
+"""Checkpoints of DG-SCT load and agree with its equations on the tensors under the authors' names."""
 
 import copy
 from collections.abc import Iterator
@@ -278,7 +278,7 @@ def own(request: pytest.FixtureRequest) -> CaeAvPreTrainedModel:
 @torch.no_grad()
 @pytest.mark.parametrize("unused", [True, False])
 def test_whole_models_compute_what_the_equations_do(own: CaeAvPreTrainedModel, unused: bool) -> None:
-    """With and without the tensors that their programs hold and never use."""
+    """With and without the tensors that their programs store but never use."""
     task = own.config.task
     state = dg_sct_state(own, unused)
     given = {f"module.{key}": value for key, value in state.items()} if task == "avqa" else state

@@ -1,4 +1,4 @@
-"""Checkpoints of LAVisH's code load and compute what its modules compute."""
+"""Checkpoints of LAVisH's code load and agree with its modules."""
 
 from pathlib import Path
 

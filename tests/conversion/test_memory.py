@@ -1,4 +1,4 @@
-"""How much memory a conversion takes."""
+"""Memory of a conversion."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The authors' checkpoints load, and compute what their modules compute, put together as in their programs."""
+"""The authors' checkpoints load and agree with their modules, composed as in their programs."""
 
 import argparse
 import copy
@@ -217,7 +217,7 @@ def test_the_model_is_ready_for_use(converted) -> None:
 @pytest.mark.parametrize("task", slow_after(1, ["ave", "avvp"]))
 @torch.no_grad()
 def test_plain_avmoe(task: str) -> None:
-    """Its checkpoints have neither CASTE nor CASE, and its video parsing does run the audio blocks."""
+    """Its checkpoints have neither CASTE nor CASE, and its video parsing runs the audio blocks."""
     own = small_model(small_config(task, interaction="avmoe", use_case=False))
     model = convert(official_state(own), task)
     assert (model.config.interaction, model.config.use_case) == ("avmoe", False)
@@ -340,7 +340,7 @@ def test_data_parallel(state: dict[str, Tensor]) -> None:
 
 @pytest.mark.slow
 def test_newer_timm(state: dict[str, Tensor]) -> None:
-    """Where downsampling opens a stage, its keys are already those of this package."""
+    """If downsampling starts a stage, its keys are already those of this package."""
     newer = {rename(key, NEWER_TIMM): value for key, value in state.items()}
     assert set(newer) != set(state)
     model, other = convert(newer, "ave"), convert(state, "ave")

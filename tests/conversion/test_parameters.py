@@ -1,4 +1,4 @@
-"""Full-size models have the parameters that the authors' code has."""
+"""Full-size models have the same numbers of parameters as the authors' code."""
 
 import runpy
 from pathlib import Path

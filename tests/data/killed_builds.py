@@ -5,7 +5,7 @@ Run as a program: builds that are killed with SIGKILL, one after the other in th
 
 Each build is a separate process, forked from one that has loaded the libraries, with the captions of one of two
 files, so that some builds continue where another was killed and some need other shards. Half of them are killed from
-outside after a random time, half kill themselves before a random one of their operations on files. After each kill all
+outside after a random time, half kill themselves before a random file operation. After each kill all
 existing shards are compared with those of uninterrupted builds. Prints a summary as JSON.
 """
 

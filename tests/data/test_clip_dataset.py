@@ -1,4 +1,4 @@
-"""The torch data set over a builder's rows: lazily decoded, cached, and not ended by a broken clip."""
+"""The torch data set over a builder's rows: lazy decoding, the cache, and broken clips."""
 
 import shutil
 

@@ -1,4 +1,4 @@
-"""The commands that docs/data.md shows are commands, and the numbers that it computes are right."""
+"""The commands and the calculated sizes of docs/data.md."""
 
 import re
 import shlex

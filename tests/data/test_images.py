@@ -1,4 +1,4 @@
-"""Frames and masks from image files, in the forms that they come in."""
+"""Frames and masks from image files of several forms."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Finding the media of a data set under the names that people give it, and taking clips out of longer videos."""
+"""Finding media files under common names, and cutting clips out of longer videos."""
 
 import json
 import shutil
@@ -302,7 +302,7 @@ def test_of_several_files_the_choice_is_noted_and_a_broken_one_is_not_the_end(cl
 
 @pytest.mark.parametrize("setting", slow_after(1, ["s4", "ms3"]))
 def test_avsbench_in_other_folders(avs_corpora, avs_parquet, tmp_path, setting):
-    """The frames and masks without the split and the category, and everything one folder further down."""
+    """Frames and masks without folders for split and category, and everything one folder deeper."""
     copy = tmp_path / "corpus"
     shutil.copytree(avs_corpora[setting], copy)
     media = copy / "media"

@@ -1,4 +1,4 @@
-"""Preparing: clips are decoded once, and what is read afterwards is what the files would give."""
+"""Preparing: clips are decoded once, and reading them equals reading the files."""
 
 import argparse
 import json
@@ -144,8 +144,8 @@ def test_a_stopped_run_leaves_nothing_to_read_and_goes_on(parquet, processor, tm
 
 
 @pytest.mark.slow
-def test_shards_of_the_first_version_are_taken_up(parquet, processor, tmp_path, monkeypatch):
-    """They have one note under another key, and until all were complete their names ended in `.part`."""
+def test_shards_of_the_first_version_are_reused(parquet, processor, tmp_path, monkeypatch):
+    """They have one note under another key, and names that end in `.part` until all are complete."""
     out = tmp_path / "out"
     prepare_clips(parquet, processor, out, shard_clips=4)
     report = (out / "report.json").read_text()

@@ -1,4 +1,4 @@
-"""The builders on the published annotation files, with media for a few of their clips and the rest missing."""
+"""The builders on the published annotation files, with media for a few clips and the rest missing."""
 
 import json
 import os

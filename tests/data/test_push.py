@@ -1,4 +1,4 @@
-"""Uploading a built data set: what would be sent, with a folder in place of the Hub."""
+"""Uploading a built data set, with a folder instead of the Hub."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What survives a kill: files that are whole or not there, claims that end with their process, journals."""
+"""Storage that survives a kill: atomic files, claims that end with their process, journals."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Rows streamed by `datasets`: every row once an epoch, in the same steps on any number of processes, resumable."""
+"""Rows streamed by `datasets`: each once per epoch, in the same steps on any number of processes, resumable."""
 
 import datasets
 import numpy as np
@@ -97,8 +97,8 @@ def test_the_order_is_drawn_from_seed_and_epoch(folder):
 
 
 @pytest.mark.parametrize("before_and_after", slow_after(1, [(2, 1), (1, 1), (2, 2), (1, 3)]))
-def test_an_epoch_goes_on_exactly_where_it_stopped(folder, before_and_after):
-    """Also on another number of processes, and with a buffer that was full of rows when it stopped."""
+def test_an_epoch_resumes_exactly_where_it_stopped(folder, before_and_after):
+    """Also on another number of processes, and with a buffer full of rows."""
     before, after = before_and_after
     for epoch in (0, 1):
         done = steps(folder, 6 // before, before, epoch=epoch)[:1]

@@ -1,4 +1,4 @@
-"""Clips that several tests of media read."""
+"""Clips shared by several tests of media."""
 
 from pathlib import Path
 

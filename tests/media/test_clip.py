@@ -1,4 +1,4 @@
-"""Clips are decoded as their timestamps say, and what cannot be decoded is named."""
+"""Clips are decoded by their timestamps, and errors name what cannot be decoded."""
 
 import gc
 import io
@@ -400,7 +400,7 @@ def test_arguments_out_of_range(clip_path):
 
 
 def test_lost_sound_becomes_silence_of_its_length(tmp_path):
-    """Packets left out of the file: what comes after them stays in its place."""
+    """With packets missing from the file, the sound after them keeps its time."""
     source, gap = write_clip(tmp_path / "whole.mp4", seconds=4), tmp_path / "gap.mp4"
     with av.open(str(source)) as container, av.open(str(gap), "w") as output:
         streams = {s.index: output.add_stream_from_template(s) for s in container.streams}

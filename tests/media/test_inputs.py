@@ -1,4 +1,4 @@
-"""Clips as arrays, images and decoders of `datasets` rows give what their files give."""
+"""Clips as arrays, images and decoders of `datasets` rows equal their files."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -162,7 +162,7 @@ def test_decoders(processor: CaeAvProcessor, path: Path, order: str) -> None:
 
 
 def test_decoders_of_rows_are_read_as_stored(processor: CaeAvProcessor, path: Path) -> None:
-    """`datasets` notes on a decoder what it decodes; then the video's own sound is there too."""
+    """`datasets` stores the source on a decoder, so the video's sound is available too."""
     expected = processor(path)
     for stored in ({"path": str(path), "bytes": None}, {"path": "x.mp4", "bytes": path.read_bytes()}):
         video, sound = VideoDecoder(path), AudioDecoder(torch.zeros(1, 100), 8000)

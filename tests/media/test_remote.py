@@ -1,4 +1,4 @@
-"""Clips at addresses, on a server of this test's own: they are read as files are, within limits."""
+"""Clips at addresses, on a local server: they are read like files, within limits."""
 
 import contextlib
 import threading

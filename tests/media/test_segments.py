@@ -1,4 +1,4 @@
-"""How many segments a clip has."""
+"""Number of segments of a clip."""
 
 import pytest
 from hypothesis import given

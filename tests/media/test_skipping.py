@@ -1,4 +1,4 @@
-"""Leaving out frames that are not needed: the ones that are taken stay the same to the last bit."""
+"""Skipping frames that are not needed leaves the selected ones identical to the last bit."""
 
 import numpy as np
 import pytest

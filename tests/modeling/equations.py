@@ -1,7 +1,7 @@
 """
 The printed equations of CAE-AV in float64, one frame and one token after the other: Eq. 1 to 13 and 15 to 25.
 
-Nothing of the package is used but the names under which its modules store weights. A clip is a list of its real
+Only the names of stored weights are taken from the package. A clip is a list of its real
 frames, (T, L, C), and a caption the list of its real tokens: what is padded is not there.
 """
 

@@ -1,4 +1,4 @@
-"""Small models with nothing left at zero, and batches for them."""
+"""Small models without zero-initialized parameters, and batches for them."""
 
 import torch
 from torch import Tensor, nn

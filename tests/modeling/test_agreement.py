@@ -1,4 +1,4 @@
-"""The contrast that gives CASTE's agreement a meaning: its pairs, padding, calibration, and that it learns."""
+"""The contrastive loss of CASTE's agreement: pairs, padding, calibration, and learning."""
 
 import math
 
@@ -78,7 +78,7 @@ def test_avmoe_has_no_agreement() -> None:
 
 @pytest.mark.slow
 def test_it_tells_matching_from_mismatched_sound() -> None:
-    """Frames and sounds of five kinds, and random towers: after some steps, the kinds of a pair decide."""
+    """With frames and sounds of five kinds and random towers, agreement depends on the kinds after some steps."""
     torch.manual_seed(0)
     model = CaeAvForEventLocalization(CaeAvConfig.from_preset("ave", size="toy", agreement_loss_weight=1.0)).train()
     looks, voices = torch.randn(5, 3, 1, 1), 40 * torch.randn(5, 1, 1, model.config.audio_config.num_mel_bins) - 30

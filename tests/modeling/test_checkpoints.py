@@ -1,4 +1,4 @@
-"""Checkpoints without towers: what they hold, that every bit of it comes back, and which towers they take."""
+"""Checkpoints without towers: content, exact loading, and the towers they accept."""
 
 import json
 import shutil
@@ -201,7 +201,7 @@ def test_a_tower_for_both_streams_is_named_once(towers: dict[str, Path], tmp_pat
 
 @pytest.mark.slow
 def test_the_revision_of_a_hub_repository_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With the cache of the Hub's client in place of the Hub, whose `main` moves on to other weights."""
+    """With the cache of the Hub's client instead of the Hub, and a `main` that later has other weights."""
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     first, second = "a" * 40, "b" * 40

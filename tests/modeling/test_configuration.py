@@ -1,4 +1,4 @@
-"""What a configuration accepts: its own fields, what Transformers writes into a config.json, and nothing else."""
+"""A configuration accepts its own fields, what Transformers writes into a config.json, and nothing else."""
 
 import dataclasses
 import json

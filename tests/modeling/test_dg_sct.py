@@ -1,4 +1,4 @@
-"""DG-SCT: the authors' modules to 1e-5, both formulations token by token, and what any method has to do."""
+"""DG-SCT: the authors' modules to 1e-5, both formulations token by token, and the duties of any method."""
 
 import copy
 import itertools

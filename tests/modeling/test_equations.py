@@ -1,4 +1,4 @@
-"""The paper formulation against its equations, written out in `equations`, to 1e-9 in float64."""
+"""The paper formulation against the equations of `equations`, to 1e-9 in float64."""
 
 from collections.abc import Callable
 
@@ -83,7 +83,7 @@ def test_caste() -> None:
     ids=["with adapters", "without adapters", "video parsing"],
 )
 def test_pair(task: str, stages: tuple[int, ...]) -> None:
-    """Eq. 10 to 13 around AVMoE and frozen blocks, whatever these are; the same in video parsing."""
+    """Eq. 10 to 13 around any AVMoE and frozen blocks; the same in video parsing."""
     config = config_of(task, adapter_stages=stages)
     layer = opened(interaction_class(config)(config, pair_position((7, 16), (5, 32))))
     count = int(MASK.sum())
@@ -207,7 +207,7 @@ def test_captions_case_and_losses(all_captions: bool) -> None:
 def test_selection_survives_rounding() -> None:
     """
     In the paper formulation the saliencies of tokens differ by more than bfloat16 rounds, so Top-K chooses the same.
-    With a norm behind the temporal convolution, as the official formulation has it, it does not.
+    With a norm after the temporal convolution, as in the official formulation, it does not.
     """
     shares = {}
     for formulation in ("paper", "official"):

@@ -1,4 +1,4 @@
-"""Where the two formulations part: layers, starting values, and what is read by whom."""
+"""Differences between the two formulations: layers, initial values, and inputs of modules."""
 
 import pytest
 import torch
@@ -64,7 +64,7 @@ def test_layers_of_the_official_formulation_alone() -> None:
 
 
 def test_old_checkpoints_of_the_paper_formulation_load(tmp_path, caplog) -> None:
-    """They hold two layers that the paper formulation built before, which are ignored without a word."""
+    """They hold two layers that the paper formulation had before, which are ignored without a warning."""
     model = toy_model()
     model.save_pretrained(tmp_path)
     weights = load_file(tmp_path / "model.safetensors")

@@ -226,7 +226,7 @@ def stage_of(tokens: torch.Tensor) -> TowerStage:
 
 
 def test_segmentation_head() -> None:
-    """To 1e-4: behind the last interpolations single weights are added up over thousands of pixels."""
+    """To 1e-4, since after the last interpolation single weights are summed over thousands of pixels."""
     case = GoldenCase("head_segmentation")
     channels, frames = int(case.options["channels"]), FrameLayout(1, int(case.options["num_frames"]))
     config = of_widths(

@@ -1,4 +1,4 @@
-"""LAVisH: the authors' modules to 1e-5, pairs token by token, and what any method has to do."""
+"""LAVisH: the authors' modules to 1e-5, pairs token by token, and the duties of any method."""
 
 import copy
 import itertools
@@ -118,7 +118,7 @@ FORMS = {
 @torch.no_grad()
 @pytest.mark.parametrize("form", FORMS)
 def test_a_pair_follows_the_definitions(form: str) -> None:
-    """With other numbers of tokens in the two streams, as an image and a narrower filter bank have."""
+    """With different numbers of tokens in the streams, as of an image and a narrower filter bank."""
 
     def place(height: int, width: int) -> BlockPosition:
         return BlockPosition(
@@ -207,7 +207,7 @@ def test_padding_changes_nothing() -> None:
 
 @torch.no_grad()
 def test_sound_of_other_sides_and_any_number_of_frames() -> None:
-    """Sides whose tokens fill windows only with padding too."""
+    """Also sides whose tokens fill windows only with padding."""
     for frames, bands in ((48, 32), (36, 64)):
         model = toy_model(method="lavish", audio_config={"spectrogram_frames": frames, "num_mel_bins": bands})
         batch = toy_batch(model.config, batch_size=1, num_frames=3)
@@ -337,7 +337,7 @@ def test_what_is_given_goes_over_the_preset_of_the_method() -> None:
 
 @pytest.mark.parametrize("task", ["ave", "avs_s4", "avqa"])
 def test_filter_banks_of_the_processor(task: str) -> None:
-    """Against Kaldi's features, of each segment alone, as Transformers computes them."""
+    """Equal to Kaldi's features of each segment, as computed by Transformers."""
     from transformers.audio_utils import mel_filter_bank, spectrogram
 
     config = CaeAvConfig.from_preset(task, method="lavish")

@@ -1,4 +1,4 @@
-"""The model as its users meet it: outputs, masks, captions, freezing, saving and loading, numerics switches."""
+"""The public behaviour of the model: outputs, masks, captions, freezing, saving, loading, numerics."""
 
 import json
 from pathlib import Path
@@ -86,7 +86,7 @@ def test_hidden_states_of_both_streams(make) -> None:
 
 
 def test_padded_frame_anywhere() -> None:
-    """A gap in the middle is left out as if the frames behind it followed directly in the LSTMs."""
+    """The LSTMs skip a gap in the middle, as if the frames after it followed directly."""
     model = toy_model()
     batch = toy_batch(model.config, 1, 4)
     mask = torch.tensor([[True, False, True, True]])
@@ -243,7 +243,7 @@ def test_gradient_checkpointing_changes_no_gradient(formulation: str) -> None:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_recomputing_counts_no_batch_twice(checkpointing: bool) -> None:
-    """Batch normalisation in the adapters sees each training step once, whatever the backward pass recomputes."""
+    """Batch normalisation in the adapters counts each training step once, also if the backward pass recomputes."""
     model = toy_model().train()
     if checkpointing:
         model.gradient_checkpointing_enable()

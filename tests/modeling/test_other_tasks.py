@@ -1,4 +1,4 @@
-"""Checkpoints of one task in the class of another, without head, and with other labels."""
+"""Loading a checkpoint into the class of another task, without head, and with other labels."""
 
 import json
 

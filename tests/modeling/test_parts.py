@@ -224,7 +224,7 @@ def test_official_selection_is_drawn_while_training() -> None:
 @pytest.mark.parametrize("sizes", [(6, 16, 8, 32), (6, 32, 8, 16), (9, 8, 3, 8)])
 @pytest.mark.parametrize("num_queries", [1, 3, 40])
 def test_cross_modal_map_factors(sizes: tuple[int, ...], num_queries: int) -> None:
-    """However it is computed: y brought to the stream's tokens, then its channels."""
+    """In both orders of computation, y is mapped to the stream's tokens and channels."""
     torch.manual_seed(0)
     tokens, width, other_tokens, other_width = sizes
     module = CrossModalMap(tokens, other_tokens, width, other_width).double()

@@ -46,7 +46,7 @@ def test_rows_of_table_vi_train(row: str, formulation: str) -> None:
 @pytest.mark.parametrize("formulation", ["paper", "official"])
 @torch.no_grad()
 def test_where_caste_stands(position: str, formulation: str) -> None:
-    """Table VIII: what it enriches are the tokens before, between or after the adapters."""
+    """Table VIII: it enriches the tokens before, between or after the adapters."""
     model = toy_model(formulation=formulation, caste_position=position)
     batch = toy_batch(model.config)
     read = []
@@ -116,7 +116,7 @@ def test_event_head_without_relations_sees_frames_alone() -> None:
 
 @pytest.mark.parametrize("formulation", slow_after(1, ["paper", "official"]))
 def test_one_tower_for_both_streams(formulation: str, tmp_path) -> None:
-    """Table II's shared rows: the sound, as an image, goes through the visual tower, whose weights are there once."""
+    """Table II's shared rows: the visual tower, stored once, also reads the sound as an image."""
     model = toy_model(formulation=formulation, shared_tower=True)
     assert not [name for name, _ in model.named_parameters() if "audio_tower" in name]
     batch = toy_batch(model.config)

@@ -1,4 +1,4 @@
-"""Pipelines take what data sets hold: rows of the builders, rows of `datasets`, frames with their sound."""
+"""Pipelines on rows of the builders, rows of `datasets`, and frames with their sound."""
 
 from pathlib import Path
 from typing import Any

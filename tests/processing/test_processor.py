@@ -81,7 +81,7 @@ def test_full_preset_gives_the_full_sizes(paths):
 
 
 def test_save_and_load_bit_for_bit(processor, paths, tmp_path):
-    """Without the Auto classes knowing anything."""
+    """Without registration at the Auto classes."""
     processor.save_pretrained(tmp_path)
     loaded = CaeAvProcessor.from_pretrained(tmp_path)
     assert loaded.to_dict() == processor.to_dict()

@@ -1,4 +1,4 @@
-"""Questions become one id a word, and a processor keeps the tokenizer that does it."""
+"""Questions become one id per word, and a processor saves their tokenizer."""
 
 import json
 import os

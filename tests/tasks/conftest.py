@@ -1,4 +1,4 @@
-"""Metrics that several processes add to."""
+"""Metrics accumulated over several processes."""
 
 import multiprocessing
 

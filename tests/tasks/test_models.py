@@ -1,4 +1,4 @@
-"""What the models of all tasks have in common: padding, gradients, saving, refused labels."""
+"""Common behaviour of the models of all tasks: padding, gradients, saving, refused labels."""
 
 from collections.abc import Callable
 from pathlib import Path

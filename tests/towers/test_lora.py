@@ -1,4 +1,4 @@
-"""LoRA on the towers: gradients reach it, nothing that is kept goes stale, and peft saves, loads and merges it."""
+"""LoRA on the towers: gradients, caches, and saving, loading and merging by peft."""
 
 import copy
 from pathlib import Path
@@ -170,8 +170,8 @@ def test_peft_reads_what_it_saves(model: CaeAvForEventLocalization, base, tmp_pa
 
 @pytest.mark.parametrize("target_modules", slow_after(1, [["qkv", "query", "value", "c_fc"], "all-linear"]))
 def test_peft_alone(model: CaeAvForEventLocalization, base, target_modules, tmp_path: Path) -> None:
-    """peft's own way: wrapped, saved, loaded, switched off, merged; "all-linear" takes the kept position biases in."""
-    untouched = logits(model)  # whatever is kept is kept from here
+    """peft's own interface: wrap, save, load, disable, merge; "all-linear" includes the cached position biases."""
+    untouched = logits(model)  # fills all caches
     elsewhere = r".*(interactions|case|head|caption_mapper|projections|text_tower.*out_proj|audio_projection).*"
     config = LoraConfig(r=2, target_modules=target_modules, exclude_modules=elsewhere)
     wrapped = get_peft_model(model, config)

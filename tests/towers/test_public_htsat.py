@@ -69,7 +69,7 @@ def test_filters_of_another_front_end() -> None:
 
 
 def test_as_a_backbone(tmp_path: Path) -> None:
-    """A Lightning checkpoint, callbacks and all, by its file name."""
+    """A Lightning checkpoint, including callbacks, by its file name."""
     path = tmp_path / "HTSAT_AudioSet_Saved_1.ckpt"
     state = lightning_state()
     # As many blocks as the toy tower of the frames has.

@@ -1,4 +1,4 @@
-"""CLIP's vision transformer: the same numbers as timm's and open_clip's own, its hook, and its loading."""
+"""CLIP's vision transformer: equality with timm and open_clip, its hook, and its loading."""
 
 from pathlib import Path
 

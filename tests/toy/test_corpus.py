@@ -1,4 +1,4 @@
-"""The toy corpus: its plan, what is drawn and heard, the files, and that its seed decides all of it."""
+"""The toy corpus: plan, frames, sound, files, and dependence on the seed alone."""
 
 import json
 

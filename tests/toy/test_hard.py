@@ -1,4 +1,4 @@
-"""The hard level of the toy corpus: what misleads in it, how weak it is, how often captions err, and its files."""
+"""The hard level of the toy corpus: distractors, weak signals, wrong captions, and its files."""
 
 import json
 

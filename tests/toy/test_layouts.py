@@ -1,4 +1,4 @@
-"""What the toy corpora of all layouts have in common: their seed decides all of them, and the command writes them."""
+"""Common behaviour of the toy corpora of all layouts: seeds, and the command."""
 
 import json
 from pathlib import Path

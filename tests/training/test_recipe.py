@@ -126,7 +126,7 @@ def test_the_ave_recipe_holds_the_papers_values():
 
 @pytest.mark.parametrize("task", ["ave", "avvp", "avs_s4", "avs_ms3", "avqa"])
 def test_the_schedule_is_the_papers(task):
-    """Down by 35 % every three epochs; gamma is 0 during warm-up, then grows over as many epochs."""
+    """The rate falls by 35 % every three epochs; gamma is 0 during warm-up, then grows over as many epochs."""
     recipe = load_recipe(find_recipe(task))
     assert [learning_rate(recipe, epoch) / recipe.learning_rate for epoch in (0, 2, 3, 6)] == pytest.approx(
         [1, 1, 0.65, 0.65**2]

@@ -1,4 +1,4 @@
-"""Videos with masks laid over them: what they keep of the source, and what they change."""
+"""Videos overlaid with masks: what stays of the source, and what changes."""
 
 from fractions import Fraction
 from pathlib import Path

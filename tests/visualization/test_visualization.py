@@ -1,4 +1,4 @@
-"""Pictures: what they show, and that odd inputs still give one."""
+"""Pictures: their content, and unusual inputs."""
 
 import sys
 from itertools import pairwise

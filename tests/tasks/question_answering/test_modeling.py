@@ -40,7 +40,7 @@ def test_the_loss_is_answers_and_matching() -> None:
 
 
 def test_a_clip_is_no_negative_of_itself() -> None:
-    """Two questions about one clip: telling its sound from its own frames is not asked for."""
+    """Two questions about one clip: its sound is not contrasted with its own frames."""
     model = toy_answering_model()
     batch = task_batch(model.config, batch_size=3)
     for name in ("pixel_values_videos", "input_features"):

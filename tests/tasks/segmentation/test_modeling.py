@@ -20,7 +20,7 @@ def test_any_size_of_tower_and_mask(image_size: int, mask_size: int) -> None:
 
 @torch.no_grad()
 def test_frames_of_another_size_are_resized_in_the_model() -> None:
-    """The processor makes frames of `frame_size`, which the model resizes to its tower's size."""
+    """The model resizes the processor's frames, of `frame_size`, to its tower's size."""
     model = toy_segmentation_model(frame_size=80)
     batch = task_batch(model.config, num_frames=3)
     tower = CaeAvConfig.from_preset("avs_ms3", size="toy").vision_config.input_size

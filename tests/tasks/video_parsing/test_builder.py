@@ -1,4 +1,4 @@
-"""The LLP builder: parsing, peculiarities, media checks, features of a 3D network, and what `datasets` reads back."""
+"""The LLP builder: parsing, irregularities, media checks, 3D features, and reading by `datasets`."""
 
 import json
 import os

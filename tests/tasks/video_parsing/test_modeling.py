@@ -57,7 +57,7 @@ def test_a_token_mixer_begins_again_where_its_places_end() -> None:
 
 
 def test_the_sound_of_a_clip_gates_its_visual_frames() -> None:
-    """Padded frames have no part in it; the models of other methods have no gate."""
+    """Padded frames do not affect the gate; models of other methods have none."""
     config = CaeAvConfig.from_preset("avvp", size="toy", method="dg_sct")
     torch.manual_seed(0)
     config._attn_implementation = "sdpa"

@@ -73,8 +73,8 @@ class MusicAvqaBuilder(ClipBuilder):
     task_categories: ClassVar[tuple[str, ...]] = ("visual-question-answering", "video-classification")
     card_text = (
         "Questions about what is seen and heard in videos, each with one of a fixed set of answers. `question_type` "
-        "says whether the answer needs sound, sight or both, `question_subtype` the kind of answer. The layout is that "
-        "of MUSIC-AVQA (Li et al., Learning to Answer Questions in Dynamic Audio-Visual Scenarios, CVPR 2022)."
+        "says whether the answer needs sound, sight or both, `question_subtype` the kind of answer. The layout is "
+        "that of MUSIC-AVQA (Li et al., Learning to Answer Questions in Dynamic Audio-Visual Scenarios, CVPR 2022)."
     )
 
     def row_features(self, annotations: Path) -> datasets.Features:
