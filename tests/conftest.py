@@ -38,7 +38,7 @@ def _at_odd_offsets(base):
 
     def loading(cls, *args, **kwargs):
         loaded = from_pretrained(cls, *args, **kwargs)
-        # Once a load, at the end of it: each next one lies two elements further, and so rounds in another way.
+        # Once per load, at its end: each next load is two elements further, and so rounds differently.
         if base is CaeAvPreTrainedModel or not issubclass(cls, CaeAvPreTrainedModel):
             at_odd_offsets(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded

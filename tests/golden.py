@@ -42,7 +42,7 @@ class GoldenCase:
             if reason_to_ignore(old_key, ignored or {}) is not None:
                 continue
             for key, value in split(rename(old_key, rules), stacked):
-                # The authors write linear maps as 1x1 convolutions, and scalars now with, now without a dimension.
+                # The authors use 1x1 convolutions as linear maps, and scalars with or without a dimension.
                 renamed[key] = value.view(expected[key].shape) if key in expected else value
         module.load_state_dict(renamed)
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 Module = TypeVar("Module", bound=nn.Module)
 
-# PyTorch's own tensors begin at multiples of it; those that lie in a file, at multiples of 8.
+# PyTorch allocates tensors at multiples of it; tensors in a mapped file are at multiples of 8.
 ALIGNMENT = 64
 
 _turns = count()
@@ -27,7 +27,7 @@ def at_odd_offsets(module: Module) -> Module:
     """
     turn = next(_turns)
     for number, tensor in enumerate([*module.parameters(), *module.buffers()]):
-        # Not those of other classes, as quantized weights are, which hold several.
+        # Not those of other classes, such as quantized weights, which hold several tensors.
         if tensor.device.type == "cpu" and type(tensor.data) is Tensor:
             tensor.data = _moved(tensor.data, 2 * (turn + number) + 1)
     return module

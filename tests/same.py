@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-# Far above rounding of the toy models in float32, which is some 1e-7 of what they compute, and far below an effect.
+# Far above the rounding of toy models in float32, about 1e-7 of their outputs, and far below any effect.
 TOLERANCE = 1e-5
 
 

@@ -81,7 +81,7 @@ def names() -> dict[str, Any]:
 
 def test_public_names_pipelines_commands_and_recipes() -> None:
     before, now = json.loads((FILES / "names.json").read_text()), names()
-    # What is new is welcome; what was there stays.
+    # New names are allowed; existing ones must stay.
     for kind in ("public", "pipelines", "recipe_keys", "recipes"):
         assert set(before[kind]) <= set(now[kind]), kind
     for command, flags in before["commands"].items():

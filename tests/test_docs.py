@@ -93,7 +93,7 @@ def test_inference_guide(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict = {}
     for block in blocks("docs/inference.md", "python"):
         exec(block, names)
-    # The guide's table says what results hold.
+    # The guide's table lists the content of results.
     sections = (ROOT / "docs/inference.md").read_text().split("## What a result holds")[1].split("\n## ")[0]
     found = {
         key

@@ -96,7 +96,7 @@ def test_the_graph_computes_what_the_model_does(task, tmp_path, monkeypatch):
     description = export_onnx(model, tmp_path / "model.onnx")
     assert description["task"] == task
     assert onnx_difference(model, tmp_path / "model.onnx") < 1e-4
-    # Of other weights it is not the graph.
+    # A model with other weights has another graph.
     with torch.no_grad():
         for parameter in model.head.parameters():
             parameter.add_(0.1)

@@ -16,7 +16,7 @@ from PIL import Image
 from caeav_hf.captioning.prompts import SYSTEM_PROMPT, instruction
 
 
-# What a request may get in place of an answer.
+# Responses other than an answer.
 FAULTS = ("429", "500", "hang", "malformed", "empty", "refusal")
 
 Plan = Callable[[str, int], str | None]
@@ -77,7 +77,7 @@ class ChatServer:
         length = int(request.headers["Content-Length"])
         body = request.rfile.read(length)
         if len(body) < length:
-            return  # who asked was killed before the question was out
+            return  # the client was killed before it had sent its request
         with self.lock:
             self._now += 1
             self.most_at_once = max(self.most_at_once, self._now)
@@ -85,7 +85,7 @@ class ChatServer:
         try:
             self._respond(request, body)
         except (BrokenPipeError, ConnectionResetError):
-            pass  # who asked is gone
+            pass  # the client has disconnected
         finally:
             with self.lock:
                 self._now -= 1

@@ -38,7 +38,7 @@ def test_editing_a_caption_changes_the_result(tmp_path, monkeypatch, capsys):
     exec(steering, names)
     printed = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert len(printed) == 10
-    # By more than the last printed digit, so that rounding does not decide.
+    # By more than the last printed digit, which rounding may change.
     assert max(abs(before - after) for before, after in zip(names["before"], names["after"], strict=True)) > 0.01
     assert [line for line in printed if line[1] != line[2]]
 

@@ -107,12 +107,12 @@ def test_two_hundred_clips_two_kills_and_a_bad_server(tmp_path, capsys):
         done.append(True)
         assert main(job) == 0
         asked_before = sum(server.asked.values())
-        assert main(job) == 0  # nothing is left to ask
+        assert main(job) == 0  # no request is left
     assert sum(server.asked.values()) == asked_before
     assert set(server.faults) == set(FAULTS)
     assert not server.bad_requests
     assert len(server.settings) == 1
-    assert 1 < server.most_at_once <= 2 * 8  # those of a job that was killed may still be with the server
+    assert 1 < server.most_at_once <= 2 * 8  # requests of a killed job may still be on the server
     rows = pq.read_table(out).to_pylist()
     assert [row["clip"] for row in rows] == [f"clip{number:03d}" for number in range(200)]
     for modality in ("visual", "audio"):
@@ -120,7 +120,7 @@ def test_two_hundred_clips_two_kills_and_a_bad_server(tmp_path, capsys):
         assert set(captions) <= {answer_to(modality, media) for media in server.answered}
         assert len(set(captions)) == 200  # none was given to two clips
     assert all((row["model"], row["prompt_version"]) == ("omni", "1") for row in rows)
-    # What was on the disk was not asked about again: at most what was under way at the two kills.
+    # Stored captions were not requested again, only those in progress at the two kills.
     assert sum(server.answered.values()) <= 400 + 2 * 2 * 8
     assert {path.name for path in tmp_path.iterdir()} <= {
         *("media", "captions.parquet", "captions.report.json", "captions.parquet.lock")

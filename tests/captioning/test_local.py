@@ -80,7 +80,7 @@ def test_sampling_is_seeded_and_leaves_other_random_numbers_alone(omni, media):
 
 def test_a_data_set(omni, media, tmp_path):
     captioner = LocalCaptioner(*omni, SETTINGS, name="tiny", batch_size=2)
-    # What an untrained model writes may be no words; all else goes the usual way.
+    # The output of an untrained model may contain no words; everything else is as usual.
     answer = captioner.answer
     captioner.answer = lambda asked, attempt: [type(given)(f"Words {given.text}") for given in answer(asked, attempt)]
     report = caption_clips(find_clips(media), captioner, tmp_path / "captions.parquet", show_progress=False)

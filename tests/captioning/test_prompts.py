@@ -14,7 +14,7 @@ def test_the_prompts_differ_in_the_words_that_name_the_modality_alone():
     visual, audio = (instruction(modality) for modality in ("visual", "audio"))
     assert visual != audio
     assert MODALITY_WORDS["visual"].keys() == MODALITY_WORDS["audio"].keys()
-    # Put one's words in the place of the other's, the longer ones first: "see" is in "seen".
+    # Replace the words of one by those of the other, longer ones first: "see" is part of "seen".
     for name in sorted(MODALITY_WORDS["visual"], key=lambda name: -len(MODALITY_WORDS["visual"][name])):
         visual = visual.replace(MODALITY_WORDS["visual"][name], f"<{name}>")
     for name in sorted(MODALITY_WORDS["audio"], key=lambda name: -len(MODALITY_WORDS["audio"][name])):

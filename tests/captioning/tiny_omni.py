@@ -101,7 +101,7 @@ def tiny_omni(seed: int = 0) -> tuple[Qwen2_5OmniThinkerForConditionalGeneration
         vision_end_token_id=number("<|vision_eos|>"),
     )
     model = Qwen2_5OmniThinkerForConditionalGeneration(config).eval()
-    with torch.no_grad():  # so that what it is shown is not lost on it
+    with torch.no_grad():  # large enough that its input affects its output
         for weight in model.parameters():
             if weight.ndim > 1:
                 weight.mul_(8)

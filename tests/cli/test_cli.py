@@ -169,7 +169,7 @@ def test_masks_of_clips_are_written_with_an_index(tmp_path, capsys, broken):
         for number, (frame, mask) in enumerate(zip(entry["frames"], result["masks"], strict=True)):
             assert frame["mask"] == f"{Path(entry['file']).stem}/{number:05d}.png"
             picture = np.asarray(Image.open(out / frame["mask"]))
-            # A batch of another size orders sums in another way, so a pixel on the threshold may differ.
+            # Another batch size changes the order of sums, so a pixel at the threshold may differ.
             assert ((picture == 255) != mask).mean() < 0.01
             assert set(np.unique(picture)) <= {0, 255}
             assert frame["covered"] == pytest.approx((picture == 255).mean())
@@ -313,7 +313,7 @@ def test_the_demo_goes_all_the_way(tmp_path, capsys):
     assert report["aligned"]["clips"] + report["misaligned"]["clips"] == report["all"]["clips"]
     for picture in ("aligned.png", "misaligned.png", "run/curves.png"):
         assert (out / picture).read_bytes().startswith(b"\x89PNG")
-    # What the last line says to do next works.
+    # The next step that the last line suggests works.
     assert last.startswith("Next: caeav ")
     command = last.removeprefix("Next: caeav ").replace("timeline.png", str(tmp_path / "timeline.png"))
     assert main([*command.split(), "--device", "cpu"]) == 0
@@ -325,7 +325,7 @@ def test_the_demo_goes_all_the_way(tmp_path, capsys):
 def test_export_leaves_the_towers_out(tmp_path, capsys):
     torch.manual_seed(0)
     model = CaeAvForEventLocalization.from_backbones(**toy_towers(), size="toy")
-    # As a run leaves it.
+    # As after a run.
     best = tmp_path / "run" / "checkpoints" / "best"
     model.save_pretrained(best)
     CaeAvProcessor.from_config(model.config).save_pretrained(best)

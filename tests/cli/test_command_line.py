@@ -23,7 +23,7 @@ from caeav_hf.training.command import main as train
         (caeav, "export run --ouy=small", "unknown flag --ouy; did you mean --out?"),
         (caeav, "predcit clip.mp4", "unknown command predcit; did you mean predict?"),
         (caeav, "--versoin", "unknown flag --versoin; did you mean --version?"),
-        # What argparse would take for --resume and for --task.
+        # argparse would accept these for --resume and --task.
         (train, "--resum runs/toy", "unknown flag --resum; did you mean --resume?"),
         (train, "--tas ave", "did you mean --task?"),
         (train, "--no-use-caption", "did you mean --no-use-captions?"),
@@ -85,7 +85,7 @@ def wrapped(cause):
     [
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
-        # As safetensors, NumPy and PyTorch say it.
+        # The messages of safetensors, NumPy and PyTorch.
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
         OSError("1000000 requested and 131056 written"),
         RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534"),

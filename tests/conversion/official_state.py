@@ -44,7 +44,7 @@ SIZES = {
     "mask_size": 64,
     "matching_hidden_sizes": (24, 20, 12),
 }
-# What no tensor says.
+# Settings that no tensor determines.
 UNTOLD = {"head_num_heads": 4, "mask_size": 64}
 _AVMOE_CASES = {"ave": "ave", "avvp": "avvp", "avs_s4": "avs_self", "avs_ms3": "avs_latent", "avqa": "ave"}
 _HEAD_CASES = {
@@ -83,7 +83,7 @@ def small_model(config: CaeAvConfig, seed: int = 0) -> CaeAvPreTrainedModel:
             if tensor.ndim > 1 and "patch" not in name:
                 nn.init.normal_(tensor, std=0.1)
             elif "norm" in name and name.endswith("weight"):
-                # Else all tokens behind a norm are equally long, and rounding alone would choose the most salient.
+                # Otherwise all tokens after a norm have equal length, and only rounding would select the most salient.
                 nn.init.uniform_(tensor, 0.5, 1.5)
     return model.eval()
 

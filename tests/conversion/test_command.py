@@ -76,7 +76,7 @@ def test_convert_dg_sct(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """The folder states the input that the checkpoint was trained on."""
     save_file(dg_sct_state(dg_sct_model("avs_ms3"), unused=False), tmp_path / "best.safetensors")
     arguments = ["convert", str(tmp_path / "best.safetensors"), "--task", "avs_ms3", "--out", str(tmp_path / "model")]
-    # Without its masks, the checkpoint does not say how large their windows are.
+    # Without its masks, the checkpoint does not determine the size of the windows.
     arguments += ["--vision", "window_size=4", "--config", "head_num_heads=4", "mask_size=96"]
     assert main([*arguments, "--method", "avmoe"]) == 2
     assert "'dg_sct'" in capsys.readouterr().err

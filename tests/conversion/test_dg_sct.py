@@ -39,7 +39,7 @@ OPTIONS = {
     "avs_ms3": {"num_tokens": 3, "gamma": 0.2, "is_before_layernorm": 1, "masked_av_flag": True},
     "avqa": {"num_tokens": 3, "is_multimodal": 1, "is_gate": 0, "coff_av": 0.5},
 }
-# What the authors' adapters hold in addition, and never use.
+# Tensors that the authors' adapters store but never use.
 UNUSED = {
     "ave": {"gate_tk": (1,)},
     "avvp": {"gate_tk": (1,), "fc_caption.weight": (24, 16), "temporal_gated.0.weight": (1, 4)},
@@ -57,7 +57,7 @@ UNUSED_OF_MODEL = {
         *("temporal_attn.video_gated.0.bias", "temporal_attn.audio_visual_rnn_layer.visual_rnn.weight_hh_l0_reverse"),
     ),
 }
-# Each program's adapters in their own words: section "form" of the presets.
+# The form of each program's adapters.
 FORM = {
     "ave": {"alpha": 0.3, "beta": 0.05, "gate_last": True},
     "avvp": {"alpha": 0.3, "beta": 0.05, "gate_last": True},
@@ -84,7 +84,7 @@ def dg_sct_model(task: str) -> CaeAvPreTrainedModel:
     generator = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, tensor in model.model.interactions.named_parameters():
-            # Latent tokens begin at zero in some tasks, and attention with large ones chooses a single token.
+            # Latent tokens start at zero in some tasks, and attention with large ones selects a single token.
             if name.endswith(("latents", "gate")):
                 tensor.copy_(0.5 + 0.3 * torch.randn(tensor.shape, generator=generator))
     return model
@@ -369,6 +369,6 @@ def test_nothing_is_dropped_silently(state: dict[str, Tensor]) -> None:
     lacking = {name: value for name, value in state.items() if name != key}
     with pytest.raises(CaeAvError, match=r"audio_feed_forward_adapter\.channel_bottleneck\.bias"):
         convert(lacking, "ave")
-    # Sound is read by the checkpoint's own HTS-AT, which is never taken from elsewhere.
+    # The checkpoint's own HTS-AT reads the sound; it never comes from elsewhere.
     with pytest.raises(CaeAvError, match="htsat"):
         convert({name: value for name, value in state.items() if not name.startswith("htsat.")}, "ave")

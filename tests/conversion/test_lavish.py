@@ -22,7 +22,7 @@ OPTIONS = {
     "avs_s4": {"num_tokens": 3, "is_bn": 0, "is_gate": 0, "is_before_layernorm": 1, "audio_length": 1},
     "avqa": {"num_tokens": 3, "is_bn": 0, "is_gate": 1, "is_before_layernorm": 1, "is_vit_ln": 1},
 }
-# What is in no tensor.
+# Settings that no tensor determines.
 UNTOLD = {"mask_size": 64}
 
 

@@ -30,7 +30,7 @@ before = peak()
 assert main(["convert", sys.argv[1], "--task", "ave", "--out", sys.argv[2], *sys.argv[3:]]) == 0
 print("bytes", peak() - before)
 """
-# The checkpoint holds no text tower: a small one.
+# The checkpoint has no text tower, so a small one is enough.
 SMALL_TEXT = "text_config={'num_hidden_layers': 1, 'vocab_size': 514}"
 
 

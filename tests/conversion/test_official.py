@@ -310,7 +310,7 @@ def test_flags_of_another_task_have_no_effect(state: dict[str, Tensor]) -> None:
     report = convert(state, "ave", options=options).conversion_report
     for name in ("avqa_fc_class", "video_res14x14_dir", "coff_av"):
         assert "only of avqa" in report.without_effect[name]
-    # What this task's parser has is checked, whatever else is there.
+    # Flags of this task's parser are checked, whatever other flags there are.
     with pytest.raises(CaeAvError, match="num_skip"):
         convert(state, "ave", options={**options, "num_skip": 1})
 

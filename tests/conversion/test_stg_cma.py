@@ -190,7 +190,7 @@ def small(name: str) -> CaeAvPreTrainedModel:
     config = CaeAvConfig.from_preset(task, size="toy", method="stg_cma", num_frames=3, **values)
     model = randomise(get_task(task).model_class(config)).eval()
     with torch.no_grad():
-        # Frozen tensors of their own, not those that the tower would give.
+        # The checkpoint's own frozen tensors, not those computed from the tower.
         for tensor in model.model.audio_embedding.parameters():
             tensor.add_(0.1 * torch.randn_like(tensor))
         for table in (p for n, p in model.named_parameters() if "temporal_" in n):

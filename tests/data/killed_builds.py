@@ -28,7 +28,7 @@ from caeav_hf.data import AveBuilder
 
 CAPTIONS = ("captions.json", "other_captions.json")
 SHARD_BYTES = 10_000
-# What `sys.audit` calls the operations by which one state of the folder becomes another.
+# `sys.audit` events of the operations that change the state of the folder.
 OPERATIONS = {"open", "os.rename", "os.remove", "os.mkdir", "os.link", "os.rmdir", "shutil.rmtree"}
 
 

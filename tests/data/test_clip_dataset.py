@@ -192,7 +192,7 @@ def test_a_row_may_be_a_part_of_a_longer_video(parquet, processor, tmp_path):
         expected = processor(videos=[processor.load_clip(path, **part)])
         assert_same_clip({name: item[name] for name in expected}, {name: v[0] for name, v in expected.items()})
     assert [int(item["frame_mask"].sum()) for item in clips] == [3, 10, 8]
-    # A cache entry is of a part, not of its file.
+    # A cache entry belongs to a part, not to its file.
     again = CaeAvDataset(rows, processor, cache_dir=tmp_path)
     assert [int(item["frame_mask"].sum()) for item in again] == [3, 10, 8]
 

@@ -55,7 +55,7 @@ def test_captions_are_padded_and_masked():
 def test_a_clip_without_a_caption_has_a_mask_of_zeros():
     batch = CaeAvCollator()([clip(1, {"visual": 2}), clip(1)])
     assert batch["visual_caption_mask"].tolist() == [[1, 1], [0, 0]]
-    # Both kinds or none: the model takes them together.
+    # Both kinds or none, since the model reads them together.
     assert batch["audio_caption_mask"].tolist() == [[0], [0]]
     assert batch["audio_caption_ids"].tolist() == [[0], [0]]
 

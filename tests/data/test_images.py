@@ -32,7 +32,7 @@ def colour_image() -> Image.Image:
         (Image.fromarray(PIXELS.astype(np.uint16) * 300), False),
         (palette_image(), True),
         (colour_image(), False),
-        # Opaque everywhere: transparency is not what is drawn.
+        # Opaque everywhere, so transparency is not the drawing.
         (colour_image().convert("RGBA"), False),
         (Image.fromarray(PIXELS.astype(np.uint8) * 9).convert("LA"), False),
     ],
@@ -76,7 +76,7 @@ def test_damaged_files_are_named(tmp_path):
     path = tmp_path / "frame.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(path)
     content = path.read_bytes()
-    # Cut off in the pixels and in the header, and with a hole in the pixels.
+    # Truncated in the pixels, in the header, and with a gap in the pixels.
     for damaged in (content[:-200], content[:40], content[:200] + bytes(100) + content[300:]):
         with pytest.raises(MediaError, match=r"frame\.png: cannot be read as an image"):
             read_frame({"path": "frame.png", "bytes": damaged})

@@ -110,7 +110,7 @@ def test_broken_clips_are_reported_and_the_rest_is_prepared(corpus, processor, t
     written = json.loads((tmp_path / "out/report.json").read_text())["splits"]["train"]
     assert (written["clips"], written["prepared"]) == (len(rows), len(rows) - 2)
     assert all(name in reason for name, reason in written["failed"].items())
-    # Mended files are taken up by the next run, and nothing else is decoded again.
+    # The next run adds repaired files and decodes nothing else again.
     shutil.copy(corpus / "media" / f"{names[0]}.mp4", tmp_path / "corpus/media")
     again = prepare_clips(tmp_path / "built", processor, tmp_path / "out", shard_clips=3)
     assert list(again["train"].failed) == names[1:]

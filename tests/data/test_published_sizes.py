@@ -33,7 +33,7 @@ def test_split_sizes_are_those_published_and_what_is_missing_is_counted(name, tm
     (tmp_path / "media").mkdir()
     clip = write_clip(tmp_path / "clip.mp4", seconds=1, fps=4, audio_rate=16_000)
     options = {"annotations": str(ANNOTATIONS / name), "media": str(tmp_path / "media")}
-    # The first three clips of each split, each under the name of its media file in the first of all customs.
+    # The first three clips of each split, under the preferred name of the media file.
     entries = builder_class(**options).read_entries(ANNOTATIONS / name, BuildReport())
     there = set()
     for rows in entries.values():

@@ -56,7 +56,7 @@ def test_what_is_uploaded_is_the_data_set(corpus, hub, tmp_path, capsys):
     assert main(arguments(corpus, out, "--embed-media", "--private")) == 0
     assert "uploaded: https://huggingface.co/datasets/somebody/toy/commit/1" in capsys.readouterr().out
     assert hub.created == [("somebody/toy", "dataset", True)]
-    # Neither the report, with folders of this machine, nor anything passing.
+    # Neither the report, which has local paths, nor temporary files.
     assert hub.commits == [
         ["README.md", *(f"data/{s}-00000-of-00001.parquet" for s in ("test", "train", "validation"))]
     ]

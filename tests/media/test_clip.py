@@ -52,7 +52,7 @@ def shift(waveform: np.ndarray, begin: float) -> float:
     return (int(products.argmax()) - most) / RATE
 
 
-# What is decoded
+# Decoding
 
 
 def test_frames_and_sound_of_every_second(clip_path):
@@ -73,7 +73,7 @@ def test_frames_and_sound_of_every_second(clip_path):
 @pytest.mark.parametrize("suffix", ["mkv", "mov", "ts", "flv", "webm"])
 def test_containers(tmp_path, suffix):
     codecs = {"video_codec": "libvpx-vp9", "audio_codec": "libopus", "audio_rate": 48_000} if suffix == "webm" else {}
-    # Frame 15 is shown at exactly .5 s, the middle, so it counts as shown there.
+    # Frame 15 is displayed from exactly .5 s, the middle, on.
     clip = load(write_clip(tmp_path / f"clip.{suffix}", seconds=3, fps=30, gop=90, **codecs))
     assert counts(clip) == [15, 45, 75]
     assert abs(shift(clip.waveform[:RATE], 0.0)) < 1e-3
@@ -88,7 +88,7 @@ def test_real_segments_of_short_clips(tmp_path, seconds, num_segments, expected)
     assert len(clip.frames) == len(clip.frame_times) == expected
     assert clip.waveform.shape == (expected * RATE,)
     assert clip.duration == pytest.approx(seconds, abs=0.021)
-    # What lies after the clip's end shows its last frame and is silent.
+    # After its end, a clip shows its last frame and is silent.
     wanted = [min(50 * t + 25, round(seconds * 50) - 1) % 100 for t in range(expected)]
     assert counts(clip) == wanted
     silent_from = round((seconds + 0.1) * RATE)
@@ -145,7 +145,7 @@ def test_sound_shorter_or_longer_than_the_video(tmp_path):
     assert short.waveform.shape == (3 * RATE,)
     assert short.waveform[:RATE].any()
     assert not short.waveform[round(1.3 * RATE) :].any()
-    # Read from where there is no sound any more, it is silent, not broken.
+    # Reading after the end of the sound gives silence, not an error.
     assert not load(tmp_path / "short_sound.mp4", start=2.0).waveform.any()
     long = load(write_clip(tmp_path / "long_sound.mp4", seconds=2, audio_seconds=4))
     assert len(long.frames) == 2
@@ -159,7 +159,7 @@ def test_rates_and_channels(tmp_path, layout, audio_rate):
     path = write_clip(tmp_path / "sound.mp4", seconds=1, layout=layout, audio_rate=audio_rate, sound=tone(440, 0.5))
     waveform = load(path).waveform
     reference = sound_samples(tone(440, 0.5), 1, RATE)[0]
-    # Channels that are alike keep their level when mixed. (The encoder is worse than the resampler.)
+    # Equal channels keep their level when mixed. (The encoder is less exact than the resampler.)
     assert np.sqrt(np.mean((waveform - reference)[4000:-4000] ** 2)) < 0.03
 
 
@@ -313,7 +313,7 @@ def test_playlists_are_not_followed(tmp_path, clip_path):
 
 
 def test_file_without_its_index(tmp_path):
-    # The index (moov) stands at the end, and is what a broken download lacks.
+    # The index (moov) is at the end, so an incomplete download lacks it.
     check_error(truncate(write_clip(tmp_path / "half.mp4", seconds=2), 0.5), "half.mp4", "expected")
 
 
@@ -342,7 +342,7 @@ def test_corrupt_packets_are_passed_over(tmp_path, seed):
     assert clip.waveform.shape == (6 * RATE,)
     assert counts(clip)[:2] == [12, 37]
     assert counts(clip)[-2:] == [(25 * t + 12) % 100 for t in (4, 5)]
-    # The sound after the hole is where it was.
+    # The sound after the gap keeps its time.
     assert abs(shift(clip.waveform[-RATE:], 5.0)) < 1e-3
 
 
@@ -358,7 +358,7 @@ def test_damage_anywhere_is_a_clip_or_a_media_error(damage_base, data):
     damaged = bytearray(data.draw(st.sampled_from(damage_base)))
     del damaged[round(len(damaged) * data.draw(st.sampled_from([0.2, 0.7, 0.95, 1.0]))) :]
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
-    # Headers are a small part of a file, and the part where damage does most.
+    # Headers are a small part of a file, and the most vulnerable one.
     reach = data.draw(st.sampled_from([3000, len(damaged)]))
     places = rng.integers(0, reach, rng.integers(1, 40))
     np.frombuffer(damaged, dtype=np.uint8)[places] = rng.integers(0, 256, len(places))
@@ -431,7 +431,7 @@ def test_probe(clip_path, tmp_path):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
 def test_a_forked_process_does_not_wait_for_the_threads_of_what_its_parent_decoded(clip_path):
-    # Uncollected, what was decoded with is left for the child's collector.
+    # Without collection, decoders are left to the child's garbage collector.
     gc.disable()
     try:
         for _ in range(4):
@@ -472,7 +472,7 @@ def lag(waveform: np.ndarray, begin: float) -> float:
     reference = slow(begin + np.arange(len(waveform)) / RATE)
     most = 400
     padded = np.pad(waveform, most)
-    # Correlated by FFT: `np.correlate` takes all cores, which other tests have.
+    # Correlated by FFT, since `np.correlate` uses all cores, which other tests need.
     spectrum = np.fft.rfft(padded) * np.fft.rfft(reference, len(padded)).conj()
     return (int(np.fft.irfft(spectrum, len(padded))[: 2 * most + 1].argmax()) - most) / RATE
 
@@ -506,7 +506,7 @@ def test_spread_over_a_part_of_the_clip(long_path):
     for part, middle in zip(clip.waveform.reshape(4, RATE), (22, 26, 30, 34), strict=True):
         assert abs(lag(part, middle - 0.5)) < 2e-3
     assert clip.duration == pytest.approx(16)
-    # An end after the clip's own is the clip's own.
+    # An end after the clip's end is the clip's end.
     assert spread(long_path, 4, start=20.0, end=99.0).duration == pytest.approx(40)
 
 

@@ -47,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
             elif kind not in ("slow", "endless"):
                 self.send_header("Content-Length", str(len(self.content)))
             self.end_headers()
-            with contextlib.suppress(OSError):  # the reader has had enough
+            with contextlib.suppress(OSError):  # the reader has closed the connection
                 self.send(kind)
 
     def send(self, kind: str) -> None:

@@ -155,7 +155,7 @@ def test_a_model_that_does_not_know_its_towers(small: Path, towers: dict[str, Pa
     assert load_file(tmp_path / "model.safetensors").keys() == load_file(small / "model.safetensors").keys()
     sources = json.loads((tmp_path / "config.json").read_text())["tower_sources"]
     assert sources == json.loads((small / "config.json").read_text())["tower_sources"]
-    # A tower that was changed since is not said to be the one it began as.
+    # A tower that has changed is not referenced as its source.
     with torch.no_grad():
         known.model.text_tower.ln_final.weight.add_(1)
     with pytest.raises(CaeAvError, match=r"the text tower .* is not, or no longer"):
@@ -232,5 +232,5 @@ def test_the_revision_of_a_hub_repository_is_kept(tmp_path: Path, monkeypatch: p
     again = CaeAvModel.from_pretrained(tmp_path / "small")
     assert same_weights(again, model)
     assert again.config.tower_sources == sources
-    # A revision may also be asked for by name.
+    # A revision may also be given by name.
     assert {kind: load_tower(kind, f"{name}@{first}").source for kind, name in names.items()} == sources

@@ -173,7 +173,7 @@ def test_the_few_shot_order_is_that_of_the_authors() -> None:
             if new in known
         }
         missing = tower.load_state_dict(kept, strict=False).missing_keys
-        # What stands before the first block, constants, and the audio projection, which the case has by itself.
+        # Layers before the first block, constants, and the audio projection, which the case stores separately.
         before = r"embed|cls_token|norm_pre|batch_norm|relative_position_index|audio_projection"
         assert not [name for name in missing if not re.search(before, name)]
     visual_tower.norm_pre = nn.Identity()  # the case's tokens are those that enter the first block

@@ -177,7 +177,7 @@ class TestCaptions:
         ids = torch.tensor([[1, 5, 6], [1, 7, 8], [1, 5, 6]])
         first = tower(ids)
         again = tower(ids[:2])
-        assert encoded == [1, 1]  # each alone, so that its features do not hang on its company
+        assert encoded == [1, 1]  # each alone, so that its features do not depend on the batch
         assert torch.equal(again[1], encode(tower, ids[1:2])[0])
         assert torch.equal(first[0], first[2])
         assert torch.equal(again, first[:2])
@@ -353,7 +353,7 @@ def test_bad_input_names_the_argument(any_model: CaeAvForEventLocalization, chan
 
 @pytest.mark.parametrize(
     ("formulation", "trainable"),
-    # The official formulation also holds what the authors' code builds and never runs; see docs/model.md.
+    # The official formulation also has layers that the authors' code builds but never runs; see docs/model.md.
     [("official", 200_847_849), ("paper", 184_823_531)],
 )
 def test_number_of_trainable_parameters(formulation: str, trainable: int) -> None:

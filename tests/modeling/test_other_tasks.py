@@ -43,7 +43,7 @@ def test_another_task_is_refused_by_name(task, folders):
         expected = rf"{CLASSES[task].__name__} \(task '{task}'\).*{model_class.__name__} \(task .*'{other}'"
         with pytest.raises(CaeAvError, match=expected):
             model_class.from_pretrained(folders[task])
-        # A configuration of the caller's own does not change whose weights these are.
+        # A configuration given by the caller does not change the task of the weights.
         with pytest.raises(CaeAvError, match=expected):
             model_class.from_pretrained(
                 pretrained_model_name_or_path=folders[task], config=CaeAvConfig.from_preset(other, size="toy")

@@ -365,7 +365,7 @@ def test_what_a_new_model_adds_begins_at_zero(task: str, formulation: str) -> No
         if formulation == "official":
             scales[f"{stream} weight"] = up.weight
         else:
-            # Eq. 19 compares frames with captions, which have to be something for that.
+            # Eq. 19 compares frames with captions, which must not be zero.
             torch.testing.assert_close(up.weight.std(), torch.tensor(0.02), rtol=0.1, atol=0)
     for name, module in model.named_modules():
         if isinstance(module, TPAVI):

@@ -367,7 +367,7 @@ def test_a_longer_clip_is_processed_in_windows(segment, tmp_path):
     assert len(segment(clip, windows="first")["masks"]) == 5
     batched = segment([mask_clips(1)[0], str(path)], batch_size=2)
     assert_same_result(batched[1], result)
-    # Nothing but the frames says how long these are.
+    # Only the frames determine their duration.
     unknown = Pipe(path.read_bytes())
     np.testing.assert_allclose(segment(unknown)["probabilities"], result["probabilities"], atol=1e-5)
 

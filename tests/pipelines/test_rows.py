@@ -175,7 +175,7 @@ def test_question_rows(path: Path, tmp_path: Path) -> None:
     for result, question in zip(results, questions, strict=True):
         expected = answer({"video": str(path), "question": question})
         assert_same(result, expected, ("visual_attention", "audio_attention", "timestamps"))
-    # Frames of a whole clip are thinned out as a file's are.
+    # Frames of a whole clip are sampled like those of a file.
     clip = answer.processor.load_clip(path, num_segments=6, frame_sampling="consecutive")
     frames = np.repeat(clip.frames, 5, axis=0)
     thinned = answer({"clip": frames, "question": questions[0]})

@@ -156,7 +156,7 @@ def test_sound_from_another_file(processor, tmp_path):
     clip = write_clip(tmp_path / "other.mp4", seconds=3, audio_seconds=1)
     expected = processor(video, wav)
     assert expected["input_features"].shape == (1, 3, 1, 101, 32)
-    # The sound in the file gives way to the one that is given.
+    # Given sound replaces that of the file.
     assert_same_clip(processor(clip, wav), expected)
     with pytest.raises(MediaError, match=r"mute\.mp4: no audio stream"):
         processor(video)
@@ -371,7 +371,7 @@ def test_padded_segments_are_left_out(processor):
     assert len(first["segments"]) == len(first["scores"]) == len(first["agreement"]) == 2
     assert [(run["label"], run["start"], run["end"]) for run in first["intervals"]] == [("Bark", 0, 1)]
     assert [(run["label"], run["start"], run["end"]) for run in second["intervals"]] == [("Violin", 0, 2)]
-    # A mask that is given counts instead; a hole ends a run and keeps the times.
+    # A given mask is used instead; a gap ends a run and keeps the times.
     mask = torch.tensor([[True, False, True, True]] * 2)
     first, _ = processor.post_process_event_localization(outputs, frame_mask=mask)
     assert [(run["start"], run["end"]) for run in first["intervals"]] == [(0, 1), (2, 4)]
@@ -462,7 +462,7 @@ def test_segments_are_spread_where_the_configuration_says_so(tmp_path):
     for features in (one["input_features"] for one in given):
         assert (features - inputs["input_features"])[loud].abs().median() < 1
         torch.testing.assert_close(features, given[0]["input_features"], rtol=0, atol=1e-3)
-    # Frames that are given as such come with the sound of their segments.
+    # Frames given as images come with the sound of their segments.
     frames = spread(clip.frames, audio=clip.waveform, sampling_rate=32_000)
     torch.testing.assert_close(frames["input_features"], inputs["input_features"], rtol=0, atol=1e-3)
     with pytest.raises(CaeAvError, match="`frame_sampling` must be"):

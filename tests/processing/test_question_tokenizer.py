@@ -61,7 +61,7 @@ def test_words_without_case_and_punctuation():
     assert words(tokenizer, "is a <pad> or <unk> zither the drum") == [
         *("is", "<unk>", "<unk>", "<unk>", "<unk>", "<unk>", "the", "drum")
     ]
-    # A word that is called like a special token is none.
+    # A word equal to a special token's text is not special.
     assert tokenizer("pad <pad>")["input_ids"] == [1, 1]
 
 

@@ -56,7 +56,7 @@ def test_texts_are_embedded_as_by_clap(tmp_path: Path) -> None:
     found = torch.nn.functional.normalize(tower.embed_prompts(ids), dim=-1)
     assert_close(found, torch.nn.functional.normalize(expected, dim=-1))
     assert tower.logit_scale == 1.25
-    # Other texts of the same shape are not taken for those that were kept.
+    # Other texts of the same shape are not confused with the cached ones.
     assert not torch.equal(tower.embed_prompts(ids), tower.embed_prompts(ids.flip(0)))
     tower.text_projection.linear2.bias.add_(1)
     changed = torch.nn.functional.normalize(tower.embed_prompts(ids), dim=-1)

@@ -151,7 +151,7 @@ def test_merging(model: CaeAvForEventLocalization, tmp_path: Path) -> None:
     model.merge_lora()
     assert not any("lora" in name or "base_layer" in name for name in model.state_dict())
     torch.testing.assert_close(logits(model), expected, rtol=1e-4, atol=1e-5)
-    # Its towers are its own now.
+    # Its towers have no source now.
     with pytest.raises(CaeAvError, match=r"vision tower .* not, or no longer"):
         model.save_pretrained(tmp_path, adapter_only=True)
     model.save_pretrained(tmp_path)
@@ -175,7 +175,7 @@ def test_peft_alone(model: CaeAvForEventLocalization, base, target_modules, tmp_
     elsewhere = r".*(interactions|case|head|caption_mapper|projections|text_tower.*out_proj|audio_projection).*"
     config = LoraConfig(r=2, target_modules=target_modules, exclude_modules=elsewhere)
     wrapped = get_peft_model(model, config)
-    # PyTorch takes other ways where nothing is trained, so that the last bits differ.
+    # PyTorch uses other kernels if nothing is trained, so the last bits differ.
     assert_close(logits(wrapped), untouched)
     untouched = logits(wrapped)
     shake(wrapped)
@@ -187,7 +187,7 @@ def test_peft_alone(model: CaeAvForEventLocalization, base, target_modules, tmp_
     wrapped.save_pretrained(tmp_path)
     again = copy.deepcopy(base)
     assert_close(logits(again), untouched)
-    # Merged at once: nothing of before may be left.
+    # Merged at once: no cached values may remain.
     merged = PeftModel.from_pretrained(again, tmp_path).merge_and_unload()
     assert isinstance(merged, CaeAvForEventLocalization)
     torch.testing.assert_close(logits(merged), adapted, rtol=1e-4, atol=1e-5)

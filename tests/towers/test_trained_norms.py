@@ -56,7 +56,7 @@ def test_an_adapter_only_checkpoint_holds_them(tmp_path: Path) -> None:
     batch = toy_batch(model.config)
     with torch.no_grad():
         assert_close(loaded(**batch).frame_log_probs, model(**batch).frame_log_probs)
-    # What is not trained must still be the source's.
+    # Frozen tensors must still equal the source's.
     with torch.no_grad():
         model.model.vision_tower.patch_embed.proj.weight[0] += 1
     with pytest.raises(CaeAvError, match="the vision tower of this model is not, or no longer"):

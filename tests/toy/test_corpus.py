@@ -198,7 +198,7 @@ def test_decoded_clips_show_and_sound_what_was_planned_to_the_second(corpus):
             assert np.abs(frame.astype(float) - clip.frames[second]).mean() < 8
         sound = render_scene_sound(scene, 32_000)
         assert clip.waveform.shape == sound.shape
-        # The best alignment of what is heard with what was meant is no shift at all.
+        # The best alignment of the decoded with the planned sound has no shift.
         loud = int(np.argmax(np.abs(sound[8_000:-8_000]))) + 8_000
         meant = sound[loud - 4_000 : loud + 4_000]
         shifts = range(-1_200, 1_201, 4)

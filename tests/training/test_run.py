@@ -70,7 +70,7 @@ def test_a_run_trains_the_adapters_only(trained):
     assert not any("tower" in name for name in names)
     after = model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in after if name not in names)
-    # The recipe trains the agreement, which the model had no calibration of.
+    # The recipe trains the agreement, for which the model had no calibration.
     assert all(name.startswith("model.agreement_calibration.") for name in names - before.keys())
     changed = [name for name in names & before.keys() if not torch.equal(after[name], before[name])]
     assert any(name.startswith("head.") for name in changed)

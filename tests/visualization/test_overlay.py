@@ -68,7 +68,7 @@ def test_every_frame_is_kept_and_those_of_a_mask_are_tinted(tmp_path):
     np.testing.assert_allclose(after[1], before[1], atol=1e-4)
     assert after[2] == pytest.approx(before[2], abs=0.1)
     assert [is_tinted(image) for image in after[0]] == [True] * 10 + [False] * 10 + [True] * 10
-    # Outside the mask nothing changes but for the coding.
+    # Outside the mask only the encoding changes pixels.
     assert np.abs(after[0][0][:, 40:].astype(int) - before[0][0][:, 40:]).max() <= 3
     with av.open(str(out)) as container:
         assert container.streams.video[0].codec_context.pix_fmt == "yuv420p"

@@ -176,7 +176,7 @@ def test_the_cache_saves_decoding_and_knows_content(breakable, avs_processor, tm
             again = cached[index]
             assert_same_clip(again, item)
     assert len(list((tmp_path / "cache").rglob("*.safetensors"))) == len(plain)
-    # Another frame, other sound, another mask: only the last is not a matter of the cache.
+    # Another frame, sound and mask, of which only the mask is not cached.
     first, second = plain.rows[0], plain.rows[1]
     shutil.copy(second["audio"]["path"], first["audio"]["path"])
     torch.testing.assert_close(cached[0]["input_features"], expected[1]["input_features"], rtol=0, atol=1e-3)

@@ -35,7 +35,7 @@ def test_labels_of_the_clip_and_of_its_segments(llp_parquet, llp_processor):
             assert labels.shape == (10, NUM_CLASSES)
             assert set(labels.unique().tolist()) <= {0.0, 1.0}
             assert [second.nonzero().flatten().tolist() for second in labels] == row[f"{modality}_segment_labels"]
-        # What is heard or seen in some second is what the clip is said to have.
+        # The clip's labels are the classes heard or seen in some second.
         occurring = torch.maximum(item["audio_labels"], item["visual_labels"]).amax(0)
         assert torch.equal(occurring, item["labels"])
         assert "visual_3d_features" not in item
@@ -84,7 +84,7 @@ def test_features_of_a_3d_network(llp_parquet, llp_processor):
     given[1] = given[1][:6]
     clips = CaeAvDataset(with_features(rows, given), llp_processor)
     torch.testing.assert_close(clips[0]["visual_3d_features"], features[0])
-    # Fewer features than segments: the clip is replaced, as one that cannot be read.
+    # Fewer features than segments: the clip is replaced, like one that cannot be read.
     assert clips[1]["replaces"] == 1
     assert clips.broken_clips == [rows[1]["video_id"]]
     batch = CaeAvCollator()([clips[index] for index in range(4)])

@@ -53,7 +53,7 @@ def test_frames_are_those_at_the_middles_of_equal_parts(media, monkeypatch):
     monkeypatch.setattr(visual_3d, "_transform", lambda: lambda frames: frames)
     frames = read_segments(media / "a.mp4", 4, 3)
     assert frames.shape == (3, 4, 3, 48, 64)
-    # Of 8 frames a second those on show 1/8, 3/8, 5/8 and 7/8 into it.
+    # Of 8 frames per second, those displayed at 1/8, 3/8, 5/8 and 7/8 of it.
     shown = [[int((float(frame[..., 34:].float().mean()) - 20) / 24 + 0.5) for frame in second] for second in frames]
     assert shown == [[index % 10 for index in range(8 * t + 1, 8 * t + 9, 2)] for t in range(3)]
     # 1.6 s are two segments; the last frame stays on in the second.
@@ -76,7 +76,7 @@ def test_a_file_for_each_clip_with_a_feature_for_each_second(media, network, tmp
         features = read_features(feature_file(out, name))
         assert features.shape == (count, 512)
         assert features.dtype == np.float32
-        # However clips are put together, theirs are what the network says of them alone.
+        # Features do not depend on the batches of clips.
         with torch.no_grad():
             alone = network(read_segments(media / f"{name}.mp4", 2, 3))
         np.testing.assert_allclose(features, alone.numpy(), rtol=1e-4, atol=1e-5)
