@@ -13,7 +13,6 @@ from typing import Any
 import torch
 
 from caeav_hf import CaeAvConfig, CaeAvPreTrainedModel
-from caeav_hf.conversion.flags import FLAGS
 from caeav_hf.modeling.interaction import BlockPosition, pair_positions
 from caeav_hf.task import get_task
 
@@ -383,9 +382,9 @@ def show_shared() -> None:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=FLAGS, help="one task; by default all")
+    parser.add_argument("--task", choices=AUTHORS, help="one task; by default all")
     task = parser.parse_args().task
-    for name in FLAGS if task is None else (task,):
+    for name in AUTHORS if task is None else (task,):
         show(name)
         show_dg_sct(name)
         show_lavish(name)

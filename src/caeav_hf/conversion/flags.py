@@ -80,6 +80,11 @@ FLAGS: Mapping[str, frozenset[str]] = {
             *("is_init_from_checkpoint", "model_load_dir", "is_self_attention", "num_skip", "avqa_fc_class"),
         }
     ),
+    # DG-SCT's few-shot program is built on that of event localization.
+    **dict.fromkeys(
+        ("ave_few_shot", "ave_few_shot_classification", "avvp_few_shot_classification"),
+        frozenset(_CLASSIFYING | _FRAMES | {"gamma", "early_stop", "decay", "decay_epoch"}),
+    ),
 }
 
 

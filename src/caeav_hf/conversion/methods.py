@@ -16,7 +16,7 @@ from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from ..towers.evidence import Evidence
 from ..towers.renaming import Rules, Section
-from . import key_map, lavish, stg_cma
+from . import few_shot, key_map, lavish, stg_cma
 from .adapters import AdapterEvidence, read_avmoe, read_dg_sct
 from .flags import SHAPING
 
@@ -61,6 +61,7 @@ class OfficialMethod:
 
 
 METHODS: tuple[OfficialMethod, ...] = (
+    OfficialMethod(name="dg_sct", marker=few_shot.MARKER, read_checkpoint=few_shot.read_few_shot),
     OfficialMethod(
         name="dg_sct",
         marker=r"_adapter_blocks_p[12]\.\d+\.fc_affine_",
@@ -97,7 +98,7 @@ def find_method(state: Mapping[str, Tensor], name: str | None = None) -> Officia
     Raises:
         CaeAvError: The checkpoint has no adapters of any method, or is of another method than `name`.
     """
-    known = [method.name for method in METHODS]
+    known = list(dict.fromkeys(method.name for method in METHODS))
     if name is not None and name not in known:
         raise CaeAvError(f"`method` must be one of {', '.join(sorted(known))}, got {name!r}")
     evidence = Evidence(state)

@@ -30,6 +30,7 @@ _OPTIONAL: Rules = {
     r"\.num_batches_tracked$": "counter that evaluation does not read",
     r"\.(?:template|unused_self_attention)\.": "never runs; newly initialised",
 }
+_CLASS_TEXTS = "class names, of which the checkpoint holds no ids; store them with `model.name_classes(processor)`"
 _NO_TEXT = "text tower, not in the authors' checkpoints; pass `text`, or give caption features to the model"
 
 
@@ -52,12 +53,14 @@ def from_official(
 
     Args:
         state_dict: Tensors under the authors' names, with or without `DataParallel`'s prefix.
-        task: `ave`, `avvp`, `avs_s4`, `avs_ms3` or `avqa`.
+        task: `ave`, `avvp`, `avs_s4`, `avs_ms3` or `avqa`, or for DG-SCT's few-shot checkpoints `ave_few_shot`,
+            `ave_few_shot_classification` or `avvp_few_shot_classification`.
         options: The authors' training flags under their own names, such as `num_skip`, or the whole namespace of a
             run (`args` or `vars(args)`) of any of their tasks. Sizes are inferred from the tensors, and flags that
             shape the model must agree with them. The report lists all other flags as without effect.
         vision: Sizes of a Swin-V2 that differ from the usual ones: `img_size`, `window_size`, `embed_dim`, `depths`,
-            `num_heads`. Only `window_size` cannot be inferred from the tensors.
+            `num_heads`. Only `window_size` cannot be inferred from the tensors. Of a few-shot checkpoint only
+            `num_heads`, where a head of CLIP's vision transformer is not 64 wide.
         audio: Sizes of an HTS-AT that differ from the usual ones: `spec_size`, `window_size`, `embed_dim`, `depths`,
             `num_heads`, `mel_bins`; and settings of its front end that differ from the public checkpoints', under the
             names of `CaeAvAudioConfig`. For LAVisH, settings of the filter banks, `mel_bins` and `frames` among them.
@@ -111,6 +114,8 @@ def from_official(
     absent = [key for key in expected if key not in tensors]
     for key in absent:
         reason = _NO_TEXT if key.startswith("model.text_tower.") else reason_to_ignore(key, _OPTIONAL)
+        if key.endswith("_prompt_ids"):
+            reason, tensors[key] = _CLASS_TEXTS, torch.zeros(expected[key], dtype=torch.long)
         if reason is not None:
             report.missing[key] = reason
         if key.endswith("num_batches_tracked"):
