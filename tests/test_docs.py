@@ -94,7 +94,7 @@ def test_inference_guide(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for block in blocks("docs/inference.md", "python"):
         exec(block, names)
     # The guide's table lists the content of results.
-    sections = (ROOT / "docs/inference.md").read_text().split("## What a result holds")[1].split("\n## ")[0]
+    sections = (ROOT / "docs/inference.md").read_text().split("## Contents of results")[1].split("\n## ")[0]
     found = {
         key
         for row in re.findall(r"\|([^|]*)\|[^|]*\|$", sections, re.MULTILINE)
