@@ -6,6 +6,10 @@ from typing import Any
 import pytest
 
 
+# The published methods besides CAE-AV, whose tests run for these too.
+METHODS = ("dg_sct",)
+
+
 def slow_after(num_quick: int, values: Iterable[Any]) -> list[Any]:
     """Return the values of one argument of `parametrize`; all but the first `num_quick` are marked slow."""
     return [

@@ -15,6 +15,7 @@ from caeav_hf.assets import toy_towers
 from caeav_hf.modeling.checkpoints import adapter_names
 from caeav_hf.towers.frozen import trained_names
 from caeav_hf.towers.loading import load_tower
+from tests.lanes import METHODS, slow_after
 from tests.media_factory import write_clip
 from tests.modeling.helpers import randomise, toy_batch
 from tests.same import assert_close, assert_same_result
@@ -28,9 +29,21 @@ def towers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(scope="module")
-def model(towers: dict[str, Path]) -> CaeAvForEventLocalization:
+def model(towers: dict[str, Path], request: pytest.FixtureRequest) -> CaeAvForEventLocalization:
     torch.manual_seed(0)
-    return randomise(CaeAvForEventLocalization.from_backbones(**towers, size="toy")).eval()
+    method = getattr(request, "param", None)
+    used = dict.fromkeys(towers) | {kind: towers[kind] for kind in towers_of(method)}
+    return randomise(CaeAvForEventLocalization.from_backbones(**used, size="toy", method=method)).eval()
+
+
+def towers_of(method: str | None) -> list[str]:
+    """Names of the towers that models of a method have."""
+    config = CaeAvConfig.from_preset("ave", size="toy", method=method)
+    has = {"vision": True, "audio": not config.shared_tower, "text": config.use_text_tower}
+    return [kind for kind, there in has.items() if there]
+
+
+WITH_METHODS = pytest.mark.parametrize("model", slow_after(1, [None, *METHODS]), indirect=True)
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +78,7 @@ def other_tower(folder: Path, to: Path) -> Path:
     return to
 
 
+@WITH_METHODS
 def test_it_holds_what_is_trained_and_names_the_towers(
     model: CaeAvForEventLocalization, small: Path, towers: dict[str, Path]
 ) -> None:
@@ -73,13 +87,15 @@ def test_it_holds_what_is_trained_and_names_the_towers(
     assert any(name.endswith("running_var") for name in stored)
     config = json.loads((small / "config.json").read_text())
     assert config["adapter_only"] is True
-    for kind, folder in towers.items():
-        source = config["tower_sources"][kind]
+    assert set(config["tower_sources"]) == set(towers_of(model.config.interaction))
+    for kind, source in config["tower_sources"].items():
+        folder = towers[kind]
         assert (source["name"], source["revision"]) == (str(folder.resolve()), None)
         assert len(source["sha256"]) == 64
     assert not model.config.adapter_only
 
 
+@WITH_METHODS
 def test_every_bit_of_the_weights_comes_back(model: CaeAvForEventLocalization, small: Path, tmp_path: Path) -> None:
     again = CaeAvForEventLocalization.from_pretrained(small)
     assert not again.config.adapter_only
@@ -95,6 +111,7 @@ def test_every_bit_of_the_weights_comes_back(model: CaeAvForEventLocalization, s
     assert all(torch.equal(first[name], second[name]) for name in first | second)
 
 
+@WITH_METHODS
 def test_auto_classes_and_pipelines_take_it(model: CaeAvForEventLocalization, small: Path, tmp_path: Path) -> None:
     base = AutoModel.from_pretrained(small)
     assert isinstance(base, CaeAvModel)
@@ -112,6 +129,7 @@ def test_a_new_task_starts_from_it(model: CaeAvForEventLocalization, small: Path
 
 
 @pytest.mark.slow
+@WITH_METHODS
 def test_half_precision(model: CaeAvForEventLocalization, small: Path, tmp_path: Path) -> None:
     half = CaeAvForEventLocalization.from_pretrained(small, dtype=torch.bfloat16, device_map="cpu")
     assert {parameter.dtype for parameter in half.parameters()} == {torch.bfloat16}

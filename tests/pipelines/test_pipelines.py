@@ -17,6 +17,7 @@ from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
 from caeav_hf.errors import CaeAvError, MediaError
 from caeav_hf.media.clip import load_clip
 from caeav_hf.pipelines import AudioVisualEventLocalizationPipeline, AudioVisualSegmentationPipeline, register
+from tests.lanes import METHODS, slow_after
 from tests.media_factory import write_clip
 from tests.same import assert_same_result
 from tests.training.toy_files import mask_clips, mask_model, toy_clips, toy_model
@@ -27,9 +28,9 @@ CAPTIONS = {"visual_caption": "A red star spins.", "audio_caption": "A bell ring
 
 
 @pytest.fixture(scope="module")
-def localize():
+def localize(request):
     register()
-    return pipeline(TASK, model=str(toy_model()), device="cpu")
+    return pipeline(TASK, model=str(toy_model(getattr(request, "param", None))), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,7 @@ def test_a_model_folder_is_enough(localize, expected):
     assert json.loads(json.dumps(result)) == result
 
 
+@pytest.mark.parametrize("localize", slow_after(1, [None, *METHODS]), indirect=True)
 def test_results_are_those_of_model_and_processor(localize, expected):
     clip = toy_clips(1)[0]
     inputs = localize.processor(videos=[clip])
@@ -63,6 +65,7 @@ def test_results_are_those_of_model_and_processor(localize, expected):
     assert_same_result({key: expected[0][key] for key in by_hand}, by_hand)
 
 
+@pytest.mark.parametrize("localize", slow_after(1, [None, *METHODS]), indirect=True)
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_list_gives_a_list(localize, expected, batch_size):
     results = localize(toy_clips(4), batch_size=batch_size)
@@ -156,14 +159,16 @@ def test_a_model_object_with_and_without_processor(localize, expected):
         assert_same_result(made(clip)["scores"], expected[0]["scores"])
 
 
+@pytest.mark.parametrize("localize", slow_after(1, [None, *METHODS]), indirect=True)
 def test_a_saved_pipeline_loads(localize, expected, tmp_path):
     localize.save_pretrained(tmp_path)
     assert_same_result(pipeline(TASK, model=str(tmp_path), device="cpu")(toy_clips(1)[0]), expected[0])
 
 
 @pytest.mark.slow
-def test_half_precision_models_run(localize):
-    model = CaeAvForEventLocalization.from_pretrained(toy_model(), dtype=torch.bfloat16)
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_half_precision_models_run(method):
+    model = CaeAvForEventLocalization.from_pretrained(toy_model(method), dtype=torch.bfloat16)
     result = pipeline(TASK, model=model, device="cpu")(toy_clips(1)[0])
     assert len(result["scores"]) == 10
 
@@ -300,10 +305,12 @@ def test_sound_without_pictures_is_an_error(localize, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def segment():
-    return pipeline("audio-visual-segmentation", model=str(mask_model()), device="cpu")
+def segment(request):
+    model = mask_model(getattr(request, "param", None))
+    return pipeline("audio-visual-segmentation", model=str(model), device="cpu")
 
 
+@pytest.mark.parametrize("segment", slow_after(1, [None, *METHODS]), indirect=True)
 def test_masks_are_those_of_model_and_processor(segment):
     assert isinstance(segment, AudioVisualSegmentationPipeline)
     clip = mask_clips(1)[0]
@@ -347,6 +354,7 @@ class Pipe(io.RawIOBase):
         return self.content.readinto(buffer)
 
 
+@pytest.mark.parametrize("segment", slow_after(1, [None, *METHODS]), indirect=True)
 def test_a_longer_clip_is_processed_in_windows(segment, tmp_path):
     path = write_clip(tmp_path / "long.mp4", seconds=12.0, fps=4, size=(32, 48))
     result = segment(str(path))

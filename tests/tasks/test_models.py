@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from caeav_hf import CaeAvError
 from caeav_hf.modeling import CaeAvPreTrainedModel
-from tests.lanes import slow_after
+from tests.lanes import METHODS, slow_after
 from tests.modeling.helpers import (
     as_double,
     task_batch,
@@ -79,6 +79,7 @@ FEW_PLACES = {"visual_3d_size": 6, "num_frames": 3}
                 ("avvp", "paper", FEW_PLACES),
                 ("avvp", "official", {}),
                 ("avqa", "official", {}),
+                *((task, "official", {"method": method}) for task in CASES for method in METHODS),
             )
         ),
     ],
@@ -94,6 +95,7 @@ def test_a_batch_gives_what_its_clips_give(
     batch = as_double(task_batch(model.config, len(lengths), max(lengths) + 1, seed))
     mask = torch.arange(max(lengths) + 1) < torch.tensor(lengths)[:, None]
     labels_per_frame = task in ("ave", "avs_ms3")
+    zero_in_padding = [name for name in case.zero_in_padding if name != "caption_agreement" or model.config.use_case]
     with torch.no_grad():
         padded = model(**batch, frame_mask=mask)
         noise = batch["pixel_values_videos"].where(mask[..., None, None, None], 1e3)
@@ -106,16 +108,20 @@ def test_a_batch_gives_what_its_clips_give(
             outputs = model(**alone)
             for name in case.per_clip:
                 torch.testing.assert_close(padded[name][index], outputs[name][0])
-            for name in (*case.per_frame, *case.zero_in_padding):
+            for name in (*case.per_frame, *zero_in_padding):
                 torch.testing.assert_close(padded[name][index, :length], outputs[name][0])
-            for name in case.zero_in_padding:
+            for name in zero_in_padding:
                 assert not padded[name][index, length:].any()
 
 
-@pytest.mark.parametrize("formulation", slow_after(1, ["paper", "official"]))
+@pytest.mark.parametrize(
+    "options",
+    slow_after(1, [{"formulation": "paper"}, {"formulation": "official"}, *({"method": name} for name in METHODS)]),
+    ids=str,
+)
 @pytest.mark.parametrize("task", CASES)
-def test_every_trainable_parameter_learns(task: str, formulation: str) -> None:
-    model = CASES[task].make(formulation=formulation, **({"visual_3d_size": 6} if task == "avvp" else {})).train()
+def test_every_trainable_parameter_learns(task: str, options: dict) -> None:
+    model = CASES[task].make(**options, **({"visual_3d_size": 6} if task == "avvp" else {})).train()
     model(**task_batch(model.config, num_frames=3)).loss.backward()
     without = [
         name
@@ -124,19 +130,22 @@ def test_every_trainable_parameter_learns(task: str, formulation: str) -> None:
     ]
     # The authors' code builds these and never runs them; see docs/model.md.
     assert [name for name in without if ".template." not in name and "unused_self_attention" not in name] == []
-    assert formulation == "official" or not without
+    assert model.config.is_official or not without
     assert all(parameter.grad is None for tower in model.model.towers() for parameter in tower.parameters())
 
 
+@pytest.mark.parametrize("method", slow_after(1, [None, *METHODS]))
 @pytest.mark.parametrize("task", CASES)
-def test_saved_and_loaded_it_is_the_same(task: str, tmp_path: Path) -> None:
-    case, model = CASES[task], CASES[task].make()
+def test_saved_and_loaded_it_is_the_same(task: str, method: str | None, tmp_path: Path) -> None:
+    case, model = CASES[task], CASES[task].make(method=method)
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path)
     batch = task_batch(model.config)
     with torch.no_grad():
         expected, outputs = model(**batch), loaded(**batch)
     for name in (*case.per_clip, *case.per_frame, *case.zero_in_padding):
+        if name == "caption_agreement" and not model.config.use_case:
+            continue
         assert_close(outputs[name], expected[name])
 
 

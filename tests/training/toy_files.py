@@ -21,6 +21,7 @@ from caeav_hf.modeling import (
 )
 from caeav_hf.processing import CaeAvProcessor
 from caeav_hf.toy import CLASSES, MediaFormat, generate
+from tests.modeling.helpers import randomise
 
 
 @cache
@@ -49,20 +50,23 @@ def toy_data() -> Path:
 
 
 @cache
-def toy_model() -> Path:
+def toy_model(method: str | None = None) -> Path:
     """Return the folder of an untrained toy model and its processor."""
     torch.manual_seed(0)
-    config = CaeAvConfig.from_preset("ave", size="toy", id2label=dict(enumerate(CLASSES)))
+    config = CaeAvConfig.from_preset("ave", size="toy", method=method, id2label=dict(enumerate(CLASSES)))
     model = CaeAvForEventLocalization(config).eval()
     with torch.no_grad():  # move scores to both sides of the threshold, so that results differ
         model.head.event_classifier.weight.mul_(30)
         model.head.event_classifier.bias.add_(8)
-        # Captions have no effect in new models; give them one.
-        model.model.case.visual_stream.gamma.fill_(1)
-        model.model.case.audio_stream.gamma.fill_(1)
-        model.model.caption_mapper.visual_bottleneck.up.weight.normal_()
-        model.model.caption_mapper.audio_bottleneck.up.weight.normal_()
-    folder = _folder() / "model"
+        if config.use_case:
+            # Captions have no effect in new models; give them one.
+            model.model.case.visual_stream.gamma.fill_(1)
+            model.model.case.audio_stream.gamma.fill_(1)
+            model.model.caption_mapper.visual_bottleneck.up.weight.normal_()
+            model.model.caption_mapper.audio_bottleneck.up.weight.normal_()
+    if method is not None:
+        randomise(model)  # the gates of new models are 0
+    folder = _folder() / f"model_{method}"
     model.save_pretrained(folder)
     CaeAvProcessor.from_config(config).save_pretrained(folder)
     return folder
@@ -98,15 +102,17 @@ def mask_data() -> Path:
 
 
 @cache
-def mask_model() -> Path:
+def mask_model(method: str | None = None) -> Path:
     """Return the folder of an untrained toy model of segmentation and its processor."""
     torch.manual_seed(0)
-    config = CaeAvConfig.from_preset("avs_ms3", size="toy")
+    config = CaeAvConfig.from_preset("avs_ms3", size="toy", method=method)
     model = CaeAvForSegmentation(config).eval()
     with torch.no_grad():  # move pixels to both sides of the threshold
         model.head.classifier.weight.mul_(20)
         model.head.classifier.bias.zero_()
-    folder = _folder() / "mask_model"
+    if method is not None:
+        randomise(model)
+    folder = _folder() / f"mask_model_{method}"
     model.save_pretrained(folder)
     CaeAvProcessor.from_config(config).save_pretrained(folder)
     return folder
@@ -152,26 +158,31 @@ def question_data() -> Path:
 
 
 @cache
-def parsing_model() -> Path:
+def parsing_model(method: str | None = None) -> Path:
     """Return the folder of an untrained toy model of video parsing and its processor."""
     torch.manual_seed(0)
-    config = CaeAvConfig.from_preset("avvp", size="toy", id2label=dict(enumerate(CLASSES)))
-    folder = _folder() / "parsing_model"
-    CaeAvForVideoParsing(config).save_pretrained(folder)
+    config = CaeAvConfig.from_preset("avvp", size="toy", method=method, id2label=dict(enumerate(CLASSES)))
+    model = CaeAvForVideoParsing(config)
+    if method is not None:
+        randomise(model)
+    folder = _folder() / f"parsing_model_{method}"
+    model.save_pretrained(folder)
     CaeAvProcessor.from_config(config).save_pretrained(folder)
     return folder
 
 
 @cache
-def question_model() -> Path:
+def question_model(method: str | None = None) -> Path:
     """Return the folder of an untrained toy model of question answering and its processor."""
     torch.manual_seed(0)
     answers = {0: "yes", 1: "no", 2: "one", 3: "two", 4: "left", 5: "right"}
-    config = CaeAvConfig.from_preset("avqa", size="toy", id2label=answers)
+    config = CaeAvConfig.from_preset("avqa", size="toy", method=method, id2label=answers)
     model = CaeAvForQuestionAnswering(config)
     with torch.no_grad():  # make answers differ between questions
         model.head.classifier.weight.mul_(20)
-    folder = _folder() / "question_model"
+    if method is not None:
+        randomise(model)
+    folder = _folder() / f"question_model_{method}"
     model.save_pretrained(folder)
     CaeAvProcessor.from_config(config).save_pretrained(folder)
     return folder

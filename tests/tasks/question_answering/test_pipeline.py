@@ -14,6 +14,7 @@ from caeav_hf import CaeAvConfig, CaeAvForQuestionAnswering, CaeAvProcessor
 from caeav_hf.errors import CaeAvError, MediaError
 from caeav_hf.pipelines import AudioVisualQuestionAnsweringPipeline
 from caeav_hf.processing import build_question_tokenizer
+from tests.lanes import METHODS, slow_after
 from tests.media_factory import write_clip
 from tests.same import assert_same_result
 from tests.training.toy_files import question_model, toy_clips
@@ -25,8 +26,8 @@ CAPTIONS = {"visual_caption": "A red star spins.", "audio_caption": "A bell ring
 
 
 @pytest.fixture(scope="module")
-def answer():
-    return pipeline(TASK, model=str(question_model()), device="cpu")
+def answer(request):
+    return pipeline(TASK, model=str(question_model(getattr(request, "param", None))), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +51,7 @@ def assert_same(result, expected):
     np.testing.assert_allclose(result["grounding"], expected["grounding"], atol=1e-5)
 
 
+@pytest.mark.parametrize("answer", slow_after(1, [None, *METHODS]), indirect=True)
 def test_answers_are_those_of_model_and_processor(answer, expected):
     assert isinstance(answer, AudioVisualQuestionAnsweringPipeline)
     clip = toy_clips(1)[0]
@@ -72,6 +74,7 @@ def test_questions_matter_and_so_do_clips(expected):
         assert one != pytest.approx(other, abs=1e-3)
 
 
+@pytest.mark.parametrize("answer", slow_after(1, [None, *METHODS]), indirect=True)
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_a_list_of_clips_and_questions(answer, expected, batch_size):
     items = [{"video": clip, "question": question} for clip, question in expected]

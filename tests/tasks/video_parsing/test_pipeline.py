@@ -13,6 +13,7 @@ from caeav_hf.errors import CaeAvError
 from caeav_hf.media.clip import load_clip
 from caeav_hf.pipelines import AudioVisualVideoParsingPipeline
 from caeav_hf.tasks.video_parsing.results import ParsedSegments
+from tests.lanes import METHODS, slow_after
 from tests.media_factory import write_clip
 from tests.same import assert_same_result
 from tests.training.toy_files import parsing_model, toy_clips
@@ -24,8 +25,8 @@ LEVELS = {"threshold": 0.45, "video_threshold": 0.4}
 
 
 @pytest.fixture(scope="module")
-def parse():
-    return pipeline(TASK, model=str(parsing_model()), device="cpu")
+def parse(request):
+    return pipeline(TASK, model=str(parsing_model(getattr(request, "param", None))), device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +42,7 @@ def spans(result):
     }
 
 
+@pytest.mark.parametrize("parse", slow_after(1, [None, *METHODS]), indirect=True)
 def test_tracks_are_those_of_model_and_processor(parse):
     assert isinstance(parse, AudioVisualVideoParsingPipeline)
     clip = toy_clips(1)[0]
@@ -75,6 +77,7 @@ def test_events_go_on_over_the_borders_of_windows(parse, long_clip):
     assert always["analyzed"] == {"start": 0.0, "end": 23.0, "segments": 23}
 
 
+@pytest.mark.parametrize("parse", slow_after(1, [None, *METHODS]), indirect=True)
 def test_windows_are_joined_segment_by_segment(parse, long_clip):
     rate = parse.processor.sampling_rate
     clip = load_clip(long_clip, num_segments=23, sampling_rate=rate)
