@@ -34,12 +34,19 @@ from caeav_hf.training.checkpointing import find_checkpoint, read_loop_state
 from caeav_hf.training.loop import Trainer
 from caeav_hf.training.recipe import find_recipe, load_recipe
 from caeav_hf.training.run_folder import RunFolder
+from tests.lanes import METHODS
 from tests.modeling.helpers import randomise
 from tests.training.random_clips import RandomClips
 from tests.training.tiny_training import TinyData, TinyProcessor, tiny_model, tiny_recipe, tiny_trainer
 
 
-TASKS = ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")
+# Task and method of each training, by the name of its folder.
+JOBS: dict[str, tuple[str, str | None]] = {
+    **{task: (task, None) for task in ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")},
+    **{f"ave_{method}": ("ave", method) for method in METHODS},
+    "avqa_dg_sct": ("avqa", "dg_sct"),
+    "avs_ms3_lavish": ("avs_ms3", "lavish"),
+}
 
 
 def tiny(folder: Path, processes: int) -> None:
@@ -68,6 +75,7 @@ def toy_task(
     sharding: str | None = None,
     killed_at: int | None = None,
     resume: Path | None = None,
+    method: str | None = None,
     **switches: Any,
 ) -> None:
     """
@@ -88,8 +96,9 @@ def toy_task(
     )
     quiet = {"attention_dropout": 0.0, "branch_dropout": 0.0, "head_dropout": 0.0, "router_noise_std": 0.0}
     shallow = {tower: {"depths": (1, 1, 1, 1)} for tower in ("vision_config", "audio_config")}
+    agreement = {"agreement_loss_weight": 0.1} if method is None else {}
     config = CaeAvConfig.from_preset(
-        task, size="toy", num_frames=3, head_hidden_size=32, agreement_loss_weight=0.1, **quiet, **shallow
+        task, size="toy", method=method, num_frames=3, head_hidden_size=32, **agreement, **quiet, **shallow
     )
     torch.manual_seed(0)
     model = randomise(definition.model_class(config)).double()
@@ -152,8 +161,8 @@ def leave(trainer: Trainer, folder: Path, **found) -> None:
 
 def everything(folder: Path, processes: int) -> None:
     tiny(folder / "tiny", processes)
-    for task in TASKS:
-        toy_task(task, folder / task, processes)
+    for name, (task, method) in JOBS.items():
+        toy_task(task, folder / name, processes, method=method)
 
 
 def sharded(folder: Path, processes: int) -> None:

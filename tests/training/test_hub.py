@@ -1,6 +1,7 @@
 """Model cards and uploads, with a folder instead of the Hub."""
 
 import json
+import re
 import runpy
 import shutil
 import sys
@@ -18,6 +19,7 @@ from caeav_hf.assets import toy_towers
 from caeav_hf.cli import main as caeav
 from caeav_hf.training.card import TEMPLATES
 from caeav_hf.training.command import main
+from tests.lanes import METHODS, slow_after
 from tests.training.toy_files import mask_model, toy_clips, toy_data
 
 
@@ -47,10 +49,12 @@ def train(folder, *more):
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
+def run(tmp_path_factory, request):
     """Train for one step on the toy towers."""
     folder = tmp_path_factory.mktemp("runs") / "my-run"
-    assert train(folder, "--max-steps", 1, "--lora-rank", 2) == 0
+    method = getattr(request, "param", "cae_av")
+    recipe = [] if method == "cae_av" else ["--method", method]
+    assert train(folder, "--max-steps", 1, "--lora-rank", 2, *recipe) == 0
     return folder
 
 
@@ -58,6 +62,14 @@ def scores(card: ModelCard) -> dict:
     return {(r.dataset_split, r.metric_name): r.metric_value for r in card.data.eval_results}
 
 
+NAMES = {
+    "cae_av": ("with CAE-AV (Hu, Li and Zhang", "in the\npaper formulation"),
+    "dg_sct": ("with DG-SCT (Duan et al.", "in the\nofficial formulation"),
+    "lavish": ("with LAVisH (Lin et al.", "in the\nofficial formulation"),
+}
+
+
+@pytest.mark.parametrize("run", slow_after(1, ["cae_av", *METHODS]), indirect=True)
 def test_the_best_checkpoint_has_a_card(run):
     card = ModelCard.load(run / "checkpoints" / "best" / "README.md")
     history = [json.loads(line) for line in (run / "history.jsonl").read_text().splitlines()]
@@ -67,8 +79,17 @@ def test_the_best_checkpoint_has_a_card(run):
     table = f"| {toy_data().name} | validation | accuracy | {history[0]['eval/accuracy']:.4f} |"
     for text in (table, "CaeAvForEventLocalization", "caeav_hf:toy_towers/vision", "LoRA of rank 2", "lora_rank: 2"):
         assert text in card.content
-    sources = json.loads((run / "checkpoints/best/config.json").read_text())["tower_sources"]
-    assert all(source["sha256"][:16] in card.content for source in sources.values())
+    config = json.loads((run / "checkpoints/best/config.json").read_text())
+    assert all(source["sha256"][:16] in card.content for source in config["tower_sources"].values())
+    assert all(text in card.content for text in NAMES[config["interaction"]])
+    assert config["interaction"].replace("_", "-") in card.data.tags
+    assert ("captions={" in card.content) == ("Captions of the picture" in card.content) == config["use_case"]
+    # What it shows runs.
+    (example,) = re.findall(r"```python\n(.*?)```", card.content, flags=re.DOTALL)
+    namespace: dict = {}
+    example = example.replace("path/to/this/folder", str(run / "checkpoints" / "best"))
+    exec(example.replace('"clip.mp4"', repr(toy_clips(1)[0])), namespace)
+    assert len(namespace["result"]["segments"]) == 10
     # Neither template placeholders nor local paths remain.
     assert not any(mark in card.content for mark in ("{{", "}}", "{%", "\n\n\n"))
     assert str(run.parent) not in card.content

@@ -21,6 +21,7 @@ from caeav_hf.training import Recipe
 from caeav_hf.training.build import load_trained_model, read_captions
 from caeav_hf.training.command import main
 from caeav_hf.training.run import score
+from tests.lanes import METHODS
 from tests.training.toy_files import toy_corpus, toy_data, toy_model
 
 
@@ -141,8 +142,10 @@ def test_captions_are_read_once(trained):
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_any_time_resumes_to_the_same_weights(tmp_path, cache):
-    command = [sys.executable, TRAIN, *arguments(tmp_path / "killed", cache, "--save-steps", 2, "--epochs", 99)]
+@pytest.mark.parametrize("method", [None, *METHODS])
+def test_a_run_killed_at_any_time_resumes_to_the_same_weights(tmp_path, cache, method):
+    more = ["--epochs", 99, *([] if method is None else ["--model", "null", "--method", method])]
+    command = [sys.executable, TRAIN, *arguments(tmp_path / "killed", cache, "--save-steps", 2, *more)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     last = tmp_path / "killed" / "checkpoints" / "last"
@@ -155,7 +158,7 @@ def test_a_run_killed_at_any_time_resumes_to_the_same_weights(tmp_path, cache):
 
     reached = int(last.resolve().name.split("-")[1])
     assert main(["--resume", str(tmp_path / "killed"), "--max-steps", str(reached + 3)]) == 0
-    assert main(arguments(tmp_path / "whole", cache, "--epochs", 99, "--max-steps", reached + 3)) == 0
+    assert main(arguments(tmp_path / "whole", cache, *more, "--max-steps", reached + 3)) == 0
     resumed, whole = (load(tmp_path / name / "checkpoints" / "last") for name in ("killed", "whole"))
     assert resumed.keys() == whole.keys()
     assert all(torch.equal(resumed[name], whole[name]) for name in whole)

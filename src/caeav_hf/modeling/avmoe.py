@@ -230,6 +230,9 @@ class AVMoEInteraction(InteractionLayer):
     frozen branches do not. In a stage without adapters it is added to the streams.
     """
 
+    title = "AVMoE"
+    reference = 'Cheng et al., "Mixtures of Experts for Audio-Visual Learning"'
+
     @classmethod
     def preset(cls, task: str, size: str) -> dict[str, Any]:
         # Captions are CAE-AV's.

@@ -34,6 +34,9 @@ class CaeAvInteraction(AVMoEInteraction):
     CASTE's enrichment reaches the streams only through the adapters, or directly if there are none.
     """
 
+    title = "CAE-AV"
+    reference = 'Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Interactive Enrichment"'
+
     @classmethod
     def preset(cls, task: str, size: str) -> dict[str, Any]:
         return {}

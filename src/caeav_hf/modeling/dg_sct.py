@@ -274,6 +274,10 @@ class DGSCTInteraction(InteractionLayer):
     beside attention, visual and audio beside the feed-forward.
     """
 
+    title = "DG-SCT"
+    reference = (
+        'Duan et al., "Cross-modal Prompts: Adapting Large Pre-trained Models for Audio-Visual Downstream Tasks"'
+    )
     options_class = DGSCTOptions
     options: DGSCTOptions
 

@@ -119,6 +119,8 @@ class InteractionLayer(nn.Module):
     Attributes:
         options_class: Dataclass of the method's options, which `CaeAvConfig.interaction_options` holds as a dict. It
             raises a `ValueError` for a wrong value.
+        title: Name of the method in model cards; by default the one it is registered as.
+        reference: Authors and title of its paper, for model cards.
         options: The layer's instance of `options_class`.
 
     Raises:
@@ -126,6 +128,8 @@ class InteractionLayer(nn.Module):
     """
 
     options_class: ClassVar[type] = NoOptions
+    title: ClassVar[str | None] = None
+    reference: ClassVar[str | None] = None
 
     def __init__(self, config: CaeAvConfig, position: PairPosition):
         super().__init__()

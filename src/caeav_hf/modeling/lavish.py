@@ -114,6 +114,8 @@ class LavishInteraction(InteractionLayer):
     all stages. Both read the streams before the branch.
     """
 
+    title = "LAVisH"
+    reference = 'Lin et al., "Vision Transformers are Parameter-Efficient Audio-Visual Learners"'
     options_class = LavishOptions
     options: LavishOptions
 

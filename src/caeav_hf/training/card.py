@@ -10,6 +10,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..errors import CaeAvError
 from ..files import write_text
+from ..modeling.interaction import interaction_class
 from ..task import Task, get_task
 from .recipe import Recipe
 from .state import LoopState
@@ -58,11 +59,15 @@ class RunCard:
         data = ModelCardData(
             library_name="caeav-hf",
             pipeline_tag=task.card.hub_task,
-            tags=["audio-visual", "cae-av", task.pipeline_name or task.name],
+            tags=["audio-visual", config.interaction.replace("_", "-"), task.pipeline_name or task.name],
             base_model=[repo for source in towers.values() if (repo := _repository(source))] or None,
             model_name=name,
             eval_results=eval_results(recipe, recipe.eval_split, metrics),
         )
+        # A method that builds on another one does not inherit its name.
+        method = interaction_class(config)
+        names = vars(method)
+        reads_captions = config.use_case and task.card.reads_captions
         card = ModelCard.from_template(
             data,
             template_path=str(TEMPLATES / "trained_model.md"),
@@ -71,9 +76,13 @@ class RunCard:
             task_name=task.card.title,
             metric_note=task.card.metric_note,
             knowledge=task.card.knowledge,
-            formulation=config.formulation,
+            method=names.get("title") or config.interaction,
+            reference=names.get("reference"),
+            reads_captions=reads_captions,
+            # Of the method, if it has its own; otherwise of the whole model.
+            formulation=getattr(method.read_options(config), "formulation", config.formulation),
             data_name=_shown(recipe.data),
-            usage=_usage(task, self.model_class),
+            usage=_usage(task, self.model_class, reads_captions),
             trained=f"{self.trained:,}",
             frozen=f"{self.frozen:,}",
             towers=towers,
@@ -178,11 +187,9 @@ def _recipe_text(recipe: Recipe) -> str:
     return yaml.safe_dump(values, sort_keys=False).rstrip()
 
 
-def _usage(task: Task, model_class: str) -> str:
+def _usage(task: Task, model_class: str, reads_captions: bool) -> str:
     if task.pipeline_name is None:
         return f'model = {model_class}.from_pretrained("{LOCAL_NAME}")'
     make = f'run = pipeline("{task.pipeline_name}", model="{LOCAL_NAME}")'
-    if not task.card.reads_captions:
-        return f"{make}\nresult = run({task.card.example})"
-    captions = 'captions={"visual": "what is seen", "audio": "what is heard"}'
-    return f"{make}\nresult = run({task.card.example}, {captions})"
+    captions = ', captions={"visual": "what is seen", "audio": "what is heard"}' if reads_captions else ""
+    return f"{make}\nresult = run({task.card.example}{captions})"
