@@ -52,7 +52,7 @@ CAPTIONS = ("own", "none", "foreign", "denying")
 DENIAL = {"visual_caption": "an empty room", "audio_caption": "silence"}
 
 
-def run_one(out: Path, task: str, variant: str, seed: int) -> None:
+def run_one(task: str, variant: str, seed: int, out: Path) -> None:
     """Train one variant with one seed, score it and write its file."""
     run = out / task / "runs" / f"{variant}, seed {seed}"
     paths = {"data": str(out / task / "dataset"), "output_dir": str(run), "cache_dir": str(out / task / "cache")}
@@ -219,21 +219,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--tasks", nargs="+", choices=list(CLIPS), default=list(CLIPS))
     parser.add_argument("--variants", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
-    parser.add_argument("--one", nargs=3, metavar=("TASK", "VARIANT", "SEED"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.one is not None:
-        task, variant, seed = arguments.one
-        run_one(arguments.out, task, variant, int(seed))
-        return
     for task in arguments.tasks:
         prepare(arguments.out / task, task, "hard", CLIPS[task], SPLIT)
     runs = {
-        result_file(arguments.out, task, variant, seed): (task, variant, str(seed))
+        result_file(arguments.out, task, variant, seed): (task, variant, seed, arguments.out)
         for seed in arguments.seeds
         for task in arguments.tasks
         for variant in arguments.variants
     }
-    execute(__file__, arguments.out, runs)
+    execute(run_one, runs, arguments.out / "logs")
     summarize(arguments.out, arguments.seeds, arguments.tasks, arguments.variants)
 
 

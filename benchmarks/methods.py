@@ -65,7 +65,7 @@ class HeadAlone(InteractionLayer):
         return InteractionOutput(visual_block(visual), audio_block(audio))
 
 
-def run_one(out: Path, task: str, level: str, method: str, seed: int, steps: int) -> None:
+def run_one(task: str, level: str, method: str, seed: int, steps: int, out: Path) -> None:
     """Train one method with one seed, score it and write its file."""
     folder = out / task / level
     values = {
@@ -243,27 +243,21 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=80, help="steps of every run")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time")
-    parser.add_argument("--one", nargs=4, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     for module in arguments.modules:
         importlib.import_module(module)
     out = arguments.out
     check_steps(out, arguments.steps)
-    if arguments.one is not None:
-        task, level, method, seed = arguments.one
-        run_one(out, task, level, method, int(seed), arguments.steps)
-        return
     cells = [(task, level) for task in arguments.tasks for level in arguments.levels]
     for task, level in cells:
         prepare(out / task / level, task, level, CLIPS[task], SPLIT)
     runs = {
-        result_file(out, *cell, method, seed): (*cell, method, str(seed))
+        result_file(out, *cell, method, seed): (*cell, method, seed, arguments.steps, out)
         for seed in arguments.seeds
         for cell in cells
         for method in arguments.methods
     }
-    options = ["--steps", str(arguments.steps), *(["--import", *arguments.modules] if arguments.modules else [])]
-    execute(__file__, out, runs, options, arguments.processes)
+    execute(run_one, runs, out / "logs", arguments.modules, arguments.processes)
     summarize(out, arguments.tasks, arguments.levels, arguments.methods, arguments.seeds, arguments.steps)
 
 

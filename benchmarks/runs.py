@@ -1,12 +1,12 @@
 """What benchmarks of many toy runs share: corpora, runs that survive a kill, means with intervals, their picture."""
 
+import importlib
 import math
 import os
-import subprocess
-import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -71,39 +71,56 @@ def train_or_resume(recipe: Recipe) -> tuple[Any, Path, float | None]:
 
 
 def execute(
-    script: str, out: Path, runs: Mapping[Path, Sequence[str]], options: Sequence[str] = (), processes: int = 2
+    function: Callable[..., None],
+    runs: Mapping[Path, tuple[Any, ...]],
+    logs: Path,
+    modules: Sequence[str] = (),
+    processes: int = 2,
 ) -> None:
     """
-    Execute the runs that have no result file yet, several at a time with one thread each.
+    Execute the runs that have no result file yet, several at a time, each in a process of its own with one thread.
 
     Args:
-        script: The benchmark, which writes one result file if called with `--out OUT --one ARGUMENT ...`.
-        out: Folder of the benchmark.
+        function: What executes a run and writes its result file.
         runs: The arguments of each run, by its result file.
-        options: Further arguments of all runs, before `--one`.
+        logs: Folder for the output of each run.
+        modules: Modules to import in each process.
         processes: Number of runs at a time.
 
     Raises:
         SystemExit: A run failed; the message names its output.
     """
-    logs = out / "logs"
     logs.mkdir(parents=True, exist_ok=True)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    # Its server imports the libraries once, for all runs.
+    context = get_context("forkserver")
 
-    def start(arguments: Sequence[str]) -> int:
-        command = [sys.executable, script, "--out", str(out), *options, "--one", *arguments]
-        # The text of a failed run must be found, that of the others is of no interest.
-        with open(logs / f"{', '.join(arguments)}.txt", "w", encoding="utf-8") as log:
-            environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-            return subprocess.run(
-                command, env=environment, stdout=log, stderr=subprocess.STDOUT, check=False
-            ).returncode
+    def name(arguments: tuple[Any, ...]) -> str:
+        return ", ".join(str(argument) for argument in arguments if not isinstance(argument, Path))
+
+    def start(arguments: tuple[Any, ...]) -> int | None:
+        log = logs / f"{name(arguments)}.txt"
+        process = context.Process(target=_run, args=(log, modules, function, arguments))
+        process.start()
+        process.join()
+        return process.exitcode
 
     with ThreadPoolExecutor(processes) as pool:
         started = {pool.submit(start, arguments): arguments for file, arguments in runs.items() if not file.exists()}
         done = tqdm(as_completed(started), total=len(started), desc="runs", unit="run")
-        failed = [", ".join(started[run]) for run in done if run.result()]
+        failed = [name(started[run]) for run in done if run.result()]
     if failed:
         raise SystemExit(f"failed: {'; '.join(failed)}; their output is in {logs}")
+
+
+def _run(log: Path, modules: Sequence[str], function: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    """Execute a run with its output in a file, since that of a failed run must be found."""
+    with open(log, "w", encoding="utf-8") as file:
+        for output in (1, 2):
+            os.dup2(file.fileno(), output)
+    for module in modules:
+        importlib.import_module(module)
+    function(*arguments)
 
 
 def write(path: Path, text: str) -> None:

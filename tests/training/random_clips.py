@@ -39,12 +39,11 @@ class RandomClips(torch.utils.data.Dataset):
         return torch.randint(0, high, shape, generator=self.generator)
 
     def _clip(self, index: int) -> dict[str, torch.Tensor]:
-        config, audio, length = self.config, self.config.audio_config, 1 + index % 3
+        config, sides, length = self.config, self.config.audio_config.spectrogram_size, 1 + index % 3
         size = config.vision_config.image_size
-        frames = audio.tile_seconds * audio.sampling_rate // audio.hop_length + 1
         clip = {
             "pixel_values_videos": torch.randn(length, 3, size, size, generator=self.generator),
-            "input_features": 15 * torch.randn(length, 1, frames, audio.num_mel_bins, generator=self.generator) - 30,
+            "input_features": 15 * torch.randn(length, 1, *sides, generator=self.generator) - 30,
         }
         if index % 4 < 2:  # two with captions, two without, so that whole batches have none
             for side in ("visual", "audio"):
