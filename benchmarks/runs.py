@@ -94,6 +94,7 @@ def execute(
     os.environ["OMP_NUM_THREADS"] = "1"
     # Its server imports the libraries once, for all runs.
     context = get_context("forkserver")
+    context.set_forkserver_preload(["caeav_hf.training.run", "caeav_hf.data", "caeav_hf.visualization.drawing"])
 
     def name(arguments: tuple[Any, ...]) -> str:
         return ", ".join(str(argument) for argument in arguments if not isinstance(argument, Path))

@@ -56,8 +56,9 @@ def toy_model(method: str | None = None) -> Path:
     config = CaeAvConfig.from_preset("ave", size="toy", method=method, id2label=dict(enumerate(CLASSES)))
     model = CaeAvForEventLocalization(config).eval()
     with torch.no_grad():  # move scores to both sides of the threshold, so that results differ
-        model.head.event_classifier.weight.mul_(30)
-        model.head.event_classifier.bias.add_(8)
+        if config.event_head != "mlp":
+            model.head.event_classifier.weight.mul_(30)
+            model.head.event_classifier.bias.add_(8)
         if config.use_case:
             # Captions have no effect in new models; give them one.
             model.model.case.visual_stream.gamma.fill_(1)
