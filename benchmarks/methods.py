@@ -241,7 +241,7 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(BUILDERS), default=list(TASKS))
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=list(LEVELS))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=80, help="steps of every run")
+    parser.add_argument("--steps", type=int, default=60, help="steps of every run")
     parser.add_argument("--processes", type=int, default=2, help="runs at a time")
     arguments = parser.parse_args()
     for module in arguments.modules:

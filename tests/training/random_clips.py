@@ -66,7 +66,11 @@ class RandomClips(torch.utils.data.Dataset):
         if config.task == "avqa":
             label = self._integers(config.num_labels)[()] if index % 5 else torch.tensor(-100)
             words = 1 + self._integers(config.question_vocab_size - 1, 3 + index % 3)
-            return {"labels": label, "question_ids": words, "question_mask": torch.ones_like(words)}
+            mask = torch.ones_like(words)
+            if config.is_official:
+                # It also reads the padding, which the processor makes the same in every batch.
+                words, mask = (torch.nn.functional.pad(value, (0, 5 - len(words))) for value in (words, mask))
+            return {"labels": label, "question_ids": words, "question_mask": mask}
         masks = self._integers(2, length, config.mask_size, config.mask_size).to(torch.int8)
         masks[1 if config.task == "avs_s4" else 1 + index % 2 :] = -100
         return {"labels": masks}
