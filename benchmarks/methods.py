@@ -31,7 +31,7 @@ from caeav_hf.task import get_task
 from caeav_hf.toy import LEVELS
 from caeav_hf.training import find_recipe, load_recipe
 from caeav_hf.training.run import score
-from caeav_hf.visualization.drawing import COLOURS, new_figure, save_figure
+from caeav_hf.visualization.drawing import SERIES, new_figure, save_figure
 
 
 METHODS = ("head_alone", "cae_av", "avmoe", "dg_sct", "lavish")
@@ -219,11 +219,11 @@ def draw(
             for method in methods
             if (of_method := found[task, method])
         }
-        for level in levels:
-            name, value = guesses[task][level]
-            axis.axhline(value, color=COLOURS["text"], linestyle="--", linewidth=1)
+        for color, level in zip(SERIES, levels, strict=False):
+            axis.axhline(guesses[task][level][1], color=color, linestyle="--", linewidth=1)
         draw_scores(axis, runs, {f"{level} level": level for level in levels})
-        axis.annotate(name, (0, value), xytext=(2, 3), textcoords="offset points", fontsize=10)
+        name, value = max(guesses[task].values(), key=lambda guess: guess[1])
+        axis.annotate(name, (-0.3, value), xytext=(0, 3), textcoords="offset points", fontsize=10)
         axis.set_title(TITLES[task], loc="left", fontsize=13)
         axis.set_ylim(bottom=0)
     for axis in list(panels):
