@@ -1061,6 +1061,8 @@ class CaeAvConfig(PreTrainedConfig):
             # load PyTorch. Importing the models registers the methods of this package.
             models = importlib.import_module(f"{__package__}.modeling.modeling_cae_av")
             changes = models.method_preset(method, task, size)
+            if changes.get("shared_tower") and not overrides.get("shared_tower", True):
+                changes.pop("audio_config", None)  # It describes filter banks.
             front_end = changes.get("audio_config", {})
             for name in cls.sub_configs_defaults:
                 if name in changes and "model_type" not in changes[name]:

@@ -335,6 +335,17 @@ def test_what_is_given_goes_over_the_preset_of_the_method() -> None:
     assert CaeAvConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
 
 
+@torch.no_grad()
+def test_two_towers_of_equal_channels() -> None:
+    full = CaeAvConfig.from_preset("avs_s4", method="lavish", shared_tower=False)
+    assert (full.audio_config.mel_scale, full.audio_config.hop_length) == ("slaney", 320)
+    model = toy_model(method="lavish", shared_tower=False)
+    assert model.model.audio_tower is not None
+    output = model(**toy_batch(model.config))
+    heard = model.model.audio_tower.final_norm(output.audio_hidden_state.flatten(0, 1)).mean(1)
+    assert_close(output.audio_pooler_output.flatten(0, 1), heard)
+
+
 @pytest.mark.parametrize("task", ["ave", "avs_s4", "avqa"])
 def test_filter_banks_of_the_processor(task: str) -> None:
     """Equal to Kaldi's features of each segment, as computed by Transformers."""
