@@ -8,7 +8,6 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ..configuration_cae_av import CaeAvConfig
@@ -18,6 +17,7 @@ from ..towers.renaming import CLIP_VIT, HTSAT, HTSAT_IGNORED, Rules, Section, se
 from ..towers.sizes import audio_values
 from . import key_map
 from .flags import shaping_flags
+from .preset import converted_config
 
 
 TASKS = ("ave_few_shot", "ave_few_shot_classification", "avvp_few_shot_classification")
@@ -90,24 +90,13 @@ def read_few_shot(
         "interaction_options": _adapter_options(evidence, flags, width),
     }
     if "prompt_learner.token_prefix" in state:
-        names = evidence.shape("prompt_learner.token_prefix")[0] - (task == "ave_few_shot")
-        if names != CaeAvConfig.from_preset(task).num_labels:
-            values["num_labels"] = names
-    for name, value in overrides.items():
-        is_partial = isinstance(value, dict) and isinstance(values.get(name), dict)
-        values[name] = {**values[name], **value} if is_partial else value
-    try:
-        config = CaeAvConfig.from_preset(task, **values)
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise CaeAvError(f"no model has the sizes of the checkpoint and of the arguments: {error}") from error
+        values["num_labels"] = evidence.shape("prompt_learner.token_prefix")[0] - (task == "ave_few_shot")
+    config = converted_config(task, values, overrides)
     depths = [stage.depth for stage in config.audio_stages]
     if sum(depths) != (found := evidence.count(r"^vis_adapter_blocks_p1\.(\d+)\.")):
         raise CaeAvError(f"the checkpoint has {found} visual adapters for {sum(depths)} blocks of 'htsat.layers'")
-    return (
-        config,
-        _sections([(stage, pair) for stage, depth in enumerate(depths) for pair in range(depth)]),
-        (without_effect),
-    )
+    pairs = [(stage, pair) for stage, depth in enumerate(depths) for pair in range(depth)]
+    return config, _sections(pairs), without_effect
 
 
 def _sections(pairs: list[tuple[int, int]]) -> list[Section]:

@@ -8,7 +8,6 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ..configuration_cae_av import CaeAvConfig
@@ -18,6 +17,7 @@ from ..towers.renaming import SWIN_V2, SWIN_V2_IGNORED, SWIN_V2_OLD, Section, se
 from ..towers.sizes import FRONT_END_NAMES, masked_tokens, vision_values
 from . import key_map
 from .flags import shaping_flags
+from .preset import converted_config
 
 
 # Tasks that the authors' code has, or has results of.
@@ -79,16 +79,7 @@ def read_lavish(
     }
     pairs = _pairs(evidence)
     values["adapter_stages"] = sorted({stage + 1 for stage, _ in pairs})
-    if values.get("num_labels") == CaeAvConfig.from_preset(task).num_labels:
-        # Keep the preset's class names; setting `num_labels` would replace them.
-        del values["num_labels"]
-    for name, value in overrides.items():
-        is_partial = isinstance(value, dict) and isinstance(values.get(name), dict)
-        values[name] = {**values[name], **value} if is_partial else value
-    try:
-        config = CaeAvConfig.from_preset(task, method="lavish", **values)
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise CaeAvError(f"no model has the sizes of the checkpoint and of the arguments: {error}") from error
+    config = converted_config(task, values, overrides, method="lavish")
     has_old_swin = any(key.startswith("swin.layers.0.downsample.") for key in state)
     return config, _sections(task, pairs, has_old_swin), without_effect
 

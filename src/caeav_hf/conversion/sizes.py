@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ..configuration_cae_av import CaeAvConfig
@@ -14,6 +13,7 @@ from ..towers.sizes import audio_values, masked_tokens, vision_values
 from .adapters import AdapterEvidence
 from .flags import shaping_flags
 from .methods import OfficialMethod
+from .preset import converted_config
 
 
 _ADAPTER = r"^{stream}(?:_moe)?_adapter_blocks_{part}\.(\d+)\."
@@ -75,26 +75,12 @@ def official_config(
         elif text["hidden_size"] != width:
             raise CaeAvError(f"`text` is {text['hidden_size']} wide, but 'mapper.norm1.weight' says {width}")
     values |= _head_values(evidence, task)
-    towers: dict[str, dict[str, Any]] = {
+    values |= {
         "vision_config": vision_values(state, vision, "swin.", visual_tokens),
         "audio_config": audio_values(state, audio, "htsat.", audio_tokens),
         "text_config": text or {},
     }
-    for name, value in overrides.items():
-        if name in towers:
-            values[name] = {**towers[name], **value}
-        elif name == "interaction_options":
-            values[name] = {**values.get(name, {}), **(value or {})}
-        else:
-            values[name] = value
-    if values.get("num_labels") == CaeAvConfig.from_preset(task).num_labels:
-        # Keep the preset's class names; setting `num_labels` would replace them.
-        del values["num_labels"]
-    values = {**towers, **values}
-    try:
-        return CaeAvConfig.from_preset(task, formulation="official", **values), pairs, without_effect
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise CaeAvError(f"no model has the sizes of the checkpoint and of the arguments: {error}") from error
+    return converted_config(task, values, overrides, formulation="official"), pairs, without_effect
 
 
 def _adapters(evidence: Evidence) -> list[str]:

@@ -4,7 +4,6 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 
 from ..configuration_cae_av import CaeAvConfig, CaeAvSwinConfig, CaeAvVitConfig
@@ -19,6 +18,7 @@ from .key_map import (
     STG_CMA_SWIN,
     STG_CMA_VIT,
 )
+from .preset import converted_config
 
 
 # Tasks of the authors' programs.
@@ -76,15 +76,7 @@ def read_stg_cma(
     values |= {"ave": _event_values, "avs_s4": _segmentation_values, "avqa": _answering_values}[task](evidence)
     if task == "avs_s4":
         values["mask_size"] = values["vision_config"]["image_size"]
-    for name, value in overrides.items():
-        values[name] = {**values.get(name, {}), **value} if isinstance(value, Mapping) else value
-    if values.get("num_labels") == CaeAvConfig.from_preset(task).num_labels:
-        # Keep the preset's class names; setting `num_labels` would replace them.
-        del values["num_labels"]
-    try:
-        config = CaeAvConfig.from_preset(task, method="stg_cma", **{"formulation": "official", **values})
-    except (ValueError, TypeError, StrictDataclassError) as error:
-        raise CaeAvError(f"no model has the sizes of the checkpoint and of the arguments: {error}") from error
+    config = converted_config(task, values, overrides, method="stg_cma", formulation="official")
     return config, _sections(config), dict.fromkeys(flags, "the checkpoint has no tensor that it shapes")
 
 
