@@ -3,7 +3,7 @@
 # Columns of prepared data sets: the settings with which a clip was prepared, and its questions.
 PREPARED = "prepared"
 QUESTIONS = "questions"
-# Suffixes of files taken for clips in a folder.
+# Suffixes of files that count as clips in a folder.
 MEDIA_SUFFIXES = (".mp4", ".mkv", ".webm", ".mov", ".avi", ".m4v", ".mpg", ".mpeg", ".flv", ".ts")
 # Streams of a model, and kinds of captions.
 MODALITIES = ("visual", "audio")

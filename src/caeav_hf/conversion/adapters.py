@@ -159,7 +159,7 @@ def read_dg_sct(found: AdapterEvidence) -> dict[str, Any]:
     exempt = {}
     if task.startswith("avs"):
         exempt["is_before_layernorm"] = "the authors' segmentation builds this norm but never runs it"
-        # The frames of their segmentation are as large as the masks.
+        # In their segmentation, frames have the size of the masks.
         if "mask_size" in found.overrides:
             values["frame_size"] = found.overrides["mask_size"]
     else:
@@ -168,7 +168,7 @@ def read_dg_sct(found: AdapterEvidence) -> dict[str, Any]:
     if "gamma" in found.flags:
         if task == "avs_ms3":
             values["head_gate_scale"] = found.flags["gamma"]
-            evidence.record("gamma", found.flags["gamma"], "gamma")  # in no tensor
+            evidence.record("gamma", found.flags["gamma"], "gamma")  # not determined by a tensor
         else:
             exempt["gamma"] = "only the authors' segmentation of several sources reads it"
     record_head(evidence, task)

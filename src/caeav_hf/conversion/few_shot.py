@@ -29,7 +29,7 @@ _SHAPING: Mapping[str, type] = dict.fromkeys(
     ("Adapter_downsample", "num_conv_group", "num_tokens", "is_bn", "is_gate", "is_multimodal"), int
 )
 
-# Channels of a head in CLIP and RoBERTa, of which checkpoints say nothing.
+# Channels of a head in CLIP and RoBERTa, which checkpoints do not determine.
 _HEAD_SIZE = 64
 
 # The front end of the authors' code, in which CLAP's mel filters for 48 kHz replace HTS-AT's.

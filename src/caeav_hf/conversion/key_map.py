@@ -74,7 +74,7 @@ DG_SCT_IGNORED: Rules = {
 _NO_TEMPORAL_GATE = {r"^temporal_gated\.": "a gate along time that only the authors' few-shot code applies"}
 NO_NORM_BEFORE = {r"^ln_before\.": "a layer norm that the authors' segmentation never runs"}
 
-# What else of an adapter has no effect in a task.
+# Further tensors of an adapter without effect in a task.
 DG_SCT_IGNORED_BY_TASK: Mapping[str, Rules] = {
     "ave": _NO_TEMPORAL_GATE,
     "avvp": _NO_TEMPORAL_GATE,
@@ -87,7 +87,7 @@ DG_SCT_IGNORED_BY_TASK: Mapping[str, Rules] = {
     "avqa": _NO_TEMPORAL_GATE,
 }
 
-# What else beside the adapters.
+# Further tensors outside the adapters.
 DG_SCT_HEAD_IGNORED: Rules = {
     r"^adapter_token_downsampler\.": "linear maps that never run",
     r"^CMBS\.(?:AVInter|VAInter|video_norm|audio_norm)\.": "layers of the head without effect on its output",
@@ -357,7 +357,7 @@ HEADS: Mapping[str, tuple[Rules, Rules]] = {
 }
 
 
-# LAVisH's adapters have the names of DG-SCT's, which are built on them.
+# DG-SCT's adapters are based on LAVisH's, so the names are the same.
 LAVISH_IGNORED: Rules = {r"^gate_tk$": "a gate that stays 1"}
 
 LAVISH_HEADS: Mapping[str, tuple[Rules, Rules]] = {

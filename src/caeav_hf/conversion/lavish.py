@@ -32,7 +32,7 @@ _SHAPING: Mapping[str, type] = dict.fromkeys(
     int,
 )
 
-# Values of the caller for the filter banks, and the fields of `CaeAvAudioConfig` that they become.
+# The caller's values for the filter banks, and their fields of `CaeAvAudioConfig`.
 _AUDIO_NAMES = {
     **{name: name for name in (*FRONT_END_NAMES - {"tile_seconds"}, "feature_mean", "feature_std")},
     "mel_bins": "num_mel_bins",

@@ -1,7 +1,7 @@
 """
 Methods whose official checkpoints can be converted: one record each.
 
-A record tells how to recognise the method's checkpoints, the rules that rename an adapter's tensors, and how to read
+A record says how to recognise the method's checkpoints, the rules that rename an adapter's tensors, and how to read
 the adapters' options from them. Towers, heads and captions are read in the same way for all methods, except for those
 that read their whole checkpoint themselves.
 """
@@ -32,7 +32,7 @@ _DG_SCT_SHAPING: Mapping[str, type] = {
 @dataclass(frozen=True)
 class OfficialMethod:
     """
-    How the authors' checkpoints of an interaction method are read.
+    Reading of the authors' checkpoints of an interaction method.
 
     Attributes:
         name: The method as `CaeAvConfig.interaction` names it.
@@ -41,7 +41,7 @@ class OfficialMethod:
         read: Function that infers the configuration's fields from the adapters, and records the values of the
             authors' flags with the keys that they come from.
         adapter_ignored: Keys of an adapter to ignore, by task, with the reasons.
-        head_ignored: Keys beside adapters and towers to ignore, in addition to those of the task.
+        head_ignored: Keys outside adapters and towers to ignore, in addition to those of the task.
         shaping: The authors' flags that shape the model, with their types.
         read_checkpoint: In place of the above, a function of the checkpoint, its task, and the caller's `options`,
             `vision`, `audio` and overrides. It returns the configuration, the sections of the authors' model, and for

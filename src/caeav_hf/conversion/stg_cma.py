@@ -146,7 +146,7 @@ def _vit(evidence: Evidence, vision: Mapping[str, Any], audio: Mapping[str, Any]
     tokens = evidence.shape("positional_embedding")[0] - 1
     evidence.record("img_size", round(tokens**0.5) * patch, "positional_embedding")
     values = evidence.merge("`vision`", vision, _VISION_NAMES - {"window_size"})
-    # The authors cut the heads of ViT-B as those of half as wide a model.
+    # The authors' ViT-B has 8 heads of 96 channels.
     heads = values.get("num_heads") or [8 if size == 768 else max(1, size // 64)]
     sound = {"mel_bins": 128, "frames": 102, **evidence.merge("`audio`", audio, _AUDIO_NAMES)}
     key = "positional_embedding_audio"

@@ -96,10 +96,10 @@ def _complete_order(packets: list[Any]) -> None:
 def _copied(packets: list[Any], streams: list[Any], zero: Fraction, container_format: str) -> bytes | None:
     """Return a file of these packets, whose times begin at `zero`, or `None` if the format does not support them."""
     file = io.BytesIO()
-    # Nothing of the moment or by chance goes into the file, so that the same piece has the same bytes.
+    # The file contains no time stamps or random values, so that equal pieces have equal bytes.
     options = {"fflags": "+bitexact"}
     if container_format == "mp4":
-        # An mp4 file says in these ticks how much later its sound begins.
+        # Unit in which an mp4 file stores the delay of its sound.
         options["movie_timescale"] = str(streams[1].time_base.denominator)
     _complete_order(packets)
     try:

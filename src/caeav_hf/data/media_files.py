@@ -120,7 +120,7 @@ class MediaFolder:
                     found[file] = Match(str(file), rank, may_be_longer)
 
         def order(file: PurePosixPath) -> tuple:
-            # Then the file in the higher folder, the better suffix, and last the alphabet.
+            # Then the file with fewer parent folders, the preferred suffix, and the alphabet.
             return found[file].rank, len(file.parts), query.suffixes.index(file.suffix.lower()), str(file)
 
         return [found[file] for file in sorted(found, key=order)]

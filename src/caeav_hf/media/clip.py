@@ -198,8 +198,8 @@ def load_clip(
         if last <= start + TIME_EPSILON:
             raise MediaError(_ends_early(media.name, last, start))
         request = replace(request, end=last if end is None else min(end, last))
-    # The fast way first: seek, and skip frames. A damaged or odd file is decoded frame by frame, and one without a
-    # right index from its beginning.
+    # Try the fast way first: seek, and skip frames. Damaged files are decoded frame by frame, and those without a
+    # valid index from their beginning.
     for seek in (True, False) if start > _SEEK_MARGIN else (False,):
         for skip in (True, False):
             try:
@@ -428,7 +428,7 @@ def _extent(
     if video_end <= request.start + TIME_EPSILON:
         raise MediaError(_ends_early(name, video_end, request.start))
     if request.spread:
-        # Known from the packets. If the last ones cannot be decoded, the last good frame stays on show.
+        # Known from the packets. If the last ones cannot be decoded, the last good frame stays visible.
         return request.stop - request.start, request.num_segments
     if reached_end:
         _warn_if_cut(name, video_end, announced, request.segment_seconds)

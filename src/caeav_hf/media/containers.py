@@ -119,7 +119,7 @@ class MediaFile:
         except (av.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             if getattr(error, "errno", None) == errno.EINVAL:
-                # All that FFmpeg says of a format that is not allowed.
+                # FFmpeg's only message for a format that is not allowed.
                 reason = "its format is not one that holds a clip"
             raise MediaError(f"{self.name}: cannot be read as media ({reason}); {_EXPECTED}") from error
 

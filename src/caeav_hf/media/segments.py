@@ -40,7 +40,7 @@ def sample_times(
     count = count_segments(duration, segment_seconds, None if frame_sampling == "spread" else num_segments)
     if frame_sampling == "spread":
         return middles_of_parts(count if num_segments is None else num_segments, duration)
-    # A middle that lies beyond the end, as that of a short rest may, moves to just before it.
+    # A middle beyond the end, possible for a short rest, moves to just before the end.
     return [min((t + 0.5) * segment_seconds, duration - 2 * TIME_EPSILON) for t in range(count)]
 
 

@@ -21,7 +21,7 @@ from .containers import in_seconds
 _LOOKAHEAD = 16
 # Instants that are closer (seconds) are the same one, rounded differently ...
 _SAME = 1e-6
-# ... and to be safe, a frame this close to being on show is decoded.
+# ... and to be safe, a frame this close to being displayed is decoded.
 _EPSILON = 1e-5
 # Decoders that reliably know which frames no other refers to.
 _CODECS = ("h264",)

@@ -92,7 +92,7 @@ def batch_mean(total: Tensor, count: int | Tensor) -> Tensor:
         The mean, shaped like `total`, in at least float32; 0 if the batch has no terms.
     """
     total = at_least_float32(total)
-    # A count of tokens or frames may be symbolic in a graph, which `as_tensor` would take for the number it is there.
+    # A count of tokens or frames may be symbolic in a graph; `as_tensor` would make it a constant.
     number = count.to(total) if isinstance(count, Tensor) else total.new_full((), count)
     if num_processes() > 1:
         both = torch.cat([total.reshape(-1), number.reshape(1)])

@@ -44,8 +44,8 @@ FEW_SHOT_OPTIONS: dict[str, Any] = {
 }
 
 
-# What the authors' scripts for a task set otherwise than those for event localization. Of gamma only the paper's
-# formulation reads anything; its value for question answering is in the paper alone.
+# Options in which the authors' scripts for a task differ from event localization's. Only the paper's formulation
+# uses gamma; its value for question answering is only in the paper.
 TASK_OPTIONS: dict[str, dict[str, Any]] = {
     "avvp": {"gamma": 0.05},
     "avs_s4": {

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..towers.windows import Windows
 
 
-# Deviation of new weights.
+# Standard deviation of new weights.
 INIT_STD = 0.02
 
 # Widths at which the authors change the ratios of the larger adapters: CLIP's ViT-L and Swin-L.
@@ -478,7 +478,7 @@ class STGCMAInteraction(InteractionLayer):
         mixed = adapter(block.group_attention(grid.transpose(1, 2).flatten(0, 1), bias))
         mixed = mixed.unflatten(0, (batch_size, num_tokens))
         if self.training and self.drop_path:
-            # The authors draw once for a position, on a tower without windows for all clips together.
+            # The authors draw once per position, on a tower without windows for all clips together.
             drawn = mixed.new_empty(batch_size if self.has_windows else 1, num_tokens, 1, 1)
             mixed = mixed * drawn.bernoulli_(1 - self.drop_path) / (1 - self.drop_path)
         return frames.to_list(mixed.transpose(1, 2))

@@ -9,7 +9,7 @@ from ..tasks.few_shot_localization.results import ranked
 from .base import CaeAvPipeline
 
 
-# What the authors' code describes a sound with.
+# Description of a sound in the authors' code.
 SOUND_TEMPLATE = "The sounds of {}"
 
 

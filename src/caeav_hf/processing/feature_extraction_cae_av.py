@@ -16,7 +16,7 @@ from ..media.segments import count_segments
 
 # Power below which a band counts as silent; 10 log10 of it, -100 dB, is the lowest value of a spectrogram.
 _POWER_FLOOR = 1e-10
-# Of Kaldi's features, as Kaldi has it by default.
+# Kaldi's default pre-emphasis.
 _PREEMPHASIS = 0.97
 
 
@@ -228,7 +228,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
             return self._filter_bank(segments)
         segments = segments.to(getattr(torch, self.spectrogram_dtype))
         tile_samples = round(self.tile_seconds * self.sampling_rate)
-        # Where the tile ends with silence, nothing of it is periodic.
+        # If the tile ends with silence, it is not periodic.
         repeats, rest = divmod(tile_samples, self.segment_samples) if self.tile_padding != "pad" else (1, 0)
         period, offset = divmod(self.segment_samples, self.hop_length)
         # Frames at either end whose window reaches past the sound into its reflection.

@@ -174,7 +174,7 @@ class CaeAvProcessor(ProcessorMixin):
             name: _saved_tokenizer(pretrained_model_name_or_path, name, **kwargs)
             for name in (_QUESTION_TOKENIZER, _SOUND_TOKENIZER)
         }
-        # What is returned is for the first arguments of `__init__`; the sound's is one of the last.
+        # The returned values are the first arguments of `__init__`; the sound's tokenizer is one of the last.
         values = args[0]
         values[_SOUND_TOKENIZER] = optional[_SOUND_TOKENIZER]
         return [*parts, optional[_QUESTION_TOKENIZER]]

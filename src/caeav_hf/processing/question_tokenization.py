@@ -19,7 +19,7 @@ QUESTION_LENGTH = 14
 
 PAD, UNKNOWN = "<pad>", "<unk>"
 
-# Letters with their marks, digits, underscores: what is not one of them stands between words.
+# Letters with their marks, digits and underscores; all other characters separate words.
 _BETWEEN_WORDS = r"[^\p{L}\p{M}\p{N}_]+"
 
 

@@ -72,8 +72,8 @@ def build_clip_tokenizer(vocab_size: int = _FULL_VOCAB_SIZE, context_length: int
         bos_token=_BOS,
         eos_token=_EOS,
         unk_token=_EOS,
-        # open_clip pads with id 0, which is the symbol "!". Being a special token, it would be looked for in texts,
-        # unless special tokens in texts are to be read as text.
+        # open_clip pads with id 0, which is the symbol "!". As a special token it would be matched in texts,
+        # unless special tokens in texts are read as text.
         pad_token=symbols[0],
         split_special_tokens=True,
         model_max_length=context_length,

@@ -207,7 +207,7 @@ class MLPHead(nn.Module):
             real = labels.flatten() != IGNORED_LABEL
             present = scores[real]
             is_class = F.one_hot(labels.flatten()[real], scores.shape[-1]).bool()
-            # A probability of 1 is kept below it, as the logarithm of the others' must be finite.
+            # Keep probabilities below 1, so that the logarithm of 1 - p is finite.
             absent = (-present.clamp(max=-torch.finfo(present.dtype).tiny).expm1()).log()
             total = -torch.where(is_class, present, absent).sum()
             return batch_mean(total, real.sum() * scores.shape[-1])

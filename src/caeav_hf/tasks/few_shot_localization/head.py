@@ -88,7 +88,7 @@ class MatchingHead(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        # CoOp's own initial value, whatever words the context stands for.
+        # CoOp's initial value, independent of any words.
         nn.init.normal_(self.context, std=0.02)
 
     def forward(

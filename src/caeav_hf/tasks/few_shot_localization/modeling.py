@@ -178,7 +178,7 @@ class CaeAvForFewShotLocalization(CaeAvPreTrainedModel):
                     "the model does not know the names of its classes yet: call `model.name_classes(processor)`, or "
                     "give `visual_prompt_ids` and `sound_prompt_ids`"
                 )
-            # What follows the longest text has no effect.
+            # Padding after the longest text has no effect.
             visual_ids = visual_ids[:, : int((visual_ids != 0).any(0).nonzero().max()) + 1]
             sound_ids = sound_ids[:, : int((sound_ids != padding).any(0).nonzero().max()) + 1]
         seen = cast(Any, self.model.text_tower).embed_prompts(visual_ids, self.head.context)

@@ -32,9 +32,9 @@ from caeav_hf.errors import DataError
 BETA_SQUARED = 0.3
 NUM_THRESHOLDS = 255
 
-# What keeps 0 / 0 from being an error in a precision: AVSBench's own, too small to change a number.
+# AVSBench's constant against 0 / 0 in a precision, too small to change a score.
 _EPSILON = 1e-20
-# Pixels that are worked on at a time.
+# Number of pixels processed at a time.
 _CHUNK_PIXELS = 1 << 20
 
 _CITATION = """\
@@ -257,7 +257,7 @@ def _frames(mask_logits: Any, masks: Any) -> tuple[torch.Tensor, torch.Tensor, t
     num_clips = logits.shape[:-3].numel()
     logits, targets = logits.flatten(0, -3).flatten(1), targets.flatten(0, -3).flatten(1)
     if targets.dtype != torch.bool:
-        # Unsigned bytes would take -100 for 156.
+        # As an unsigned byte, -100 would be 156.
         targets = targets.short() if targets.dtype == torch.uint8 else targets
         ignored = targets == IGNORED_LABEL
         counted = ~ignored.all(1)

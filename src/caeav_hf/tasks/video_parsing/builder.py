@@ -138,7 +138,7 @@ class LlpBuilder(ClipBuilder):
         filename, video_id = (checked.entry.row[name] for name in ("filename", "video_id"))
         if checked.parts[0].start is None:
             return find_features(self.config.visual_3d, (filename, video_id))
-        # What was extracted from a video in full length is of its first seconds; the authors' arrays are of the clip.
+        # Features extracted from a full-length video are of its first seconds; the authors' arrays are of the clip.
         path = Path(self.config.visual_3d) / f"{video_id}.npy"
         return find_features(self.config.visual_3d, (filename,)) or (path if path.is_file() else None)
 
@@ -272,7 +272,7 @@ def _note_splits(
         if len(names) > 1:
             report.notes.add("clip_in_several_splits", f"{filename} ({', '.join(names)})")
     if everything.is_file():
-        # What is odd about its lines was noted where the splits have them.
+        # Irregularities of its lines were noted with the splits.
         unnoted = BuildReport()
         listed = set(read_clips(everything, categories, unnoted))
         report.files.update(unnoted.files)

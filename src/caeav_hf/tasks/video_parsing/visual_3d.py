@@ -212,7 +212,7 @@ def read_segments(
         end=end,
         num_segments=num_segments * frames_per_segment,
         segment_seconds=_SEGMENT_SECONDS / frames_per_segment,
-        sampling_rate=16_000,  # of no effect without sound
+        sampling_rate=16_000,  # without effect, since there is no sound
         with_audio=False,
         num_threads=1,
     )
@@ -294,7 +294,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
         raise DataError(f"{path}: no such file of weights")
     try:
         state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    # Whatever the reader of a damaged or foreign file comes upon: it says so in a dozen types.
+    # Readers of damaged or foreign files raise a dozen types of errors.
     except Exception as error:
         raise DataError(f"{path}: expected tensors by name and nothing else ({error})") from error
     if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
