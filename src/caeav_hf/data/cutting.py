@@ -96,7 +96,7 @@ def _complete_order(packets: list[Any]) -> None:
 def _copied(packets: list[Any], streams: list[Any], zero: Fraction, container_format: str) -> bytes | None:
     """Return a file of these packets, whose times begin at `zero`, or `None` if the format does not support them."""
     file = io.BytesIO()
-    # The file contains no time stamps or random values, so that equal pieces have equal bytes.
+    # Write no creation time or random values, so that equal pieces have equal bytes.
     options = {"fflags": "+bitexact"}
     if container_format == "mp4":
         # Unit in which an mp4 file stores the delay of its sound.
