@@ -12,6 +12,7 @@ from tests.conversion.official_state import in_their_names, prefixed, without
 from tests.golden import GoldenCase
 from tests.modeling.helpers import randomise, toy_batch
 from tests.same import assert_close
+from tests.tasks.few_shot_localization.test_modeling import make_processor
 
 
 SIZES = {
@@ -157,7 +158,7 @@ def test_a_whole_checkpoint_computes_the_same(model: CaeAvForFewShotLocalization
     found.model.text_tower.token_embedding.load_state_dict(model.model.text_tower.token_embedding.state_dict())
     batch = {name: value for name, value in toy_batch(model.config).items() if "caption" not in name}
     del batch["labels"]
-    prompts = model.example_inputs(2, 4, torch.Generator().manual_seed(0))
+    prompts = make_processor(model.config).class_prompts(["a bell", "rain"])
     expected, outputs = model(**batch, **prompts), found(**batch, **prompts)
     for name in ("visual_logits", "audio_logits", "logits"):
         assert_close(outputs[name], expected[name], 1e-4)

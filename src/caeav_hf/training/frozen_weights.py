@@ -31,6 +31,7 @@ def compact_frozen_towers(
     """
     towers = model.cae_av.named_towers()
     text = towers.pop("text", None)
+    towers.pop("audio_text", None)  # It embeds the class names once, without autocast.
     device = model.device
     changed = []
     if text is not None and not reads_text and not is_adapted(text):

@@ -10,7 +10,7 @@ from transformers.utils import can_return_tuple
 from ...configuration_cae_av import CaeAvConfig
 from ...errors import CaeAvError
 from ...modeling.modeling_cae_av import CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
-from .head import PROMPT_LENGTH, MatchingHead, classification_loss, fuse, loss_weights
+from .head import MatchingHead, classification_loss, fuse, loss_weights
 
 
 # Name of the last class of models that classify frames, in which nothing is both seen and heard.
@@ -79,14 +79,9 @@ class CaeAvForFewShotLocalization(CaeAvPreTrainedModel):
             getattr(self.head, name).copy_(ids)
 
     def example_inputs(self, batch_size: int, num_frames: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return random prompts for tracing the model."""
-        count, text = len(self.class_names), self.config.text_config
-        ids = torch.randint(1, text.vocab_size - 2, (count, PROMPT_LENGTH), generator=generator)
-        ids[:, -1] = text.vocab_size - 1
-        sounds = torch.randint(
-            5, self.config.audio_text_config.vocab_size, (count, PROMPT_LENGTH), generator=generator
-        )
-        return {"visual_prompt_ids": ids, "sound_prompt_ids": sounds}
+        """Return nothing: a traced model scores its own classes, whose names must be known by then."""
+        self._check_names(self.head.visual_prompt_ids)
+        return {}
 
     @can_return_tuple
     def forward(
@@ -161,6 +156,14 @@ class CaeAvForFewShotLocalization(CaeAvPreTrainedModel):
             **values, logits=logits, visual_logits=visual_logits, audio_logits=audio_logits
         )
 
+    @staticmethod
+    def _check_names(ids: Tensor) -> None:
+        if not bool(ids.any()):
+            raise CaeAvError(
+                "the model does not know the names of its classes yet: call `model.name_classes(processor)`, or give "
+                "`visual_prompt_ids` and `sound_prompt_ids`"
+            )
+
     def _embed_classes(self, visual_ids: Tensor | None, sound_ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return the embeddings (K, P) of the class names by CLIP and by CLAP."""
         if (visual_ids is None) != (sound_ids is None) or (
@@ -173,11 +176,7 @@ class CaeAvForFewShotLocalization(CaeAvPreTrainedModel):
             visual_ids, sound_ids = self.head.visual_prompt_ids, self.head.sound_prompt_ids
         padding = self.config.audio_text_config.pad_token_id
         if not torch.compiler.is_compiling():
-            if not bool(visual_ids.any()):
-                raise CaeAvError(
-                    "the model does not know the names of its classes yet: call `model.name_classes(processor)`, or "
-                    "give `visual_prompt_ids` and `sound_prompt_ids`"
-                )
+            self._check_names(visual_ids)
             # Padding after the longest text has no effect.
             visual_ids = visual_ids[:, : int((visual_ids != 0).any(0).nonzero().max()) + 1]
             sound_ids = sound_ids[:, : int((sound_ids != padding).any(0).nonzero().max()) + 1]
