@@ -109,7 +109,7 @@ class VitTower(Tower):
         if (height, width) != own:
             positions = resample_abs_pos_embed(positions, [height, width], list(own), num_prefix_tokens=1)
         patches = self.patch_embed(images)
-        return torch.cat([self.cls_token.expand(len(patches), -1, -1), patches], dim=1) + positions
+        return torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + positions
 
     def enter_stage(self, stage: int, tokens: Tensor, grid: Grid | None = None) -> Tensor:
         return self.norm_pre(tokens)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForFewShotLocalization, CaeAvProcessor
 from caeav_hf.assets import aligned_toy_towers
+from caeav_hf.exporting import example_inputs, export_program
 from caeav_hf.processing.tokenization import build_byte_tokenizer
 from tests.lanes import slow_after
 from tests.modeling.helpers import as_double, randomise, toy_batch
@@ -181,3 +182,17 @@ def test_towers_without_a_common_space_are_an_error() -> None:
         CaeAvConfig.from_preset("ave_few_shot", size="toy", text_config={"projection_dim": 32})
     with pytest.raises(CaeAvError, match="audio_text_config"):
         CaeAvForFewShotLocalization(CaeAvConfig.from_preset("ave", size="toy"))
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_a_graph_scores_the_models_own_classes() -> None:
+    model = make()
+    program = export_program(model)
+    for size in ((3, 2), (1, 1)):
+        inputs = example_inputs(model, *size, seed=1)
+        found, expected = program.module()(**inputs), model(**inputs)
+        mask = inputs["frame_mask"]
+        assert_close(found["logits"][mask], expected.logits[mask], 1e-4)
+    with pytest.raises(CaeAvError, match="name_classes"):
+        export_program(CaeAvForFewShotLocalization(model.config))

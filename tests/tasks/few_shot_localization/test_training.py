@@ -1,6 +1,8 @@
 """Runs on a few clips of each class: the protocol, resuming, scores, the card, and clips of LLP."""
 
 import json
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 
@@ -69,6 +71,17 @@ def test_the_card_says_what_the_model_is(trained: Path) -> None:
     assert "few-shot audio-visual event localization" in card
     assert "candidate_labels" in card
     assert "captions=" not in card
+
+
+def test_half_precision_and_lora(tmp_path: Path) -> None:
+    """In a process of its own, since Accelerate's precision is that of the process."""
+    common = flags(task="ave_few_shot", size="toy", data=toy_data(), shots=1, epochs=1, max_steps=1, batch_size=2)
+    command = [sys.executable, "train.py", *common, *flags(output_dir=tmp_path / "run", mixed_precision="bf16")]
+    subprocess.run([*command, "--lora-rank", "2"], check=True, cwd=Path(__file__).parents[3])
+    model = CaeAvForFewShotLocalization.from_pretrained(tmp_path / "run" / "checkpoints" / "last")
+    adapted = {name for name, _ in model.named_parameters() if "lora_A" in name}
+    assert any("vision_tower.layers" in name for name in adapted)
+    assert any("audio_tower" in name for name in adapted)
 
 
 def test_clips_of_one_class_of_llp(tmp_path: Path) -> None:
