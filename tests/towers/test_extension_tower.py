@@ -3,6 +3,7 @@
 import copy
 import importlib
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,15 +23,19 @@ from caeav_hf import (
     CaeAvForQuestionAnswering,
     CaeAvForSegmentation,
 )
+from caeav_hf.cli import main
+from caeav_hf.data import CaeAvDataset
 from caeav_hf.modeling import interaction
 from caeav_hf.modeling.avmoe import AVMoEInteraction
 from caeav_hf.processing import CaeAvProcessor
 from caeav_hf.towers import base
 from caeav_hf.towers.loading import load_tower, save_tower
 from caeav_hf.towers.lora import tower_lora_config
+from caeav_hf.training.frozen_weights import cast_linear_layers
 from tests.lanes import slow_after
 from tests.modeling.helpers import randomise, toy_batch, toy_model
 from tests.same import assert_close
+from tests.training.toy_files import toy_data
 
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "extending.md"
@@ -157,6 +162,26 @@ def test_wrong_pretrained_towers(pretrained: tuple[CaeAvForEventLocalization, Pa
     model.config.vision_config.save_pretrained(folder / "broken")
     with pytest.raises(CaeAvError, match=r"`vision`: cannot load .*broken"):
         load_tower("vision", folder / "broken")
+
+
+def test_caeav_prepare(pretrained: tuple[CaeAvForEventLocalization, Path], tmp_path: Path) -> None:
+    model, folder = pretrained
+    shutil.copytree(folder / "adapters", tmp_path / "model")
+    CaeAvProcessor.from_config(model.config).save_pretrained(tmp_path / "model")
+    arguments = ["--model", str(tmp_path / "model"), "--out", str(tmp_path / "out"), "--num-proc", "1"]
+    assert main(["prepare", str(toy_data()), *arguments]) == 0
+    processor = CaeAvProcessor.from_pretrained(tmp_path / "model")
+    clip = CaeAvDataset(tmp_path / "out", processor, split="train")[0]
+    assert clip["pixel_values_videos"].shape[1:] == (3, 32, 32)
+    assert clip["input_features"].shape[-1] == 32
+
+
+def test_modules_of_a_frozen_tower_that_keep_their_precision(tower: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = toy_model(vision_config=VISION).train()
+    monkeypatch.setattr(tower.PatchTransformer, "full_precision_modules", ("output",))
+    cast_linear_layers(torch.bfloat16, model.model.vision_tower)
+    layer = model.model.vision_tower.layers[0]
+    assert (layer.qkv.weight.dtype, layer.output.weight.dtype) == (torch.bfloat16, torch.float32)
 
 
 def test_lora(pretrained: tuple[CaeAvForEventLocalization, Path], tmp_path: Path, tower: Any) -> None:
