@@ -102,11 +102,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2, help="timed steps")
     arguments = parser.parse_args()
     if not arguments.measure:
-        print(f"{'':10}{'trained':>12}{'frozen':>12}{'one process':>14}{'DDP on 4':>12}{'FSDP on 4':>12}")
+        print(f"{'':30}{'trained':>12}{'frozen':>12}{'one process':>14}{'DDP on 4':>12}{'FSDP on 4':>12}")
         for task in tasks():
             values = compute(task, arguments.size)
             parameters = "".join(f"{values[name]:10.1f} M" for name in ("trained", "frozen"))
-            print(f"{task:10}{parameters}" + "".join(f"{values[name]:9.2f} GB" for name in ("one", "DDP", "FSDP")))
+            print(f"{task:30}{parameters}" + "".join(f"{values[name]:9.2f} GB" for name in ("one", "DDP", "FSDP")))
         return
     settings = Settings(
         task="ave",
