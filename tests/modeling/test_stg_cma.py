@@ -347,6 +347,24 @@ def test_on_pretrained_towers(towers: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.eval().double()(**batch).frame_log_probs, expected, atol=1e-6, rtol=1e-6)
 
 
+def test_a_pretrained_vit_may_have_its_heads_cut_otherwise() -> None:
+    vision, arguments = aligned_toy_towers()["vision"], {"task": "ave", "size": "toy", "method": "stg_cma"}
+    models = [
+        CaeAvModel.from_backbones(vision, None, None, **arguments, **values)
+        for values in ({}, {"vision_config": {"num_attention_heads": 1}})
+    ]
+    heads = [model.config.vision_config.num_attention_heads for model in models]
+    assert heads[0] > heads[1] == 1
+    states = [model.vision_tower.state_dict() for model in models]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    with pytest.raises(CaeAvError, match="only \\['model_type', 'num_attention_heads'\\] may be given"):
+        CaeAvModel.from_backbones(vision, None, None, **arguments, vision_config={"patch_size": 4})
+    with pytest.raises(CaeAvError, match="CaeAvVisionConfig has no field `num_attention_heads`"):
+        CaeAvModel.from_backbones(
+            toy_towers()["vision"], None, None, **arguments, vision_config={"num_attention_heads": 1}
+        )
+
+
 @torch.no_grad()
 def test_checkpointing_and_half_precision() -> None:
     for kind in KINDS:

@@ -409,8 +409,9 @@ class CaeAvPreTrainedModel(PreTrainedModel):
             audio_text: For few-shot tasks: another CLAP than `audio` for the text branch.
             overrides: Fields of the configuration, and `method`, see [`CaeAvConfig.from_preset`]; a method without
                 captions needs no `text`. Sizes of the towers come from the towers; `vision_config` and `audio_config`
-                may set only the `model_type` of the tower that converts the model, where several could, and
-                `audio_config` the front end: sampling rate, window, hop, frequencies, mel scale and tiling.
+                may set only the `model_type` of the tower that converts the model, where several could,
+                `vision_config` also the `num_attention_heads` of CLIP's vision transformer, and `audio_config` the
+                front end: sampling rate, window, hop, frequencies, mel scale and tiling.
 
         Raises:
             CaeAvError: A tower cannot be found or is not of a supported kind, or an override sets its sizes.

@@ -38,6 +38,9 @@ _HUB = "hf-hub:"
 
 _WEIGHTS = "model.safetensors"
 
+# Fields of a visual tower's configuration that no tensor depends on, and that may be set for a pretrained one.
+_SHAPELESS = {"num_attention_heads"}
+
 # Entries of a configuration that say nothing about the tower.
 _BOOKKEEPING = ("model_type", "transformers_version", "architectures", "dtype")
 
@@ -75,8 +78,8 @@ def load_tower(
         name: Name, Hub repository (optionally followed by `@revision`) or local folder.
         revision: Revision of a Hub repository.
         overrides: `model_type` of the tower, by default that of the folder, or of the first registered tower that
-            converts the library's model; and for `"audio"` fields of the front end, such as `tile_seconds`, that
-            replace those of the tower.
+            converts the library's model; for `"audio"` fields of the front end, such as `tile_seconds`, that replace
+            those of the tower; and for `"vision"` the `num_attention_heads` into which the weights are cut.
         projects: Whether to load the projection to the space that the tower shares with texts, or with frames or
             sounds.
 
@@ -86,8 +89,9 @@ def load_tower(
     """
     front_end = dict(overrides or {})
     model_type = front_end.pop("model_type", None)
-    if unknown := sorted(front_end.keys() - (FRONT_END if kind == "audio" else set())):
-        allowed = sorted(FRONT_END | {"model_type"}) if kind == "audio" else ["model_type"]
+    own = {"audio": FRONT_END, "vision": _SHAPELESS}.get(kind, set())
+    if unknown := sorted(front_end.keys() - own):
+        allowed = sorted(own | {"model_type"})
         raise CaeAvError(f"`{kind}_config`: beside `{kind}`, only {allowed} may be given, got {unknown}")
     name = str(name)
     location = packaged_path(name)
