@@ -5,10 +5,12 @@ import math
 from pathlib import Path
 
 import pytest
+from transformers import pipeline
 
 from caeav_hf import CaeAvForEventLocalization
+from caeav_hf.pipelines import register
 from caeav_hf.training.command import main
-from tests.training.toy_files import toy_data
+from tests.training.toy_files import toy_clips, toy_data
 
 
 pytestmark = pytest.mark.slow  # whole runs
@@ -47,3 +49,19 @@ def test_a_row_trains_by_a_flag(row: str, cache: Path, tmp_path: Path) -> None:
         assert str(getattr(config, name)).lower() == value
     assert ("train/caption" in record) == config.use_case
     assert ("train/agreement" in record) == bool(config.agreement_loss_weight)
+
+
+def test_stg_cma_trains_along_a_cosine_and_answers_in_a_pipeline(cache: Path, tmp_path: Path) -> None:
+    flags = {"--task": "ave", "--method": "stg_cma", "--size": "toy", "--data": toy_data(), "--cache-dir": cache}
+    flags |= {"--output-dir": tmp_path / "run", "--batch-size": 2, "--accumulation-steps": 1, "--epochs": 3}
+    flags |= {"--max-steps": 2, "--min-learning-rate": 1e-5, "--lr-warmup-epochs": 1, "--learning-rate": 1e-3}
+    assert main([str(part) for pair in flags.items() for part in pair]) == 0
+    record = json.loads((tmp_path / "run" / "history.jsonl").read_text())
+    assert record["step"] == 2
+    assert math.isfinite(record["train/loss"])
+    best = tmp_path / "run" / "checkpoints" / "best"
+    config = CaeAvForEventLocalization.from_pretrained(best).config
+    assert (config.interaction, config.shared_tower) == ("stg_cma", True)
+    register()
+    result = pipeline("audio-visual-event-localization", model=str(best), device="cpu")(toy_clips(1)[0])
+    assert len(result["segments"]) == 10
