@@ -633,6 +633,8 @@ class CaeAvConfig(PreTrainedConfig):
             head_dropout (`float`): Sizes of the temporal relation blocks of the task heads.
         head_map_sizes (`list[int]`, *optional*): Selects the segmentation head of LAVisH: channels of each stage's map
             before four dilated convolutions. Without them, gates along time stand in the place of these.
+        head_decoder_sizes (`list[int]`, *optional*): Channels of the segmentation head's last two hidden convolutions;
+            by default half of `head_hidden_size`, and 32.
         head_answer_size (`int`, defaults to 0): Width of the head of question answering, to which frames are projected
             first; 0 for that of the visual tower, without projection.
         head_answer_audio_size (`int`, defaults to 0): Width to which that head projects the sound before its own
@@ -763,6 +765,7 @@ class CaeAvConfig(PreTrainedConfig):
     head_intermediate_size: int = 1024
     head_dropout: float | int = 0.1
     head_map_sizes: list[int] | tuple[int, ...] | None = None
+    head_decoder_sizes: list[int] | tuple[int, ...] | None = None
     head_answer_size: int = 0
     head_answer_audio_size: int = 0
     head_audio_hidden: bool = True
@@ -792,7 +795,7 @@ class CaeAvConfig(PreTrainedConfig):
             raise CaeAvError(f"`num_labels` of CaeAvConfig must be a positive whole number, got {count!r}")
         if self.id2label is not None and not self.id2label:
             raise CaeAvError("`id2label` of CaeAvConfig must name at least one class")
-        _tuples_to_lists(self, "adapter_stages", "matching_hidden_sizes", "head_map_sizes")
+        _tuples_to_lists(self, "adapter_stages", "matching_hidden_sizes", "head_map_sizes", "head_decoder_sizes")
         if self.id2label is None and kwargs.get("num_labels") is None:
             # Also for other tasks, whose configurations are saved without names that are the default.
             self.id2label = dict(get_task(CaeAvConfig.task).preset["id2label"])
@@ -849,6 +852,12 @@ class CaeAvConfig(PreTrainedConfig):
         for name in ("visual_3d_size", "head_answer_size", "head_answer_audio_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` of CaeAvConfig must not be negative, got {getattr(self, name)}")
+        if self.head_decoder_sizes is not None:
+            _positive(self, "head_decoder_sizes")
+            if len(self.head_decoder_sizes) != 2:
+                raise ValueError(
+                    f"`head_decoder_sizes` of CaeAvConfig needs two values, got {self.head_decoder_sizes}"
+                )
         if self.head_map_sizes is not None:
             _positive(self, "head_map_sizes")
             if len(self.head_map_sizes) != len(self.visual_stages):

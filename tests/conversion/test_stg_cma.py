@@ -29,6 +29,18 @@ ROWS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "ave-swin": ("ave", {"vision_config": SWIN}, {"ftmode": "multimodal"}),
     "ave-swin-fusion": ("ave", {"vision_config": SWIN}, {"ftmode": "fusion"}),
     "avs_s4": ("avs_s4", {"vision_config": SWIN, "mask_size": 32, "head_num_heads": 1}, {"ftmode": "fusion"}),
+    "avs_s4-other-widths": (
+        "avs_s4",
+        {
+            "vision_config": SWIN,
+            "mask_size": 32,
+            "head_num_heads": 1,
+            "head_hidden_size": 10,
+            "head_map_sizes": (5, 6, 7, 8),
+            "head_decoder_sizes": (7, 3),
+        },
+        {"ftmode": "multimodal"},
+    ),
     "avqa-l": ("avqa", {"vision_config": SWIN, "question_vocab_size": 20}, {}),
     "avqa-b": (
         "avqa",

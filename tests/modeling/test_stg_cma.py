@@ -199,11 +199,9 @@ def test_head_of_segmentation_is_that_of_the_authors() -> None:
         head_hidden_size=10,
         head_audio_dim=12,
         head_num_heads=2,
+        head_decoder_sizes=(12, 6),
     )
     head = SegmentationHead(config).eval()
-    # The case's last widths are not in the ratio of the real ones.
-    head.upsample, head.hidden = nn.Conv2d(10, 12, 3, padding=1), nn.Conv2d(12, 6, 3, padding=1)
-    head.classifier = nn.Conv2d(6, 1, 1)
     case.load_into(head, key_map.STG_CMA_SEGMENTATION, key_map.STG_CMA_SEGMENTATION_IGNORED)
     maps = tuple(case.inputs[f"map{stage}"] for stage in range(4))
     found = head(maps, case.inputs["audio"][0], FrameLayout(1, 5))

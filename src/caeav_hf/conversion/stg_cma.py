@@ -218,7 +218,11 @@ def _event_values(evidence: Evidence) -> dict[str, Any]:
 
 def _segmentation_values(evidence: Evidence) -> dict[str, Any]:
     scales = range(1, evidence.count(r"^avstask_x(\d+)_linear\.weight$") + 1)
+    decoder = [evidence.shape(f"avstask_output_conv.{number}.weight") for number in (0, 2)]
+    usual = [decoder[0][1] // 2, 32]
+    sizes = [shape[0] for shape in decoder]
     return {
+        "head_decoder_sizes": None if sizes == usual else sizes,
         "head_map_sizes": [evidence.shape(f"avstask_x{scale}_linear.weight")[0] for scale in scales],
         "head_hidden_size": evidence.shape("avstask_conv1.conv2d_list.0.weight")[0],
         "head_audio_dim": evidence.shape("avstask_audio_linear.weight")[0],

@@ -210,9 +210,10 @@ class SegmentationHead(nn.Module):
         self.fusions = nn.ModuleList(
             FusionBlock(size, is_coarsest=scale == coarsest) for scale in range(len(self.sides))
         )
-        self.upsample = nn.Conv2d(size, size // 2, 3, padding=1)
-        self.hidden = nn.Conv2d(size // 2, 32, 3, padding=1)
-        self.classifier = MaskClassifier(32, 1, 1)
+        first, second = config.head_decoder_sizes or (size // 2, 32)
+        self.upsample = nn.Conv2d(size, first, 3, padding=1)
+        self.hidden = nn.Conv2d(first, second, 3, padding=1)
+        self.classifier = MaskClassifier(second, 1, 1)
 
     def forward(self, feature_maps: tuple[Tensor, ...], audio: Tensor, frames: FrameLayout) -> MaskLogits:
         """
