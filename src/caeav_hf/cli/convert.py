@@ -29,7 +29,8 @@ def add_command(commands: Any) -> None:
     """Add the command to the subparsers of `caeav`."""
     convert = commands.add_parser(
         "convert",
-        help="convert a checkpoint of the authors' code for CAE-AV, AVMoE, DG-SCT or LAVisH to a model folder",
+        help="convert a checkpoint of the authors' code for CAE-AV, AVMoE, DG-SCT, LAVisH or STG-CMA to a model "
+        "folder",
         description="Convert a checkpoint of the authors' code to a folder for from_pretrained: model, configuration, "
         "processor, card, and a report on every key. Sizes are read from the tensors. No code in the file is run.",
     )
@@ -43,7 +44,8 @@ def add_command(commands: Any) -> None:
     convert.add_argument(
         "--method",
         metavar="NAME",
-        help="method of the model, cae_av, avmoe, dg_sct or lavish (default: found by the keys of the checkpoint)",
+        help="method of the model, cae_av, avmoe, dg_sct, lavish or stg_cma (default: found by the keys of the "
+        "checkpoint)",
     )
     convert.add_argument("--out", required=True, metavar="DIR", help="output folder")
     convert.add_argument(

@@ -303,6 +303,11 @@ class STGCMAInteraction(InteractionLayer):
     attention (Eq. 8 to 11) and after the feed-forward branch (Eq. 12 to 15).
     """
 
+    title = "STG-CMA"
+    reference = (
+        'Wang, Tian and Hatzinakos, "Towards Efficient Audio-Visual Learners via Empowering Pre-trained Vision '
+        'Transformers with Cross-Modal Adaptation"'
+    )
     options_class = STGCMAOptions
     options: STGCMAOptions
 
