@@ -45,6 +45,7 @@ JOBS: dict[str, tuple[str, str | None]] = {
     **{task: (task, None) for task in ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")},
     **{f"ave_{method}": ("ave", method) for method in METHODS},
     "avqa_dg_sct": ("avqa", "dg_sct"),
+    "avs_ms3_dg_sct": ("avs_ms3", "dg_sct"),
     "avs_ms3_lavish": ("avs_ms3", "lavish"),
 }
 
