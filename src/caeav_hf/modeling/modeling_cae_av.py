@@ -434,8 +434,9 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         if audio is not None:
             of_audio = overrides.pop("audio_config", None)
             own = {} if of_method.get("shared_tower") else of_method.get("audio_config", {})
-            if projects and size == "full":
-                own = {**preset["audio_config"], **own}
+            if projects:
+                # The authors' front end, not that with which CLAP was trained.
+                own = {**CaeAvConfig.from_preset(task, size).audio_config.to_dict(), **own}
             front_end = {name: value for name, value in own.items() if name in FRONT_END}
             of_audio = {**front_end, **(of_audio or {})} or None
             towers["audio"] = load_tower("audio", audio, overrides=of_audio, projects=projects)

@@ -1,11 +1,13 @@
 """Few-shot models: what a forward pass gives, padding, class names, half precision, checkpoints, preset sizes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import Tensor
+from transformers import ClapFeatureExtractor
 
 from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForFewShotLocalization, CaeAvProcessor
 from caeav_hf.assets import aligned_toy_towers
@@ -147,6 +149,22 @@ def test_adapters_alone_find_their_towers(tmp_path: Path) -> None:
     batch = make_batch(model)
     with torch.no_grad():
         assert_close(again(**batch).logits, model(**batch).logits)
+
+
+def test_the_front_end_is_that_of_the_authors_and_not_of_clap(tmp_path: Path) -> None:
+    towers = dict(aligned_toy_towers())
+    shutil.copytree(towers["audio"], tmp_path / "audio")
+    extractor = ClapFeatureExtractor(feature_size=32, sampling_rate=48_000, hop_length=480, truncation="fusion")
+    extractor.save_pretrained(tmp_path / "audio")
+    # The sizes of the toy towers in the full preset, whose front end is the authors'.
+    model = CaeAvForFewShotLocalization.from_backbones(
+        **{**towers, "audio": tmp_path / "audio"}, task="ave_few_shot", id2label=dict(enumerate(NAMES))
+    )
+    audio = model.config.audio_config
+    assert (audio.sampling_rate, audio.hop_length, audio.mel_scale, audio.tile_seconds) == (32_000, 320, "slaney", 10)
+    assert audio.filter_sampling_rate == 48_000
+    extractor = CaeAvProcessor.from_config(model.config).feature_extractor
+    assert (extractor.sampling_rate, extractor.filter_sampling_rate) == (32_000, 48_000)
 
 
 def test_half_precision() -> None:
