@@ -345,6 +345,41 @@ def test_on_pretrained_towers(towers: Any, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.eval().double()(**batch).frame_log_probs, expected, atol=1e-6, rtol=1e-6)
 
 
+@torch.no_grad()
+def test_printed_form_orders_positions_as_the_patches() -> None:
+    options = {"formulation": "paper"}
+    config = CaeAvConfig.from_preset("ave", size="toy", method="stg_cma", interaction_options=options, **KINDS["vit"])
+    model = CaeAvModel(config)
+    tower, embedding = model.vision_tower, model.audio_embedding
+    kernel = tower.patch_embed.proj.weight
+    torch.testing.assert_close(embedding.projection.weight, kernel.mean(1, keepdim=True))
+    # 4 x 4 patches of a frame; 3 x 2 of the sound, time before bands, from the middle of the rows and columns.
+    grid = tower.pos_embed[0, 1:].unflatten(0, (4, 4))
+    expected = [grid[1 + band, 1 + time] for time in range(3) for band in range(2)]
+    torch.testing.assert_close(embedding.positions, torch.stack([tower.pos_embed[0, 0], *expected]))
+    layer = model.interactions[0][0]
+    assert {name for name, _ in layer.named_parameters(recurse=False)} == {
+        f"{prefix}{stream}_gate" for prefix in ("", "global_") for stream in ("visual", "audio")
+    }
+    # Sound longer than a frame's grid: its positions are stretched along time.
+    longer = {**KINDS["vit"], "audio_config": {"spectrogram_frames": 48, "num_mel_bins": 20}}
+    model = CaeAvModel(CaeAvConfig.from_preset("ave", size="toy", method="stg_cma", **longer))
+    assert model.audio_embedding.positions.shape == (1 + 6 * 2, 32)
+    assert model.audio_embedding.positions.isfinite().all()
+
+
+def test_temporal_adaptation_of_both_forms() -> None:
+    """The code skips blocks with shifted windows, the print none."""
+    for formulation, expected in (("official", [True, False, True, True, False, True]), ("paper", [True] * 6)):
+        config = CaeAvConfig.from_preset(
+            "ave", size="toy", method="stg_cma", interaction_options={"formulation": formulation}
+        )
+        layers = [layer for stage in CaeAvModel(config).interactions for layer in stage]
+        assert [layer.is_temporal for layer in layers] == expected
+        # The released script of event localization on Swin has no exchange.
+        assert [layer.exchange for layer in layers] == [formulation == "paper"] * 6
+
+
 def test_a_pretrained_vit_may_have_its_heads_cut_otherwise() -> None:
     vision, arguments = aligned_toy_towers()["vision"], {"task": "ave", "size": "toy", "method": "stg_cma"}
     models = [
