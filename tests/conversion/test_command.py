@@ -86,7 +86,9 @@ def test_convert_dg_sct(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     processor = CaeAvProcessor.from_pretrained(tmp_path / "model")
     assert dict(processor.video_processor.size) == {"height": 96, "width": 96}
     assert processor.feature_extractor.tile_seconds == 5
-    assert "text tower" not in (tmp_path / "model" / "README.md").read_text()
+    card = (tmp_path / "model" / "README.md").read_text()
+    assert "text tower" not in card
+    assert "- dg-sct\n" in card
 
 
 def test_errors(state: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -128,7 +128,7 @@ def _card(model: "CaeAvPreTrainedModel", options: argparse.Namespace, summary: s
     from ..training.card import LOCAL_NAME, TEMPLATES
 
     return ModelCard.from_template(
-        ModelCardData(library_name="caeav-hf", tags=["audio-visual", "cae-av"]),
+        ModelCardData(library_name="caeav-hf", tags=["audio-visual", model.config.interaction.replace("_", "-")]),
         template_path=str(TEMPLATES / "converted_model.md"),
         title=Path(options.out).name,
         model_class=type(model).__name__,
