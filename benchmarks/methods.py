@@ -5,10 +5,11 @@ Interaction methods side by side on the toy corpora of the tasks: same data, sam
     python benchmarks/methods.py --out methods --methods cae_av gated_mean --import gated_mean
 
 Trains the toy preset of every method on every task, at the normal and at the hard level, with each seed, and scores it
-on held-out clips by the task's main metric. Two rows say what doing nothing scores: the constant guess of
-`baselines.py`, and the task's head alone, trained the same way on the frozen towers without any interaction. Every run
-is a process with one thread and leaves a file in `--out`; the command continues where it was stopped, and ends with a
-table (`methods.md`), all numbers (`methods.json`) and a picture (`methods.png`).
+on held-out clips by the task's main metric. Three rows say what doing nothing scores: the constant guess of
+`baselines.py`, and the task's head alone in both formulations, trained the same way on the frozen towers without any
+interaction. Differences are to the one of the formulation in the method's preset. Every run is a process with one
+thread and leaves a file in `--out`; the command continues where it was stopped, and ends with a table (`methods.md`),
+all numbers (`methods.json`) and a picture (`methods.png`).
 
 Steps are few and towers tiny: the table shows what each method costs and that it learns, not how the published methods
 rank.
@@ -26,6 +27,7 @@ import baselines
 from machine import peak_memory, processor_name, reset_peak_memory
 from runs import BUILDERS, draw_scores, execute, prepare, text, train_or_resume, write
 
+from caeav_hf import CaeAvConfig
 from caeav_hf.modeling.interaction import InteractionLayer, InteractionOutput, register_interaction
 from caeav_hf.task import get_task
 from caeav_hf.toy import LEVELS
@@ -34,8 +36,15 @@ from caeav_hf.training.run import score
 from caeav_hf.visualization.drawing import SERIES, new_figure, save_figure
 
 
-METHODS = ("head_alone", "cae_av", "avmoe", "dg_sct", "lavish")
-NAMES = {"head_alone": "head alone", "cae_av": "CAE-AV", "avmoe": "AVMoE", "dg_sct": "DG-SCT", "lavish": "LAVisH"}
+METHODS = ("head_alone", "official_head_alone", "cae_av", "avmoe", "dg_sct", "lavish")
+NAMES = {
+    "head_alone": "head alone",
+    "official_head_alone": "head alone, official",
+    "cae_av": "CAE-AV",
+    "avmoe": "AVMoE",
+    "dg_sct": "DG-SCT",
+    "lavish": "LAVisH",
+}
 TASKS = ("ave", "avvp", "avs_ms3", "avqa")
 TITLES = {
     "ave": "Event localization, segment accuracy (%)",
@@ -63,6 +72,15 @@ class HeadAlone(InteractionLayer):
 
     def forward(self, visual, audio, visual_block, audio_block, frames) -> InteractionOutput:
         return InteractionOutput(visual_block(visual), audio_block(audio))
+
+
+@register_interaction("official_head_alone")
+class OfficialHeadAlone(HeadAlone):
+    """The same with the official formulation's heads, which the presets of DG-SCT and LAVisH take."""
+
+    @classmethod
+    def preset(cls, task: str, size: str) -> dict[str, Any]:
+        return {**super().preset(task, size), "formulation": "official"}
 
 
 def run_one(task: str, level: str, method: str, seed: int, steps: int, out: Path) -> None:
@@ -182,15 +200,21 @@ def summarize(
     draw(found, guesses, tasks, levels, methods, out / "methods.png")
 
 
+def head_alone(task: str, method: str) -> str:
+    """Return the head alone in the formulation of a method's preset."""
+    config = CaeAvConfig.from_preset(task, "toy", method=method)
+    return "official_head_alone" if config.is_official else "head_alone"
+
+
 def row(found: dict[tuple[str, str], list[dict[str, Any]]], task: str, method: str, levels: Sequence[str]) -> str:
     """Format the cells of a method."""
     cells = []
     for level in levels:
         scores = [run[level]["score"] for run in found[task, method]]
         cells.append(text(scores))
-        without = [run[level]["score"] for run in found.get((task, "head_alone"), [])]
+        without = [run[level]["score"] for run in found.get((task, head_alone(task, method)), [])]
         gains = [a - b for a, b in zip(scores, without, strict=False)]
-        cells.append("" if method == "head_alone" or not gains else text(gains, sign="+"))
+        cells.append("" if method == head_alone(task, method) or not gains else text(gains, sign="+"))
     runs = [run[level] for run in found[task, method] for level in levels]
     for name in ("training_seconds", "memory_mb"):
         known = [run[name] for run in runs if run[name] is not None]
