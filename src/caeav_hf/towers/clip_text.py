@@ -11,6 +11,9 @@ from ..configuration_cae_av import CaeAvTextConfig
 from .frozen import fingerprint, is_adapted
 
 
+INITIAL_LOGIT_SCALE = math.log(1 / 0.07)  # CLIP's
+
+
 class ClipTextTower(TextTransformer):
     """
     open_clip's CLIP text tower; returns the last hidden layer after the final norm. If `projection_dim` is configured,
@@ -38,8 +41,8 @@ class ClipTextTower(TextTransformer):
             act_layer=QuickGELU if config.hidden_act == "quick_gelu" else nn.GELU,
             norm_layer=LayerNorm,
         )
-        self.logit_scale = nn.Parameter(torch.empty(())) if config.projection_dim is not None else None
-        self.init_parameters()
+        scale = torch.tensor(INITIAL_LOGIT_SCALE)
+        self.logit_scale = nn.Parameter(scale) if config.projection_dim is not None else None
         self._cache: OrderedDict[bytes, Tensor] = OrderedDict()
         self._cached_weights: tuple = ()
 
@@ -49,7 +52,7 @@ class ClipTextTower(TextTransformer):
         # open_clip calls this before there is a temperature.
         scale = getattr(self, "logit_scale", None)
         if scale is not None:
-            nn.init.constant_(scale, math.log(1 / 0.07))
+            nn.init.constant_(scale, INITIAL_LOGIT_SCALE)
 
     def init_non_persistent_buffers(self) -> None:
         """Rebuild the causal mask, which checkpoints do not contain, after loading on the meta device."""
