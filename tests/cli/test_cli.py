@@ -153,6 +153,7 @@ def segment(*arguments):
     return main(["predict", *map(str, arguments), "--model", str(mask_model()), "--device", "cpu"])
 
 
+@pytest.mark.slow
 def test_masks_of_clips_are_written_with_an_index(tmp_path, capsys, broken):
     first, second = mask_clips(2)
     out = tmp_path / "masks"
@@ -262,6 +263,7 @@ def test_features_of_a_3d_network_are_found_by_name(tmp_path, capsys):
     assert "visual_3d" in errors(capsys)[0]
 
 
+@pytest.mark.slow
 def test_answers_are_written_and_drawn(tmp_path, capsys, broken):
     clips = toy_clips(2)
     questions = ["How many instruments are there?", "Is the bell louder than the siren?"]
@@ -322,6 +324,7 @@ def test_the_demo_goes_all_the_way(tmp_path, capsys):
     assert "not an empty folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_export_leaves_the_towers_out(tmp_path, capsys):
     torch.manual_seed(0)
     model = CaeAvForEventLocalization.from_backbones(**toy_towers(), size="toy")

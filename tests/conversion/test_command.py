@@ -72,6 +72,7 @@ def test_convert(kind: str, state: dict[str, Tensor], tmp_path: Path, capsys: py
     assert "official formulation" in card
 
 
+@pytest.mark.slow
 def test_convert_dg_sct(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """The folder states the input that the checkpoint was trained on."""
     save_file(dg_sct_state(dg_sct_model("avs_ms3"), unused=False), tmp_path / "best.safetensors")

@@ -275,6 +275,7 @@ def own(request: pytest.FixtureRequest) -> CaeAvPreTrainedModel:
     return dg_sct_model(request.param)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 @pytest.mark.parametrize("unused", [True, False])
 def test_whole_models_compute_what_the_equations_do(own: CaeAvPreTrainedModel, unused: bool) -> None:
@@ -337,6 +338,7 @@ def state() -> dict[str, Tensor]:
     return dg_sct_state(dg_sct_model("ave"))
 
 
+@pytest.mark.slow
 def test_the_method_is_found_or_given(state: dict[str, Tensor]) -> None:
     assert convert(state, "ave", method="dg_sct").config.interaction == "dg_sct"
     with pytest.raises(CaeAvError, match=r"`method` is 'avmoe', but '.*fc_affine.*' is a key of 'dg_sct'"):

@@ -180,6 +180,7 @@ def test_whole_checkpoints_compute_the_same(task: str, given: str) -> None:
     assert converted.config.trained_tower_norms == norms
 
 
+@pytest.mark.slow
 def test_the_command_writes_a_folder_with_a_processor(tmp_path: Path) -> None:
     checkpoint, folder = tmp_path / "ave.pt", tmp_path / "out"
     torch.save(authors_state(small_model("ave")), checkpoint)

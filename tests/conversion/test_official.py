@@ -228,7 +228,8 @@ def test_plain_avmoe(task: str) -> None:
         assert_equal(getattr(output, name), value, tolerance=1e-4)
 
 
-@pytest.mark.parametrize("head", slow_after(1, ["mlp", "cmbs_linear"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("head", ["mlp", "cmbs_linear"])
 @torch.no_grad()
 def test_other_heads_of_event_localization(head: str) -> None:
     own = small_model(small_config("ave", event_head=head))

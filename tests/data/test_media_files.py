@@ -27,7 +27,6 @@ from caeav_hf.processing import CaeAvProcessor
 from caeav_hf.tasks.event_localization.builder import read_clip_times
 from caeav_hf.tasks.video_parsing.visual_3d import extract_folder
 from tests.corpora import build_avs
-from tests.lanes import slow_after
 from tests.media_factory import count_image, read_count, write_clip, write_wav
 from tests.same import assert_same_clip
 
@@ -300,7 +299,8 @@ def test_of_several_files_the_choice_is_noted_and_a_broken_one_is_not_the_end(cl
     assert skipped == {"unreadable": {"count": 1, "examples": ["lost.mp4"]}}
 
 
-@pytest.mark.parametrize("setting", slow_after(1, ["s4", "ms3"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("setting", ["s4", "ms3"])
 def test_avsbench_in_other_folders(avs_corpora, avs_parquet, tmp_path, setting):
     """Frames and masks without folders for split and category, and everything one folder deeper."""
     copy = tmp_path / "corpus"

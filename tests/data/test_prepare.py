@@ -61,6 +61,7 @@ def test_png_gives_the_tensors_of_the_files(task, tmp_path):
         assert next(iter(loaded))["frames"][0]["bytes"].startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_questions_share_the_one_copy_of_their_clip(tmp_path):
     folder, processor = toy_files.question_data(), processor_of("avqa")
     report = prepare_clips(folder, processor, tmp_path / "out")
@@ -117,6 +118,7 @@ def test_broken_clips_are_reported_and_the_rest_is_prepared(corpus, processor, t
     assert len(CaeAvDataset(tmp_path / "out", processor, split="train")) == len(rows) - 1
 
 
+@pytest.mark.slow
 def test_a_stopped_run_leaves_nothing_to_read_and_goes_on(parquet, processor, tmp_path, monkeypatch):
     prepare_clips(parquet, processor, tmp_path / "whole", image_format="png", shard_clips=4)
     load, decoded = CaeAvProcessor.load_clip, []

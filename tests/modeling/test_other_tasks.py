@@ -80,6 +80,7 @@ def test_encoders_go_between_tasks(folders, tmp_path):
         Subclass.from_pretrained(folders["avqa"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "labels",
     slow_after(

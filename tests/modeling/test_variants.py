@@ -114,7 +114,8 @@ def test_event_head_without_relations_sees_frames_alone() -> None:
     torch.testing.assert_close(alone, whole[:, :1], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("formulation", slow_after(1, ["paper", "official"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("formulation", ["paper", "official"])
 def test_one_tower_for_both_streams(formulation: str, tmp_path) -> None:
     """Table II's shared rows: the visual tower, stored once, also reads the sound as an image."""
     model = toy_model(formulation=formulation, shared_tower=True)

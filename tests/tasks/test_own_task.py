@@ -66,6 +66,7 @@ def used(own: ModuleType) -> dict:
     return names
 
 
+@pytest.mark.slow
 def test_it_is_trained_and_evaluated(used: dict) -> None:
     result = used["result"]
     assert result.state.step == 4

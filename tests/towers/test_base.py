@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import numpy as np
 import open_clip
 import pytest
@@ -292,6 +293,7 @@ def test_from_backbones(folders: dict[str, Path], audio: str, tmp_path: Path) ->
         torch.testing.assert_close(again(**batch).loss, model(**batch).loss, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_a_model_on_a_swin_of_version_1(folders: dict[str, Path], tmp_path: Path) -> None:
     towers = {"vision": folders["swin"], "audio": folders["audio"]}
@@ -332,7 +334,7 @@ def test_a_model_on_a_swin_of_version_1(folders: dict[str, Path], tmp_path: Path
 def test_from_backbones_errors(
     folders: dict[str, Path], change: dict, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     arguments = {"vision": folders["vision"], "audio": folders["audio"], "text": folders["text"], "size": "toy"}
     change = {key: folders.get(value, value) if isinstance(value, str) else value for key, value in change.items()}
     with pytest.raises(CaeAvError, match=message):

@@ -164,6 +164,7 @@ def test_wrong_pretrained_towers(pretrained: tuple[CaeAvForEventLocalization, Pa
         load_tower("vision", folder / "broken")
 
 
+@pytest.mark.slow
 def test_caeav_prepare(pretrained: tuple[CaeAvForEventLocalization, Path], tmp_path: Path) -> None:
     model, folder = pretrained
     shutil.copytree(folder / "adapters", tmp_path / "model")

@@ -111,6 +111,7 @@ def test_negatives_of_question_answering_train_it() -> None:
     assert all(grad is not None and grad.abs().sum() > 0 for grad in grads)
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_it(model: CaeAvForEventLocalization, tmp_path: Path) -> None:
     model.add_lora(tower_lora_config(rank=2, alpha=4, dropout=0.1, towers=ALL))
     shake(model)

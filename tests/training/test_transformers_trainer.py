@@ -103,6 +103,7 @@ def with_broken_clips(clips: CaeAvDataset, broken: tuple[int, ...]) -> CaeAvData
     return CaeAvDataset(rows, clips.processor)
 
 
+@pytest.mark.slow
 def test_broken_clips_do_not_count_in_evaluation(tmp_path):
     weights = {f"{name}_loss_weight": 0.0 for name in ("caption", "alignment", "entropy")}
     model = CaeAvForEventLocalization.from_pretrained(toy_model(), **weights)

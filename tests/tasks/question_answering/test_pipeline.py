@@ -230,6 +230,7 @@ def test_broken_clips_and_missing_questions(answer, tmp_path):
         answer(clip, question=QUESTIONS[0], top_k=0)
 
 
+@pytest.mark.slow
 def test_a_folder_brings_its_own_words(answer, tmp_path):
     model = CaeAvForQuestionAnswering.from_pretrained(question_model())
     tokenizer = build_question_tokenizer(QUESTIONS)
