@@ -12,6 +12,7 @@ from caeav_hf import (
 )
 from caeav_hf.modeling import CaeAvPreTrainedModel
 from caeav_hf.modeling.interaction import BlockPosition, PairPosition
+from caeav_hf.task import get_task
 
 
 def toy_model(seed: int = 0, attn_implementation: str = "sdpa", **overrides) -> CaeAvForEventLocalization:
@@ -96,6 +97,25 @@ def task_batch(config: CaeAvConfig, batch_size: int = 2, num_frames: int = 4, se
         labels = torch.randint(0, config.num_labels, (batch_size,), generator=generator)
         batch.update(question_ids=ids * mask, question_mask=mask.long(), labels=labels)
     return batch
+
+
+def assert_task_trains(method: str, task: str) -> int:
+    """Check that a training step of a method's toy preset reaches every kind of tensor of its layers; count these."""
+    torch.manual_seed(0)
+    small = {"avvp": {"num_labels": 7}, "avqa": {"num_labels": 5, "question_vocab_size": 20}}.get(task, {})
+    config = CaeAvConfig.from_preset(task, size="toy", method=method, **small)
+    model = randomise(get_task(task).model_class(config)).train()
+    outputs = model(**task_batch(config, num_frames=3))
+    outputs.loss.backward()
+    assert outputs.loss.isfinite()
+    trained: dict[str, bool] = {}
+    for name, parameter in model.named_parameters():
+        if name.startswith("model.interactions"):
+            kind = name.split(".", 4)[4]  # of any pair: rectifiers may be shut in one of these small adapters
+            assert parameter.grad is not None, name
+            trained[kind] = trained.get(kind, False) or bool(parameter.grad.any())
+    assert all(trained.values()), trained
+    return len(trained)
 
 
 def as_double(batch: dict[str, Tensor]) -> dict[str, Tensor]:

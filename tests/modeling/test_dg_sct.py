@@ -18,14 +18,21 @@ from caeav_hf.conversion import key_map
 from caeav_hf.modeling.dg_sct import DGSCTAdapter, DGSCTInteraction, DGSCTOptions
 from caeav_hf.modeling.frames import FrameLayout
 from caeav_hf.modeling.interaction import BlockPosition, InteractionOutput, PairPosition, pair_positions
-from caeav_hf.task import get_task
 from caeav_hf.towers import renaming
 from caeav_hf.towers.base import FrozenBlock, TowerReader
 from caeav_hf.towers.htsat import HtsatTower
 from caeav_hf.towers.swin_v2 import SwinV2Tower
 from caeav_hf.towers.vit import VitTower
 from tests.golden import GoldenCase, assert_equal, numbers_in, part
-from tests.modeling.helpers import block, opened, randomise, toy_batch, toy_model, toy_segmentation_model
+from tests.modeling.helpers import (
+    assert_task_trains,
+    block,
+    opened,
+    randomise,
+    toy_batch,
+    toy_model,
+    toy_segmentation_model,
+)
 from tests.same import assert_close
 
 
@@ -544,29 +551,7 @@ def test_what_is_given_goes_over_the_preset_of_the_method() -> None:
 
 @pytest.mark.parametrize("task", ["avvp", "avs_s4", "avs_ms3", "avqa"])
 def test_every_task_trains(task: str) -> None:
-    torch.manual_seed(0)
-    small = {"avvp": {"num_labels": 7}, "avqa": {"num_labels": 5, "question_vocab_size": 20}}.get(task, {})
-    config = CaeAvConfig.from_preset(task, size="toy", method="dg_sct", **small)
-    model = randomise(get_task(task).model_class(config)).train()
-    batch = toy_batch(config, num_frames=3)
-    labels = {
-        "avvp": lambda: torch.randint(0, 2, (2, 7)).float(),
-        "avqa": lambda: torch.tensor([0, 4]),
-    }.get(task, lambda: torch.randint(0, 2, (2, 3, config.mask_size, config.mask_size), dtype=torch.int8))
-    batch["labels"] = labels()
-    if task == "avqa":
-        batch["question_ids"] = torch.randint(1, 20, (2, 6))
-    outputs = model(**batch)
-    outputs.loss.backward()
-    assert outputs.loss.isfinite()
-    trained: dict[str, bool] = {}
-    for name, parameter in model.named_parameters():
-        if name.startswith("model.interactions"):
-            kind = name.split(".", 4)[4]  # of any pair: rectifiers may be shut in one of these small adapters
-            assert parameter.grad is not None, name
-            trained[kind] = trained.get(kind, False) or bool(parameter.grad.any())
-    assert len(trained) > 80
-    assert all(trained.values()), trained
+    assert assert_task_trains("dg_sct", task) > 80
 
 
 def test_third_loss_of_event_localization() -> None:

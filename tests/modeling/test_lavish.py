@@ -16,11 +16,11 @@ from caeav_hf.conversion import key_map
 from caeav_hf.modeling.frames import FrameLayout
 from caeav_hf.modeling.interaction import BlockPosition, PairPosition
 from caeav_hf.modeling.lavish import LavishAdapter, LavishInteraction, LavishOptions
-from caeav_hf.task import get_task
 from caeav_hf.tasks.segmentation.head import DilatedSum
 from caeav_hf.towers.base import FrozenBlock
 from tests.golden import GoldenCase, assert_equal, numbers_in, part
 from tests.modeling.helpers import (
+    assert_task_trains,
     block,
     opened,
     randomise,
@@ -382,21 +382,7 @@ def test_filter_banks_of_the_processor(task: str) -> None:
 
 @pytest.mark.parametrize("task", TASKS)
 def test_every_task_trains(task: str) -> None:
-    torch.manual_seed(0)
-    small = {"avvp": {"num_labels": 7}, "avqa": {"num_labels": 5, "question_vocab_size": 20}}.get(task, {})
-    config = CaeAvConfig.from_preset(task, size="toy", method="lavish", **small)
-    model = randomise(get_task(task).model_class(config)).train()
-    outputs = model(**task_batch(config, num_frames=3))
-    outputs.loss.backward()
-    assert outputs.loss.isfinite()
-    trained: dict[str, bool] = {}
-    for name, parameter in model.named_parameters():
-        if name.startswith("model.interactions"):
-            kind = name.split(".", 4)[4]  # of any pair: rectifiers may be shut in one of these small adapters
-            assert parameter.grad is not None, name
-            trained[kind] = trained.get(kind, False) or bool(parameter.grad.any())
-    assert len(trained) > 20
-    assert all(trained.values()), trained
+    assert assert_task_trains("lavish", task) > 20
 
 
 def test_loss_of_event_localization_is_binary() -> None:
