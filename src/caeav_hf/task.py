@@ -102,6 +102,8 @@ class Task:
         official: Facts about the authors' code of this task, which the official formulation follows, by name:
             `visual_adapter_gate` (`True` by default), whether experts of the visual stream have a learnable gate, and
             `skips_audio_blocks` (`False` by default), whether CAE-AV drops the output of the audio tower's blocks.
+        misalignment: The [`~data.misalign.change.LabelCorrection`] that corrects the labels of misaligned clips;
+            `None` if the task's data cannot be misaligned.
 
     Raises:
         CaeAvError: Only one of `pipeline` and `pipeline_name` is given.
@@ -127,6 +129,7 @@ class Task:
     prediction: Any = "caeav_hf.cli.outputs:JsonOutput"
     card: Card = Card()
     official: Mapping[str, bool] = field(default_factory=dict)
+    misalignment: Any = None
 
     def __post_init__(self) -> None:
         if (self.pipeline is None) != (self.pipeline_name is None):
@@ -151,6 +154,11 @@ class Task:
     def result_module(self) -> Any:
         """The module that turns outputs into results."""
         return _load(self.results)
+
+    @property
+    def label_correction(self) -> Any:
+        """The class that corrects the labels of misaligned clips, or `None`."""
+        return _load(self.misalignment)
 
     @property
     def pipeline_class(self) -> Any:

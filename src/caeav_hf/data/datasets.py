@@ -9,6 +9,7 @@ import datasets
 import torch
 from transformers.utils import logging
 
+from caeav_hf.constants import MISALIGNMENT
 from caeav_hf.errors import DataError, MediaError
 
 from .items import ItemMaker
@@ -117,7 +118,7 @@ class CaeAvDataset(torch.utils.data.Dataset):
             if not self._make_item.holds(clip):
                 row |= self._clips[clip]
         elif self._make_item.task.shares_clips:
-            clip = row["media"] or row.get("audio")
+            clip = (row["media"] or row.get("audio"), row.get(MISALIGNMENT))
         return self._make_item(row, clip)
 
     @property

@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from caeav_hf.errors import DataError, MediaError
-from caeav_hf.media.sound import load_audio, spread_sound
+from caeav_hf.media.sound import delay_sound, load_audio, spread_sound
 from caeav_hf.task import Task, get_task, tasks
 
 from .images import read_frame
+from .misalign.apply import apply_change, change_digest, change_of, donor_file, with_media
 from .prepared import PREPARED, check_settings, decode_clip
 from .schema import media_part
 
@@ -44,19 +45,23 @@ class RowForm(ABC):
     def load(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
         """
         Decode a row's clip to frames (n, H, W, 3) uint8, one per segment, and waveform (samples of n segments,)
-        float32.
+        float32, misaligned if the row says so.
 
         Raises:
-            MediaError: The clip cannot be decoded.
+            MediaError: The clip, or a foreign sound in it, cannot be decoded.
         """
+        row, change = with_media(row), change_of(row)
+        delay = 0.0 if change is None else change["delay"]
         if row["media"] is None:
-            return self._load_frames(row)
-        # One thread, since the workers of a loader decode several clips in parallel.
-        start, end = media_part(row)
-        clip = self.processor.load_clip(row["media"], start=start, end=end, num_threads=1)
-        return clip.frames, clip.waveform
+            frames, waveform = self._load_frames(row, delay)
+        else:
+            # One thread, since the workers of a loader decode several clips in parallel.
+            start, end = media_part(row)
+            clip = self.processor.load_clip(row["media"], start=start, end=end, num_threads=1, sound_delay=delay)
+            frames, waveform = clip.frames, clip.waveform
+        return (frames, waveform) if change is None else apply_change(change, frames, waveform, self.processor)
 
-    def _load_frames(self, row: Row) -> tuple[np.ndarray, np.ndarray]:
+    def _load_frames(self, row: Row, sound_delay: float) -> tuple[np.ndarray, np.ndarray]:
         """Decode a row with `frames`, one per segment, and `audio` instead of a video file."""
         if not row.get("frames") or row.get("audio") is None:
             raise MediaError(f"{row['video_id']}: has no `media`; expected `frames` and `audio` instead")
@@ -64,10 +69,11 @@ class RowForm(ABC):
         if len(sizes := {frame.shape[:2] for frame in frames}) > 1:
             raise MediaError(f"{row['video_id']}: its frames are of the sizes {sorted(sizes)}; expected one size")
         rate, seconds = self.processor.sampling_rate, self.processor.segment_seconds
+        delay = round(sound_delay * rate)
         if self.processor.frame_sampling == "spread":
             sound = load_audio(row["audio"], sampling_rate=rate)
             waveform = spread_sound(
-                sound,
+                delay_sound(sound, delay),
                 num_segments=len(frames),
                 segment_seconds=seconds,
                 sampling_rate=rate,
@@ -78,6 +84,7 @@ class RowForm(ABC):
             # Fill up sound that ends early with silence, as for a video file.
             waveform = np.zeros(len(frames) * round(seconds * rate), np.float32)
             waveform[: len(sound)] = sound[: len(waveform)]
+            waveform = delay_sound(waveform, delay)
         return np.stack(frames), waveform
 
     def process(self, row: Row) -> Mapping[str, torch.Tensor]:
@@ -98,12 +105,20 @@ class RowForm(ABC):
         return self.processor(videos=[frames], audio=[waveform], sampling_rate=self.processor.sampling_rate)
 
     def digest(self, row: Row) -> str:
-        """Return a digest of all files that `process` reads."""
+        """Return a digest of all files that `process` reads, and of what a misalignment does to them."""
+        row, change = with_media(row), change_of(row)
         if row["media"] is not None:
-            content, part = _content_digest(row["media"]), media_part(row)
-            return content if part == (0.0, None) else hashlib.sha256(f"{content} {part}".encode()).hexdigest()
-        files = [*row["frames"], *([] if row["audio"] is None else [row["audio"]])]
-        return hashlib.sha256("".join(map(_content_digest, files)).encode()).hexdigest()
+            digest, part = _content_digest(row["media"]), media_part(row)
+            if part != (0.0, None):
+                digest = hashlib.sha256(f"{digest} {part}".encode()).hexdigest()
+        else:
+            files = [*row["frames"], *([] if row["audio"] is None else [row["audio"]])]
+            digest = hashlib.sha256("".join(map(_content_digest, files)).encode()).hexdigest()
+        if change is None:
+            return digest
+        donor = donor_file(change)
+        foreign = "" if donor is None else _content_digest(donor)
+        return hashlib.sha256(f"{digest} {change_digest(change, foreign)}".encode()).hexdigest()
 
     @abstractmethod
     def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -58,7 +58,7 @@ from .segments import (
     sample_times,
 )
 from .skipping import FrameSkipper, UnevenTimestampsError
-from .sound import AudioTrack, spread_sound
+from .sound import AudioTrack, delay_sound, spread_sound
 
 
 logger = logging.get_logger(__name__)
@@ -143,6 +143,7 @@ def load_clip(
     with_audio: bool = True,
     on_missing_audio: MissingAudio = "error",
     num_threads: int = 0,
+    sound_delay: float = 0.0,
 ) -> Clip:
     """
     Decode the first `num_segments` segments of a clip; a shorter clip gives fewer (see
@@ -166,6 +167,8 @@ def load_clip(
         on_missing_audio: How to treat a file without an audio stream if sound is wanted: `"error"` raises,
             `"silence"` returns a clip with silence and `has_audio=False`.
         num_threads: Threads of the video decoder; 0 lets FFmpeg choose. Use 1 for workers that decode side by side.
+        sound_delay: Seconds by which the sound is heard later, or, if negative, earlier than it is in the file. It is
+            silent where it has not begun or has ended.
 
     Raises:
         MediaError: `source` is missing, empty, no media file, has no video (or, if wanted, no audio) stream, ends
@@ -191,6 +194,7 @@ def load_clip(
         on_missing_audio=on_missing_audio,
         num_threads=num_threads,
         frame_sampling=frame_sampling,
+        sound_delay=sound_delay,
     )
     if request.spread:
         # The parts depend on the length of the whole clip.
@@ -249,6 +253,7 @@ class _Request:
     on_missing_audio: MissingAudio
     num_threads: int
     frame_sampling: FrameSampling
+    sound_delay: float
 
     @property
     def stop(self) -> float:
@@ -440,11 +445,13 @@ def _sound_of(track: AudioTrack, request: _Request, count: int) -> np.ndarray:
     """Return the sound of `count` segments, (count * samples of a segment,); empty if none was requested."""
     if not request.with_audio:
         return track.waveform(0)
+    delay = round(request.sound_delay * request.sampling_rate)
     if not request.spread:
-        return track.waveform(count * round(request.segment_seconds * request.sampling_rate))
+        samples = count * round(request.segment_seconds * request.sampling_rate)
+        return delay_sound(track.waveform(samples), delay)
     seconds = request.stop - request.start
     return spread_sound(
-        track.waveform(round(seconds * request.sampling_rate)),
+        delay_sound(track.waveform(round(seconds * request.sampling_rate)), delay),
         num_segments=count,
         segment_seconds=request.segment_seconds,
         sampling_rate=request.sampling_rate,

@@ -98,6 +98,21 @@ def spread_sound(
     return np.concatenate([sound[start : start + samples] for start in starts])
 
 
+def delay_sound(waveform: np.ndarray, samples: int) -> np.ndarray:
+    """
+    Return a waveform (n,) that is late by a number of samples, or early if negative. It is silent where it has not
+    begun or has ended.
+    """
+    if not samples:
+        return waveform
+    delayed = np.zeros_like(waveform)
+    if samples > 0:
+        delayed[samples:] = waveform[:-samples]
+    else:
+        delayed[:samples] = waveform[-samples:]
+    return delayed
+
+
 class AudioTrack:
     """
     Collects decoded audio frames and places their sound, mono at `rate`, on the time line from `begin` to `end`

@@ -22,5 +22,6 @@ TASKS = (
         pipeline_name="audio-visual-event-localization",
         prediction="caeav_hf.cli.outputs:Events",
         card=Card(title="audio-visual event localization", has_space=True),
+        misalignment=f"{_HERE}.misalignment:EventCorrection",
     ),
 )

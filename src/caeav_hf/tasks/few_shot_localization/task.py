@@ -71,6 +71,7 @@ _FRAMES = Task(
         knowledge="words of its towers and the clips",
         reads_captions=False,
     ),
+    misalignment="caeav_hf.tasks.event_localization.misalignment:EventCorrection",
 )
 
 TASKS = (
@@ -96,5 +97,6 @@ TASKS = (
             "matching_loss_weights": "adaptive",
         },
         card=replace(_FRAMES.card, title="few-shot audio-visual classification"),
+        misalignment="caeav_hf.tasks.video_parsing.misalignment:ParsingCorrection",
     ),
 )

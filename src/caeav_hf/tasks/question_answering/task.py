@@ -51,5 +51,6 @@ TASKS = (
             example='{"video": "clip.mp4", "question": "Is there a bell sound?"}',
             knowledge="answers",
         ),
+        misalignment=f"{_HERE}.misalignment:AnswerCorrection",
     ),
 )

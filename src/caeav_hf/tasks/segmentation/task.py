@@ -41,6 +41,7 @@ _SINGLE_SOURCE = Task(
     pipeline_name="audio-visual-segmentation",
     prediction="caeav_hf.cli.outputs:Masks",
     card=_CARD,
+    misalignment=f"{_HERE}.misalignment:MaskCorrection",
 )
 
 _MULTIPLE_SOURCES = replace(

@@ -41,5 +41,6 @@ TASKS = (
         # The authors' code drops the output of its audio blocks and keeps the stream that CASTE enriched; its
         # checkpoints depend on that.
         official={"visual_adapter_gate": False, "skips_audio_blocks": True},
+        misalignment=f"{_HERE}.misalignment:ParsingCorrection",
     ),
 )
