@@ -36,7 +36,7 @@ from caeav_hf.training.run import score
 from caeav_hf.visualization.drawing import SERIES, new_figure, save_figure
 
 
-METHODS = ("head_alone", "official_head_alone", "cae_av", "avmoe", "dg_sct", "lavish")
+METHODS = ("head_alone", "official_head_alone", "cae_av", "avmoe", "dg_sct", "lavish", "stg_cma")
 NAMES = {
     "head_alone": "head alone",
     "official_head_alone": "head alone, official",
@@ -44,6 +44,7 @@ NAMES = {
     "avmoe": "AVMoE",
     "dg_sct": "DG-SCT",
     "lavish": "LAVisH",
+    "stg_cma": "STG-CMA",
 }
 TASKS = ("ave", "avvp", "avs_ms3", "avqa")
 TITLES = {
@@ -76,7 +77,7 @@ class HeadAlone(InteractionLayer):
 
 @register_interaction("official_head_alone")
 class OfficialHeadAlone(HeadAlone):
-    """The same with the official formulation's heads, which the presets of DG-SCT and LAVisH take."""
+    """The same with the official formulation's heads, which the presets of DG-SCT, LAVisH and STG-CMA take."""
 
     @classmethod
     def preset(cls, task: str, size: str) -> dict[str, Any]:

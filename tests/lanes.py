@@ -7,7 +7,7 @@ import pytest
 
 
 # The published methods besides CAE-AV, whose tests run for these too.
-METHODS = ("dg_sct", "lavish")
+METHODS = ("dg_sct", "lavish", "stg_cma")
 
 
 def slow_after(num_quick: int, values: Iterable[Any]) -> list[Any]:

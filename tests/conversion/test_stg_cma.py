@@ -1,13 +1,16 @@
 """Conversion of whole checkpoints of STG-CMA: under the authors' names, of random small models."""
 
 import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from caeav_hf import CaeAvConfig, CaeAvError
+from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForEventLocalization, CaeAvProcessor
+from caeav_hf.cli import main as caeav
 from caeav_hf.conversion import from_official
 from caeav_hf.modeling import CaeAvPreTrainedModel
 from caeav_hf.task import get_task
@@ -240,6 +243,34 @@ def test_converted_models_compute_what_the_checkpoint_does(name: str) -> None:
     }
     trained = {key for key, p in converted.named_parameters() if p.requires_grad}
     assert trained == {key for key, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["vit", "swin"])
+def test_the_command_writes_a_folder_with_a_processor(kind: str, tmp_path: Path) -> None:
+    checkpoint, folder = tmp_path / "ave.pth", tmp_path / "out"
+    torch.save(their_state(small(f"ave-{kind}")), checkpoint)
+    flags = ["--vision", "num_heads=[3]", "--audio", "mel_bins=20", "frames=27"]
+    if kind == "swin":
+        flags = ["--vision", "img_size=32", "window_size=4", "--option", "ftmode=fusion"]
+    arguments = ["convert", str(checkpoint), "--task", "ave", "--out", str(folder), *flags]
+    assert caeav([*arguments, "--method", "lavish"]) == 2
+    assert caeav([*arguments, "--method", "stg_cma"]) == 0
+    model = CaeAvForEventLocalization.from_pretrained(folder)
+    assert model.config.interaction == "stg_cma"
+    # What is frozen in it is the checkpoint's, not made from the tower.
+    embedding = small(f"ave-{kind}").model.audio_embedding.projection.weight
+    assert torch.equal(model.model.audio_embedding.projection.weight, embedding)
+    card = (folder / "README.md").read_text()
+    assert "text tower" not in card
+    assert "- stg-cma\n" in card
+    processor = CaeAvProcessor.from_pretrained(folder)
+    assert (processor.num_frames, processor.feature_extractor.window_seconds) == (3, 1.0)
+    inputs = processor(
+        videos=np.zeros((3, 40, 40, 3), np.uint8), audio=np.zeros(48_000, np.float32), sampling_rate=16_000
+    )
+    with torch.no_grad():
+        assert model(**inputs).frame_log_probs.shape == (1, 3, 29)
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,7 @@ NAMES = {
     "cae_av": ("with CAE-AV (Hu, Li and Zhang", "in the\npaper formulation"),
     "dg_sct": ("with DG-SCT (Duan et al.", "in the\nofficial formulation"),
     "lavish": ("with LAVisH (Lin et al.", "in the\nofficial formulation"),
+    "stg_cma": ("with STG-CMA (Wang, Tian and Hatzinakos", "in the\nofficial formulation"),
 }
 
 
@@ -77,7 +78,7 @@ def test_the_best_checkpoint_has_a_card(run):
     assert (card.data.model_name, card.data.pipeline_tag) == ("my-run", "video-classification")
     assert "audio-visual-event-localization" in card.data.tags
     table = f"| {toy_data().name} | validation | accuracy | {history[0]['eval/accuracy']:.4f} |"
-    for text in (table, "CaeAvForEventLocalization", "caeav_hf:toy_towers/vision", "LoRA of rank 2", "lora_rank: 2"):
+    for text in (table, "CaeAvForEventLocalization", "caeav_hf:toy_towers/", "LoRA of rank 2", "lora_rank: 2"):
         assert text in card.content
     config = json.loads((run / "checkpoints/best/config.json").read_text())
     assert all(source["sha256"][:16] in card.content for source in config["tower_sources"].values())
