@@ -24,3 +24,16 @@ def aligned_toy_towers() -> dict[str, Path]:
     """
     folder = Path(__file__).parent / "aligned_toy_towers"
     return {name: folder / name for name in ("vision", "audio", "text")}
+
+
+def toy_vision_tower(model_type: str | None = None) -> Path:
+    """
+    Return the folder of a toy tower for frames, for the `vision` of `CaeAvModel.from_backbones`.
+
+    Args:
+        model_type: Model type of its configuration: `"cae_av_swin"`, the Swin Transformer of version 1,
+            `"cae_av_vit"`, CLIP's vision transformer, or any other for that of [`toy_towers`], a Swin-V2.
+    """
+    folder = Path(__file__).parent
+    others = {"cae_av_swin": folder / "toy_towers" / "swin", "cae_av_vit": folder / "aligned_toy_towers" / "vision"}
+    return others.get(model_type or "", folder / "toy_towers" / "vision")

@@ -152,14 +152,17 @@ def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokeniz
             with without_progress_bars():
                 model = task.model_class.from_pretrained(recipe.model, config=config, ignore_mismatched_sizes=True)
             return aligned(model)
-        if recipe.size == "toy" and not any(towers.values()):
-            from ..assets import aligned_toy_towers, toy_towers
-
-            matches_texts = task.preset.get("audio_text_config") is not None
-            towers = dict(aligned_toy_towers() if matches_texts else toy_towers())
         method = recipe.method or task.preset.get("interaction")
         preset = {} if method is None else method_preset(method, recipe.task, recipe.size)
         values = {**preset, **recipe.model_config}
+        if recipe.size == "toy" and not any(towers.values()):
+            from ..assets import aligned_toy_towers, toy_towers, toy_vision_tower
+
+            matches_texts = task.preset.get("audio_text_config") is not None
+            towers = dict(aligned_toy_towers() if matches_texts else toy_towers())
+            kinds = [(where.get("vision_config") or {}).get("model_type") for where in (recipe.model_config, preset)]
+            if not matches_texts:
+                towers["vision"] = toy_vision_tower(kinds[0] or kinds[1])
         is_shared = bool(values.get("shared_tower"))
         if is_shared:
             towers["audio"] = None

@@ -7,7 +7,8 @@ Train the toy towers that the package ships, each on one modality of the toy cor
 (`python -m caeav_hf.training.toy_towers --out toy_towers` is the same.)
 
 The vision tower learns to classify frames, the audio tower seconds of sound (both with background as an additional
-class), the text tower captions. They are saved in the formats of timm, Transformers and open_clip.
+class), the text tower captions; `swin`, a Swin Transformer of version 1, is a second tower for frames. They are saved
+in the formats of timm, Transformers and open_clip.
 
 With `--aligned` they are a small CLIP and a small CLAP for few-shot models: frames and sounds learn to match texts
 with the names of all classes, as the public towers were aligned on the web.
@@ -38,6 +39,7 @@ from ..towers.base import Tower, TowerReader
 from ..towers.clap_text import ClapTextTower
 from ..towers.clip_text import ClipTextTower
 from ..towers.htsat import HtsatTower
+from ..towers.swin import SwinTower
 from ..towers.swin_v2 import SwinV2Tower
 from ..towers.vit import VitTower
 from ..toy import CLASSES, MISALIGNMENTS, render_frame, render_sound
@@ -129,10 +131,10 @@ def captions_and_labels(processor: CaeAvProcessor, count: int, seed: int) -> tup
 
 def make_towers(out: Path, seed: int = 0, samples: int = 4500, epochs: int = 10) -> dict[str, float]:
     """
-    Train and save the three towers.
+    Train and save the four towers.
 
     Args:
-        out: Output folder of `vision`, `audio`, `text` and `report.json`.
+        out: Output folder of `vision`, `audio`, `text`, `swin` and `report.json`.
         seed: Seed of samples and weights.
         samples: Number of training samples of the visual and of the audio tower.
         epochs: Passes over them.
@@ -151,17 +153,7 @@ def make_towers(out: Path, seed: int = 0, samples: int = 4500, epochs: int = 10)
     accuracy["vision"] = train_classifier(
         "vision", vision, lambda pixels: pooled(vision, pixels), data[0], data[1], epochs, generator
     )
-    sizes = config.vision_config
-    arguments = {
-        "img_size": sizes.image_size,
-        "embed_dim": sizes.embed_dim,
-        "depths": list(sizes.depths),
-        "num_heads": list(sizes.num_heads),
-        "window_size": sizes.window_size,
-    }
-    timm_model = timm.create_model("swinv2_tiny_window8_256", num_classes=0, **arguments)
-    timm_model.load_state_dict(vision.state_dict())
-    save_for_hf(timm_model, str(out / "vision"), model_args=arguments, safe_serialization=True)
+    save_swin(vision, "swinv2_tiny_window8_256", out / "vision")
 
     audio = HtsatTower(config.audio_config)
     data = [sounds_and_labels(processor, n, np.random.default_rng([seed, n])) for n in (samples, 1800)]
@@ -186,8 +178,37 @@ def make_towers(out: Path, seed: int = 0, samples: int = 4500, epochs: int = 10)
         "text", text, last_token, (ids, labels), (other_ids, other_labels), max(1, epochs // 3), generator
     )
     save_clip(text, config, out / "text")
+    accuracy["swin"] = make_swin(out / "swin", seed, samples, epochs)
     (out / "report.json").write_text(json.dumps({"seed": seed, "samples": samples, "accuracy": accuracy}, indent=2))
     return accuracy
+
+
+def make_swin(out: Path, seed: int = 0, samples: int = 4500, epochs: int = 10) -> float:
+    """Train and save the Swin Transformer, version 1, as [`make_towers`] does the vision tower; return its accuracy."""
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    config = CaeAvConfig.from_preset("ave", size="toy", method="stg_cma")
+    processor = CaeAvProcessor.from_config(config)
+    tower = SwinTower(config.vision_config)
+    data = [frames_and_labels(processor, n, np.random.default_rng([seed, n])) for n in (samples, 1800)]
+    accuracy = train_classifier("swin", tower, lambda pixels: pooled(tower, pixels), *data, epochs, generator)
+    save_swin(tower, "swin_tiny_patch4_window7_224", out)
+    return accuracy
+
+
+def save_swin(tower: SwinTower | SwinV2Tower, architecture: str, out: Path) -> None:
+    """Write a Swin Transformer as a folder for `timm.create_model("local-dir:...")`, as of one of timm's models."""
+    sizes = tower.config
+    arguments = {
+        "img_size": sizes.image_size,
+        "embed_dim": sizes.embed_dim,
+        "depths": list(sizes.depths),
+        "num_heads": list(sizes.num_heads),
+        "window_size": sizes.window_size,
+    }
+    timm_model = timm.create_model(architecture, num_classes=0, **arguments)
+    timm_model.load_state_dict(tower.state_dict())
+    save_for_hf(timm_model, str(out), model_args=arguments, safe_serialization=True)
 
 
 # Texts that a name stands in; few-shot models put learned vectors in front of it, or describe its sound.
