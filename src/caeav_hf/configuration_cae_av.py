@@ -154,6 +154,7 @@ class AudioFrontEnd:
     feature_std: float | int = 3.7079780101776123
     spectrogram_frames: int | None = None
     filter_sampling_rate: int | None = None
+    window_seconds: float | int | None = None
 
     @property
     def spectrogram_size(self) -> tuple[int, int]:
@@ -181,6 +182,12 @@ class AudioFrontEnd:
                 )
         if self.filter_sampling_rate is not None:
             _positive(self, "filter_sampling_rate")
+        if self.window_seconds is not None:
+            _positive(self, "window_seconds")
+            if self.mel_scale != "kaldi":
+                raise ValueError(
+                    f"`window_seconds` of {type(self).__name__} is for `mel_scale` 'kaldi', got {self.mel_scale!r}"
+                )
         # Filters may end above the Nyquist frequency, as in a public HTS-AT at 16 kHz; bands there stay empty.
         lowest, highest = self.frequency_min, self.frequency_max
         rate = self.filter_sampling_rate or self.sampling_rate
@@ -332,7 +339,7 @@ class CaeAvVitConfig(TowerGeometry, PreTrainedConfig):
         num_channels (`int`, defaults to 3): Colour channels.
         hidden_size (`int`, defaults to 768): Channels of a token.
         num_hidden_layers (`int`, defaults to 12): Number of blocks.
-        num_attention_heads (`int`, defaults to 12): Attention heads of a block.
+        num_attention_heads (`int`, *optional*): Attention heads of a block; by default of 64 channels each, as in CLIP.
         mlp_ratio (`float`, defaults to 4.0): Ratio of a feed-forward's hidden width to `hidden_size`.
         hidden_act (`str`, defaults to `"quick_gelu"`): `"quick_gelu"` (OpenAI's weights) or `"gelu"` (most others).
         layer_norm_eps (`float`, defaults to 1e-5): Epsilon of the layer norms.
@@ -349,7 +356,7 @@ class CaeAvVitConfig(TowerGeometry, PreTrainedConfig):
     num_channels: int = 3
     hidden_size: int = 768
     num_hidden_layers: int = 12
-    num_attention_heads: int = 12
+    num_attention_heads: int | None = None
     mlp_ratio: float | int = 4.0
     hidden_act: Literal["quick_gelu", "gelu"] = "quick_gelu"
     layer_norm_eps: float = 1e-5
@@ -357,6 +364,8 @@ class CaeAvVitConfig(TowerGeometry, PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         _refuse_unknown(type(self), kwargs)
+        if self.num_attention_heads is None:
+            self.num_attention_heads = max(1, self.hidden_size // 64)
         super().__post_init__(**kwargs)
 
     @property
@@ -370,10 +379,12 @@ class CaeAvVitConfig(TowerGeometry, PreTrainedConfig):
         if min(height, width) < self.patch_size:
             raise ValueError(f"CaeAvVitConfig reads sides of at least {self.patch_size}, got {height}x{width}")
         grid = (height // self.patch_size, width // self.patch_size)
+        assert self.num_attention_heads is not None
         return [TowerStage(self.num_hidden_layers, self.num_attention_heads, self.hidden_size, grid, 1)]
 
     def validate_architecture(self):
         """Check the fields, as `@strict` asks."""
+        assert self.num_attention_heads is not None
         _positive(
             self,
             *("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads"),
@@ -415,6 +426,9 @@ class CaeAvAudioConfig(AudioFrontEnd, TowerGeometry, ClapAudioConfig):
         feature_mean, feature_std (`float`): Statistics that normalise Kaldi-style features x to (x - mean) / (2 std).
         filter_sampling_rate (`int`, *optional*): Sampling rate in Hz for which the mel filters are made, by default
             `sampling_rate`. The authors of DG-SCT apply CLAP's filters for 48 kHz to sound at 32 kHz.
+        window_seconds (`float`, *optional*): Length in seconds of windows of sound that are spaced evenly over a clip,
+            one for each segment, as in the code of STG-CMA; only with `"kaldi"` and consecutive segments. By default
+            the sound of a segment is that of its own seconds.
         use_projection (`bool`, defaults to `False`): Whether the tower has CLAP's projection to the space, of width
             `projection_dim`, that it shares with its text branch.
     """
@@ -846,6 +860,8 @@ class CaeAvConfig(PreTrainedConfig):
             self._validate_spaces()
         if self.frame_size is not None:
             _positive(self, "frame_size")
+        if self.frame_sampling == "spread" and getattr(self.audio_config, "window_seconds", None) is not None:
+            raise ValueError("`window_seconds` of the audio front end needs `frame_sampling` 'consecutive', got 'spread'")
         for name in ("audio_label_smoothing", "visual_label_smoothing"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` of CaeAvConfig must lie in [0, 1], got {getattr(self, name)}")
@@ -1089,6 +1105,10 @@ class CaeAvConfig(PreTrainedConfig):
             image_size = vision.get("image_size", getattr(tower_config, "image_size", CaeAvVisionConfig.image_size))
             seconds = overrides.get("segment_seconds", values.get("segment_seconds", 1.0))
             if method is not None:
+                options = overrides.get("interaction_options", values.get("interaction_options"))
+                if isinstance(overrides.get("vision_config"), dict):
+                    of_method = models.method_vision_preset(method, vision, options)
+                    overrides["vision_config"] = {**of_method, **overrides["vision_config"]}
                 by_tower = models.method_tower_preset(method, task, size, vision)
                 front_end = {**by_tower.pop("audio_config", {}), **front_end}
                 values |= by_tower

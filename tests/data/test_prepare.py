@@ -231,6 +231,9 @@ def test_frames_fit_the_method(tmp_path):
     assert (task, settings_of(processor)["size"]) == ("avs_s4", {"height": 224, "width": 224})
     _, other = _processor_of(argparse.Namespace(**{**vars(options), "method": None}))
     assert settings_of(other)["size"] == {"height": 192, "width": 192}
+    _, other = _processor_of(argparse.Namespace(**{**vars(options), "method": "stg_cma"}))
+    assert settings_of(other)["size"] == {"height": 224, "width": 224}
+    assert (other.sampling_rate, other.feature_extractor.window_seconds) == (16_000, 1.95)
     arguments = ["prepare", str(toy_files.mask_data()), "--task", "avs_ms3", "--method", "dg_sct", "--size", "toy"]
     assert main([*arguments, "--out", str(tmp_path / "out"), "--num-proc", "1"]) == 0
     data = CaeAvDataset(tmp_path / "out", processor_of("avs_ms3", method="dg_sct"), split="train")

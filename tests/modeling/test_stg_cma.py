@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import timm
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from timm.models import save_for_hf
 from torch import Tensor, nn
 
 from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForEventLocalization, CaeAvModel, CaeAvProcessor
-from caeav_hf.assets import aligned_toy_towers, toy_towers
+from caeav_hf.assets import aligned_toy_towers, toy_towers, toy_vision_tower
 from caeav_hf.conversion import key_map
 from caeav_hf.modeling.frames import FrameLayout
 from caeav_hf.modeling.interaction import pair_positions
@@ -325,15 +328,16 @@ def test_checkpoints(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.double()(**batch).frame_log_probs, expected, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("towers", [toy_towers, aligned_toy_towers], ids=["swin", "vit"])
+@pytest.mark.parametrize("model_type", ["cae_av_vision", "cae_av_swin", "cae_av_vit"])
 @torch.no_grad()
-def test_on_pretrained_towers(towers: Any, tmp_path: Path) -> None:
-    vision = towers()["vision"]
+def test_on_pretrained_towers(model_type: str, tmp_path: Path) -> None:
+    vision = toy_vision_tower(model_type)
     model = CaeAvForEventLocalization.from_backbones(
         vision, audio=None, text=None, task="ave", size="toy", method="stg_cma"
     )
     # Made from the loaded weights, not from those that the tower had before.
-    kernel, is_vit = model.model.vision_tower.patch_embed.proj.weight, towers is aligned_toy_towers
+    kernel, is_vit = model.model.vision_tower.patch_embed.proj.weight, model_type == "cae_av_vit"
+    assert model.config.vision_config.model_type == model_type
     expected = kernel.sum(1, keepdim=True) if is_vit else kernel.mean(1, keepdim=True)
     torch.testing.assert_close(model.model.audio_embedding.projection.weight, expected)
     assert model.config.trained_tower_norms == ("final" if is_vit else "none")
@@ -396,6 +400,51 @@ def test_a_pretrained_vit_may_have_its_heads_cut_otherwise() -> None:
         CaeAvModel.from_backbones(
             toy_towers()["vision"], None, None, **arguments, vision_config={"num_attention_heads": 1}
         )
+
+
+def test_heads_of_clip_are_those_of_the_form() -> None:
+    """The code cuts ViT-B/16 into 8 heads; ViT-L/14, and the print, have CLIP's."""
+    base, large = {"model_type": "cae_av_vit", "patch_size": 16}, {"model_type": "cae_av_vit", "patch_size": 14}
+    large |= {"hidden_size": 1024, "num_hidden_layers": 24}
+    paper = {"interaction_options": {"formulation": "paper"}}
+    for vision, values, heads in (
+        (base, {}, 8),
+        (base, paper, 12),
+        ({**base, "num_attention_heads": 6}, {}, 6),
+        (large, {}, 16),
+        (large, paper, 16),
+    ):
+        config = CaeAvConfig.from_preset("ave", method="stg_cma", vision_config=vision, **values)
+        assert config.vision_config.num_attention_heads == heads
+    # Also of a tower by name, here of one block, which knows CLIP's own.
+    assert CaeAvConfig.from_preset("ave", vision_config=base).vision_config.num_attention_heads == 12
+
+
+def test_a_pretrained_vit_gets_the_heads_of_the_form(tmp_path: Path) -> None:
+    vit = timm.create_model("vit_base_patch16_clip_quickgelu_224", num_classes=0, depth=1, img_size=32)
+    save_for_hf(vit, tmp_path, model_args={"depth": 1, "img_size": 32}, safe_serialization=True)
+    arguments: dict[str, Any] = {"audio": None, "text": None, "task": "ave", "size": "toy", "method": "stg_cma"}
+    for values, heads in (
+        ({}, 8),
+        ({"interaction_options": {"formulation": "paper"}}, 12),
+        ({"vision_config": {"num_attention_heads": 4}}, 4),
+    ):
+        model = CaeAvModel.from_backbones(tmp_path, **arguments, **values)
+        assert model.config.vision_config.num_attention_heads == heads
+        assert model.vision_tower.layers[0].attn.num_heads == heads
+
+
+@pytest.mark.parametrize(
+    ("task", "window", "seconds"), [("ave", 1.0, 1.0), ("avs_s4", 1.95, 1.0), ("avvp", None, 1.0), ("avqa", None, 1.95)]
+)
+def test_windows_of_sound_are_those_of_the_scripts(task: str, window: float | None, seconds: float) -> None:
+    config = CaeAvConfig.from_preset(task, method="stg_cma")
+    assert (config.audio_config.window_seconds, config.segment_seconds) == (window, seconds)
+    extractor = CaeAvProcessor.from_config(config).feature_extractor
+    assert (extractor.window_seconds, extractor.hop_length) == (window, 70)
+    # Of segments that are spread, nothing lies between them.
+    with pytest.raises(StrictDataclassClassValidationError, match="`window_seconds` of the audio front end needs `frame_sampling`"):
+        CaeAvConfig.from_preset(task, method="stg_cma", frame_sampling="spread", audio_config={"window_seconds": 1.0})
 
 
 @torch.no_grad()

@@ -188,3 +188,40 @@ def test_filter_bank_equals_transformers_kaldi_spectrogram(bands, hop):
         assert len(expected) < bands
         np.testing.assert_allclose(mine[: len(expected)], expected, atol=2e-4)
         assert not mine[len(expected) :].any()
+
+
+@pytest.mark.parametrize(("seconds", "window"), [(10, 1.0), (5, 1.95)])
+def test_windows_lie_evenly_over_a_clip(seconds: int, window: float) -> None:
+    """As STG-CMA's code spaces them: the last one ends a tenth of a second before the clip."""
+    rate, settings = 16_000, {"feature_size": 40, "fft_window_size": 400, "frequency_min": 20, "frequency_max": 8000}
+    settings |= {"sampling_rate": rate, "mel_scale": "kaldi", "hop_length": 160, "spectrogram_frames": 102}
+    extractor = CaeAvFeatureExtractor(**settings, window_seconds=window)
+    sound = np.random.default_rng(0).uniform(-0.5, 0.5, rate * seconds).astype(np.float32)
+    found = extractor(sound, sampling_rate=rate)["input_features"][0, :, 0]
+    assert len(found) == seconds
+    # Each as the only segment of a sound of its own, with the mean of the clip.
+    alone = CaeAvFeatureExtractor(**settings, segment_seconds=window)
+    starts = np.linspace(0, rate * seconds - rate * (window + 0.1), seconds).astype(int)
+    assert rate * seconds - starts[-1] == pytest.approx(rate * (window + 0.1), abs=1)
+    for segment, start in zip(found, starts, strict=True):
+        piece = sound[start : start + round(rate * window)] - sound.mean()
+        expected = alone(piece, sampling_rate=rate)["input_features"][0, 0, 0]
+        torch.testing.assert_close(segment, expected, atol=1e-4, rtol=1e-4)
+    # A window of 1.95 s fills all rows, where a second leaves the last ones empty.
+    assert bool(found[:, -1].any()) == (window > 1)
+
+
+def test_a_sound_shorter_than_its_windows_is_read_whole() -> None:
+    settings = {"feature_size": 40, "fft_window_size": 400, "frequency_min": 20, "frequency_max": 8000}
+    settings |= {"sampling_rate": 16_000, "mel_scale": "kaldi", "hop_length": 160, "spectrogram_frames": 120}
+    extractor = CaeAvFeatureExtractor(**settings, window_seconds=1.95)
+    short, long = (np.random.default_rng(0).uniform(-0.5, 0.5, 16_000 * n).astype(np.float32) for n in (1, 5))
+    features = extractor([short, long], sampling_rate=16_000)["input_features"]
+    assert not features[0, 0, 0, 98:].any()
+    assert features[0, 0, 0, :98].all(-1).any()
+    assert features[1, :, 0, -1].any(-1).all()
+    again = extractor(short, sampling_rate=16_000)["input_features"]
+    torch.testing.assert_close(again[0, 0], features[0, 0])
+    assert CaeAvFeatureExtractor.from_dict(extractor.to_dict()).window_seconds == 1.95
+    with pytest.raises(CaeAvError, match="`window_seconds` needs `mel_scale` 'kaldi'"):
+        CaeAvFeatureExtractor(window_seconds=1.0)

@@ -180,6 +180,18 @@ class InteractionLayer(nn.Module):
         return {}
 
     @classmethod
+    def vision_preset(cls, vision_config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Return fields of the visual tower's configuration that the method sets unless the caller does. No weight may
+        depend on them, since the tower may be a pretrained one: the number of heads of CLIP's vision transformer.
+
+        Args:
+            vision_config: Fields of the tower's configuration, with its `model_type` unless it is the default one.
+            options: The `interaction_options` of the preset and the caller.
+        """
+        return {}
+
+    @classmethod
     def loss_weights(cls, config: CaeAvConfig) -> dict[str, float]:
         """Return the weight of each loss of the method by name: the options `<name>_loss_weight`."""
         suffix, options = "_loss_weight", cls.read_options(config)
@@ -306,6 +318,13 @@ def method_preset(name: str, task: str, size: str) -> dict[str, Any]:
 def method_tower_preset(name: str, task: str, size: str, vision_config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields of a method's preset that depend on the tower; see [`InteractionLayer.tower_preset`]."""
     return _method(name, "`method`").tower_preset(task, size, vision_config)
+
+
+def method_vision_preset(
+    name: str, vision_config: Mapping[str, Any], options: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """Return fields of the visual tower that a method sets; see [`InteractionLayer.vision_preset`]."""
+    return _method(name, "`method`").vision_preset(vision_config, options or {})
 
 
 def interaction_class(config: CaeAvConfig) -> type[InteractionLayer]:

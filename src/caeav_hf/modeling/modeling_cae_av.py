@@ -34,6 +34,7 @@ from .interaction import (
     interaction_class,
     method_preset,
     method_tower_preset,  # noqa: F401 - the configuration finds it here
+    method_vision_preset,
     pair_positions,
 )
 from .losses import (
@@ -429,6 +430,10 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         projects = preset.get("audio_text_config") is not None
         of_vision = overrides.pop("vision_config", None)
         towers = {"vision": load_tower("vision", vision, overrides=of_vision, projects=projects)}
+        if method is not None:
+            own_vision = {**towers["vision"].config, "model_type": towers["vision"].model_type}
+            recut = method_vision_preset(method, own_vision, values.get("interaction_options"))
+            towers["vision"].config |= {**recut, **(of_vision or {})}
         if text is not None:
             towers["text"] = load_tower("text", text, projects=projects)
         if audio is not None:

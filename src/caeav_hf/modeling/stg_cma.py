@@ -31,6 +31,10 @@ INIT_STD = 0.02
 # Widths at which the authors change the ratios of the larger adapters: CLIP's ViT-L and Swin-L.
 LARGE_VIT, LARGE_SWIN = 1024, 192
 
+# Seconds of the windows of sound, spaced over a clip. Video parsing, for which nothing is published, keeps the sound of
+# each segment; the clips of question answering are longer than their segments, which are spread.
+WINDOW_SECONDS = {"ave": 1.0, "avs_s4": 1.95, "avs_ms3": 1.95}
+
 # Mean and deviation of the filter banks of the training sound.
 FEATURE_STATISTICS: dict[str, tuple[float, float]] = {
     "ave": (-4.1426, 3.2001),
@@ -337,12 +341,16 @@ class STGCMAInteraction(InteractionLayer):
             values["head_map_sizes"] = (16, 16, 32, 32) if size == "toy" else (64, 128, 320, 512)
         if task == "avqa":
             values["head_audio_hidden"] = False
+            if size == "full":
+                values["segment_seconds"] = 1.95
         return values
 
     @classmethod
     def tower_preset(cls, task: str, size: str, vision_config: Mapping[str, Any]) -> dict[str, Any]:
         mean, std = FEATURE_STATISTICS.get("avs_s4" if task == "avs_ms3" else task, FEATURE_STATISTICS["ave"])
         front_end: dict[str, Any] = {"feature_mean": mean, "feature_std": std}
+        if size == "full" and task in WINDOW_SECONDS:
+            front_end["window_seconds"] = WINDOW_SECONDS[task]
         is_vit = vision_config.get("model_type") == CaeAvVitConfig.model_type
         side = vision_config.get("image_size", CaeAvSwinConfig.image_size)
         if is_vit and size == "full":
@@ -353,6 +361,16 @@ class STGCMAInteraction(InteractionLayer):
         if is_vit:
             values["trained_tower_norms"] = "final"
         return values
+
+    @classmethod
+    def vision_preset(cls, vision_config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+        # The authors' code cuts the attention of CLIP's ViT-B/16 into 8 heads instead of 12.
+        sizes = {name: vision_config.get(name, getattr(CaeAvVitConfig, name)) for name in ("hidden_size", "patch_size")}
+        is_vit = vision_config.get("model_type") == CaeAvVitConfig.model_type
+        is_official = options.get("formulation", STGCMAOptions.formulation) == "official"
+        if is_vit and is_official and sizes == {"hidden_size": 768, "patch_size": 16}:
+            return {"num_attention_heads": 8}
+        return {}
 
     @classmethod
     def shared_modules(cls, config: CaeAvConfig) -> dict[str, nn.Module]:

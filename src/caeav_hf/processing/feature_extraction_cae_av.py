@@ -16,6 +16,8 @@ from ..media.segments import count_segments
 
 # Power below which a band counts as silent; 10 log10 of it, -100 dB, is the lowest value of a spectrogram.
 _POWER_FLOOR = 1e-10
+# Seconds between the end of the last of the windows spaced over a clip and its own end.
+_WINDOW_REST = 0.1
 # Kaldi's default pre-emphasis.
 _PREEMPHASIS = 0.97
 
@@ -32,7 +34,9 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
     With `mel_scale="kaldi"` it is a filter bank as Kaldi computes it, without dither and energy, of the waveform less
     its mean: windows that lie within the segment, their mean subtracted, pre-emphasised by 0.97, under a symmetric
     Hann window; the natural logarithm of the power in triangular filters; (x - mean) / (2 std) of that, cut or padded
-    with 0 to as many frames as bands, or to `spectrogram_frames`.
+    with 0 to as many frames as bands, or to `spectrogram_frames`. With `window_seconds`, the filter banks of a clip's n
+    segments are not those of their own sound, but of n windows of this length that begin at equal distances, the last
+    one a tenth of a second and its own length before the end (STG-CMA); sound that is shorter is read whole.
 
     Args:
         feature_size (`int`, defaults to 64): Mel bands.
@@ -54,6 +58,8 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         spectrogram_frames (`int`, *optional*): Frames of a Kaldi-style filter bank; by default `feature_size`.
         filter_sampling_rate (`int`, *optional*): Sampling rate in Hz for which the filters are made; by default
             `sampling_rate`.
+        window_seconds (`float`, *optional*): Length in seconds of the windows, as above; only with `"kaldi"`, and not
+            for segments that are spread over a clip.
     """
 
     model_input_names = ["input_features", "frame_mask"]  # noqa: RUF012 (the base class's own form)
@@ -76,6 +82,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         feature_std: float = 3.7079780101776123,
         spectrogram_frames: int | None = None,
         filter_sampling_rate: int | None = None,
+        window_seconds: float | None = None,
         **kwargs: Any,
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
@@ -116,7 +123,13 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         self.feature_std = feature_std
         self.spectrogram_frames = spectrogram_frames
         self.filter_sampling_rate = filter_sampling_rate
+        self.window_seconds = window_seconds
         is_kaldi = mel_scale == "kaldi"
+        if window_seconds is not None and not (is_kaldi and round(window_seconds * sampling_rate) >= fft_window_size):
+            raise CaeAvError(
+                f"`window_seconds` needs `mel_scale` 'kaldi' and must hold a window of {fft_window_size} samples, got "
+                f"{window_seconds} with {mel_scale!r} at {sampling_rate} Hz"
+            )
         if is_kaldi and self.segment_samples < fft_window_size:
             raise CaeAvError(
                 f"`segment_seconds` must hold a window of {fft_window_size} samples, got {segment_seconds} at "
@@ -194,7 +207,9 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         segments = [self._segments(waveform, num_segments) for waveform in waveforms]
         counts = torch.tensor([len(part) for part in segments])
         frame_mask = torch.arange(int(counts.max())) < counts[:, None]
-        log_mel = self._log_mel(torch.cat(segments) if len(segments) > 1 else segments[0])[:, None]
+        if len({part.shape[1] for part in segments}) == 1:
+            segments = [torch.cat(segments) if len(segments) > 1 else segments[0]]
+        log_mel = torch.cat([self._log_mel(part) for part in segments])[:, None]
         if frame_mask.all():
             features = log_mel.view(*frame_mask.shape, *log_mel.shape[1:])
         else:
@@ -216,11 +231,18 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         return waveform.float()
 
     def _segments(self, waveform: torch.Tensor, num_segments: int | None) -> torch.Tensor:
-        """Split samples (samples,) into segments (segments, samples of a segment); silence completes the last one."""
+        """
+        Split samples (samples,) into segments (segments, samples of a segment), of which silence completes the last
+        one, or cut windows from them.
+        """
         count = count_segments(len(waveform) / self.sampling_rate, self.segment_seconds, num_segments)
         samples = count * self.segment_samples
         waveform = torch.nn.functional.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
-        return waveform.view(count, self.segment_samples)
+        if self.window_seconds is None:
+            return waveform.view(count, self.segment_samples)
+        last = max(0.0, samples - self.sampling_rate * (self.window_seconds + _WINDOW_REST))
+        length = round(self.window_seconds * self.sampling_rate)
+        return torch.stack([waveform[start : start + length] for start in np.linspace(0, last, count).astype(int)])
 
     def _log_mel(self, segments: torch.Tensor) -> torch.Tensor:
         """Return the log-mel spectrograms (n, frames, mels) of segments (n, samples of a segment)."""

@@ -145,6 +145,7 @@ class CaeAvProcessor(ProcessorMixin):
                 feature_std=audio.feature_std,
                 spectrogram_frames=audio.spectrogram_frames,
                 filter_sampling_rate=audio.filter_sampling_rate,
+                window_seconds=audio.window_seconds,
             ),
             video_processor=CaeAvVideoProcessor(size={"height": height, "width": width}),
             tokenizer=build_clip_tokenizer(text.vocab_size, text.context_length),
