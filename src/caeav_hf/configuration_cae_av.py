@@ -339,7 +339,7 @@ class CaeAvVitConfig(TowerGeometry, PreTrainedConfig):
         num_channels (`int`, defaults to 3): Colour channels.
         hidden_size (`int`, defaults to 768): Channels of a token.
         num_hidden_layers (`int`, defaults to 12): Number of blocks.
-        num_attention_heads (`int`, *optional*): Attention heads of a block; by default of 64 channels each, as in CLIP.
+        num_attention_heads (`int`, *optional*): Attention heads of a block; by default of 64 channels, as in CLIP.
         mlp_ratio (`float`, defaults to 4.0): Ratio of a feed-forward's hidden width to `hidden_size`.
         hidden_act (`str`, defaults to `"quick_gelu"`): `"quick_gelu"` (OpenAI's weights) or `"gelu"` (most others).
         layer_norm_eps (`float`, defaults to 1e-5): Epsilon of the layer norms.
@@ -861,7 +861,9 @@ class CaeAvConfig(PreTrainedConfig):
         if self.frame_size is not None:
             _positive(self, "frame_size")
         if self.frame_sampling == "spread" and getattr(self.audio_config, "window_seconds", None) is not None:
-            raise ValueError("`window_seconds` of the audio front end needs `frame_sampling` 'consecutive', got 'spread'")
+            raise ValueError(
+                "`window_seconds` of the audio front end needs `frame_sampling` 'consecutive', got 'spread'"
+            )
         for name in ("audio_label_smoothing", "visual_label_smoothing"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"`{name}` of CaeAvConfig must lie in [0, 1], got {getattr(self, name)}")

@@ -435,7 +435,8 @@ def test_a_pretrained_vit_gets_the_heads_of_the_form(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "window", "seconds"), [("ave", 1.0, 1.0), ("avs_s4", 1.95, 1.0), ("avvp", None, 1.0), ("avqa", None, 1.95)]
+    ("task", "window", "seconds"),
+    [("ave", 1.0, 1.0), ("avs_s4", 1.95, 1.0), ("avvp", None, 1.0), ("avqa", None, 1.95)],
 )
 def test_windows_of_sound_are_those_of_the_scripts(task: str, window: float | None, seconds: float) -> None:
     config = CaeAvConfig.from_preset(task, method="stg_cma")
@@ -443,7 +444,9 @@ def test_windows_of_sound_are_those_of_the_scripts(task: str, window: float | No
     extractor = CaeAvProcessor.from_config(config).feature_extractor
     assert (extractor.window_seconds, extractor.hop_length) == (window, 70)
     # Of segments that are spread, nothing lies between them.
-    with pytest.raises(StrictDataclassClassValidationError, match="`window_seconds` of the audio front end needs `frame_sampling`"):
+    with pytest.raises(
+        StrictDataclassClassValidationError, match="`window_seconds` of the audio front end needs `frame_sampling`"
+    ):
         CaeAvConfig.from_preset(task, method="stg_cma", frame_sampling="spread", audio_config={"window_seconds": 1.0})
 
 

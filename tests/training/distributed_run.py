@@ -95,7 +95,8 @@ def toy_task(
             **switches,
         },
     )
-    quiet: dict[str, Any] = {"attention_dropout": 0.0, "branch_dropout": 0.0, "head_dropout": 0.0, "router_noise_std": 0.0}
+    dropouts = ("attention_dropout", "branch_dropout", "head_dropout", "router_noise_std")
+    quiet: dict[str, Any] = dict.fromkeys(dropouts, 0.0)
     if method == "stg_cma":
         quiet |= {"event_head_dropout": 0.0, "interaction_options": {"drop_path": 0.0}}
     shallow = {tower: {"depths": (1, 1, 1, 1)} for tower in ("vision_config", "audio_config")}

@@ -31,8 +31,8 @@ INIT_STD = 0.02
 # Widths at which the authors change the ratios of the larger adapters: CLIP's ViT-L and Swin-L.
 LARGE_VIT, LARGE_SWIN = 1024, 192
 
-# Seconds of the windows of sound, spaced over a clip. Video parsing, for which nothing is published, keeps the sound of
-# each segment; the clips of question answering are longer than their segments, which are spread.
+# Seconds of the windows of sound, spaced over a clip. Video parsing, for which nothing is published, keeps the sound
+# of each segment; the clips of question answering are longer than their segments, which are spread.
 WINDOW_SECONDS = {"ave": 1.0, "avs_s4": 1.95, "avs_ms3": 1.95}
 
 # Mean and deviation of the filter banks of the training sound.
@@ -365,7 +365,8 @@ class STGCMAInteraction(InteractionLayer):
     @classmethod
     def vision_preset(cls, vision_config: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
         # The authors' code cuts the attention of CLIP's ViT-B/16 into 8 heads instead of 12.
-        sizes = {name: vision_config.get(name, getattr(CaeAvVitConfig, name)) for name in ("hidden_size", "patch_size")}
+        names = ("hidden_size", "patch_size")
+        sizes = {name: vision_config.get(name, getattr(CaeAvVitConfig, name)) for name in names}
         is_vit = vision_config.get("model_type") == CaeAvVitConfig.model_type
         is_official = options.get("formulation", STGCMAOptions.formulation) == "official"
         if is_vit and is_official and sizes == {"hidden_size": 768, "patch_size": 16}:

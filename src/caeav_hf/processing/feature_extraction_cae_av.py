@@ -34,9 +34,9 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
     With `mel_scale="kaldi"` it is a filter bank as Kaldi computes it, without dither and energy, of the waveform less
     its mean: windows that lie within the segment, their mean subtracted, pre-emphasised by 0.97, under a symmetric
     Hann window; the natural logarithm of the power in triangular filters; (x - mean) / (2 std) of that, cut or padded
-    with 0 to as many frames as bands, or to `spectrogram_frames`. With `window_seconds`, the filter banks of a clip's n
-    segments are not those of their own sound, but of n windows of this length that begin at equal distances, the last
-    one a tenth of a second and its own length before the end (STG-CMA); sound that is shorter is read whole.
+    with 0 to as many frames as bands, or to `spectrogram_frames`. With `window_seconds`, the filter banks of the n
+    segments of a clip are not those of their own sound, but of n windows of this length that begin at equal distances,
+    the last one a tenth of a second and its own length before the end (STG-CMA); shorter sound is read whole.
 
     Args:
         feature_size (`int`, defaults to 64): Mel bands.

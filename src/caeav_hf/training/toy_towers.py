@@ -184,14 +184,14 @@ def make_towers(out: Path, seed: int = 0, samples: int = 4500, epochs: int = 10)
 
 
 def make_swin(out: Path, seed: int = 0, samples: int = 4500, epochs: int = 10) -> float:
-    """Train and save the Swin Transformer, version 1, as [`make_towers`] does the vision tower; return its accuracy."""
+    """Train and save the Swin Transformer, version 1, as [`make_towers`] the vision tower; return its accuracy."""
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
     config = CaeAvConfig.from_preset("ave", size="toy", method="stg_cma")
     processor = CaeAvProcessor.from_config(config)
     tower = SwinTower(config.vision_config)
-    data = [frames_and_labels(processor, n, np.random.default_rng([seed, n])) for n in (samples, 1800)]
-    accuracy = train_classifier("swin", tower, lambda pixels: pooled(tower, pixels), *data, epochs, generator)
+    train, test = (frames_and_labels(processor, n, np.random.default_rng([seed, n])) for n in (samples, 1800))
+    accuracy = train_classifier("swin", tower, lambda pixels: pooled(tower, pixels), train, test, epochs, generator)
     save_swin(tower, "swin_tiny_patch4_window7_224", out)
     return accuracy
 
