@@ -42,6 +42,12 @@ def check_model(name: str | os.PathLike) -> None:
         raise CaeAvError(f"{name}: no such folder; expected the folder of a model, or its name on the Hub, NAME/MODEL")
 
 
+def short_name(model: str | os.PathLike) -> str:
+    """Return the last part of a model's path that says which one it is: `runs/a/checkpoints/best` is `a`."""
+    parts = [part for part in Path(model).parts if part not in ("checkpoints", "best", os.sep, "..", ".")]
+    return parts[-1] if parts else "model"
+
+
 def upload(
     folder: Path,
     repo_id: str,

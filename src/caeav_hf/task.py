@@ -87,6 +87,7 @@ class Task:
             data sets of another task are used, so that the task must be named.
         best_metric: Score that selects the best checkpoint.
         higher_is_better: Whether higher values of this score are better.
+        score_scale: What this score is measured in: 1 for shares, 100 for percent.
         class_column: Column whose feature names the classes of the model; `None` for a task without classes.
         row_columns: Columns passed to the metric among the inputs, as lists with one value per clip.
         preset: Fields of [`CaeAvConfig`] that differ from their defaults. With `interaction`, it includes the preset
@@ -117,6 +118,7 @@ class Task:
     label_column: str | None
     best_metric: str
     higher_is_better: bool = True
+    score_scale: float = 1.0
     class_column: str | None = None
     row_columns: tuple[str, ...] = ()
     preset: Mapping[str, Any] = field(default_factory=dict)
@@ -149,6 +151,11 @@ class Task:
     def row_form(self) -> Any:
         """The class that builds the targets of rows."""
         return _load(self.rows)
+
+    @property
+    def metric_function(self) -> Any:
+        """The function that returns the metric's sums of each clip of a batch."""
+        return _load(self.metric)
 
     @property
     def result_module(self) -> Any:
@@ -193,7 +200,7 @@ class Task:
 
     def sums(self, outputs: Any, inputs: Mapping[str, Any]) -> list[Any]:
         """Return one small object per clip of a batch for the metric; these can be added."""
-        return _load(self.metric)(outputs, inputs)
+        return self.metric_function(outputs, inputs)
 
     def scores(self, sums: Sequence[Any]) -> dict[str, float]:
         """

@@ -17,14 +17,45 @@ def agreement_auc(agreement: torch.Tensor, is_matching: torch.Tensor) -> float:
     Raises:
         CaeAvError: The shapes differ, or there are no segments of one kind.
     """
+    is_matching = _checked(agreement, is_matching)
+    matching, mismatched = agreement[is_matching].double(), agreement[~is_matching].double().sort().values
+    below = torch.searchsorted(mismatched, matching)
+    below_or_equal = torch.searchsorted(mismatched, matching, right=True)
+    return float((below + below_or_equal).double().mean() / (2 * len(mismatched)))
+
+
+def misalignment_average_precision(agreement: torch.Tensor, is_matching: torch.Tensor) -> float:
+    """
+    Return the average precision of a search for mismatched segments by low agreement: the mean, over the mismatched
+    segments, of the share of mismatched ones among those whose agreement is as low or lower. Chance is the share of
+    mismatched segments.
+
+    Args:
+        agreement, is_matching: See [`agreement_auc`].
+
+    Raises:
+        CaeAvError: See [`agreement_auc`].
+    """
+    is_matching = _checked(agreement, is_matching)
+    order = agreement.double().argsort()
+    values, found = agreement.double()[order], (~is_matching[order]).cumsum(0)
+    # Segments of one agreement are found together, so all of them count at the last one's place.
+    last = torch.searchsorted(values, agreement[~is_matching].double(), right=True) - 1
+    return float((found[last] / (last + 1)).double().mean())
+
+
+def _checked(agreement: torch.Tensor, is_matching: torch.Tensor) -> torch.Tensor:
+    """
+    Return `is_matching` as bool.
+
+    Raises:
+        CaeAvError: See [`agreement_auc`].
+    """
     if agreement.shape != is_matching.shape or agreement.ndim != 1:
         raise CaeAvError(
             f"`agreement` and `is_matching` must be (N,), got {tuple(agreement.shape)} and {tuple(is_matching.shape)}"
         )
     is_matching = is_matching.bool()
-    matching, mismatched = agreement[is_matching].double(), agreement[~is_matching].double().sort().values
-    if not len(matching) or not len(mismatched):
+    if is_matching.all() or not is_matching.any():
         raise CaeAvError("`is_matching` must have segments of both kinds")
-    below = torch.searchsorted(mismatched, matching)
-    below_or_equal = torch.searchsorted(mismatched, matching, right=True)
-    return float((below + below_or_equal).double().mean() / (2 * len(mismatched)))
+    return is_matching

@@ -1,6 +1,6 @@
 """Score a model on all clips of a split. The result does not depend on the number of processes."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from ..data.streaming import StreamedClips
 from ..task import Task
-from .batches import Collator, clip_loader
+from .batches import ClipBatch, Collator, clip_loader
 from .captions import CaptionFeatures
 from .order import ordered_batches
 from .sharding import bare, gathered_parameters, is_sharded
@@ -61,16 +61,38 @@ def evaluate(
         for batch in tqdm(
             loader, desc=description, unit="batch", disable=not accelerator.is_main_process, leave=False
         ):
-            inputs = batch["inputs"] if captions is None else captions.insert(batch["inputs"])
-            inputs = send_to_device(inputs, accelerator.device)
-            outputs = model(**task.inputs_in_evaluation(inputs))
-            of_rows = {name: [column[index] for index in batch["indices"]] for name, column in columns.items()}
-            sums = zip(batch["indices"], batch["replaced"], task.sums(outputs, {**inputs, **of_rows}), strict=True)
+            _, sums = score_batch(model, batch, task, columns, accelerator.device, captions)
+            items = zip(batch["indices"], batch["replaced"], sums, strict=True)
             # The replacement of a clip that cannot be decoded is scored at its own index only.
-            scored += [(index, clip) for index, is_replaced, clip in sums if not is_replaced]
+            scored += [(index, clip) for index, is_replaced, clip in items if not is_replaced]
     model.train(was_training)
     if accelerator.num_processes > 1:
         scored = gather_object(scored)
     scored.sort(key=lambda item: item[0])
     metrics = task.scores([clip for _, clip in scored])
     return {**metrics, "clips": len(scored), "dropped_clips": len(dataset) - len(scored)}
+
+
+def score_batch(
+    model: torch.nn.Module,
+    batch: ClipBatch,
+    task: Task,
+    columns: Mapping[str, Sequence[Any]],
+    device: torch.device,
+    captions: CaptionFeatures | None = None,
+) -> tuple[Any, list[Any]]:
+    """
+    Run a model on a batch.
+
+    Args:
+        columns: The task's `row_columns` of all rows of the data set.
+        captions: Features to insert for the captions; by default the model encodes them.
+
+    Returns:
+        The outputs, and the metric's sums of each item.
+    """
+    inputs = batch["inputs"] if captions is None else captions.insert(batch["inputs"])
+    inputs = send_to_device(inputs, device)
+    outputs = model(**task.inputs_in_evaluation(inputs))
+    of_rows = {name: [column[index] for index in batch["indices"]] for name, column in columns.items()}
+    return outputs, task.sums(outputs, {**inputs, **of_rows})

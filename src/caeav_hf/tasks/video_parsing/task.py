@@ -21,6 +21,7 @@ TASKS = (
         label_column="event_labels",
         class_column="event_labels",
         best_metric="segment/type",
+        score_scale=100.0,
         # Sizes of the authors' training scripts.
         preset={
             "id2label": dict(enumerate(LLP_CATEGORIES)),
