@@ -1,5 +1,6 @@
 """Stored sums of a metric give its scores on any resample of the clips."""
 
+import json
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,11 +95,11 @@ def test_a_file_decides_nothing(tmp_path: Path) -> None:
     record_of("ave").save(path, {})
     arrays = load_file(path)
     for name in ("subprocess:Popen", "no_such_module:EventSums", "caeav_hf.task:Card"):
-        described = '{"class": ["%s", "%s"], "keys": {}}' % tuple(name.split(":"))
+        described = json.dumps({"class": name.split(":"), "keys": {}})
         save_file(arrays, path, {"fingerprint": "{}", "sums": described})
         with pytest.raises(CaeAvError, match="another metric"):
             Record.load(path)
     path.write_bytes(b"cut off")
     for read in (Record.load, read_fingerprint):
-        with pytest.raises(CaeAvError, match="cannot be read.*remove it"):
+        with pytest.raises(CaeAvError, match=r"cannot be read.*remove it"):
             read(path)

@@ -231,7 +231,7 @@ class Summary:
         }
 
     def _estimate(self, of_models: Sequence[np.ndarray]) -> dict[str, float]:
-        """Return the mean over models, (1 + resamples,) each, with its interval: over clips, or over several models."""
+        """Return the mean over models, (1 + resamples,) each, and its interval: over clips, or over several models."""
         if len(of_models) == 1:
             return self._single(of_models[0])
         center, half = student_interval([float(values[0]) for values in of_models])
@@ -275,8 +275,8 @@ class Summary:
             return None
         kinds: dict[str, dict[str, Any]] = {}
         for kind, level in self.conditions:
-            values = [of_model[kind, level] for of_model in found if of_model is not None]
-            if all(values):
+            values = [of_condition for of_model in found if of_model and (of_condition := of_model[kind, level])]
+            if values:
                 kinds.setdefault(kind, {})[str(level)] = {
                     name: np.mean([value[name] for value in values], axis=0).tolist()
                     for name in ("auc", "average_precision", "share_affected", "auc_by_stage")
@@ -390,15 +390,9 @@ def markdown_text(results: Mapping[str, Any]) -> str:
     ]
     for label, choose in groups:
         chosen = [choose(method) for method in methods.values()]
-        lines.append(
-            line(
-                label,
-                [
-                    f"{_interval(value['mean_score'], factor)} ({_number(value['relative_robustness']['value'], 1, 2)})"
-                    for value in chosen
-                ],
-            )
-        )
+        scores = [_interval(value["mean_score"], factor) for value in chosen]
+        kept = [_number(value["relative_robustness"]["value"], 1, 2) for value in chosen]
+        lines.append(line(label, [f"{score} ({share})" for score, share in zip(scores, kept, strict=True)]))
     lines += ["", *header("over all kinds and levels")]
     titles = {
         "relative_robustness": "relative robustness (score relative to the clean one)",

@@ -181,8 +181,12 @@ def score_models(
     if not models:
         raise CaeAvError("expected at least one model")
     folder = local_folder(str(data))
-    digest = data_digest(folder, options.split)
-    identity = {"data": digest, "split": options.split, "mixed_precision": options.mixed_precision}
+    rows = load_rows(folder, options.split)
+    identity = {
+        "data": data_digest(folder, options.split, rows),
+        "split": options.split,
+        "mixed_precision": options.mixed_precision,
+    }
     scored = [_open(model, Path(out), identity) for model in models]
     if len(names := sorted({model.task.name for model in scored})) > 1:
         raise CaeAvError(f"expected models of one task, got models of {', '.join(names)}")
@@ -190,7 +194,6 @@ def score_models(
     for model in scored:
         for condition in conditions:
             _check_record(model, condition, options.seed)
-    rows = load_rows(folder, options.split)
     sets, not_applicable = _changed_sets(scored, rows, options)
     kinds = tuple(kind for kind in options.chosen_kinds if kind not in not_applicable)
     if not kinds:
@@ -402,18 +405,17 @@ def model_digest(folder: Path) -> str:
     return _digest((str(path.relative_to(folder)), path) for path in files)
 
 
-def data_digest(folder: Path, split: str) -> str:
+def data_digest(folder: Path, split: str, rows: datasets.Dataset) -> str:
     """
     Return a digest of a split: the content of its shards, and name, size and time of modification of the media files
-    that they refer to.
+    that its rows refer to.
     """
     shards = find_shards(folder, split)
-    return _digest([(path.name, path) for path in shards], _media_files(folder, split))
+    return _digest([(path.name, path) for path in shards], _media_files(rows))
 
 
-def _media_files(folder: Path, split: str) -> Iterator[str]:
-    """Yield a line for each file that the rows refer to by its path."""
-    rows = load_rows(folder, split)
+def _media_files(rows: datasets.Dataset) -> Iterator[str]:
+    """Yield a line for each file that rows refer to by its path."""
     names = [name for name in (*clip_features(), "masks") if name in rows.column_names]
     table = rows.select_columns(names).with_format("arrow")[:]
     for name in names:

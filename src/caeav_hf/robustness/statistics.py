@@ -7,7 +7,6 @@ any leading axes, such as resamples, so one call computes a measure of all resam
 
 import math
 from collections.abc import Sequence
-from statistics import mean, stdev
 
 import numpy as np
 
@@ -114,9 +113,9 @@ def student_interval(values: Sequence[float]) -> tuple[float, float]:
     values the interval is a little too wide, since it takes the quantile of ten.
     """
     if len(values) < 2:
-        return mean(values), math.nan
+        return float(np.mean(values)), math.nan
     quantile = T_QUANTILES[min(len(values) - 2, len(T_QUANTILES) - 1)]
-    return mean(values), quantile * stdev(values) / math.sqrt(len(values))
+    return float(np.mean(values)), quantile * float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
 def share_better(difference: np.ndarray, *, sign: int = 1) -> float:
