@@ -592,6 +592,8 @@ class CaeAvConfig(PreTrainedConfig):
             evenly from the whole clip.
         frame_size (`int`, *optional*): Side in pixels of the square frames that the processor makes, if it is not the
             visual tower's. The model resizes frames of any size to the tower's, bicubic, as DG-SCT's segmentation.
+        frame_crop (`bool`, defaults to `False`): Whether the processor resizes the short side of a frame, bilinear,
+            and crops the middle, instead of resizing the whole frame to a square, bicubic. Not for tasks with masks.
         adapter_stages (`list[int]`, defaults to `(1, 3)`): Stages with AVMoE adapters, counted from 1.
         num_cross_modal_experts, num_unimodal_experts (`int`): Experts of an AVMoE module (Table I).
         num_latent_tokens (`int`, defaults to 32): Latent tokens of an expert that attends through them.
@@ -728,6 +730,7 @@ class CaeAvConfig(PreTrainedConfig):
     segment_seconds: float | int = 1.0
     frame_sampling: Literal["consecutive", "spread"] = "consecutive"
     frame_size: int | None = None
+    frame_crop: bool = False
 
     adapter_stages: list[int] | tuple[int, ...] = (1, 3)
     num_cross_modal_experts: int = 1
@@ -860,6 +863,10 @@ class CaeAvConfig(PreTrainedConfig):
             self._validate_spaces()
         if self.frame_size is not None:
             _positive(self, "frame_size")
+        if self.frame_crop and any(target.is_image for target in get_task(self.task).targets.values()):
+            raise ValueError(
+                f"`frame_crop` of CaeAvConfig must be False for task {self.task!r}, whose masks are of whole frames"
+            )
         if self.frame_sampling == "spread" and getattr(self.audio_config, "window_seconds", None) is not None:
             raise ValueError(
                 "`window_seconds` of the audio front end needs `frame_sampling` 'consecutive', got 'spread'"

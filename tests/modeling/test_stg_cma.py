@@ -441,8 +441,10 @@ def test_a_pretrained_vit_gets_the_heads_of_the_form(tmp_path: Path) -> None:
 def test_windows_of_sound_are_those_of_the_scripts(task: str, window: float | None, seconds: float) -> None:
     config = CaeAvConfig.from_preset(task, method="stg_cma")
     assert (config.audio_config.window_seconds, config.segment_seconds) == (window, seconds)
-    extractor = CaeAvProcessor.from_config(config).feature_extractor
+    processor = CaeAvProcessor.from_config(config)
+    extractor = processor.feature_extractor
     assert (extractor.window_seconds, extractor.hop_length) == (window, 70)
+    assert bool(processor.video_processor.do_center_crop) == (task == "ave")
     # Of segments that are spread, nothing lies between them.
     with pytest.raises(
         StrictDataclassClassValidationError, match="`window_seconds` of the audio front end needs `frame_sampling`"

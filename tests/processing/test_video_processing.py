@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from caeav_hf import CaeAvConfig
 from caeav_hf.errors import CaeAvError
-from caeav_hf.processing import CaeAvVideoProcessor
+from caeav_hf.processing import CaeAvProcessor, CaeAvVideoProcessor
 
 
 def clip(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
@@ -96,3 +98,20 @@ def test_floats_without_rescaling():
     processor = CaeAvVideoProcessor(do_rescale=False, size={"height": 20, "width": 20})
     expected = CaeAvVideoProcessor(size={"height": 20, "width": 20})(clip(1, 20, 20))["pixel_values_videos"]
     torch.testing.assert_close(processor(frames)["pixel_values_videos"], expected, atol=1e-5, rtol=0)
+
+
+def test_cropped_frames_keep_their_aspect_ratio(tmp_path):
+    config = CaeAvConfig.from_preset("ave", size="toy", frame_crop=True)
+    processor = CaeAvProcessor.from_config(config).video_processor
+    frames = np.zeros((2, 40, 120, 3), np.uint8)
+    frames[:, :, 40:80] = 255
+    found = processor([frames])["pixel_values_videos"]
+    assert found.shape == (1, 2, 3, 64, 64)
+    # The middle third is what is left of it, up to the edges of its sides.
+    white = processor([np.full((2, 40, 40, 3), 255, np.uint8)])["pixel_values_videos"]
+    torch.testing.assert_close(found[..., 2:-2], white[..., 2:-2])
+    processor.save_pretrained(tmp_path)
+    again = CaeAvVideoProcessor.from_pretrained(tmp_path)
+    assert torch.equal(again([frames])["pixel_values_videos"], found)
+    with pytest.raises(StrictDataclassClassValidationError, match="`frame_crop` of CaeAvConfig must be False"):
+        CaeAvConfig.from_preset("avs_s4", frame_crop=True)

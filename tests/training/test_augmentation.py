@@ -1,5 +1,7 @@
 """Augmentation: off by default, a function of seed, epoch and clip, and true to the labels."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -127,3 +129,59 @@ def test_switches_that_would_make_labels_wrong_are_refused():
     for task, name in (("avqa", "flip_frames"), ("avqa", "mixup"), ("avvp", "mixup")):
         with pytest.raises(CaeAvError, match=f"'{name}' must be false for task {task}"):
             Recipe(task=task, **{name: True})
+    for task, name, value, off in (
+        ("avs_s4", "crop_area", 0.5, "null"),
+        ("avs_ms3", "rand_augment", "rand-m7-n4", "null"),
+        ("avqa", "sound_mixing", 0.5, "0"),
+        ("avvp", "sound_mixing", 0.5, "0"),
+    ):
+        with pytest.raises(CaeAvError, match=f"'{name}' must be {off} for task {task}"):
+            Recipe(task=task, **{name: value})
+    with pytest.raises(CaeAvError, match="'sound_mixing' must be 0 with mixup"):
+        Recipe(mixup=True, sound_mixing=0.5)
+    with pytest.raises(CaeAvError, match="'crop_area' must be in"):
+        Recipe(crop_area=0.0)
+
+
+OF_FRAMES = {"rand_augment": "rand-m7-n4", "crop_area": 0.08, "erasing": 0.25}
+
+
+@pytest.mark.parametrize("name", OF_FRAMES)
+def test_frames_of_a_clip_change_alike(name):
+    clip = {
+        "pixel_values_videos": torch.rand(1, 3, 16, 16).expand(3, -1, -1, -1),
+        "input_features": torch.ones(3, 1, 4, 2),
+    }
+    generators = random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state()
+    changed = [Augmentation(**{name: OF_FRAMES[name]})([clip], 0, epoch)["pixel_values_videos"] for epoch in range(12)]
+    again = Augmentation(**{name: OF_FRAMES[name]})([clip], 0, 3)["pixel_values_videos"]
+    assert torch.equal(again, changed[3])
+    for frames in changed:
+        assert frames.shape == (3, 3, 16, 16)
+        assert torch.equal(frames, frames[:1].expand_as(frames))
+    same = [torch.allclose(frames, clip["pixel_values_videos"], atol=0.05) for frames in changed]
+    assert not all(same)
+    assert any(same) == (name == "erasing")
+    # The generators that dropout draws from are as before.
+    assert random.getstate() == generators[0]
+    assert (np.random.get_state()[1] == generators[1]).all()
+    assert torch.equal(torch.get_rng_state(), generators[2])
+
+
+def test_each_segment_is_mixed_with_its_own_weight():
+    features = {"pixel_values_videos": torch.zeros(3, 3, 4, 4)}
+    clips = [{**features, "input_features": torch.full((3, 1, 4, 2), float(value))} for value in (0, 1)]
+    found = [Augmentation(sound_mixing=0.5)(clips, 0, epoch)["input_features"] for epoch in range(40)]
+    mixed = [sound for sound in found if sound.any()]
+    assert 5 < len(mixed) < 20  # half, in half of which the other clip is the clip itself
+    weights = torch.stack([sound[:, 0, 0, 0] for sound in mixed])
+    assert (weights[:, 0] != weights[:, 1]).all()
+    assert weights.mean() == pytest.approx(0.5, abs=0.1)
+    assert weights.std() == pytest.approx(21**-0.5 / 2, abs=0.05)
+    assert all((sound == sound[:, :, :1, :1]).all() for sound in mixed)
+
+
+def test_a_policy_that_timm_does_not_have_is_refused():
+    for policy in ("autumn", "rand-x3-n4"):
+        with pytest.raises(CaeAvError, match="rand_augment"):
+            Augmentation(rand_augment=policy)

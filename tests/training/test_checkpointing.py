@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from caeav_hf.towers.frozen import trained_names
+from caeav_hf.training.checkpointing import find_checkpoint, read_loop_state
 from caeav_hf.training.sharding import full_state_dicts, load_optimizer_state
 from tests.training.tiny_training import TinyModel, tiny_model, tiny_recipe, tiny_trainer
 
@@ -29,6 +30,7 @@ def test_a_checkpoint_is_a_model_folder(tmp_path):
     last = TinyModel.from_pretrained(tmp_path / "checkpoints" / "last").state_dict()
     assert all(torch.equal(last[name], tensor) for name, tensor in trainer.bare_model.state_dict().items())
     assert not loaded.training
+    assert not (tmp_path / "checkpoints" / "average").exists()  # only on request
 
 
 def test_frozen_weights_are_stored_once_and_have_no_optimizer_state(tmp_path):
@@ -101,3 +103,41 @@ def test_what_had_no_gradient_yet_has_no_optimizer_state(has_stepped):
         assert all(torch.equal(values[name], value) for name, value in optimizer.state[parameter].items())
     for name, tensor in other.state_dict().items():
         assert torch.equal(tensor, before[name])
+
+
+def test_the_mean_of_the_last_epochs_is_a_model_too(tmp_path):
+    ends = []
+
+    def trainer_of(folder, **arguments):
+        trainer = tiny_trainer(folder, tiny_recipe(epochs=4, average_from_epoch=2, save_steps=1), **arguments)
+        save = trainer._save
+
+        def noted(name, is_averaged=False):
+            if is_averaged:
+                ends.append({key: value.clone() for key, value in trainer.bare_model.state_dict().items()})
+            save(name, is_averaged)
+
+        trainer._save = noted
+        return trainer
+
+    trainer_of(tmp_path / "whole").fit()
+    assert len(ends) == 3
+    found = TinyModel.from_pretrained(tmp_path / "whole" / "checkpoints" / "average").state_dict()
+    for name, value in found.items():
+        expected = torch.stack([end[name].double() for end in ends]).mean(0)
+        if name.startswith("tower.") or not value.is_floating_point():
+            expected = ends[-1][name].double()
+        torch.testing.assert_close(value.double(), expected, atol=1e-6, rtol=1e-6)
+    assert (tmp_path / "whole" / "checkpoints" / "average" / "processor_config.json").is_file()
+
+    # A run that is interrupted inside an epoch, and goes on, takes the same mean.
+    stopped = trainer_of(tmp_path / "again")
+    stopped.recipe = replace(stopped.recipe, max_steps=8)
+    stopped.fit()
+    assert 0 < stopped.state.averaged_epochs < 3
+    last = find_checkpoint(tmp_path / "again")
+    resumed = trainer_of(tmp_path / "again", model=TinyModel.from_pretrained(last), resume=last)
+    resumed.resume(last, read_loop_state(last))
+    resumed.fit()
+    again = TinyModel.from_pretrained(tmp_path / "again" / "checkpoints" / "average").state_dict()
+    assert all(torch.equal(again[name], found[name]) for name in found)

@@ -97,6 +97,9 @@ def test_recipes_of_stg_cma_hold_the_values_of_its_scripts(task, batch_size, rat
     assert (recipe.learning_rate, recipe.head_learning_rate, recipe.min_learning_rate) == rates
     assert (recipe.lr_warmup_epochs, recipe.adam_beta1, recipe.adam_beta2) == (warmup, 0.95, 0.999)
     assert recipe.weight_decay == 5e-7
+    augmentation = (recipe.flip_frames, recipe.rand_augment, recipe.crop_area, recipe.erasing, recipe.sound_mixing)
+    assert augmentation == ((True, "rand-m7-n4", 0.08, 0.25, 0.5) if task == "ave" else (False, None, None, 0.0, 0.0))
+    assert recipe.average_from_epoch == (8 if task == "ave" else None)
 
 
 def test_the_head_may_have_its_own_learning_rate():

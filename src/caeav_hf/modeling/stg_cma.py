@@ -336,7 +336,7 @@ class STGCMAInteraction(InteractionLayer):
             "interaction_options": {},
         }
         if task == "ave":
-            values |= {"event_head": "mlp", "event_head_dropout": 0.5}
+            values |= {"event_head": "mlp", "event_head_dropout": 0.5, "frame_crop": size == "full"}
         if task.startswith("avs_"):
             values["head_map_sizes"] = (16, 16, 32, 32) if size == "toy" else (64, 128, 320, 512)
         if task == "avqa":

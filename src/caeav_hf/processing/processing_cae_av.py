@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.feature_extraction_utils import BatchFeature
+from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
@@ -147,7 +148,7 @@ class CaeAvProcessor(ProcessorMixin):
                 filter_sampling_rate=audio.filter_sampling_rate,
                 window_seconds=audio.window_seconds,
             ),
-            video_processor=CaeAvVideoProcessor(size={"height": height, "width": width}),
+            video_processor=CaeAvVideoProcessor(**_resizing(height, width, config.frame_crop)),
             tokenizer=build_clip_tokenizer(text.vocab_size, text.context_length),
             question_tokenizer=question_tokenizer,
             num_frames=config.num_frames,
@@ -734,6 +735,19 @@ class CaeAvProcessor(ProcessorMixin):
                 "expected a processor made for the same classes as the model"
             )
         return self.id2label[label_id]
+
+
+def _resizing(height: int, width: int, crops: bool) -> dict[str, Any]:
+    """Return settings of the video processor that makes frames of a size, with or without cropping."""
+    size = {"height": height, "width": width}
+    if not crops:
+        return {"size": size}
+    return {
+        "size": {"shortest_edge": max(height, width)},
+        "crop_size": size,
+        "do_center_crop": True,
+        "resample": PILImageResampling.BILINEAR,
+    }
 
 
 def _saved_tokenizer(folder: Any, name: str, **kwargs: Any) -> Any:

@@ -19,7 +19,8 @@ from ..errors import CaeAvError
 class CaeAvVideoProcessor(BaseVideoProcessor):
     r"""
     Resizes the frames of clips to a square (bicubic, antialiased, the aspect ratio is not kept), scales them to [0, 1]
-    and normalises them with ImageNet's mean and standard deviation.
+    and normalises them with ImageNet's mean and standard deviation. With `size={"shortest_edge": ...}` and
+    `do_center_crop` it keeps the aspect ratio and crops the middle.
 
     `processor(videos)` takes one clip (T, H, W, 3) or (T, 3, H, W), uint8, as array or tensor, or a list of them.
     Clips of a batch may differ in T, H and W. It returns `pixel_values_videos` (B, T, 3, size, size) float32 and
@@ -63,7 +64,7 @@ class CaeAvVideoProcessor(BaseVideoProcessor):
             layout = input_data_format or infer_channel_dimension_format(video, num_channels=3)
             if ChannelDimension(layout) == ChannelDimension.LAST:
                 video = video.permute(0, 3, 1, 2)
-                if video.shape[2:] == (self.size["height"], self.size["width"]):
+                if video.shape[2:] == (self.size.height, self.size.width):
                     # Without resizing, copy to channels-first as bytes rather than later as floats.
                     video = video.contiguous()
             prepared.append(video if device is None else video.to(device))

@@ -25,7 +25,7 @@ from ..towers.lora import tower_lora_config
 from .augmentation import Augmentation, AugmentedClips
 from .caption_features import open_store
 from .captions import CaptionFeatures
-from .recipe import Recipe
+from .recipe import AUGMENTATIONS, Recipe
 from .run_folder import without_progress_bars
 
 
@@ -296,7 +296,7 @@ def first_of_each_class(labels: Sequence[Any], shots: int) -> list[int]:
 
 def augmented(data: Clips, recipe: Recipe) -> Clips | AugmentedClips:
     """Return the training clips with the augmentation that the recipe switches on."""
-    switches = {name: getattr(recipe, name) for name in ("flip_frames", "spec_augment", "mixup")}
+    switches = {name: getattr(recipe, name) for name in AUGMENTATIONS}
     if not any(switches.values()):
         return data
     images = tuple(name for name, target in get_task(recipe.task).targets.items() if target.is_image)

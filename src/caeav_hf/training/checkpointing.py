@@ -8,6 +8,7 @@ checkpoints/
     training_state/                     ... and the state to resume from: optimizer.pt, loop.json, random-0.pt
   last -> step-00000500                 links, replaced atomically
   best -> step-00000500
+  average/                              a model folder with the mean of the weights of several epochs, if asked for
 ```
 
 A checkpoint is written under a temporary name and renamed when it is complete, so a folder called `step-...` is always
@@ -46,6 +47,8 @@ class CheckpointStore:
         self.folder = folder
         self.accelerator = accelerator
         self.frozen_file: Path | None = None
+        # Mean of the trained weights at the ends of epochs; only the main process has it.
+        self.average: dict[str, torch.Tensor] = {}
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             # Left by a run that was killed while it wrote or removed a checkpoint.
@@ -63,10 +66,12 @@ class CheckpointStore:
         optimizer: Any,
         state: LoopState,
         name: str,
+        is_averaged: bool = False,
     ) -> Path:
         """
         Write a checkpoint called `name` (see `new_name`), link `last` to it and `best` to `state.best_checkpoint`, and
-        remove all others. All processes must call it.
+        remove all others. With `is_averaged` its weights are the last of `state.averaged_epochs` whose mean is kept.
+        All processes must call it.
 
         Returns:
             The folder of the checkpoint.
@@ -81,11 +86,13 @@ class CheckpointStore:
             with without_progress_bars():
                 self._save_model(bare_model, weights, partial)
             processor.save_pretrained(partial)
+            if is_averaged:
+                self._include(weights, trained_names(bare_model), state.averaged_epochs)
             scaler = getattr(self.accelerator, "scaler", None)
-            torch.save(
-                {"optimizer": optimizer_state, "scaler": None if scaler is None else scaler.state_dict()},
-                partial / STATE_FOLDER / "optimizer.pt",
-            )
+            training = {"optimizer": optimizer_state, "scaler": None if scaler is None else scaler.state_dict()}
+            if self.average:
+                training["average"] = self.average
+            torch.save(training, partial / STATE_FOLDER / "optimizer.pt")
             (partial / STATE_FOLDER / "loop.json").write_text(json.dumps(state.to_dict(), indent=1), encoding="utf-8")
         self.accelerator.wait_for_everyone()
         torch.save(random_state(), partial / STATE_FOLDER / f"random-{self.accelerator.process_index}.pt")
@@ -103,6 +110,40 @@ class CheckpointStore:
                     self._remove(folder / STATE_FOLDER)
         self.accelerator.wait_for_everyone()
         return self.folder / name
+
+    def save_average(self, model: nn.Module, processor: Any, optimizer: Any) -> Path:
+        """
+        Write the model with the mean of its weights at the ends of epochs. All processes must call it.
+
+        Returns:
+            The folder, `average`.
+        """
+        partial, folder = self.folder / ".partial-average", self.folder / "average"
+        bare_model = bare(model, self.accelerator)
+        weights, _ = full_state_dicts(bare_model, optimizer.optimizer)
+        if self.accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir()
+            averaged = {name: tensor.to(weights[name].dtype) for name, tensor in self.average.items()}
+            with without_progress_bars():
+                self._save_model(bare_model, {**weights, **averaged}, partial)
+            processor.save_pretrained(partial)
+            _flush(partial)
+            if folder.exists():
+                self._remove(folder)
+            os.rename(partial, folder)
+        self.accelerator.wait_for_everyone()
+        return folder
+
+    def _include(self, weights: dict[str, torch.Tensor], names: set[str], count: int) -> None:
+        """Include weights in the mean as the last of `count`; what is not a floating-point number is theirs."""
+        for name in names & weights.keys():
+            tensor = weights[name].detach().cpu()
+            if tensor.is_floating_point() and count > 1:
+                before = self.average[name]
+                self.average[name] = before + (tensor.to(before.dtype) - before) / count
+            else:
+                self.average[name] = tensor.float() if tensor.dtype.itemsize < 4 else tensor.clone()
 
     def keep_frozen(self, model: nn.Module) -> Path:
         """
@@ -229,9 +270,14 @@ def read_loop_state(checkpoint: Path) -> LoopState:
     return LoopState.from_dict(values, str(path))
 
 
-def restore_training_state(checkpoint: Path, model: nn.Module, optimizer: Any, accelerator: Accelerator) -> None:
+def restore_training_state(
+    checkpoint: Path, model: nn.Module, optimizer: Any, accelerator: Accelerator
+) -> dict[str, torch.Tensor]:
     """
     Load the optimizer, the loss scaler and this process's random generators from a checkpoint folder.
+
+    Returns:
+        The mean of the weights of earlier epochs, if the run takes one.
 
     Raises:
         CaeAvError: A file is missing or broken, or belongs to a model with other trained parameters.
@@ -247,5 +293,6 @@ def restore_training_state(checkpoint: Path, model: nn.Module, optimizer: Any, a
         random_file = folder / f"random-{accelerator.process_index}.pt"
         if random_file.exists():
             set_random_state(torch.load(random_file, map_location="cpu", weights_only=True))
+        return saved.get("average", {})
     except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CaeAvError(f"{folder}: cannot be read as a training state: {error}") from error

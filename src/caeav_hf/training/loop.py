@@ -119,7 +119,7 @@ class Trainer:
             )
         self.state = state
         self.state.order = self._order()
-        restore_training_state(checkpoint, self.model, self.optimizer, self.accelerator)
+        self.store.average = restore_training_state(checkpoint, self.model, self.optimizer, self.accelerator)
         if self.accelerator.is_main_process:
             self.store.link_best(state)
             self._describe_best()
@@ -128,8 +128,8 @@ class Trainer:
 
     def fit(self) -> LoopState:
         """
-        Train until the recipe's `epochs`, `max_steps` or `patience` is reached. Without epochs, evaluate and save the
-        model as it is.
+        Train until the recipe's `epochs`, `max_steps` or `patience` is reached, and save the mean of the weights if
+        the recipe has an `average_from_epoch`. Without epochs, evaluate and save the model as it is.
 
         Raises:
             CaeAvError: Too many steps in a row had no finite loss and gradient, or no clip can be decoded.
@@ -140,6 +140,8 @@ class Trainer:
             self._evaluate_and_save(started)
         if not self.state.history:
             self._evaluate_and_save(time.perf_counter())
+        if self.state.averaged_epochs:
+            self.store.save_average(self.model, self.processor, self.optimizer)
         return self.state
 
     def _is_done(self) -> bool:
@@ -337,7 +339,10 @@ class Trainer:
                 f"epoch {record['epoch']}, step {state.step}: {loss}"
                 f"{recipe.eval_split} {self.task.best_metric} {value:.4f} (best {state.best_value:.4f})"
             )
-        self._save(name)
+        first = recipe.average_from_epoch
+        is_averaged = first is not None and not running and state.epoch >= first
+        state.averaged_epochs += is_averaged
+        self._save(name, is_averaged)
         if name == state.best_checkpoint:
             self._describe_best()
 
@@ -346,8 +351,8 @@ class Trainer:
         if self.describe is not None and self.accelerator.is_main_process and best.exists():
             self.describe(best.resolve(), self.state)
 
-    def _save(self, name: str) -> None:
-        self.store.save(self.model, self.processor, self.optimizer, self.state, name)
+    def _save(self, name: str, is_averaged: bool = False) -> None:
+        self.store.save(self.model, self.processor, self.optimizer, self.state, name, is_averaged)
 
 
 def _total(losses: list[tuple[int, dict[str, torch.Tensor]]]) -> dict[str, list[float]]:

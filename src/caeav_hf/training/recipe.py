@@ -16,6 +16,14 @@ from ..task import get_task
 
 RECIPES = Path(__file__).parent / "recipes"
 
+# Recipe values of [`Augmentation`], and how each is written when it is off.
+_OFF = {
+    **dict.fromkeys(("flip_frames", "spec_augment", "mixup"), "false"),
+    **dict.fromkeys(("rand_augment", "crop_area"), "null"),
+    **dict.fromkeys(("erasing", "sound_mixing"), "0"),
+}
+AUGMENTATIONS = tuple(_OFF)
+
 
 def _value(default: Any, text: str) -> Any:
     """Return a recipe field with its default and its line in `train.py --help`."""
@@ -63,6 +71,14 @@ class Recipe:
     flip_frames: bool = _value(False, "mirror half of the training clips, with their masks")
     spec_augment: bool = _value(False, "blank stripes of time and frequency in the sound of training clips")
     mixup: bool = _value(False, "mix the sound of training clips with that of others")
+    rand_augment: str | None = _value(
+        None, "change the frames of training clips by random operations of this policy of timm, such as rand-m7-n4"
+    )
+    crop_area: float | None = _value(
+        None, "crop the frames of training clips at random to a part of at least this share of their area"
+    )
+    erasing: float = _value(0.0, "probability of blanking a random rectangle of the frames of a training clip")
+    sound_mixing: float = _value(0.0, "probability of mixing another sound into a training clip, segment by segment")
 
     output_dir: str | None = _value(None, "run folder: recipe, history, curves, checkpoints")
     seed: int = _value(0, "seed of the initial weights, the order of the clips and dropout")
@@ -96,6 +112,10 @@ class Recipe:
     entropy_ramp_epochs: int = _value(5, "epochs after the warm-up in which gamma grows to its full value")
 
     save_steps: int | None = _value(None, "also write a checkpoint every this many steps")
+    average_from_epoch: int | None = _value(
+        None,
+        "also save the mean of the weights at the end of this epoch and of all later ones, as checkpoints/average",
+    )
     patience: int | None = _value(None, "stop after this many evaluations without improvement")
     max_skipped_steps: int = _value(
         25, "fail after this many steps in a row with a loss or gradient that is not finite"
@@ -114,7 +134,7 @@ class Recipe:
             "shuffle_buffer",
         ):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
-        for name in ("max_steps", "save_steps", "patience", "shots", "lr_decays"):
+        for name in ("max_steps", "save_steps", "patience", "shots", "lr_decays", "average_from_epoch"):
             value = getattr(self, name)
             _require(value is None or value >= 1, name, "at least 1, or null", value)
         for name in (
@@ -124,6 +144,16 @@ class Recipe:
             _require(getattr(self, name) >= 0, name, "not negative", getattr(self, name))
         for name in ("learning_rate", "lr_decay_factor", "max_skipped_steps", "lora_alpha"):
             _require(getattr(self, name) > 0, name, "positive", getattr(self, name))
+        for name in ("erasing", "sound_mixing"):
+            _require(0 <= getattr(self, name) <= 1, name, "in [0, 1]", getattr(self, name))
+        area = self.crop_area
+        _require(area is None or 0 < area <= 1, "crop_area", "in (0, 1], or null", area)
+        _require(
+            not (self.mixup and self.sound_mixing),
+            "sound_mixing",
+            "0 with mixup, another way of mixing",
+            self.sound_mixing,
+        )
         for name in ("adam_beta1", "adam_beta2", "lora_dropout"):
             _require(0 <= getattr(self, name) < 1, name, "in [0, 1)", getattr(self, name))
         head_rate = self.head_learning_rate
@@ -151,10 +181,11 @@ class Recipe:
             _require(precision != "fp16", "mixed_precision", expected.format("no or bf16"), precision)
         if self.streaming:
             _require(self.shots is None, "shots", "null with streaming, which reads every row", self.shots)
-            _require(
-                not self.mixup, "mixup", "false with streaming, which has no random access to other clips", self.mixup
-            )
-        _check_switches(self.task, {name: getattr(self, name) for name in ("flip_frames", "spec_augment", "mixup")})
+            for name in ("mixup", "sound_mixing"):
+                value = getattr(self, name)
+                expected = f"{_OFF[name]} with streaming, which has no random access to other clips"
+                _require(not value, name, expected, value)
+        _check_switches(self.task, {name: getattr(self, name) for name in AUGMENTATIONS})
 
     def to_dict(self) -> dict[str, Any]:
         """Return the values by name, in the order of the fields."""
@@ -165,14 +196,17 @@ class Recipe:
         return yaml.safe_dump(self.to_dict(), sort_keys=False)
 
 
-def _check_switches(task: str, switches: Mapping[str, bool]) -> None:
+def _check_switches(task: str, switches: Mapping[str, Any]) -> None:
     """
     Raises:
         CaeAvError: An augmentation that is on would invalidate the labels of the task.
     """
-    for name, reason in get_task(task).unfit_augmentation.items():
+    unfit = dict(get_task(task).unfit_augmentation)
+    if "mixup" in unfit:
+        unfit["sound_mixing"] = unfit["mixup"]
+    for name, reason in unfit.items():
         if switches[name]:
-            raise CaeAvError(f"recipe value {name!r} must be false for task {task}, where {reason}")
+            raise CaeAvError(f"recipe value {name!r} must be {_OFF[name]} for task {task}, where {reason}")
 
 
 def _require(condition: bool, name: str, expected: str, value: Any) -> None:

@@ -18,7 +18,8 @@ class LoopState:
     `clips_done` is the number of clips of the running epoch that all processes together have used, in the epoch's
     order, so a run can resume on any number of processes. `loss_totals` (sum over clips and number of clips of each
     loss), `dropped_clips` and `skipped_steps` also belong to the running epoch, so that a resumed epoch reports the
-    same values. `order` holds the values that the order of the clips depends on besides the epoch.
+    same values. `averaged_epochs` is the number of epochs whose weights are averaged. `order` holds the values that
+    the order of the clips depends on besides the epoch.
     """
 
     epoch: int = 0
@@ -31,6 +32,7 @@ class LoopState:
     best_value: float | None = None
     best_checkpoint: str | None = None
     evaluations_since_best: int = 0
+    averaged_epochs: int = 0
     order: dict[str, int] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
 

@@ -40,6 +40,7 @@ TASKS = (
         unfit_augmentation={
             "flip_frames": "questions ask what is on the left and on the right",
             "mixup": "questions ask what is heard",
+            "crop_area": "questions ask how many there are and where",
         },
         results=f"{_HERE}.results",
         pipeline="caeav_hf.pipelines.question_answering:AudioVisualQuestionAnsweringPipeline",

@@ -36,6 +36,9 @@ _SINGLE_SOURCE = Task(
         "router_noise_std": 0.01,
         "entropy_loss_weight": 0.005,
     },
+    unfit_augmentation=dict.fromkeys(
+        ("rand_augment", "crop_area", "erasing"), "masks belong to the frames as they are"
+    ),
     results=f"{_HERE}.results",
     pipeline="caeav_hf.pipelines.segmentation:AudioVisualSegmentationPipeline",
     pipeline_name="audio-visual-segmentation",
