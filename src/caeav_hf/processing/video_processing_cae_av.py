@@ -54,6 +54,7 @@ class CaeAvVideoProcessor(BaseVideoProcessor):
         resizing reads channels-last memory just as well, so frames that will be resized are not copied here.
         """
         prepared = []
+        target: Any = self.size  # the base class makes it a `SizeDict`
         for index, video in enumerate(videos):
             video = torch.as_tensor(video)
             if video.ndim != 4 or not video.numel() or 3 not in (video.shape[1], video.shape[3]):
@@ -64,7 +65,7 @@ class CaeAvVideoProcessor(BaseVideoProcessor):
             layout = input_data_format or infer_channel_dimension_format(video, num_channels=3)
             if ChannelDimension(layout) == ChannelDimension.LAST:
                 video = video.permute(0, 3, 1, 2)
-                if video.shape[2:] == (self.size.height, self.size.width):
+                if video.shape[2:] == (target.height, target.width):
                     # Without resizing, copy to channels-first as bytes rather than later as floats.
                     video = video.contiguous()
             prepared.append(video if device is None else video.to(device))
