@@ -1,5 +1,7 @@
 """Shared by all tests."""
 
+import gc
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -15,6 +17,19 @@ pytest_plugins = ["tests.corpora"]
 
 # The tests' tensors are too small to share: more threads would only wait for each other.
 torch.set_num_threads(1)
+
+# Loading a model compiles a pattern for each of its weights, far more than `re` remembers by itself.
+re._MAXCACHE = 2**16
+
+# The libraries make half a million objects that stay. Looking through them for garbage, again and again, takes a fifth
+# of the time of the tests.
+gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.set_threshold(50_000, 10, 10)
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -5,18 +5,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.lanes import slow_after
+
 
 PARAMETERS = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "parameters.py"))
 
 
-@pytest.mark.parametrize("task", PARAMETERS["AUTHORS"])
+@pytest.mark.parametrize("task", slow_after(1, PARAMETERS["AUTHORS"]))
 def test_nothing_but_the_named_is_left_out(task: str) -> None:
     ours = sum(PARAMETERS["count"](task, "official").values())
     built, _ = PARAMETERS["AUTHORS"][task]
     assert ours + sum(PARAMETERS["without_place"](task).values()) == built
 
 
-@pytest.mark.parametrize("task", PARAMETERS["DG_SCT_ADAPTERS"])
+@pytest.mark.parametrize("task", slow_after(1, PARAMETERS["DG_SCT_ADAPTERS"]))
 def test_adapters_of_dg_sct(task: str) -> None:
     ours = PARAMETERS["count"](task, "official", method="dg_sct")
     without_place, rest = PARAMETERS["without_place_in_dg_sct"](task)
@@ -28,7 +30,7 @@ def test_adapters_of_dg_sct(task: str) -> None:
     assert ours.get("built, never used", 0) + lacking == without_effect
 
 
-@pytest.mark.parametrize("task", PARAMETERS["LAVISH"])
+@pytest.mark.parametrize("task", slow_after(1, PARAMETERS["LAVISH"]))
 def test_nothing_but_the_named_is_left_out_of_lavish(task: str) -> None:
     ours = PARAMETERS["count"](task, "official", method="lavish")
     assert ours.pop("tower norms", None) == (81_024 if task == "avqa" else None)
@@ -43,13 +45,14 @@ def test_few_shot_model_of_dg_sct() -> None:
     assert ours == PARAMETERS["FEW_SHOT"]
 
 
-@pytest.mark.parametrize("row", PARAMETERS["STG_CMA"], ids=lambda row: "-".join(row[:3]))
+@pytest.mark.parametrize("row", slow_after(1, PARAMETERS["STG_CMA"]), ids=lambda row: "-".join(row[:3]))
 def test_nothing_but_the_named_is_left_out_of_stg_cma(row: tuple) -> None:
     *place, trained, total = row
     missing = PARAMETERS["without_place_in_stg_cma"](row[0])
     assert PARAMETERS["count_stg_cma"](*place) == (trained - missing, total - missing)
 
 
+@pytest.mark.slow
 def test_table_6_of_dg_sct(capsys: pytest.CaptureFixture) -> None:
     PARAMETERS["show_dg_sct"]("ave")
     printed = capsys.readouterr().out
@@ -57,6 +60,7 @@ def test_table_6_of_dg_sct(capsys: pytest.CaptureFixture) -> None:
         assert number in printed
 
 
+@pytest.mark.slow
 def test_table_ii(capsys: pytest.CaptureFixture) -> None:
     PARAMETERS["show"]("ave")
     assert "460,945,541" in capsys.readouterr().out
