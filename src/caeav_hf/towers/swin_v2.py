@@ -44,6 +44,11 @@ class SwinV2Tower(ShiftedWindowTower, SwinTransformerV2):
         self.config = config
         self._biases = {}
 
+    def init_weights(self, needs_reset: bool = True) -> None:
+        """Initialise the weights, unless they have no storage yet: drawing those takes as long as loading them."""
+        if not self.patch_embed.proj.weight.is_meta:
+            super().init_weights(needs_reset)
+
     def bias_table(self, attention: Any) -> Tensor:
         table = attention.cpb_mlp(attention.relative_coords_table).view(-1, attention.num_heads)
         return 16 * table.sigmoid()
