@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from caeav_hf.errors import CaeAvError
+from caeav_hf.training import run_folder
 from caeav_hf.training.build import load_trained_model
 from caeav_hf.training.checkpointing import find_checkpoint, read_loop_state
 from caeav_hf.training.evaluation import evaluate
@@ -252,6 +253,15 @@ def test_a_run_leaves_its_papers(tmp_path):
     records = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert records == trainer.state.history
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("interval", "drawings"), [(0.0, [1, 2, 2]), (1e9, [2])])
+def test_a_running_run_is_drawn_now_and_then_and_a_finished_one_always(tmp_path, monkeypatch, interval, drawings):
+    drawn = []
+    monkeypatch.setattr(run_folder, "DRAWING_INTERVAL", interval)
+    monkeypatch.setattr("caeav_hf.visualization.plot_curves", lambda history, path: drawn.append(len(history)))
+    tiny_trainer(tmp_path, tiny_recipe(epochs=2)).fit()
+    assert drawn == drawings
 
 
 def test_a_new_run_does_not_overwrite_an_old_one(tmp_path):

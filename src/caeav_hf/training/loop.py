@@ -142,6 +142,8 @@ class Trainer:
             self._evaluate_and_save(time.perf_counter())
         if self.state.averaged_epochs:
             self.store.save_average(self.model, self.processor, self.optimizer)
+        if self.accelerator.is_main_process:
+            self.run.draw_curves(self.state.history)
         return self.state
 
     def _is_done(self) -> bool:

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import platform
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,11 @@ def environment(accelerator: Accelerator) -> dict[str, Any]:
     }
 
 
+# Least time between two drawings of a running run, in seconds. A drawing takes half a second, which may be longer than
+# an epoch on a small data set.
+DRAWING_INTERVAL = 30.0
+
+
 class RunFolder:
     """
     `recipe.yaml`, `environment.json`, `history.jsonl` (one line per evaluation), `curves.png` and `checkpoints/`.
@@ -53,6 +59,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._drawn = time.monotonic()
 
     @property
     def checkpoints(self) -> Path:
@@ -78,9 +85,15 @@ class RunFolder:
         accelerator.wait_for_everyone()
 
     def write_history(self, history: list[dict[str, Any]]) -> None:
-        """Write `history.jsonl` and draw `curves.png` from all records so far."""
+        """Write `history.jsonl` from all records so far, and draw the curves if that is long ago."""
         write_text(self.path / "history.jsonl", "".join(json.dumps(record) + "\n" for record in history))
+        if time.monotonic() - self._drawn >= DRAWING_INTERVAL:
+            self.draw_curves(history)
+
+    def draw_curves(self, history: list[dict[str, Any]]) -> None:
+        """Draw `curves.png` from all records so far."""
         # Imported here since matplotlib takes a second to import.
         from ..visualization import plot_curves
 
         plot_curves(history, path=self.path / "curves.png")
+        self._drawn = time.monotonic()
