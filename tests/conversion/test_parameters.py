@@ -1,10 +1,19 @@
 """Full-size models have the same numbers of parameters as the authors' code."""
 
+import re
 import runpy
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
+import torch
 
+from caeav_hf.towers import loading
+from caeav_hf.training.build import build_model
+from caeav_hf.training.command import _base_recipe, build_parser
+from caeav_hf.training.recipe import override_recipe, recipe_flags
 from tests.lanes import slow_after
 
 
@@ -50,6 +59,40 @@ def test_nothing_but_the_named_is_left_out_of_stg_cma(row: tuple) -> None:
     *place, trained, total = row
     missing = PARAMETERS["without_place_in_stg_cma"](row[0])
     assert PARAMETERS["count_stg_cma"](*place) == (trained - missing, total - missing)
+
+
+ROOT = Path(__file__).parents[2]
+COMMANDS = re.findall(
+    r"^\| `(--task .*?)` \| ([\d,]+) \| ([\d,]+) \|$", (ROOT / "docs/training.md").read_text(), re.MULTILINE
+)
+
+
+def test_each_row_of_stg_cma_has_a_command() -> None:
+    rows = {
+        (trained - missing, total - missing)
+        for task, *_, trained, total in PARAMETERS["STG_CMA"]
+        for missing in (PARAMETERS["without_place_in_stg_cma"](task),)
+    }
+    assert {tuple(int(number.replace(",", "")) for number in row[1:]) for row in COMMANDS} == rows
+
+
+@pytest.mark.parametrize("command", slow_after(1, COMMANDS), ids=lambda command: command[0][:60])
+def test_documented_commands_build_the_models(command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the names of the towers, built by timm without weights."""
+    create = timm.create_model
+    monkeypatch.setattr(timm, "create_model", lambda name, **values: create(name, **{**values, "pretrained": False}))
+    monkeypatch.setattr(loading, "hash_tensors", lambda tensors: "")
+    flags, *numbers = command
+    words = shlex.split(re.sub(r"(\S+=\{.*?\})", r"'\1'", flags))
+    options = build_parser().parse_args([*words, "--method", "stg_cma"])
+    recipe = override_recipe(_base_recipe(options), recipe_flags(options))
+    with torch.device("meta"):
+        model: Any = build_model(recipe)
+    parameters = list(model.parameters())
+    trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+    assert [f"{number:,}" for number in (trained, sum(p.numel() for p in parameters))] == numbers
+    heads = {"vit_base": 8, "vit_large": 16, "swin_base": 32, "swin_large": 48}
+    assert model.config.visual_stages[-1].num_heads == heads["_".join(recipe.vision_tower.split("_")[:2])]
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from huggingface_hub import constants
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from open_clip.transformer import VisionTransformer as OpenClipVisionTransformer
 from timm.models import save_for_hf
@@ -12,10 +13,11 @@ from torch import Tensor
 
 from caeav_hf import CaeAvConfig, CaeAvError, CaeAvForEventLocalization
 from caeav_hf.configuration_cae_av import CaeAvVitConfig
+from caeav_hf.task import get_task
 from caeav_hf.towers.base import TowerReader, build_tower
 from caeav_hf.towers.loading import load_tower
 from caeav_hf.towers.renaming import CLIP_VIT, rename
-from tests.modeling.helpers import toy_batch, toy_model, toy_segmentation_model
+from tests.modeling.helpers import randomise, task_batch, toy_batch, toy_model, toy_segmentation_model
 from tests.same import assert_close
 
 
@@ -109,18 +111,53 @@ def test_a_model_on_it_is_trained_and_saved(tmp_path: Path) -> None:
         assert_close(again(**batch).class_logits, model(**batch).class_logits, 0)
 
 
-@pytest.mark.parametrize("method", ["cae_av", "avmoe", "dg_sct", "lavish"])
-def test_methods_train_on_it(method: str) -> None:
-    model = toy_model(method=method, vision_config={"model_type": "cae_av_vit", **SIZES}).train()
-    outputs = model(**toy_batch(model.config))
+METHODS = ("cae_av", "avmoe", "dg_sct", "lavish")
+ON_VIT = {"vision_config": {"model_type": "cae_av_vit", **SIZES}}
+# Segmentation by LAVisH is published with one width for each of four scales.
+NEEDED = {("lavish", task): {"head_map_sizes": (16,)} for task in ("avs_s4", "avs_ms3")}
+
+
+@pytest.mark.parametrize(
+    ("task", "method"),
+    [
+        *(("ave", method) for method in METHODS),
+        *(
+            pytest.param(task, method, marks=pytest.mark.slow)
+            for task in ("avvp", "avs_s4", "avs_ms3", "avqa")
+            for method in METHODS
+            if (task, method) != ("avs_s4", "dg_sct")
+        ),
+    ],
+)
+def test_methods_train_on_it(task: str, method: str) -> None:
+    torch.manual_seed(0)
+    small = {"avvp": {"num_labels": 7}, "avqa": {"num_labels": 5, "question_vocab_size": 20}}.get(task, {})
+    values = {**ON_VIT, **small, **NEEDED.get((method, task), {})}
+    config = CaeAvConfig.from_preset(task, size="toy", method=method, **values)
+    model = randomise(get_task(task).model_class(config)).train()
+    outputs = model(**task_batch(config, num_frames=3))
     outputs.loss.backward()
     assert outputs.loss.isfinite()
-    assert any(bool(p.grad.any()) for n, p in model.named_parameters() if ".interactions." in n and p.grad is not None)
+    gradients = {n: p.grad for n, p in model.named_parameters() if ".interactions." in n and p.requires_grad}
+    assert gradients
+    assert all(gradient is not None and gradient.any() for gradient in gradients.values())
+    if task.startswith("avs_"):
+        # One scale, the grid of the patches, from which the decoder makes masks of the usual size.
+        assert outputs.logits.shape == (2, 3, 1, config.mask_size, config.mask_size)
 
 
 def test_what_needs_a_grid_is_refused_on_it() -> None:
     with pytest.raises(CaeAvError, match="`resize` 'bicubic' of DG-SCT needs towers whose tokens are all patches"):
-        toy_segmentation_model(task="avs_s4", method="dg_sct", vision_config={"model_type": "cae_av_vit", **SIZES})
+        toy_segmentation_model(task="avs_s4", method="dg_sct", **ON_VIT)
+
+
+@pytest.mark.parametrize("task", ["avs_s4", "avs_ms3"])
+def test_a_head_of_several_scales_is_refused_on_it(task: str) -> None:
+    with pytest.raises(
+        StrictDataclassClassValidationError,
+        match=r"`head_map_sizes` of CaeAvConfig needs one value per stage .* \(1\)",
+    ):
+        CaeAvConfig.from_preset(task, size="toy", method="lavish", **ON_VIT)
 
 
 def test_wrong_sizes_name_the_field() -> None:
@@ -130,3 +167,44 @@ def test_wrong_sizes_name_the_field() -> None:
         CaeAvVitConfig(image_size=32, patch_size=5)
     with pytest.raises(CaeAvError, match="CaeAvVitConfig has no field `depth`"):
         CaeAvConfig.from_preset("ave", vision_config={"model_type": "cae_av_vit", "depth": 2})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("vit_base_patch16_clip_quickgelu_224", {"depth": 2, "img_size": 32, "embed_dim": 32, "num_heads": 4}),
+        ("vit_large_patch14_clip_quickgelu_224", {"depth": 3, "img_size": 28, "embed_dim": 32, "num_heads": 2}),
+        ("swin_base_patch4_window7_224", {"depths": [2, 1], "img_size": 32, "embed_dim": 16, "num_heads": [2, 4]}),
+        ("swin_large_patch4_window7_224", {"depths": [1, 2], "img_size": 56, "embed_dim": 12, "num_heads": [1, 2]}),
+    ],
+)
+def test_towers_of_stg_cma_from_a_folder_and_from_the_hub(
+    name: str, sizes: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the cache of the Hub's client instead of the Hub."""
+    torch.manual_seed(0)
+    model, commit = timm.create_model(name, num_classes=0, **sizes).eval(), "a" * 40
+    repository = tmp_path / "hub" / "models--org--tower"
+    save_for_hf(model, repository / "snapshots" / commit, model_args=sizes, safe_serialization=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    images = torch.randn(2, 3, sizes["img_size"], sizes["img_size"])
+    with torch.no_grad():
+        expected = model.forward_features(images)
+    expected = expected.flatten(1, 2) if expected.ndim == 4 else expected
+    arguments = {"audio": None, "text": None, "task": "ave", "size": "toy", "method": "stg_cma", "num_frames": 2}
+    for source in (str(repository / "snapshots" / commit), "hf-hub:org/tower"):
+        built = CaeAvForEventLocalization.from_backbones(source, **arguments)
+        with torch.no_grad():
+            torch.testing.assert_close(run(built.model.vision_tower, images), expected, atol=1e-5, rtol=1e-4)
+        assert built.config.tower_sources["vision"]["revision"] == (commit if source.startswith("hf-hub") else None)
+        assert run_once(built).isfinite().all()
+
+
+@torch.no_grad()
+def run_once(model: CaeAvForEventLocalization) -> Tensor:
+    batch = toy_batch(model.config, num_frames=2)
+    return model(**{name: batch[name] for name in ("pixel_values_videos", "input_features")}).frame_log_probs

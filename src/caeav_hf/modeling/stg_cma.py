@@ -360,6 +360,8 @@ class STGCMAInteraction(InteractionLayer):
         values: dict[str, Any] = {"audio_config": front_end}
         if is_vit:
             values["trained_tower_norms"] = "final"
+            if task.startswith("avs_"):
+                values["head_map_sizes"] = (512,) if size == "full" else (32,)  # of its single stage
         return values
 
     @classmethod
