@@ -131,6 +131,7 @@ def test_export_guide(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["logits"].shape == (3, 5)
 
 
+@pytest.mark.slow
 def test_performance_guide(models: Path) -> None:
     (compiled,) = blocks("docs/performance.md", "python")
     names: dict = {}

@@ -79,6 +79,7 @@ def test_a_clip_that_cannot_be_captioned_is_a_clip_that_fails(localize):
         assert "no visual caption" in localize(clip, captioner=captioner, on_error="skip")["error"]
 
 
+@pytest.mark.slow
 def test_all_windows_of_a_clip_share_its_captions():
     segment = pipeline("audio-visual-segmentation", model=str(mask_model()), device="cpu")
     with ChatServer() as server:

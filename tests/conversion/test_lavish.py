@@ -11,6 +11,7 @@ from caeav_hf.cli import main as caeav
 from caeav_hf.conversion import from_official
 from caeav_hf.modeling import CaeAvPreTrainedModel
 from caeav_hf.task import get_task
+from tests.lanes import slow_after
 from tests.modeling.helpers import randomise, task_batch
 from tests.same import assert_close
 
@@ -156,8 +157,8 @@ def authors_state(model: CaeAvPreTrainedModel) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("given", ["all", "state"])
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("given", slow_after(1, ["all", "state"]))
+@pytest.mark.parametrize("task", slow_after(1, TASKS))
 def test_whole_checkpoints_compute_the_same(task: str, given: str) -> None:
     model = small_model(task)
     state = authors_state(model)

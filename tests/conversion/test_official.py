@@ -334,6 +334,7 @@ def state() -> dict[str, Tensor]:
     return official_state(small_model(small_config("ave")))
 
 
+@pytest.mark.slow
 def test_data_parallel(state: dict[str, Tensor]) -> None:
     model = convert({f"module.{key}": value for key, value in state.items()}, "ave")
     assert torch.equal(model.head.event_classifier.weight, state["CMBS.localize_module.classifier.weight"])

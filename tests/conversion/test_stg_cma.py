@@ -15,6 +15,7 @@ from caeav_hf.conversion import from_official
 from caeav_hf.modeling import CaeAvPreTrainedModel
 from caeav_hf.task import get_task
 from tests.golden import GoldenCase
+from tests.lanes import slow_after
 from tests.modeling.helpers import as_double, randomise, task_batch
 
 
@@ -213,7 +214,7 @@ def small(name: str) -> CaeAvPreTrainedModel:
     return model
 
 
-@pytest.mark.parametrize("name", ROWS)
+@pytest.mark.parametrize("name", slow_after(2, ROWS))
 @torch.no_grad()
 def test_converted_models_compute_what_the_checkpoint_does(name: str) -> None:
     task, values, options = ROWS[name]

@@ -14,6 +14,7 @@ from caeav_hf.errors import DataError
 from caeav_hf.media.clip import load_clip
 from caeav_hf.processing.processing_cae_av import CaeAvProcessor
 from tests.corpora import build
+from tests.lanes import slow_after
 from tests.same import assert_same_clip
 
 
@@ -62,7 +63,7 @@ def test_a_loader_gives_batches_for_the_model(parquet, processor):
     assert all(tensor.is_contiguous() for tensor in batches[0].values())
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", slow_after(1, [0, 2]))
 def test_broken_clips_are_named_once_and_counted_and_do_not_end_the_epoch(breakable, processor, caplog, num_workers):
     media, folder = breakable
     clips = CaeAvDataset(folder, processor, split="train")

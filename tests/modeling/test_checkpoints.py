@@ -141,7 +141,7 @@ def test_half_precision(model: CaeAvForEventLocalization, small: Path, tmp_path:
     assert same_weights(again, half)
 
 
-@pytest.mark.parametrize("kind", ["vision", "audio", "text"])
+@pytest.mark.parametrize("kind", slow_after(1, ["vision", "audio", "text"]))
 def test_a_tower_with_other_weights_is_refused(
     small: Path, towers: dict[str, Path], kind: str, tmp_path: Path
 ) -> None:

@@ -24,6 +24,7 @@ from caeav_hf.towers.htsat import HtsatTower
 from caeav_hf.towers.swin_v2 import SwinV2Tower
 from caeav_hf.towers.vit import VitTower
 from tests.golden import GoldenCase, assert_equal, numbers_in, part
+from tests.lanes import slow_after
 from tests.modeling.helpers import (
     assert_task_trains,
     block,
@@ -417,7 +418,7 @@ def test_heads_read_the_pooling_of_the_method() -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{}, {"formulation": "paper"}, {"temporal_gate": True}], ids=str)
+@pytest.mark.parametrize("options", slow_after(1, [{}, {"formulation": "paper"}, {"temporal_gate": True}]), ids=str)
 def test_padding_changes_nothing(options: dict) -> None:
     model = model_of(**options)
     batch = toy_batch(model.config)
@@ -439,7 +440,7 @@ def test_any_number_of_frames() -> None:
         assert model(**batch).event_logits.shape == (1, num_frames)
 
 
-@pytest.mark.parametrize("options", [{}, {"formulation": "paper"}], ids=["official", "paper"])
+@pytest.mark.parametrize("options", slow_after(1, [{}, {"formulation": "paper"}]), ids=["official", "paper"])
 def test_a_step_trains_every_layer_with_and_without_checkpointing(options: dict) -> None:
     plain = model_of(**options).train()
     checkpointed = copy.deepcopy(plain)
@@ -549,7 +550,7 @@ def test_what_is_given_goes_over_the_preset_of_the_method() -> None:
         CaeAvConfig.from_preset("ave", method="dgsct")
 
 
-@pytest.mark.parametrize("task", ["avvp", "avs_s4", "avs_ms3", "avqa"])
+@pytest.mark.parametrize("task", slow_after(1, ["avvp", "avs_s4", "avs_ms3", "avqa"]))
 def test_every_task_trains(task: str) -> None:
     assert assert_task_trains("dg_sct", task) > 80
 

@@ -19,6 +19,7 @@ from caeav_hf.modeling.lavish import LavishAdapter, LavishInteraction, LavishOpt
 from caeav_hf.tasks.segmentation.head import DilatedSum
 from caeav_hf.towers.base import FrozenBlock
 from tests.golden import GoldenCase, assert_equal, numbers_in, part
+from tests.lanes import slow_after
 from tests.modeling.helpers import (
     assert_task_trains,
     block,
@@ -380,7 +381,7 @@ def test_filter_banks_of_the_processor(task: str) -> None:
         assert {"ave": 188, "avs_s4": 98, "avqa": 192}[task] == len(bank)
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", slow_after(1, TASKS))
 def test_every_task_trains(task: str) -> None:
     assert assert_task_trains("lavish", task) > 20
 

@@ -22,6 +22,7 @@ from caeav_hf.tasks.question_answering.head import QuestionAnsweringHead
 from caeav_hf.tasks.segmentation.head import SegmentationHead
 from caeav_hf.towers.base import build_tower
 from tests.golden import GoldenCase, assert_equal, part
+from tests.lanes import slow_after
 from tests.modeling.helpers import as_double, randomise, task_batch, toy_batch, toy_model
 
 
@@ -268,7 +269,7 @@ def test_a_new_model_is_its_frozen_tower(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("formulation", ["official", "paper"])
+@pytest.mark.parametrize("formulation", slow_after(1, ["official", "paper"]))
 @torch.no_grad()
 def test_a_padded_batch_is_its_clips_one_by_one(kind: str, formulation: str) -> None:
     options = {"formulation": formulation, "exchange": True}
@@ -289,7 +290,7 @@ def test_a_padded_batch_is_its_clips_one_by_one(kind: str, formulation: str) -> 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", slow_after(1, TASKS))
 def test_every_task_trains(task: str, kind: str) -> None:
     torch.manual_seed(0)
     small = {"avvp": {"num_labels": 7}, "avqa": {"num_labels": 5, "question_vocab_size": 20}}.get(task, {})
@@ -326,7 +327,7 @@ def test_checkpoints(kind: str, tmp_path: Path) -> None:
     torch.testing.assert_close(loaded.double()(**batch).frame_log_probs, expected, atol=1e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("model_type", ["cae_av_vision", "cae_av_swin", "cae_av_vit"])
+@pytest.mark.parametrize("model_type", slow_after(1, ["cae_av_swin", "cae_av_vision", "cae_av_vit"]))
 @torch.no_grad()
 def test_on_pretrained_towers(model_type: str, tmp_path: Path) -> None:
     vision = toy_vision_tower(model_type)

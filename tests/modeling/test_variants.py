@@ -21,7 +21,7 @@ ROWS = {
 
 
 @pytest.mark.parametrize("formulation", slow_after(1, ["paper", "official"]))
-@pytest.mark.parametrize("row", ROWS)
+@pytest.mark.parametrize("row", slow_after(2, ROWS))
 def test_rows_of_table_vi_train(row: str, formulation: str) -> None:
     model = toy_model(formulation=formulation, **ROWS[row]).train()
     batch = toy_batch(model.config)
@@ -43,7 +43,7 @@ def test_rows_of_table_vi_train(row: str, formulation: str) -> None:
 
 
 @pytest.mark.parametrize("position", ["before", "between", "after"])
-@pytest.mark.parametrize("formulation", ["paper", "official"])
+@pytest.mark.parametrize("formulation", slow_after(1, ["paper", "official"]))
 @torch.no_grad()
 def test_where_caste_stands(position: str, formulation: str) -> None:
     """Table VIII: it enriches the tokens before, between or after the adapters."""

@@ -84,7 +84,7 @@ FEW_PLACES = {"visual_3d_size": 6, "num_frames": 3}
         ),
     ],
 )
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=2, deadline=None)
 @given(lengths=st.lists(st.integers(1, 4), min_size=1, max_size=3), seed=st.integers(0, 100))
 @example(lengths=[1, 4], seed=0)
 def test_a_batch_gives_what_its_clips_give(
@@ -135,7 +135,7 @@ def test_every_trainable_parameter_learns(task: str, options: dict) -> None:
 
 
 @pytest.mark.parametrize("method", slow_after(1, [None, *METHODS]))
-@pytest.mark.parametrize("task", CASES)
+@pytest.mark.parametrize("task", slow_after(2, CASES))
 def test_saved_and_loaded_it_is_the_same(task: str, method: str | None, tmp_path: Path) -> None:
     case, model = CASES[task], CASES[task].make(method=method)
     model.save_pretrained(tmp_path)

@@ -80,6 +80,7 @@ def test_it_is_trained_and_evaluated(used: dict) -> None:
     assert 'pipeline("audio-visual-correspondence"' in card
 
 
+@pytest.mark.slow
 def test_it_is_loaded_and_run(used: dict, workplace: Path) -> None:
     trained, loaded = used["result"].model.state_dict(), used["model"].state_dict()
     assert trained.keys() == loaded.keys()

@@ -139,6 +139,7 @@ def store_features(processor, text):
     return CaptionFeatures(model.cae_av, [tuple(ids.tolist())], context_length=length).features[tuple(ids.tolist())]
 
 
+@pytest.mark.slow
 def test_command(data, capsys):
     assert main(["encode-captions", str(data), "--model", str(toy_model()), "--device", "cpu"]) == 0
     assert "new" in capsys.readouterr().out

@@ -110,6 +110,7 @@ def test_scoring_is_the_metric_computed_by_hand(trained, tmp_path, capsys):
     assert (printed["clips"], printed["dropped_clips"]) == (3, 0)
 
 
+@pytest.mark.slow
 def test_a_clip_that_is_gone_is_counted(trained, tmp_path):
     media = shutil.copytree(toy_corpus() / "media", tmp_path / "media")
     annotations = str(toy_corpus() / "annotations")
@@ -192,6 +193,7 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path, cache, capsys, more, mess
     assert not (tmp_path / "run" / "checkpoints" / "last").exists()
 
 
+@pytest.mark.slow
 def test_a_model_of_other_classes_is_refused(trained, tmp_path, capsys):
     model = CaeAvForEventLocalization.from_pretrained(trained / "checkpoints" / "best")
     model.config.id2label = {number: f"class {number}" for number in range(8)}

@@ -116,7 +116,7 @@ def test_agreement_per_stage_gives_a_line_each():
 
 
 @pytest.mark.parametrize("segments", slow_after(1, [60, 1, 3]))
-@pytest.mark.parametrize("size", [(32, 32), (90, 30), (30, 120)])
+@pytest.mark.parametrize("size", slow_after(1, [(90, 30), (32, 32), (30, 120)]))
 def test_any_length_and_shape(tmp_path, segments, size):
     plot_event_timeline(
         clip(segments, size), prediction(("Cat", 0.0, 1.0, 0.6), segments=segments), path=tmp_path / "picture.png"
@@ -204,7 +204,7 @@ def test_a_tint_changes_the_mask_only():
 
 
 @pytest.mark.parametrize("segments", slow_after(1, [60, 1, 3]))
-@pytest.mark.parametrize("size", [(48, 64), (120, 40), (40, 160)])
+@pytest.mark.parametrize("size", slow_after(1, [(120, 40), (48, 64), (40, 160)]))
 @pytest.mark.parametrize("with_truth", slow_after(1, [True, False]))
 def test_contact_sheets_of_any_length_and_shape(segments, size, with_truth):
     masks = squares(segments, size)
@@ -409,7 +409,7 @@ def test_heat_covers_what_weighs_most():
 
 
 @pytest.mark.parametrize("segments", slow_after(1, [60, 1, 5]))
-@pytest.mark.parametrize("size", [(48, 64), (120, 40), (40, 160)])
+@pytest.mark.parametrize("size", slow_after(1, [(120, 40), (48, 64), (40, 160)]))
 def test_answers_stay_inside_the_picture(segments, size):
     long = answered("Which of the instruments that are played by the musicians in the video sounds loudest? " * 2, 1)
     results = [answered(frames=segments), {**answered(frames=segments), "question": long["question"]}]

@@ -98,6 +98,7 @@ def test_an_unfinished_run_is_gone_on_with(media, network, tmp_path):
         extract_folder(media, out, network, **SMALL)
 
 
+@pytest.mark.slow
 def test_broken_clips_are_reported(media, network, tmp_path):
     (media / "a.mp4").write_bytes(b"no clip at all")
     (media / "notes.txt").write_text("no clip either")
@@ -112,6 +113,7 @@ def test_broken_clips_are_reported(media, network, tmp_path):
         extract_folder(media, tmp_path / "none", network, **SMALL)
 
 
+@pytest.mark.slow
 def test_weights_may_be_of_either_form_but_only_tensors(weights, network, tmp_path):
     state = load_file(weights)
     torch.save({name: value for name, value in state.items() if not name.startswith("fc.")}, tmp_path / "bare.pth")
@@ -147,6 +149,7 @@ def test_bad_arguments_are_refused(media, network, tmp_path):
         extract_folder(media, tmp_path / "out", network)
 
 
+@pytest.mark.slow
 def test_command_line(media, weights, tmp_path, capsys):
     (media / "b.mp4").write_bytes(b"no clip at all")
     arguments = ["--media", str(media), "--out", str(tmp_path / "out"), "--weights", str(weights)]
