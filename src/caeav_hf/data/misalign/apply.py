@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,13 @@ import numpy as np
 
 from caeav_hf.constants import MISALIGNMENT
 from caeav_hf.errors import DataError, MediaError
+from caeav_hf.media.sound import load_audio, spread_sound
 
 from ..schema import media_part
 from ..shards import load_rows
+from . import pictures, sounds
 from .change import MEDIA_COLUMNS, Row, generator
-from .kinds import KINDS, Kind
+from .kinds import CORRELATED, KINDS, Kind
 
 
 def with_media(row: Row) -> Row:
@@ -92,23 +94,65 @@ def apply_change(
         MediaError: The foreign sound cannot be decoded.
     """
     kind = _kind(record)
-    places = _places(len(record["affected_segments"]), len(frames), processor.frame_sampling == "spread")
     apply = _APPLIED.get(kind.name)
-    return (frames, waveform) if apply is None else apply(_Clip(record, kind, places, processor), frames, waveform)
+    return (
+        (frames, waveform) if apply is None else apply(_Clip(record, kind, processor, len(frames)), frames, waveform)
+    )
 
 
 class _Clip:
     """What is done to one decoded clip."""
 
-    def __init__(self, record: Mapping[str, Any], kind: Kind, places: np.ndarray, processor: Any) -> None:
-        self.record, self.kind, self.places, self.processor = record, kind, places, processor
+    def __init__(self, record: Mapping[str, Any], kind: Kind, processor: Any, num_frames: int) -> None:
+        self.record, self.kind, self.processor = record, kind, processor
+        self.count = len(record["affected_segments"])
+        self.is_spread = processor.frame_sampling == "spread"
+        # Which of the record's segments each decoded one is.
+        self.places = _places(self.count, num_frames, self.is_spread)
         self.strength = kind.strength(record["level"])
         self.rng = generator(record["seed"], kind.name, record["level"], record["clip"], "clip")
 
+    def values(self, name: str, otherwise: Any) -> np.ndarray:
+        """Return a value of the record for each decoded segment, `otherwise` where the record has none."""
+        return np.array([*self.record[name], otherwise])[self.places]
+
     def affected_samples(self, waveform: np.ndarray) -> np.ndarray:
         """Return which samples lie in affected segments, (samples,) bool."""
-        affected = np.append(self.record["affected_segments"], False).astype(bool)[self.places]
+        affected = self.values("affected_segments", False)
         return np.repeat(affected, len(waveform) // len(affected))
+
+    def shown(self, frames: np.ndarray) -> np.ndarray:
+        """Return the index of the frame that each segment shows, (n,) int."""
+        shown, own = self.values("picture", -1), np.arange(len(frames))
+        # The decoded segment at the place of the one whose picture is shown; clips that end before it show their own.
+        steps = np.round((shown - self.places) * len(frames) / self.count) if self.is_spread else shown - self.places
+        moved = own + steps.astype(int)
+        return np.where((shown >= 0) & (moved >= 0) & (moved < len(frames)), moved, own)
+
+    def foreign_sound(self, waveform: np.ndarray) -> np.ndarray:
+        """Return the sound of the donor's same segments, (samples,) float32; silence where it has ended."""
+        file = donor_file(self.record)
+        assert file is not None, "kinds with a foreign sound have a donor"
+        start, end = media_part(self.record["donor"])
+        rate, count = self.processor.sampling_rate, len(self.places)
+        try:
+            if self.is_spread:
+                sound = load_audio(file, sampling_rate=rate, start=start, end=end)
+                seconds = self.processor.segment_seconds
+                return spread_sound(
+                    sound,
+                    num_segments=count,
+                    segment_seconds=seconds,
+                    sampling_rate=rate,
+                    seconds=len(sound) / rate,
+                )
+            stop = start + len(waveform) / rate
+            sound = load_audio(file, sampling_rate=rate, start=start, end=stop if end is None else min(stop, end))
+        except MediaError as error:
+            raise MediaError(f"{self.record['clip']}: its foreign sound cannot be read: {error}") from error
+        foreign = np.zeros_like(waveform)
+        foreign[: len(sound)] = sound[: len(waveform)]
+        return foreign
 
 
 def _places(count: int, decoded: int, is_spread: bool) -> np.ndarray:
@@ -145,9 +189,59 @@ def _source_row(source: Mapping[str, Any], number: int) -> Row:
     return rows[number]
 
 
+# What kinds do to a decoded clip: (clip, frames, waveform) -> frames, waveform.
+
+
 def _mute(clip: _Clip, frames: np.ndarray, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return frames, np.where(clip.affected_samples(waveform), np.float32(0), waveform)
 
 
-# (clip, frames, waveform) -> frames, waveform
-_APPLIED = {"mute": _mute}
+def _swap(clip: _Clip, frames: np.ndarray, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return frames, np.where(clip.affected_samples(waveform), clip.foreign_sound(waveform), waveform)
+
+
+def _off_screen(clip: _Clip, frames: np.ndarray, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return frames, sounds.mix(waveform, clip.foreign_sound(waveform), clip.strength)
+
+
+def _cut(clip: _Clip, frames: np.ndarray, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return frames[clip.shown(frames)], waveform
+
+
+def _audio_noise(clip: _Clip, frames: np.ndarray, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return frames, sounds.mix(waveform, sounds.white_noise(clip.rng, waveform), clip.strength)
+
+
+def _blur(clip: _Clip, frames: np.ndarray, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return pictures.blur(frames, clip.strength), waveform
+
+
+def _occlusion(clip: _Clip, frames: np.ndarray, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return pictures.occlude(clip.rng, frames, clip.strength), waveform
+
+
+def _low_light(clip: _Clip, frames: np.ndarray, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return pictures.darken(clip.rng, frames, clip.strength), waveform
+
+
+def _corrupt(clip: _Clip, frames: np.ndarray, waveform: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    level, name = clip.record["level"], clip.kind.name
+    waveform = sounds.corrupt(name, clip.rng, waveform, clip.processor.sampling_rate, level)
+    if name == "interference":
+        return pictures.rotate(frames, clip.values("rotation", 0.0).tolist()), waveform
+    return pictures.corrupt(name, clip.rng, frames, level), waveform
+
+
+_Apply = Callable[[_Clip, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+_APPLIED: dict[str, _Apply] = {
+    "mute": _mute,
+    "swap_other_class": _swap,
+    "swap_same_class": _swap,
+    "off_screen": _off_screen,
+    "cut": _cut,
+    "audio_noise": _audio_noise,
+    "blur": _blur,
+    "occlusion": _occlusion,
+    "low_light": _low_light,
+    **{kind.name: _corrupt for kind in KINDS.values() if kind.family == CORRELATED},
+}

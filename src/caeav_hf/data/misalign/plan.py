@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import datasets
@@ -34,6 +35,7 @@ def misalignment_feature() -> dict[str, Any]:
     - `delay`: seconds by which the sound is late, negative if it is early.
     - `picture`: for each segment, the segment whose picture is shown; empty if each shows its own.
     - `rotation`: degrees by which each segment's picture is turned counterclockwise; empty if none is.
+    - `captions`: columns of the captions that were replaced.
     - `donor`: the clip that foreign sound comes from: its name, its row, and its files unless the rows contain them.
     - `source`: data set, split and row that the clip is read from, in a data set that refers to another one.
     """
@@ -47,6 +49,7 @@ def misalignment_feature() -> dict[str, Any]:
         "delay": datasets.Value("float64"),
         "picture": datasets.Sequence(datasets.Value("int64")),
         "rotation": datasets.Sequence(datasets.Value("float64")),
+        "captions": datasets.Sequence(datasets.Value("string")),
         "donor": {
             "clip": datasets.Value("string"),
             "row": datasets.Value("int64"),
@@ -140,6 +143,11 @@ class _Clip:
     classes: frozenset[Any] | None
     num_segments: int
 
+    @property
+    def video(self) -> str:
+        """The video that the clip is a part of."""
+        return self.labels["video_id"]
+
 
 @dataclass
 class _Plan:
@@ -152,6 +160,7 @@ class _Plan:
     foreign: list[bool] | None = None
     rotation: list[float] | None = None
     donor: _Clip | None = None
+    captions: dict[str, Any] | None = None
 
     def change(self, kind: Kind) -> Change:
         count = len(self.affected)
@@ -207,15 +216,17 @@ class _Planner:
             if not plans:
                 raise DataError(f"`kind` {self.kind.name} cannot be made of these rows: {_LACKING[self.kind.name]}")
             if missing := len(self.clips) - len(plans):
-                logger.warning(f"{self.kind.name}: {missing} of {len(self.clips)} clips stay as they are: no other "
-                               "clip has a fitting sound")  # fmt: skip
+                logger.warning(
+                    f"{self.kind.name}: {missing} of {len(self.clips)} clips are unchanged, as no other clip fits"
+                )
         for clip in self.clips:
             plan = plans.get(clip.name)
             record = self._record(clip, plan or _Plan([False] * clip.num_segments))
             for number in clip.rows:
                 records[number] = record
                 if plan is not None:
-                    changes[number] = self.correction.corrected(self.labels[number], plan.change(self.kind))
+                    corrected = self.correction.corrected(self.labels[number], plan.change(self.kind))
+                    changes[number] = {**corrected, **(plan.captions or {})}
         columns = dict.fromkeys(name for change in changes for name in change)
         changed = {
             name: [change.get(name, row[name]) for row, change in zip(self.labels, changes, strict=True)]
@@ -233,6 +244,7 @@ class _Planner:
             "delay": plan.delay,
             "picture": plan.picture or [],
             "rotation": plan.rotation or [],
+            "captions": list(plan.captions or ()),
             "donor": None if plan.donor is None else self._donor(plan.donor),
             "source": None,
         }
@@ -249,6 +261,30 @@ class _Planner:
     @property
     def strength(self) -> float:
         return self.kind.strength(self.level)
+
+    @cached_property
+    def chosen(self) -> set[str]:
+        """The clips that a kind changes which changes only a share of them."""
+        names = [clip.name for clip in self.clips if _has_captions(clip)]
+        draws = {name: generator(self.seed, self.kind.name, self.level, name, "choice").random() for name in names}
+        return set(sorted(names, key=draws.__getitem__)[: round(self.strength * len(names))])
+
+    def draw_donor(
+        self, rng: np.random.Generator, clip: _Clip, same_class: bool, with_captions: bool = False
+    ) -> _Clip | None:
+        """
+        Draw a clip that shares a class with another one, or that shares none with it. If the rows name no classes, any
+        other clip may be drawn as one of another class, and none as one of the same.
+        """
+        for number in rng.permutation(len(self.clips)):
+            other = self.clips[number]
+            if clip.classes is None or other.classes is None:
+                fits = not same_class
+            else:
+                fits = bool(clip.classes & other.classes) == same_class
+            if fits and other.video != clip.video and (_has_captions(other) or not with_captions):
+                return other
+        return None
 
 
 class _ForeignSounds:
@@ -272,6 +308,10 @@ class _ForeignSounds:
         if record["donor"] is None:
             return record
         return {**record, "donor": {**record["donor"], **self.sounds[record["donor"]["row"]]}}
+
+
+def _has_captions(clip: _Clip) -> bool:
+    return all(clip.labels.get(name) for name in _CAPTIONS)
 
 
 def _shares(segment: int, delay: float, count: int) -> dict[int, float]:
@@ -307,11 +347,89 @@ def _mute(planner: _Planner, clip: _Clip) -> _Plan:
     return _Plan(silent, silent=silent)
 
 
-_PLANS: dict[str, Callable[[_Planner, _Clip], _Plan | None]] = {"delay": _delay, "mute": _mute}
+def _swap(planner: _Planner, clip: _Clip, same_class: bool) -> _Plan | None:
+    rng = planner.rng(clip)
+    foreign = _stretch(rng, clip.num_segments, planner.strength)
+    donor = planner.draw_donor(rng, clip, same_class)
+    return None if donor is None else _Plan(foreign, silent=foreign, foreign=foreign, donor=donor)
+
+
+def _off_screen(planner: _Planner, clip: _Clip) -> _Plan | None:
+    donor = planner.draw_donor(planner.rng(clip), clip, same_class=False)
+    everywhere = [True] * clip.num_segments
+    return None if donor is None else _Plan(everywhere, foreign=everywhere, donor=donor)
+
+
+def _cut(planner: _Planner, clip: _Clip) -> _Plan | None:
+    count = clip.num_segments
+    if count < 2:
+        return None
+    rng = planner.rng(clip)
+    cut = _stretch(rng, count, planner.strength)
+    # From far away in the clip, which continues at its beginning.
+    step = int(rng.integers(math.ceil(count / 3), max(math.ceil(count / 3), 2 * count // 3) + 1))
+    return _Plan(cut, picture=[(t + step) % count if is_cut else t for t, is_cut in enumerate(cut)])
+
+
+def _interference(planner: _Planner, clip: _Clip) -> _Plan:
+    # AVRobustBench turns each picture by whole degrees, at most so many.
+    most = 6 * planner.level + 5
+    degrees = planner.rng(clip).integers(-most, most + 1, clip.num_segments)
+    return _Plan([False] * clip.num_segments, rotation=degrees.astype(float).tolist())
+
+
+def _caption(planner: _Planner, clip: _Clip, make: Callable[[np.random.Generator, Row], Row]) -> _Plan | None:
+    """Change the captions of a share of the clips; `make` does so, given another clip's row."""
+    if not planner.chosen:
+        return None
+    plan = _keep(planner, clip)
+    if clip.name in planner.chosen:
+        rng = planner.rng(clip)
+        donor = planner.draw_donor(rng, clip, same_class=False, with_captions=True)
+        if donor is None:
+            return None
+        plan.captions = dict(make(rng, donor.labels))
+    return plan
+
+
+def _no_caption(planner: _Planner, clip: _Clip) -> _Plan | None:
+    if not planner.chosen:
+        return None
+    plan = _keep(planner, clip)
+    plan.captions = dict.fromkeys(_CAPTIONS) if clip.name in planner.chosen else {}
+    return plan
+
+
+def _foreign(rng: np.random.Generator, other: Row) -> Row:
+    return {name: other[name] for name in _CAPTIONS}
+
+
+def _contradictory(rng: np.random.Generator, other: Row) -> Row:
+    """Return one of another clip's captions, which contradicts the own one that stays."""
+    replaced = _CAPTIONS[int(rng.integers(2))]
+    return {replaced: other[replaced]}
+
+
+_PLANS: dict[str, Callable[[_Planner, _Clip], _Plan | None]] = {
+    "delay": _delay,
+    "swap_other_class": partial(_swap, same_class=False),
+    "swap_same_class": partial(_swap, same_class=True),
+    "off_screen": _off_screen,
+    "mute": _mute,
+    "cut": _cut,
+    "caption_foreign": partial(_caption, make=_foreign),
+    "caption_empty": _no_caption,
+    "caption_contradictory": partial(_caption, make=_contradictory),
+    "interference": _interference,
+}
 
 # Why a kind can be made of no clip.
 _LACKING = {
     "swap_other_class": "it needs clips of at least two classes",
     "swap_same_class": "it needs two clips of one class, and rows that name classes",
     "off_screen": "it needs clips of at least two classes",
+    "cut": "it needs clips of at least two segments",
+    "caption_foreign": "it needs clips of at least two classes that have captions",
+    "caption_empty": "they have no captions",
+    "caption_contradictory": "it needs clips of at least two classes that have captions",
 }

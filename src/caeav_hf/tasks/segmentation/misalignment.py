@@ -21,8 +21,8 @@ class MaskCorrection(LabelCorrection):
     The mask of a segment is empty if no sound of the clip itself fills half of it. Otherwise it depends on the objects
     that sound. A clip with one source (S4, whose rows name its category) sounds throughout, so that the picture's mask
     holds. With several sources (MS3) it holds if the masks of the picture and of the sound show the same objects, that
-    is, if every region of one meets the other; else the mask cannot be known and is left out. The same is true of
-    segments whose masks are not given.
+    is, if every region of one meets the other; else the mask cannot be known and is left out. So is that of a picture
+    whose mask is not given. Masks turn with their pictures.
     """
 
     num_segments = AVSBENCH_NUM_SEGMENTS
@@ -32,6 +32,8 @@ class MaskCorrection(LabelCorrection):
 
     def corrected(self, row: Row, change: Change) -> dict[str, Any]:
         given = dict(zip(row["mask_frames"], row["masks"], strict=True))
+        if change.rotation:
+            return {"masks": [_turned(mask, change.rotation[segment]) for segment, mask in given.items()]}
         masks = {segment: self._mask(row, change, segment, given) for segment in given}
         if all(masks[segment] is mask for segment, mask in given.items()):
             return {}
@@ -64,10 +66,19 @@ class MaskCorrection(LabelCorrection):
 
 def _empty(mask: Mapping[str, Any]) -> dict[str, Any]:
     """Return an empty mask of the size of a given one."""
-    pixels = read_mask(mask).pixels
+    return _file(np.zeros_like(read_mask(mask).pixels))
+
+
+def _turned(mask: Mapping[str, Any], degrees: float) -> dict[str, Any]:
+    """Return a mask turned with its picture, which has the same proportions."""
+    return _file(np.asarray(Image.fromarray(read_mask(mask).pixels).rotate(degrees)))
+
+
+def _file(pixels: np.ndarray) -> dict[str, Any]:
+    """Return a mask (H, W) bool as an image file."""
     target = io.BytesIO()
-    Image.fromarray(np.zeros(pixels.shape, np.uint8)).save(target, "png")
-    return {"path": "empty.png", "bytes": target.getvalue()}
+    Image.fromarray(255 * pixels.astype(np.uint8)).save(target, "png")
+    return {"path": "mask.png", "bytes": target.getvalue()}
 
 
 def _shows_the_same(one: np.ndarray, other: np.ndarray) -> bool:
