@@ -1,18 +1,42 @@
-"""Misaligned data sets: what happens to clips and labels, seeds, and references to the original clips."""
+"""Misaligned data sets: what happens to clips, what it depends on, and references to the original clips."""
 
+import datasets
 import numpy as np
 import pytest
+import torch
 
+from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.data import CaeAvDataset
 from caeav_hf.data.misalign import KINDS, LEVELS, misalign
+from caeav_hf.data.misalign.kinds import CORRELATED
 from caeav_hf.data.shards import load_rows
 from caeav_hf.errors import DataError
+from caeav_hf.processing import CaeAvProcessor
+from tests.corpora import build
+from tests.lanes import slow_after
 from tests.same import assert_same_clip
+from tests.training import toy_files
+
+
+CAPTIONS = ("visual_caption", "audio_caption")
+QUICK = ("delay", "swap_other_class", "off_screen", "cut", "low_light", "caption_foreign", "rain")
 
 
 @pytest.fixture(scope="module")
 def rows(parquet):
-    return load_rows(parquet, "test")
+    return load_rows(parquet, "train")
+
+
+@pytest.fixture(scope="module")
+def plain(rows, processor):
+    return CaeAvDataset(rows, processor)
+
+
+@pytest.fixture(scope="module")
+def embedded(corpus, tmp_path_factory):
+    out = tmp_path_factory.mktemp("embedded") / "out"
+    build(corpus, out, embed_media=True)
+    return out
 
 
 def decoded(dataset: CaeAvDataset, index: int) -> tuple[np.ndarray, np.ndarray]:
@@ -21,32 +45,159 @@ def decoded(dataset: CaeAvDataset, index: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_kinds_are_documented_by_five_levels():
+    assert len(KINDS) == 28
+    assert sum(kind.family == CORRELATED for kind in KINDS.values()) == 15
     assert all(name == kind.name and len(kind.levels) == len(LEVELS) for name, kind in KINDS.items())
     assert all(kind.title and kind.unit and kind.modalities for kind in KINDS.values())
 
 
-def test_level_zero_changes_nothing(rows, processor):
-    plain = CaeAvDataset(rows, processor)
-    for kind in ("delay", "mute"):
+@pytest.mark.parametrize("kinds", slow_after(1, [QUICK, tuple(set(KINDS) - set(QUICK))]), ids=["some", "others"])
+def test_level_zero_changes_nothing(rows, plain, processor, kinds):
+    expected = plain[0]
+    for kind in kinds:
         unchanged = CaeAvDataset(misalign(rows, kind, 0), processor)
-        assert_same_clip(unchanged[0], plain[0])
-        assert not any(any(record["affected_segments"]) for record in unchanged.column("misalignment"))
+        item = unchanged[0]
+        assert set(item) == set(expected)
+        assert all(torch.equal(item[name], value) for name, value in expected.items() if name != "video_id")
+        assert not any(unchanged.rows[0]["misalignment"]["affected_segments"])
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_sound_is_delayed_to_the_sample(rows, processor, level):
-    plain, late = (CaeAvDataset(r, processor) for r in (rows, misalign(rows, "delay", level, seed=2)))
+@pytest.mark.parametrize("level", slow_after(2, [3, 5, 1, 2, 4]))
+def test_sound_is_delayed_to_the_sample(rows, plain, processor, level):
+    late = CaeAvDataset(misalign(rows, "delay", level, seed=2), processor)
     delays = [record["delay"] for record in late.column("misalignment")]
-    assert {abs(delay) for delay in delays} == {KINDS["delay"].strength(level)}
-    (frames, sound), (same_frames, delayed) = decoded(plain, 0), decoded(late, 0)
-    samples = round(abs(delays[0]) * processor.sampling_rate)
-    silence = np.zeros(samples, np.float32)
-    expected = [silence, sound[:-samples]] if delays[0] > 0 else [sound[samples:], silence]
-    np.testing.assert_array_equal(delayed, np.concatenate(expected))
-    np.testing.assert_array_equal(frames, same_frames)
+    assert set(delays) == {KINDS["delay"].strength(level), -KINDS["delay"].strength(level)}
+    for index in (delays.index(max(delays)), delays.index(min(delays))):
+        (frames, sound), (same_frames, delayed) = decoded(plain, index), decoded(late, index)
+        samples = round(abs(delays[index]) * processor.sampling_rate)
+        silence = np.zeros(samples, np.float32)
+        expected = [silence, sound[:-samples]] if delays[index] > 0 else [sound[samples:], silence]
+        np.testing.assert_array_equal(delayed, np.concatenate(expected))
+        np.testing.assert_array_equal(frames, same_frames)
 
 
-def test_what_cannot_be_misaligned_is_named(rows):
+def test_foreign_sound_replaces_affected_segments(rows, plain, processor):
+    names = [row["video_id"] for row in rows]
+    for kind, same_class in (("swap_other_class", False), ("swap_same_class", True)):
+        swapped = CaeAvDataset(misalign(rows, kind, 3), processor)
+        index = next(i for i, record in enumerate(swapped.column("misalignment")) if record["donor"])
+        record = swapped.rows[index]["misalignment"]
+        donor = names.index(record["donor"]["clip"])
+        assert (rows[donor]["label"] == rows[index]["label"]) == same_class
+        (frames, own), (_, foreign) = decoded(plain, index), decoded(plain, donor)
+        same_frames, sound = decoded(swapped, index)
+        affected = np.repeat(record["affected_segments"], processor.sampling_rate)
+        assert sum(record["affected_segments"]) == 6
+        np.testing.assert_array_equal(sound, np.where(affected, foreign, own))
+        np.testing.assert_array_equal(frames, same_frames)
+
+
+@pytest.mark.parametrize("kind", ["off_screen", *slow_after(1, ["audio_noise", "gaussian", "speckle", "crowd"])])
+def test_noise_has_the_announced_ratio_to_the_signal(rows, plain, processor, kind):
+    _, sound = decoded(plain, 0)
+    for level in LEVELS:
+        _, noisy = decoded(CaeAvDataset(misalign(rows, kind, level), processor), 0)
+        assert np.abs(noisy).max() <= 1.0
+        # Loud mixes are scaled down as a whole: find signal and noise by their correlation with the signal, which is
+        # nearly zero for the noise.
+        gain = float(noisy.astype(np.float64) @ sound / (sound.astype(np.float64) @ sound))
+        noise = noisy - gain * sound
+        ratio = 10 * np.log10(np.mean((gain * sound.astype(np.float64)) ** 2) / np.mean(noise.astype(np.float64) ** 2))
+        assert ratio == pytest.approx(KINDS[kind].strength(level), abs=0.3)
+
+
+def test_pictures_are_cut_and_sound_is_silenced_where_the_rows_say(rows, plain, processor):
+    (frames, sound), (cut, same_sound) = (
+        decoded(plain, 1),
+        decoded(CaeAvDataset(misalign(rows, "cut", 2), processor), 1),
+    )
+    record = misalign(rows, "cut", 2)[1]["misalignment"]
+    np.testing.assert_array_equal(cut, frames[record["picture"]])
+    np.testing.assert_array_equal(same_sound, sound)
+    assert [t != shown for t, shown in enumerate(record["picture"])] == record["affected_segments"]
+    assert sum(record["affected_segments"]) == 4
+    muted = misalign(rows, "mute", 4)
+    _, silenced = decoded(CaeAvDataset(muted, processor), 1)
+    silent = ~silenced.reshape(10, -1).any(1)
+    assert silent.tolist() == muted[1]["misalignment"]["affected_segments"]
+
+
+@pytest.mark.parametrize("kind", slow_after(1, ["caption_foreign", "caption_contradictory", "caption_empty"]))
+def test_captions_are_changed_in_a_share_of_the_clips(rows, kind):
+    classes = {row["visual_caption"]: row["label"] for row in rows} | {
+        row["audio_caption"]: row["label"] for row in rows
+    }
+    for level, share in zip(LEVELS, KINDS[kind].levels, strict=True):
+        changed = misalign(rows, kind, level)
+        different = 0
+        for before, after in zip(rows, changed, strict=True):
+            replaced = [name for name in CAPTIONS if before[name] != after[name]]
+            assert replaced == after["misalignment"]["captions"]
+            assert len(replaced) in (0, 1 if kind == "caption_contradictory" else 2)
+            for name in replaced:
+                assert after[name] is None if kind == "caption_empty" else classes[after[name]] != before["label"]
+            different += bool(replaced)
+        assert different == round(share * len(rows))
+
+
+def test_changes_do_not_depend_on_the_order_of_the_rows(rows):
+    for kind in ("swap_other_class", "interference", "caption_foreign"):
+        changed = {row["video_id"]: row for row in misalign(rows, kind, 3)}
+        for row in misalign(rows.shuffle(seed=5), kind, 3):
+            expected = changed[row["video_id"]]
+            for each in (row["misalignment"], expected["misalignment"]):
+                (each["donor"] or {}).pop("row", None)
+            assert row == expected
+        others = misalign(rows, kind, 3, seed=1)
+        assert any(row["misalignment"] != changed[row["video_id"]]["misalignment"] for row in others)
+
+
+def test_embedded_clips_are_not_copied_and_give_the_same_items(rows, processor, embedded):
+    stored = load_rows(embedded, "train")
+    for kind in ("off_screen", "swap_other_class"):
+        by_path, by_bytes = (misalign(r, kind, 4) for r in (rows, stored))
+        donors = [record["donor"] for record in by_bytes.select_columns("misalignment")["misalignment"]]
+        assert any(donors)
+        assert not any(donor["media"] for donor in donors if donor)
+        assert_same_clip(CaeAvDataset(by_bytes, processor)[2], CaeAvDataset(by_path, processor)[2])
+        # The order may change afterwards.
+        chosen = CaeAvDataset(by_bytes.select([5, 2]), processor)
+        assert_same_clip(chosen[1], CaeAvDataset(by_path, processor)[2])
+
+
+def test_the_cache_tells_misalignments_apart(rows, plain, processor, tmp_path):
+    features = set()
+    for kind, level in (
+        ("delay", 0),
+        ("delay", 1),
+        ("delay", 2),
+        ("blur", 2),
+        ("off_screen", 2),
+        ("caption_empty", 5),
+    ):
+        changed = misalign(rows, kind, level)
+        expected = CaeAvDataset(changed, processor)[0]
+        for _ in range(2):
+            assert_same_clip(CaeAvDataset(changed, processor, cache_dir=tmp_path)[0], expected)
+        features.add((expected["input_features"].sum().item(), expected["pixel_values_videos"].sum().item()))
+    # Level 0 and captions leave the clip as it is.
+    assert len(list(tmp_path.rglob("*.safetensors"))) == len(features) == 5
+
+
+def test_a_broken_foreign_sound_replaces_the_clip(rows, processor, tmp_path):
+    changed = misalign(rows, "off_screen", 3)
+    record = changed[0]["misalignment"]
+    record["donor"]["media"]["path"] = str(tmp_path / "gone.mp4")
+    features = changed.features
+    broken = datasets.Dataset.from_list([{**changed[0], "misalignment": record}, changed[1]], features=features)
+    clips = CaeAvDataset(broken, processor)
+    assert clips[0]["replaces"] == 0
+    assert clips.broken_clips == [rows[0]["video_id"]]
+    with pytest.raises(Exception, match=r"its foreign sound cannot be read: .*gone.mp4: no such file"):
+        clips._make_item.form.load(broken[0])
+
+
+def test_what_cannot_be_misaligned_is_named(rows, avs_parquet):
     with pytest.raises(DataError, match=r"`kind` must be one of .*delay.*, got 'deley'"):
         misalign(rows, "deley", 1)
     for level in (-1, 6, 1.5):
@@ -54,3 +205,33 @@ def test_what_cannot_be_misaligned_is_named(rows):
             misalign(rows, "delay", level)
     with pytest.raises(DataError, match="misaligned already"):
         misalign(misalign(rows, "delay", 1), "mute", 1)
+    with pytest.raises(DataError, match="prepared; misalign the data set that they were prepared from"):
+        misalign(rows.add_column("prepared", ["{}"] * len(rows)), "mute", 1)
+    with pytest.raises(DataError, match=r"swap_same_class cannot be made of these rows: .* rows that name classes"):
+        misalign(load_rows(avs_parquet["ms3"], "train"), "swap_same_class", 1)
+    for kind in ("caption_foreign", "caption_empty"):
+        with pytest.raises(DataError, match="captions"):
+            misalign(rows.remove_columns(list(CAPTIONS)), kind, 1)
+    with pytest.raises(DataError, match="at least two classes"):
+        misalign(rows.select([0]), "off_screen", 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["ave", "avvp", "avs_s4", "avs_ms3", "avqa"])
+def test_every_kind_changes_what_it_says_in_clips_of_every_task(task, parquet, llp_parquet, avs_parquet):
+    folders = {"ave": parquet, "avvp": llp_parquet, "avs_s4": avs_parquet["s4"], "avs_ms3": avs_parquet["ms3"]}
+    rows = load_rows(folders.get(task) or toy_files.question_data(), "train")
+    processor = CaeAvProcessor.from_config(CaeAvConfig.from_preset(task, size="toy"))
+    plain = CaeAvDataset(rows, processor, use_captions=False)[0]
+    for kind in KINDS.values():
+        try:
+            changed = misalign(rows, kind.name, 3)
+        except DataError:
+            assert (kind.name, task) in [("swap_same_class", "avs_ms3"), ("swap_same_class", "avqa")]
+            continue
+        item = CaeAvDataset(changed, processor, use_captions=False)[0]
+        is_done = changed[0]["misalignment"]["donor"] is not None or not kind.name.startswith("swap")
+        for name, modality in (("pixel_values_videos", "visual"), ("input_features", "audio")):
+            assert item[name].shape == plain[name].shape
+            assert item[name].isfinite().all()
+            assert torch.equal(item[name], plain[name]) == (modality not in kind.modalities or not is_done), kind

@@ -127,8 +127,8 @@ class CaeAvDataset(torch.utils.data.Dataset):
         return self.rows.features
 
     def column(self, name: str) -> list[Any]:
-        """Return the values of a column, one per item."""
-        return self.rows[name]
+        """Return the values of a column, one per item, without reading other columns."""
+        return self.rows.select_columns(name)[name]
 
     @property
     def groups(self) -> list[int] | None:
@@ -139,9 +139,10 @@ class CaeAvDataset(torch.utils.data.Dataset):
         if not self._make_item.task.shares_clips:
             return None
         numbers: dict[str, int] = {}
-        return [numbers.setdefault(name, len(numbers)) for name in self.rows["video_id"]]
+        return [numbers.setdefault(name, len(numbers)) for name in self.column("video_id")]
 
     @property
     def broken_clips(self) -> list[str]:
         """Names of the clips that could not be decoded so far, including in the workers of a loader."""
-        return [self.rows[index]["video_id"] for index in self._broken.nonzero().flatten().tolist()]
+        names = self.column("video_id")
+        return [names[index] for index in self._broken.nonzero().flatten().tolist()]
