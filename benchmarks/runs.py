@@ -8,13 +8,13 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
 from caeav_hf.data import AveBuilder, AvsBenchBuilder, LlpBuilder, MusicAvqaBuilder
+from caeav_hf.robustness.statistics import student_interval
 from caeav_hf.task import get_task
 from caeav_hf.toy import generate
 from caeav_hf.training import Recipe
@@ -30,17 +30,18 @@ BUILDERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "avs_ms3": (AvsBenchBuilder, {"setting": "ms3"}),
     "avqa": (MusicAvqaBuilder, {}),
 }
-# Student's t: 97.5 % quantiles for 1, 2, ... degrees of freedom.
-T_QUANTILES = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262)
 
 
-def prepare(folder: Path, task: str, level: str, num_clips: int, split: Sequence[float]) -> None:
-    """Make the toy corpus of a task and build its data set, unless they exist."""
+def prepare(
+    folder: Path, task: str, level: str, num_clips: int, split: Sequence[float], **corpus_options: Any
+) -> None:
+    """Make the toy corpus of a task, with further options of `generate`, and build its data set, unless they exist."""
     if (folder / "dataset").exists():
         return
     corpus = folder / "corpus"
     if not (corpus / "toy.json").exists():
-        generate(corpus, task, num_clips, level=level, split=split, seed=0, num_proc=2, overwrite=True)
+        options_of_corpus = {"seed": 0, "num_proc": 2, "overwrite": True, **corpus_options}
+        generate(corpus, task, num_clips, level=level, split=split, **options_of_corpus)
     builder, options = BUILDERS[task]
     builder(
         annotations=str(corpus / "annotations"),
@@ -132,15 +133,9 @@ def write(path: Path, text: str) -> None:
     partial.replace(path)
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and the half width of its 95 % interval by Student's t, NaN for one value."""
-    half = T_QUANTILES[len(values) - 2] * stdev(values) / math.sqrt(len(values)) if len(values) > 1 else math.nan
-    return mean(values), half
-
-
 def text(values: Sequence[float], sign: str = "", digits: int = 1) -> str:
     """Format the mean with its interval."""
-    center, half = interval(values)
+    center, half = student_interval(values)
     # Adding 0 turns what rounds to minus zero into zero.
     shown = f"{round(center, digits) + 0.0:{sign}.{digits}f}"
     return shown if math.isnan(half) else f"{shown} ± {half:.{digits}f}"
@@ -152,7 +147,7 @@ def draw_scores(axis: Axes, runs: Mapping[str, Sequence[dict[str, Any]]], scores
         offset = 0.18 * (number - (len(scores) - 1) / 2)
         places = [place + offset for place in range(len(runs))]
         values = [[run["scores"][score] for run in of_variant] for of_variant in runs.values()]
-        centers, halves = zip(*map(interval, values), strict=True)
+        centers, halves = zip(*map(student_interval, values), strict=True)
         axis.errorbar(places, centers, halves, fmt="o", color=SERIES[number], capsize=4, label=label)
         for place, singles in zip(places, values, strict=True):
             axis.plot([place + 0.05] * len(singles), singles, ".", color=SERIES[number], alpha=0.5, markersize=5)

@@ -11,12 +11,12 @@ from ..lazy import lazy_names
 
 
 if TYPE_CHECKING:
-    from .measure import measure_robustness
+    from .measure import measure_robustness, write_report
     from .scoring import ScoringOptions, score_models
 
 
-__all__ = ["ScoringOptions", "measure_robustness", "score_models"]
+__all__ = ["ScoringOptions", "measure_robustness", "score_models", "write_report"]
 
 __getattr__, __dir__ = lazy_names(
-    __name__, {".measure": ("measure_robustness",), ".scoring": ("ScoringOptions", "score_models")}
+    __name__, {".measure": ("measure_robustness", "write_report"), ".scoring": ("ScoringOptions", "score_models")}
 )

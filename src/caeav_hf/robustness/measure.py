@@ -8,7 +8,7 @@ from ..errors import CaeAvError
 from ..files import write_json, write_text
 from ..visualization.robustness import plot_robustness
 from .report import Summary, csv_text, markdown_text
-from .scoring import ScoringOptions, score_models
+from .scoring import Scored, ScoredModel, ScoringOptions, score_models
 
 
 def measure_robustness(
@@ -39,17 +39,36 @@ def measure_robustness(
     Raises:
         CaeAvError: See [`score_models`] and [`Summary`].
     """
-    out = Path(out)
     if reference is not None and reference not in methods:
         raise CaeAvError(f"`reference` must be one of {', '.join(methods)}, got {reference!r}")
     scored = score_models([model for models in methods.values() for model in models], data, out, options)
     models = iter(scored.models)
     of_methods = {name: [next(models) for _ in given] for name, given in methods.items()}
-    results = {
-        "data": str(data),
-        "seed": (options or ScoringOptions()).seed,
-        **Summary(scored, of_methods, reference=reference, resamples=resamples).to_dict(),
-    }
+    return write_report(scored, of_methods, out, reference=reference, resamples=resamples)
+
+
+def write_report(
+    scored: Scored,
+    methods: Mapping[str, Sequence[ScoredModel]],
+    out: str | Path,
+    *,
+    reference: str | None = None,
+    resamples: int = 1000,
+) -> dict[str, Any]:
+    """
+    Write `robustness.json`, `.csv`, `.md` and `.png` from stored scores.
+
+    Args:
+        scored: The result of [`score_models`].
+        methods: Models of each method by its name, all or some of those in `scored`.
+        out, reference, resamples: See [`measure_robustness`].
+
+    Returns:
+        The contents of `robustness.json`.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    results = Summary(scored, methods, reference=reference, resamples=resamples).to_dict()
     write_json(out / "robustness.json", results)
     write_text(out / "robustness.csv", csv_text(results))
     write_text(out / "robustness.md", markdown_text(results))

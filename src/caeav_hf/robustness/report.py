@@ -140,6 +140,8 @@ class Summary:
         """Return the contents of `robustness.json`; what is unknown is `None`."""
         scored = self.scored
         result = {
+            "data": scored.data,
+            "seed": scored.seed,
             "task": self.task.name,
             "metric": self.task.best_metric,
             "higher_is_better": self.task.higher_is_better,

@@ -111,6 +111,8 @@ class Scored:
         levels: The levels that were scored.
         not_applicable: The kinds that the rows do not allow, with the reasons.
         num_clips: Number of clips in the split.
+        data: The data set.
+        seed: Seed of the misalignment.
     """
 
     models: "list[ScoredModel]"
@@ -118,6 +120,8 @@ class Scored:
     levels: tuple[int, ...]
     not_applicable: dict[str, str]
     num_clips: int
+    data: str
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -211,7 +215,7 @@ def score_models(
         for start in range(0, len(distinct), size):
             _score_group(distinct[start : start + size], sets, str(data), options, progress)
     clips = len(set(rows["video_id"])) if scored[0].task.shares_clips else len(rows)
-    return Scored(scored, kinds, options.chosen_levels, not_applicable, clips)
+    return Scored(scored, kinds, options.chosen_levels, not_applicable, clips, str(data), options.seed)
 
 
 def _changed_sets(
