@@ -10,10 +10,25 @@ from pathlib import Path
 import pytest
 import torch
 
+from caeav_hf import CaeAvConfig, CaeAvForQuestionAnswering
 from caeav_hf.cli import main as caeav
+from caeav_hf.data.shards import load_rows
+from caeav_hf.robustness import ScoringOptions
 from caeav_hf.training import load_recipe
 from tests.media_factory import write_clip
-from tests.training.toy_files import few_shot_model, mask_model, parsing_model, question_model, toy_data, toy_model
+from tests.training.toy_files import (
+    few_shot_model,
+    mask_corpus,
+    mask_model,
+    parsing_corpus,
+    parsing_model,
+    question_corpus,
+    question_data,
+    question_model,
+    toy_corpus,
+    toy_data,
+    toy_model,
+)
 
 
 ROOT = Path(__file__).parent.parent
@@ -129,6 +144,39 @@ def test_export_guide(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert names["events"][0]["segments"]
     assert names["description"]["task"] == "ave"
     assert names["logits"].shape == (3, 5)
+
+
+@pytest.mark.slow
+def test_robustness_guide(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run all commands, those on the public data sets on toy corpora in their layouts."""
+    (models / "demo/dataset").symlink_to(toy_data())
+    for name in ("avmoe", "a0", "a1", "b0", "b1", "ave"):
+        (models / "runs" / name).symlink_to(toy_model("avmoe" if "b" in name or "m" in name else None))
+    answers = load_rows(question_data(), "test").features["answer_label"].names
+    config = CaeAvConfig.from_preset("avqa", size="toy", id2label=dict(enumerate(answers)))
+    (models / "runs/questions/checkpoints/best").unlink()
+    CaeAvForQuestionAnswering(config).save_pretrained(models / "runs/questions/checkpoints/best")
+    for folder, corpus, annotations, media in (
+        ("AVE", toy_corpus(), ".", "media"),
+        ("LLP", parsing_corpus(), "data", "video"),
+        ("AVS", mask_corpus(), ".", "ms3_data"),
+        ("MUSIC-AVQA", question_corpus(), "json", "videos"),
+    ):
+        shutil.copytree(corpus / "annotations", models / folder / annotations)
+        shutil.copytree(corpus / "media", models / folder / media)
+    # The commands on the public data sets name no kinds and levels: all of them are too many for a test.
+    limit = {"chosen_kinds": property(lambda self: self.kinds or ("mute",)), "chosen_levels": property(lambda _: (5,))}
+    for name, value in limit.items():
+        monkeypatch.setattr(ScoringOptions, name, value)
+    for block in blocks("docs/robustness.md", "bash"):
+        for line in filter(None, block.splitlines()):
+            run(line, monkeypatch)
+    names: dict = {}
+    for block in blocks("docs/robustness.md", "python"):
+        exec(block, names)
+    assert set(names["results"]["methods"]) == {"CAE-AV"}
+    for folder in ("robustness", "seeds", *(f"robustness/{task}" for task in ("ave", "avvp", "avs_ms3", "avqa"))):
+        assert (models / folder / "robustness.png").stat().st_size > 10_000, folder
 
 
 @pytest.mark.slow
