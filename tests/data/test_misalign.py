@@ -1,16 +1,23 @@
 """Misaligned data sets: what happens to clips, what it depends on, and references to the original clips."""
 
+import os
+import shutil
+
 import datasets
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 
+from caeav_hf.cli import main as caeav
 from caeav_hf.configuration_cae_av import CaeAvConfig
-from caeav_hf.data import CaeAvDataset
-from caeav_hf.data.misalign import KINDS, LEVELS, misalign
+from caeav_hf.data import CaeAvDataset, prepare_clips
+from caeav_hf.data.misalign import KINDS, LEVELS, misalign, write_misaligned
 from caeav_hf.data.misalign.kinds import CORRELATED
 from caeav_hf.data.shards import load_rows
+from caeav_hf.data.streaming import StreamedClips
 from caeav_hf.errors import DataError
+from caeav_hf.media.sound import load_audio
 from caeav_hf.processing import CaeAvProcessor
 from tests.corpora import build
 from tests.lanes import slow_after
@@ -235,3 +242,127 @@ def test_every_kind_changes_what_it_says_in_clips_of_every_task(task, parquet, l
             assert item[name].shape == plain[name].shape
             assert item[name].isfinite().all()
             assert torch.equal(item[name], plain[name]) == (modality not in kind.modalities or not is_done), kind
+
+
+def write(data, out, kinds, levels, **options):
+    folders = write_misaligned(data, out, kinds, levels, **options)
+    return [folder.folder for folder in folders if folder.problem is None]
+
+
+@pytest.mark.parametrize("source", ["path", *slow_after(0, ["embedded"])])
+def test_folders_refer_to_the_original_clips(source, rows, parquet, processor, embedded, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
+    data = parquet if source == "path" else embedded
+    (folder,) = write(data, tmp_path, ["off_screen"], [3], splits=["train", "test"])
+    assert folder == tmp_path / "off_screen_3"
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 60_000
+    expected = CaeAvDataset(misalign(rows, "off_screen", 3), processor)
+    stored = CaeAvDataset(folder, processor, split="train")
+    assert len(stored) == len(expected) == 12
+    assert len(CaeAvDataset(folder, processor, split="test")) == 6
+    places = [record["source"] for record in stored.column("misalignment")]
+    assert places == [{"data": str(data), "split": "train", "row": number} for number in range(12)]
+    assert not any((row["media"] or {}).get("bytes") for row in stored.rows)
+    streamed = StreamedClips(folder, processor, split="train")
+    (batch,) = streamed.batches(12)
+    for index in (0, 7):
+        assert_same_clip(stored[index], expected[index])
+        assert_same_clip(streamed[batch[index]], expected[index])
+
+
+@pytest.mark.slow
+def test_folders_do_not_depend_on_the_number_of_processes(llp_parquet, tmp_path, capsys):
+    kinds = ["delay", "swap_same_class", "rain", "caption_foreign"]
+    for processes in (1, 2):
+        arguments = ["--kind", *kinds, "--level", "1", "5", "--seed", "4", "--num-proc", str(processes)]
+        assert caeav(["misalign", str(llp_parquet), *arguments, "--out", str(tmp_path / str(processes))]) == 0
+    assert f"{tmp_path / '2' / 'rain_5'}: 4 test rows" in capsys.readouterr().out
+    folders = sorted(path.name for path in (tmp_path / "1").iterdir())
+    assert folders == sorted(f"{kind}_{level}" for kind in kinds for level in (1, 5))
+    for name in folders:
+        one, two = (pq.read_table(tmp_path / number / name / "data/test-00000-of-00001.parquet") for number in "12")
+        assert one.equals(two)
+
+
+def test_folders_are_kept_until_the_original_changes(parquet, tmp_path, capsys):
+    data = tmp_path / "data"
+    shutil.copytree(parquet, data)
+    arguments = ["misalign", str(data), "--kind", "mute", "--level", "2", "--out", str(tmp_path / "out")]
+    shard = tmp_path / "out/mute_2/data/test-00000-of-00001.parquet"
+    states = []
+    for _ in range(2):
+        assert caeav(arguments) == 0
+        states.append(shard.stat())
+    assert states[0].st_mtime_ns == states[1].st_mtime_ns
+    (original,) = (data / "data").glob("test-*")
+    os.utime(original, ns=(0, 0))
+    assert caeav(arguments) == 0
+    assert shard.stat().st_mtime_ns != states[0].st_mtime_ns
+    assert datasets.load_dataset(str(tmp_path / "out/mute_2"), split="test").num_rows == 6
+    capsys.readouterr()
+    assert caeav([*arguments[:2], "--kind", "all", "--split", "nothing", "--out", str(tmp_path / "none")]) == 2
+    assert "expected a builder's folder with data/nothing-*.parquet" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_kinds_that_cannot_be_made_are_named(avs_parquet, tmp_path, capsys):
+    arguments = ["misalign", str(avs_parquet["ms3"]), "--level", "1", "--out", str(tmp_path), "--kind"]
+    assert caeav([*arguments, "misalignment"]) == 0
+    assert "swap_same_class_1 is left out: `kind` swap_same_class cannot be made" in capsys.readouterr().err
+    assert not (tmp_path / "swap_same_class_1").exists()
+    assert (tmp_path / "swap_other_class_1").is_dir()
+    assert caeav([*arguments, "swap_same_class"]) == 2
+
+
+@pytest.mark.slow
+def test_rows_find_their_clips_or_say_what_happened(rows, processor, embedded, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(embedded, data)
+    (folder,) = write(data, tmp_path / "out", ["swap_other_class"], [2], splits=["train"])
+    misaligned = load_rows(folder, "train")
+    record = misaligned[0]["misalignment"]
+    form = CaeAvDataset(misaligned, processor)._make_item.form
+    for number, problem in ((1, "row 1 of train is .* where .* was misaligned"), (99, "has 12 rows, no row 99")):
+        moved = {**record, "source": {**record["source"], "row": number}}
+        with pytest.raises(DataError, match=f"{problem}.*misalign the data set again"):
+            form.load({**misaligned[0], "misalignment": moved})
+    gone = {**record, "source": {**record["source"], "data": str(tmp_path / "gone")}}
+    with pytest.raises(DataError, match="gone: expected a builder's folder"):
+        form.load({**misaligned[0], "misalignment": gone})
+
+
+@pytest.mark.slow
+def test_misaligned_clips_can_be_prepared_and_cached(rows, processor, embedded, tmp_path):
+    (folder,) = write(embedded, tmp_path / "out", ["off_screen"], [4], splits=["train"])
+    prepare_clips(folder, processor, tmp_path / "prepared", image_format="png")
+    prepared = CaeAvDataset(tmp_path / "prepared", processor, split="train", cache_dir=tmp_path / "cache")
+    expected = CaeAvDataset(misalign(rows, "off_screen", 4), processor)
+    for _ in range(2):
+        assert_same_clip(prepared[3], expected[3])
+    cached = CaeAvDataset(folder, processor, split="train", cache_dir=tmp_path / "cache")
+    for _ in range(2):
+        assert_same_clip(cached[3], expected[3])
+
+
+def test_questions_about_a_clip_share_its_decoding(tmp_path, monkeypatch):
+    processor = CaeAvProcessor.from_config(CaeAvConfig.from_preset("avqa", size="toy"))
+    rows = load_rows(toy_files.question_data(), "train")
+    clips = CaeAvDataset(misalign(rows, "delay", 5), processor)
+    assert clips.rows["video_id"][0] == clips.rows["video_id"][1]
+    decodings = []
+    load = type(processor).load_clip
+    monkeypatch.setattr(type(processor), "load_clip", lambda *a, **k: decodings.append(k) or load(*a, **k))
+    first, second = clips[0], clips[1]
+    assert first["pixel_values_videos"] is second["pixel_values_videos"]
+    assert len(decodings) == 1
+    # The segments are spread over twenty seconds: theirs is the sound around their middles, five seconds away.
+    (_, sound), (_, delayed) = (decoded(CaeAvDataset(r, processor), 0) for r in (rows, clips.rows))
+    delay, rate = round(clips.rows[0]["misalignment"]["delay"]), processor.sampling_rate
+    whole = load_audio(rows[0]["media"], sampling_rate=rate)
+    count = len(sound) // rate
+    for segment in range(count):
+        middle = (2 * segment + 1) * 20 * rate // (2 * count)
+        start = min(max(middle - rate // 2, 0), 19 * rate) - delay * rate
+        expected = [whole[i] if 0 <= i < len(whole) else 0.0 for i in range(start, start + rate, 997)]
+        np.testing.assert_allclose(delayed[segment * rate : (segment + 1) * rate : 997], expected, atol=1e-3)

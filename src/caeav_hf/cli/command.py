@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..command_line import ArgumentParser, run_command
-from . import build, captions, convert, export, predict, prepare, robustness, toy, visual_3d
+from . import build, captions, convert, export, misalign, predict, prepare, robustness, toy, visual_3d
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -19,6 +19,7 @@ def build_parser() -> argparse.ArgumentParser:
     build.add_command(commands)
     visual_3d.add_command(commands)
     prepare.add_command(commands)
+    misalign.add_command(commands)
     robustness.add_command(commands)
     export.add_commands(commands)
     toy.add_commands(commands)

@@ -12,10 +12,18 @@ from ...lazy import lazy_names
 
 
 if TYPE_CHECKING:
+    from .folder import MisalignedFolder, write_misaligned
     from .kinds import KINDS, LEVELS, Kind
     from .plan import misalign
 
 
-__all__ = ["KINDS", "LEVELS", "Kind", "misalign"]
+__all__ = ["KINDS", "LEVELS", "Kind", "MisalignedFolder", "misalign", "write_misaligned"]
 
-__getattr__, __dir__ = lazy_names(__name__, {".kinds": ("KINDS", "LEVELS", "Kind"), ".plan": ("misalign",)})
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        ".folder": ("MisalignedFolder", "write_misaligned"),
+        ".kinds": ("KINDS", "LEVELS", "Kind"),
+        ".plan": ("misalign",),
+    },
+)

@@ -133,6 +133,12 @@ def correction_of(task: str | None, features: Mapping[str, Any]) -> LabelCorrect
     return record.label_correction(features)
 
 
+def is_embedded(rows: datasets.Dataset) -> bool:
+    """Return whether rows contain their clips, rather than the paths of these."""
+    row = rows.select_columns([name for name in _SOUND_COLUMNS if name in rows.column_names])[0]
+    return any(isinstance(value, Mapping) and value["bytes"] is not None for value in row.values())
+
+
 @dataclass
 class _Clip:
     """A clip: its rows by number, the labels of one of them, and the classes of all."""
@@ -185,7 +191,7 @@ class _Planner:
             dict(row) for row in rows.select_columns([c for c in rows.column_names if c not in MEDIA_COLUMNS])
         ]
         self.sounds = rows.select_columns([c for c in _SOUND_COLUMNS if c in rows.column_names])
-        self.is_embedded = any(isinstance(v, Mapping) and v["bytes"] is not None for v in self.sounds[0].values())
+        self.is_embedded = is_embedded(rows)
         # By name, so that draws do not depend on the order of the rows.
         self.clips = sorted(self._clips(), key=lambda clip: clip.name)
 
