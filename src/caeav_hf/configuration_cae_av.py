@@ -147,7 +147,7 @@ class AudioFrontEnd:
     frequency_max: float | int = 14000
     tile_seconds: int = 10
     tile_padding: Literal["repeat", "repeatpad", "pad"] = "repeat"
-    mel_scale: Literal["slaney", "htk", "kaldi"] = "slaney"
+    mel_scale: Literal["slaney", "htk", "kaldi", "vggish"] = "slaney"
     spectrogram_dtype: Literal["float32", "float64"] = "float32"
     # Statistics of AVE's training sound at 192 bands, from public code for audio-visual Swin-V2.
     feature_mean: float | int = -4.984795570373535
@@ -161,6 +161,8 @@ class AudioFrontEnd:
         """Number of frames and bands of a segment's spectrogram or filter bank."""
         if self.mel_scale == "kaldi":
             return self.spectrogram_frames or self.num_mel_bins, self.num_mel_bins
+        if self.mel_scale == "vggish":
+            return self.spectrogram_frames or 96, self.num_mel_bins
         return self.tile_seconds * self.sampling_rate // self.hop_length + 1, self.num_mel_bins
 
     def validate_front_end(self) -> None:
@@ -175,9 +177,9 @@ class AudioFrontEnd:
         )
         if self.spectrogram_frames is not None:
             _positive(self, "spectrogram_frames")
-            if self.mel_scale != "kaldi":
+            if self.mel_scale not in ("kaldi", "vggish"):
                 raise ValueError(
-                    f"`spectrogram_frames` of {type(self).__name__} is for `mel_scale` 'kaldi'; with "
+                    f"`spectrogram_frames` of {type(self).__name__} is for `mel_scale` 'kaldi' or 'vggish'; with "
                     f"{self.mel_scale!r} `tile_seconds` and `hop_length` give their number"
                 )
         if self.filter_sampling_rate is not None:
@@ -494,6 +496,74 @@ class CaeAvAudioConfig(AudioFrontEnd, TowerGeometry, ClapAudioConfig):
                 f"`hidden_size` of CaeAvAudioConfig must be the width of the last stage, {width} by "
                 f"`patch_embeds_hidden_size` and `depths`, got {self.hidden_size}"
             )
+
+
+@strict
+class CaeAvVggishConfig(AudioFrontEnd, TowerGeometry, PreTrainedConfig):
+    r"""
+    VGGish as a tower for sound: a convolutional network without blocks, whose only token is the embedding of a
+    segment. The defaults are those of the public AudioSet model: windows of 25 ms every 10 ms at 16 kHz, 64 bands from
+    125 to 7500 Hz, 96 frames.
+
+    Args:
+        hidden_sizes (`list[int]`): Channels of each group of convolutions, after which the map is halved.
+        depths (`list[int]`): Convolutions of each group.
+        intermediate_size (`int`, defaults to 4096): Width of the two hidden linear layers.
+        hidden_size (`int`, defaults to 128): Width of the embedding.
+        sampling_rate, fft_window_size, ...: The front end, see [`CaeAvAudioConfig`].
+    """
+
+    model_type = "cae_av_vggish"
+    base_config_key = "audio_config"
+
+    sampling_rate: int = 16_000
+    fft_window_size: int = 400
+    hop_length: int = 160
+    frequency_min: float | int = 125
+    frequency_max: float | int = 7500
+    tile_seconds: int = 1
+    tile_padding: Literal["repeat", "repeatpad", "pad"] = "pad"
+    mel_scale: Literal["slaney", "htk", "kaldi", "vggish"] = "vggish"
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 256, 512)
+    depths: list[int] | tuple[int, ...] = (1, 1, 2, 2)
+    intermediate_size: int = 4096
+    hidden_size: int = 128
+
+    def __post_init__(self, **kwargs):
+        _refuse_unknown(type(self), kwargs)
+        _tuples_to_lists(self, "hidden_sizes", "depths")
+        super().__post_init__(**kwargs)
+
+    def validate_architecture(self):
+        """Check the fields, as `@strict` asks."""
+        _positive(self, "hidden_sizes", "depths", "intermediate_size", "hidden_size")
+        self.validate_front_end()
+        if len(self.depths) != len(self.hidden_sizes):
+            raise ValueError(
+                f"`depths` of CaeAvVggishConfig needs one value per group ({len(self.hidden_sizes)} by "
+                f"`hidden_sizes`), got {self.depths}"
+            )
+        if min(self.map_size) < 1:
+            height, width = self.spectrogram_size
+            raise ValueError(
+                f"`hidden_sizes` of CaeAvVggishConfig has too many groups: {len(self.hidden_sizes)} halvings of "
+                f"{height} frames and {width} bands leave nothing"
+            )
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Number of frames and bands of a segment's spectrogram."""
+        return self.spectrogram_size
+
+    @property
+    def map_size(self) -> tuple[int, int]:
+        """Number of rows (time) and columns (bands) of the last group's output."""
+        height, width = self.spectrogram_size
+        return height >> len(self.hidden_sizes), width >> len(self.hidden_sizes)
+
+    def stages(self, input_size: tuple[int, int] | None = None) -> list[TowerStage]:
+        """See [`TowerGeometry.stages`]; one stage of one token, without blocks."""
+        return [TowerStage(0, 1, self.hidden_size, (1, 1))]
 
 
 @strict
@@ -933,6 +1003,9 @@ class CaeAvConfig(PreTrainedConfig):
             self._validate_shared_tower()
         elif self.audio_config.mel_scale == "kaldi" and isinstance(self.audio_config, CaeAvAudioConfig):
             raise ValueError("`mel_scale` 'kaldi' of CaeAvAudioConfig has no audio tower: it needs `shared_tower`")
+        for name, tower_stages in (("vision_config", self.visual_stages), ("audio_config", self.audio_stages)):
+            if not sum(stage.depth for stage in tower_stages):
+                raise ValueError(f"`{name}` of CaeAvConfig has no blocks, which interaction layers need")
         stages = range(1, self.num_stages + 1)
         if any(stage not in stages for stage in self.adapter_stages):
             raise ValueError(
@@ -1188,5 +1261,8 @@ _TOY: dict[str, Any] = {
 }
 
 
-for _config_class in (CaeAvVisionConfig, CaeAvSwinConfig, CaeAvVitConfig, CaeAvAudioConfig, CaeAvTextConfig):
+for _config_class in (
+    *(CaeAvVisionConfig, CaeAvSwinConfig, CaeAvVitConfig),
+    *(CaeAvAudioConfig, CaeAvVggishConfig, CaeAvTextConfig),
+):
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)

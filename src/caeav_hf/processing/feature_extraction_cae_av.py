@@ -1,4 +1,4 @@
-"""Log-mel spectrograms of one-second segments, the audio front end of HTS-AT: waveform -> `input_features`."""
+"""Log-mel spectrograms of segments, the audio front ends of the towers: waveform -> `input_features`."""
 
 import math
 import warnings
@@ -20,6 +20,10 @@ _POWER_FLOOR = 1e-10
 _WINDOW_REST = 0.1
 # Kaldi's default pre-emphasis.
 _PREEMPHASIS = 0.97
+# Added to VGGish's magnitudes before their logarithm.
+_VGGISH_OFFSET = 0.01
+# Frames of VGGish's input if the settings name no other number.
+_VGGISH_FRAMES = 96
 
 
 class CaeAvFeatureExtractor(SequenceFeatureExtractor):
@@ -38,6 +42,11 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
     segments of a clip are not those of their own sound, but of n windows of this length that begin at equal distances,
     the last one a tenth of a second and its own length before the end (STG-CMA); shorter sound is read whole.
 
+    With `mel_scale="vggish"` it is the input of VGGish (Hershey et al., "CNN Architectures for Large-Scale Audio
+    Classification"): windows from the first sample on, without padding, under a periodic Hann window; the magnitude
+    of a transform of the next power of two; triangular HTK mel filters; log(x + 0.01). Of these frames the first
+    `spectrogram_frames` are kept, 96 by default; a shorter segment is filled up with silence.
+
     Args:
         feature_size (`int`, defaults to 64): Mel bands.
         sampling_rate (`int`, defaults to 32000): Required sampling rate of waveforms in Hz.
@@ -50,12 +59,13 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         tile_seconds (`float`, defaults to 10): Length in seconds to which a segment is repeated; not with `"kaldi"`.
         tile_padding (`str`, defaults to `"repeat"`): How: `"repeat"` cuts the last repetition, `"repeatpad"` adds
             silence after the last whole one, `"pad"` adds silence to the segment itself.
-        mel_scale (`str`, defaults to `"slaney"`): `"slaney"` or `"kaldi"`, as above, or `"htk"`: HTK mel filters,
-            which are not normalised.
+        mel_scale (`str`, defaults to `"slaney"`): `"slaney"`, `"kaldi"` or `"vggish"`, as above, or `"htk"`: HTK mel
+            filters, which are not normalised.
         spectrogram_dtype (`str`, defaults to `"float32"`): `"float32"` or `"float64"`, the precision of the
             spectrogram; not with `"kaldi"`.
         feature_mean, feature_std (`float`): Mean and standard deviation of Kaldi-style features.
-        spectrogram_frames (`int`, *optional*): Frames of a Kaldi-style filter bank; by default `feature_size`.
+        spectrogram_frames (`int`, *optional*): Frames of a Kaldi-style filter bank, by default `feature_size`, or of
+            VGGish's input, by default 96.
         filter_sampling_rate (`int`, *optional*): Sampling rate in Hz for which the filters are made; by default
             `sampling_rate`.
         window_seconds (`float`, *optional*): Length in seconds of the windows, as above; only with `"kaldi"`, and not
@@ -76,7 +86,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         segment_seconds: float = 1.0,
         tile_seconds: float = 10,
         tile_padding: Literal["repeat", "repeatpad", "pad"] = "repeat",
-        mel_scale: Literal["slaney", "htk", "kaldi"] = "slaney",
+        mel_scale: Literal["slaney", "htk", "kaldi", "vggish"] = "slaney",
         spectrogram_dtype: Literal["float32", "float64"] = "float32",
         feature_mean: float = -4.984795570373535,
         feature_std: float = 3.7079780101776123,
@@ -111,7 +121,7 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
             )
         for name, value, known in (
             ("tile_padding", tile_padding, ("repeat", "repeatpad", "pad")),
-            ("mel_scale", mel_scale, ("slaney", "htk", "kaldi")),
+            ("mel_scale", mel_scale, ("slaney", "htk", "kaldi", "vggish")),
             ("spectrogram_dtype", spectrogram_dtype, ("float32", "float64")),
         ):
             if value not in known:
@@ -135,19 +145,21 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
                 f"`segment_seconds` must hold a window of {fft_window_size} samples, got {segment_seconds} at "
                 f"{sampling_rate} Hz"
             )
+        has_power_of_two = is_kaldi or mel_scale == "vggish"
         # `to_dict` of the base class does not save an attribute of this name.
         with warnings.catch_warnings():
             # Kaldi's narrow bands at low frequencies may lie between two bins; they are silent there too.
             warnings.filterwarnings("ignore", "At least one mel filter has all zero values")
             self.mel_filters = mel_filter_bank(
-                num_frequency_bins=(self._kaldi_fft_size if is_kaldi else fft_window_size) // 2 + 1,
+                num_frequency_bins=(self._fft_size if has_power_of_two else fft_window_size) // 2 + 1,
                 num_mel_filters=feature_size,
                 min_frequency=frequency_min,
                 max_frequency=frequency_max,
                 sampling_rate=filter_rate,
                 norm="slaney" if mel_scale == "slaney" else None,
-                mel_scale=mel_scale,
-                triangularize_in_mel_space=is_kaldi,
+                # Up to rounding, VGGish's scale is Kaldi's, whose filters are triangles on it too.
+                mel_scale="kaldi" if has_power_of_two else mel_scale,
+                triangularize_in_mel_space=has_power_of_two,
             ).astype(np.float32 if is_kaldi else spectrogram_dtype)
 
     @property
@@ -160,10 +172,12 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         """Number of frames of a segment's spectrogram."""
         if self.mel_scale == "kaldi":
             return self.spectrogram_frames or self.feature_size
+        if self.mel_scale == "vggish":
+            return self.spectrogram_frames or _VGGISH_FRAMES
         return round(self.tile_seconds * self.sampling_rate) // self.hop_length + 1
 
     @property
-    def _kaldi_fft_size(self) -> int:
+    def _fft_size(self) -> int:
         """Samples of the transform: the next power of two."""
         return 2 ** math.ceil(math.log2(self.fft_window_size))
 
@@ -248,6 +262,8 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         """Return the log-mel spectrograms (n, frames, mels) of segments (n, samples of a segment)."""
         if self.mel_scale == "kaldi":
             return self._filter_bank(segments)
+        if self.mel_scale == "vggish":
+            return self._vggish_features(segments)
         segments = segments.to(getattr(torch, self.spectrogram_dtype))
         tile_samples = round(self.tile_seconds * self.sampling_rate)
         # If the tile ends with silence, it is not periodic.
@@ -281,10 +297,19 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         # The sample before a window's first counts as that one.
         before = torch.cat([windows[..., :1], windows[..., :-1]], dim=-1)
         windows = (windows - _PREEMPHASIS * before) * torch.hann_window(self.fft_window_size, periodic=False)
-        power = torch.fft.rfft(windows, self._kaldi_fft_size).abs().square()
+        power = torch.fft.rfft(windows, self._fft_size).abs().square()
         bands = (power @ torch.from_numpy(self.mel_filters)).clamp(min=torch.finfo(torch.float32).eps).log()
         features = (bands - self.feature_mean) / (2 * self.feature_std)
         return torch.nn.functional.pad(features, (0, 0, 0, self.num_spectrogram_frames - features.shape[1]))
+
+    def _vggish_features(self, segments: torch.Tensor) -> torch.Tensor:
+        """Return VGGish's inputs (n, frames, mels) of segments (n, samples of a segment)."""
+        samples = (self.num_spectrogram_frames - 1) * self.hop_length + self.fft_window_size
+        segments = torch.nn.functional.pad(segments[:, :samples], (0, max(0, samples - segments.shape[1])))
+        windows = segments.to(getattr(torch, self.spectrogram_dtype)).unfold(1, self.fft_window_size, self.hop_length)
+        windows = windows * torch.hann_window(self.fft_window_size, dtype=windows.dtype)
+        magnitude = torch.fft.rfft(windows, self._fft_size).abs()
+        return (magnitude @ torch.from_numpy(self.mel_filters) + _VGGISH_OFFSET).log().float()
 
     def _spectrogram(self, sound: torch.Tensor, center: bool = True) -> torch.Tensor:
         """

@@ -295,7 +295,13 @@ def pair_blocks(visual: Sequence[int], audio: Sequence[int]) -> list[list[tuple[
 _TOWERS: dict[str, type[Tower]] = {}
 
 # Modules imported when their tower is built, since the libraries behind them take seconds to load.
-_OWN = {"cae_av_vision": "swin_v2", "cae_av_swin": "swin", "cae_av_vit": "vit", "cae_av_audio": "htsat"}
+_OWN = {
+    "cae_av_vision": "swin_v2",
+    "cae_av_swin": "swin",
+    "cae_av_vit": "vit",
+    "cae_av_audio": "htsat",
+    "cae_av_vggish": "vggish",
+}
 
 _TowerClass = TypeVar("_TowerClass", bound=type[Tower])
 

@@ -305,8 +305,12 @@ def _load_audio(
         from .checkpoint_files import load_checkpoint
         from .public_htsat import htsat_from_public
         from .sizes import FRONT_END_NAMES
+        from .vggish import VggishTower
 
         checkpoint = load_checkpoint(name)
+        if (public := VggishTower.from_public(checkpoint)) is not None:
+            config, state = public
+            return config.model_type, config.to_dict(), state
         try:
             given = {field: value for field, value in front_end.items() if field in FRONT_END_NAMES}
             config, state, _ = htsat_from_public(checkpoint, given)
