@@ -9,7 +9,7 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers import PreTrainedModel
 
-from caeav_hf.modeling import CaeAvPreTrainedModel
+from caeav_hf.modeling.pretrained import TowerPreTrainedModel
 from tests.odd_offsets import at_odd_offsets
 
 
@@ -43,7 +43,7 @@ def _fresh_accelerator():
 def _loaded_at_odd_offsets() -> Iterator[None]:
     """Load weights at odd offsets, so that outputs of two loads differ by rounding on all machines."""
     with pytest.MonkeyPatch.context() as patch:
-        for base in (PreTrainedModel, CaeAvPreTrainedModel):
+        for base in (PreTrainedModel, TowerPreTrainedModel):
             patch.setattr(base, "from_pretrained", classmethod(_at_odd_offsets(base)))
         yield
 
@@ -54,7 +54,7 @@ def _at_odd_offsets(base):
     def loading(cls, *args, **kwargs):
         loaded = from_pretrained(cls, *args, **kwargs)
         # Once per load, at its end: each next load is two elements further, and so rounds differently.
-        if base is CaeAvPreTrainedModel or not issubclass(cls, CaeAvPreTrainedModel):
+        if base is TowerPreTrainedModel or not issubclass(cls, TowerPreTrainedModel):
             at_odd_offsets(loaded[0] if isinstance(loaded, tuple) else loaded)
         return loaded
 

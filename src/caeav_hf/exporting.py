@@ -159,7 +159,7 @@ def export_program(
                 raise CaeAvError(f"`outputs` has unknown names {unknown}; the model has {', '.join(available)}")
             if not names:
                 raise CaeAvError(f"`outputs` must name some of the model's outputs: {', '.join(available)}")
-            model.cae_av.keep_constants(model.dtype)
+            model.base_model.keep_constants(model.dtype)
             limit = {name: model.config.text_config.context_length for name in inputs if name.endswith("caption_ids")}
             sizes = {
                 name: torch.export.Dim(name, min=1, max=limit.get(name.replace("_tokens", "_ids")))

@@ -12,24 +12,23 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from ..towers import lora
 from ..towers.loading import FRONT_END, PretrainedTower, hash_tensors, load_tower
 
 
 # Matches names of tower tensors in the state dict of any model.
-TOWER_NAMES = r"(^|\.)(vision|audio|text|audio_text)_tower\."
+TOWER_NAMES = r"(^|\.)(vision|audio|region|text|audio_text)_tower\."
 
 
 class TowerModel(Protocol):
     """Interface of models with towers; all models of the package have it."""
 
-    config: CaeAvConfig
+    config: Any
 
     @property
-    def cae_av(self) -> Any:
-        """The model without head, whose `named_towers()` are its towers."""
+    def base_model(self) -> Any:
+        """The model without head, a [`~modeling.pretrained.FrozenTowersMixin`]."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return its tensors by name."""
@@ -55,7 +54,7 @@ def adapter_names(model: TowerModel) -> set[str]:
 def _trained_norms(model: TowerModel, kind: str) -> set[str]:
     """Return the names in a tower's state dict of the layer norms that are trained with the adapters."""
     prefix = f"{kind}_tower."
-    norms = model.cae_av.trained_tower_norms()
+    norms = model.base_model.trained_tower_norms()
     return {
         f"{name.removeprefix(prefix)}.{parameter}"
         for name, norm in norms.items()
@@ -126,7 +125,7 @@ def attach_towers(model: TowerModel, towers: Mapping[str, str | os.PathLike]) ->
     """
     sources = dict(model.config.tower_sources or {})
     _kinds(model, towers)
-    for kind, module in model.cae_av.named_towers().items():
+    for kind, module in model.base_model.frozen_towers().items():
         expected = sources[kind]
         name, revision = (towers[kind], None) if kind in towers else (expected["name"] or "", expected["revision"])
         try:
@@ -163,7 +162,9 @@ def _fetch(model: TowerModel, kind: str, name: str | os.PathLike, revision: str 
     overrides = {} if kind in ("text", "audio_text") else {"model_type": config.model_type}
     if kind == "audio":
         overrides |= {field: getattr(config, field) for field in FRONT_END}
-    return load_tower(kind, name, revision, overrides, projects=model.config.audio_text_config is not None)
+    # Every HTS-AT has a width of a projection; whether it has the projection is a field of its own.
+    projects = getattr(config, "use_projection", getattr(config, "projection_dim", None) is not None)
+    return load_tower(kind, name, revision, overrides, projects=projects)
 
 
 def _is_rounded(tensors: Mapping[str, Tensor]) -> bool:
@@ -182,12 +183,12 @@ def _is_from(tensors: Mapping[str, Tensor], state: Mapping[str, Tensor], trained
 def _prefixes(model: TowerModel) -> dict[str, str]:
     """Return the prefix of each tower's names in the state dict."""
     names = {module: name for name, module in model.named_modules()}
-    return {kind: f"{names[tower]}." for kind, tower in model.cae_av.named_towers().items()}
+    return {kind: f"{names[tower]}." for kind, tower in model.base_model.frozen_towers().items()}
 
 
 def _kinds(model: TowerModel, towers: Mapping[str, str | os.PathLike]) -> list[str]:
     """Return the kinds of a model's towers, and check that `towers` names no others."""
-    kinds = list(model.cae_av.named_towers())
+    kinds = list(model.base_model.frozen_towers())
     if unknown := sorted(set(towers) - set(kinds)):
         raise CaeAvError(f"`towers` may name {', '.join(kinds)}, got {', '.join(unknown)}")
     return kinds

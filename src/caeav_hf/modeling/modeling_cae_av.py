@@ -5,27 +5,24 @@ Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Inter
 """
 
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
-from ..task import get_task, tasks
+from ..task import get_task
 from ..towers import lora
 from ..towers.base import TowerReader, build_tower
-from ..towers.frozen import freeze, is_adapted, tower_norms
+from ..towers.frozen import freeze, tower_norms
 from ..towers.loading import FRONT_END, load_tower
 from . import avmoe, cae_av, dg_sct, lavish, stg_cma  # noqa: F401 - importing them registers their methods
 from .captions import CaptionMapper, Captions
 from .case import CASE, CASEOutput, masked_mean
-from .checkpoints import TOWER_NAMES, adapter_names, attach_towers, find_sources
 from .collectives import anywhere
 from .frames import FrameLayout
 from .interaction import (
@@ -43,10 +40,7 @@ from .losses import (
     modality_alignment_loss,
     selection_entropy_loss,
 )
-
-
-if TYPE_CHECKING:
-    from peft import LoraConfig
+from .pretrained import FrozenTowersMixin, TowerPreTrainedModel
 
 
 logger = logging.get_logger(__name__)
@@ -133,59 +127,21 @@ def random_words(batch_size: int, length: int, size: int, generator: torch.Gener
     return torch.randint(1, size, (batch_size, length), generator=generator) * mask, mask.long()
 
 
-class CaeAvPreTrainedModel(PreTrainedModel):
-    """Base class of all CAE-AV models: initialisation, freezing, LoRA, checkpoints, and pretrained towers."""
+class CaeAvPreTrainedModel(TowerPreTrainedModel):
+    """Base class of all CAE-AV models: checkpoints, freezing and LoRA of the towers, and pretrained towers."""
 
     config: CaeAvConfig
     config_class = CaeAvConfig
-    base_model_prefix = "model"
-    main_input_name = "pixel_values_videos"
-    input_modalities = ("video", "audio", "text")
-    supports_gradient_checkpointing = True
     _no_split_modules: tuple[str, ...] | set[str] = ("CASE",)
-    _supports_sdpa = True
     # Layers of CASE that only the official formulation has now; checkpoints of the paper's may still hold them.
     _keys_to_ignore_on_load_unexpected: ClassVar[list[str]] = [
         r"case\.(visual|audio)_stream\.(temporal_norm|caption_feed_forward)\."
     ]
-    # Losses are means over the frames or clips of a batch and take no `num_items_in_batch`.
-    accepts_loss_kwargs = False
-    # Whether some batches leave trained parameters unused; distributed training then has to look for them.
-    has_idle_parameters = False
-    # Fields of the output that an exported graph returns, if they are not `None`.
-    exported_outputs: ClassVar[tuple[str, ...]] = ()
-
-    def __init__(self, config: CaeAvConfig):
-        super().__init__(config)
-        if config.adapter_only:
-            # `from_pretrained` attaches the towers after the rest is loaded.
-            self._keys_to_ignore_on_load_missing = [TOWER_NAMES]
-
-    @torch.no_grad()
-    def _init_weights(self, module: nn.Module) -> None:
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            # Running statistics are buffers; the base class initialises them only where they were not loaded.
-            super()._init_weights(module)
-        elif hasattr(module, "reset_parameters"):
-            # Only PyTorch's functions know loaded parameters, which Transformers marks; timm has its own.
-            own = list(module.parameters(recurse=False))
-            if not own or not all(getattr(parameter, "_is_hf_initialized", False) for parameter in own):
-                cast(Any, module).reset_parameters()
-        elif hasattr(module, "init_parameters"):
-            # The text tower, recognised by its method, since importing its class takes a second.
-            cast(Any, module).init_parameters()
-        if hasattr(module, "init_non_persistent_buffers"):
-            cast(Any, module).init_non_persistent_buffers()
 
     @property
     def cae_av(self) -> "CaeAvModel":
         """The model without its head."""
         return cast("CaeAvModel", self.base_model)
-
-    @property
-    def loss_weights(self) -> dict[str, float]:
-        """Weights of the auxiliary losses by name. May be changed in place, for example by a warm-up."""
-        return self.cae_av.auxiliary_loss_weights
 
     def _total_loss(self, outputs: CaeAvModelOutput, task_loss: Tensor, **auxiliary: Tensor) -> dict[str, Any]:
         """Return `loss` and `loss_dict` of a head, which include the terms of the model under it."""
@@ -193,16 +149,6 @@ class CaeAvPreTrainedModel(PreTrainedModel):
         for name, value in auxiliary.items():
             loss = loss + self.loss_weights[name] * value
         return {"loss": loss, "loss_dict": {"task": task_loss, **terms, **auxiliary}}
-
-    def start_epoch(self, epoch: int) -> None:
-        """Do what depends on the epoch, from 0, before it is trained on; the training loop calls this."""
-
-    def name_classes(self, processor: Any) -> None:
-        """Take in the names of the configuration's classes, for models that read them; training calls this once."""
-
-    def example_inputs(self, batch_size: int, num_frames: int, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return random inputs that only this model's head reads, for tracing it."""
-        return {}
 
     def _encode(
         self,
@@ -234,148 +180,6 @@ class CaeAvPreTrainedModel(PreTrainedModel):
             **outputs,
         )
         return encoded, FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
-
-    def add_lora(self, config: "LoraConfig") -> None:
-        """
-        Add LoRA to linear layers of the towers, to be trained with the adapters. It becomes part of the model and of
-        its checkpoints.
-
-        Alternatively, `peft.get_peft_model(model, config)` trains only LoRA and the modules in `modules_to_save`.
-
-        Args:
-            config: For example from [`~towers.lora.tower_lora_config`]; `target_modules` are names within
-                [`CaeAvModel`].
-
-        Raises:
-            CaeAvError: The model already has LoRA, or `target_modules` match modules outside the towers.
-        """
-        if self.config.lora is not None:
-            raise CaeAvError("the model already has LoRA; merge it first with `merge_lora()`")
-        values = lora.to_values(config)
-        lora.inject(self.cae_av, self.cae_av.named_towers(), values)
-        self.config.lora = values
-
-    def merge_lora(self) -> None:
-        """
-        Merge LoRA into the weights of the towers and remove it. The outputs stay the same and inference is faster, but
-        the towers are no longer the pretrained ones.
-        """
-        self._remove_lora(merge=True)
-
-    def unload_lora(self) -> None:
-        """Remove LoRA without merging it, which restores the towers."""
-        self._remove_lora(merge=False)
-
-    def _remove_lora(self, merge: bool) -> None:
-        if self.config.lora is not None:
-            lora.remove(self.cae_av, merge=merge)
-            self.config.lora = None
-            self.cae_av.forget()
-
-    def save_lora(self, folder: str | os.PathLike) -> None:
-        """
-        Save only LoRA, in peft's format. `PeftModel.from_pretrained` loads it into the model after `unload_lora`.
-
-        Raises:
-            CaeAvError: The model has no LoRA, or it cannot be written.
-        """
-        if self.config.lora is None:
-            raise CaeAvError("the model has no LoRA to save")
-        lora.save(self.cae_av, folder, "" if self.cae_av is self else f"{self.base_model_prefix}.")
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the visual tower's patch embedding, the counterpart of a text model's token embedding."""
-        return cast(Any, self.cae_av.vision_tower).get_input_embeddings()
-
-    @classmethod
-    def from_pretrained(cls, *args: Any, towers: Mapping[str, str | os.PathLike] | None = None, **kwargs: Any):
-        """
-        Load a model; see `PreTrainedModel.from_pretrained`. The towers stay frozen.
-
-        The towers of an adapter-only checkpoint are loaded from the sources in its configuration. Wherever they come
-        from, their tensors must be those that the checkpoint was trained on.
-
-        Args:
-            towers: For adapter-only checkpoints: other sources of the `vision`, `audio` or `text` tower, as
-                `from_backbones` takes them.
-
-        Raises:
-            CaeAvError: The checkpoint belongs to another task's class, a tower cannot be loaded or differs from the
-                one that the checkpoint was trained on, or `towers` are given but the checkpoint contains its own.
-        """
-        cls._refuse_other_task(*args[:1], **kwargs)
-        loaded = super().from_pretrained(*args, **kwargs)
-        model = loaded[0] if isinstance(loaded, tuple) else loaded
-        if model.config.adapter_only:
-            attach_towers(model, towers or {})
-            model.config.adapter_only = False
-        elif towers is not None:
-            raise CaeAvError("`towers` are for adapter-only checkpoints; this one contains its own")
-        # `super().from_pretrained` leaves every loaded parameter trainable.
-        model.cae_av.freeze_towers()
-        return loaded
-
-    @classmethod
-    def _refuse_other_task(cls, pretrained_model_name_or_path: Any = None, **kwargs: Any) -> None:
-        """Raise if the checkpoint is of another task: it has no weights for the head, which would stay random."""
-        heads = {task.name: task.model_name for task in tasks().values()}
-        own = next((base.__name__ for base in cls.__mro__ if base.__name__ in heads.values()), None)
-        if own is None or pretrained_model_name_or_path is None:
-            return
-        hub = ("cache_dir", "local_files_only", "proxies", "revision", "subfolder", "token")
-        try:
-            values, _ = CaeAvConfig.get_config_dict(
-                pretrained_model_name_or_path, **{name: kwargs[name] for name in hub if name in kwargs}
-            )
-        except OSError:
-            return  # Loading it raises the proper error.
-        if values.get("model_type") != CaeAvConfig.model_type:
-            return
-        task = values.get("task", CaeAvConfig.task)
-        held = (values.get("architectures") or [heads.get(task)])[0]
-        if held in heads.values() and held != own:
-            own_tasks = ", ".join(repr(name) for name, model in heads.items() if model == own)
-            raise CaeAvError(
-                f"{pretrained_model_name_or_path} is a checkpoint of {held} (task {task!r}) and holds no head of "
-                f"{cls.__name__} (task {own_tasks}); load it with {held}, or its encoder alone with CaeAvModel"
-            )
-
-    def save_pretrained(
-        self,
-        save_directory: str | os.PathLike,
-        is_main_process: bool = True,
-        state_dict: dict | None = None,
-        *args: Any,
-        adapter_only: bool = False,
-        towers: Mapping[str, str | os.PathLike] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        """
-        Save the model; see `PreTrainedModel.save_pretrained`.
-
-        Args:
-            adapter_only: Leave out the towers and store their sources in the configuration, from which
-                `from_pretrained` loads them. What is trained inside them is saved.
-            towers: With `adapter_only`: sources of the `vision`, `audio` or `text` tower, as `from_backbones` takes
-                them, for a model that does not know them or towers that have moved.
-
-        Raises:
-            CaeAvError: With `adapter_only`, the source of a tower is unknown, or no longer holds that tower.
-        """
-        if not adapter_only:
-            if towers is not None:
-                raise CaeAvError("`towers` are for `adapter_only=True`; a whole checkpoint contains its own")
-            super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
-            return
-        weights = self.state_dict() if state_dict is None else state_dict
-        self.config.tower_sources = find_sources(self, weights, towers or {})
-        names = adapter_names(self)
-        kept = {name: tensor for name, tensor in weights.items() if name in names}
-        self.config.adapter_only = True
-        try:
-            super().save_pretrained(save_directory, is_main_process, kept, *args, **kwargs)
-        finally:
-            self.config.adapter_only = False
 
     @classmethod
     def from_backbones(
@@ -469,7 +273,7 @@ def _pool(reader: TowerReader, tokens: Tensor, weights: Tensor | None) -> Tensor
     return reader.pool(tokens) if weights is None else (weights[:, None] @ tokens).squeeze(1)
 
 
-class CaeAvModel(CaeAvPreTrainedModel):
+class CaeAvModel(FrozenTowersMixin, CaeAvPreTrainedModel):
     """
     Two frozen towers whose blocks run in pairs with interaction layers between them, captions, and CASE.
 
@@ -478,6 +282,8 @@ class CaeAvModel(CaeAvPreTrainedModel):
     """
 
     exported_outputs = ("visual_hidden_state", "audio_hidden_state", *AGREEMENT_OUTPUTS)
+    # The tower of sound is missing where that of frames reads it too.
+    tower_kinds = ("vision", "audio", "text", "audio_text")
 
     def __init__(self, config: CaeAvConfig):
         super().__init__(config)
@@ -526,23 +332,6 @@ class CaeAvModel(CaeAvPreTrainedModel):
         self.post_init()
         self.initialize_from_towers()
 
-    def named_towers(self) -> dict[str, nn.Module]:
-        """
-        Return the frozen towers by name: `vision`, `audio` unless it is shared, and `text` and `audio_text` if there
-        are any.
-        """
-        towers = {
-            "vision": self.vision_tower,
-            "audio": self.audio_tower,
-            "text": self.text_tower,
-            "audio_text": self.audio_text_tower,
-        }
-        return {kind: tower for kind, tower in towers.items() if tower is not None}
-
-    def towers(self) -> tuple[nn.Module, ...]:
-        """Return the frozen towers without their names."""
-        return tuple(self.named_towers().values())
-
     def readers(self) -> tuple[TowerReader, TowerReader]:
         """Return the readers of the frames and of the sound; with a shared tower, both run the visual tower."""
         if self.audio_tower is not None:
@@ -570,16 +359,11 @@ class CaeAvModel(CaeAvPreTrainedModel):
         self.interaction_class.initialize_from_towers(self.config, self.vision_tower, self._shared_modules())
 
     def freeze_towers(self) -> None:
-        """Freeze the towers, except LoRA and layer norms that the configuration declares as trained."""
-        for tower in self.towers():
-            freeze(tower)
-            if self.config.lora is not None:
-                lora.activate(tower)
+        """Also freeze modules that the method declares as frozen."""
+        super().freeze_towers()
         for name in self._shared_names:
             if getattr(getattr(self, name), "is_frozen", False):
                 freeze(getattr(self, name))
-        for norm in self.trained_tower_norms().values():
-            norm.requires_grad_(True)
 
     def trained_tower_norms(self) -> dict[str, nn.LayerNorm]:
         """Return the layer norms of towers that are trained (`config.trained_tower_norms`), by name in this model."""
@@ -601,44 +385,6 @@ class CaeAvModel(CaeAvPreTrainedModel):
         """
         for reader in self.readers():
             reader.keep_constants(dtype)
-
-    def forget(self) -> None:
-        """Drop cached values computed from the weights of the towers."""
-        for tower in self.towers():
-            cast(Any, tower).forget()
-
-    def train(self, mode: bool = True) -> "CaeAvModel":
-        super().train(mode)
-        for tower in self.towers():
-            tower.eval()
-            if is_adapted(tower):
-                lora.set_training(tower, mode)
-                # Merging LoRA later may change weights in place without a trace, so drop what was cached from them.
-                cast(Any, tower).forget()
-        return self
-
-    def get_caption_features(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-        """
-        Encode captions for `visual_caption_embeds` and `audio_caption_embeds`.
-
-        Args:
-            ids: (B, N) token ids of captions.
-            mask: Unused, since attention in CLIP's text tower is causal; accepted so that a tokenizer's output can be
-                passed.
-
-        Returns:
-            (B, N, D) features of the text tower.
-
-        Raises:
-            CaeAvError: The model has no text tower.
-        """
-        if self.text_tower is None:
-            raise CaeAvError(
-                "the model has no text tower (`use_text_tower=False`): pass caption features, `visual_caption_embeds` "
-                "and `audio_caption_embeds`"
-            )
-        # In training on precomputed caption features, the text tower may stay on the CPU.
-        return self.text_tower(ids.to(self.text_tower.ln_final.weight.device)).to(ids.device)
 
     @can_return_tuple
     def forward(

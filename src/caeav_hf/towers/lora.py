@@ -54,7 +54,7 @@ def tower_lora_config(
 
     if not towers or not set(towers) <= set(_KINDS):
         raise CaeAvError(f"`towers` must be some of {', '.join(_KINDS)}, got {', '.join(towers) or 'none'}")
-    classes = _default_classes() if model is None else {k: type(t) for k, t in model.cae_av.named_towers().items()}
+    classes = _default_classes() if model is None else {k: type(t) for k, t in model.base_model.named_towers().items()}
     targets = []
     for kind in towers:
         if kind in classes:

@@ -6,6 +6,7 @@ the public PyTorch ports of the AudioSet weights, without their PCA and quantiza
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -67,12 +68,12 @@ class VggishTower(Tower):
         state = {name: tensor for name, tensor in state.items() if name.startswith(("features.", "embeddings."))}
         if state.keys() != _PUBLIC_NAMES:
             return None
-        config = CaeAvVggishConfig(
-            hidden_sizes=[state[f"features.{last}.weight"].shape[0] for last in (0, 3, 8, 13)],
-            intermediate_size=state["embeddings.0.weight"].shape[0],
-            hidden_size=state["embeddings.4.weight"].shape[0],
-        )
-        return config, state
+        sizes: dict[str, Any] = {
+            "hidden_sizes": [state[f"features.{last}.weight"].shape[0] for last in (0, 3, 8, 13)],
+            "intermediate_size": state["embeddings.0.weight"].shape[0],
+            "hidden_size": state["embeddings.4.weight"].shape[0],
+        }
+        return CaeAvVggishConfig(**sizes), state
 
     def embed(self, inputs: Tensor) -> Tensor:
         if inputs.shape[1:] != (1, *self.config.input_size):

@@ -353,7 +353,7 @@ def read_captions(
     Return the features of every caption of these splits, loaded from the folder of the data set if they are stored for
     this model's text tower, else computed. For a text tower that is trained, there are none.
     """
-    text_tower = model.cae_av.text_tower
+    text_tower = model.base_model.text_tower
     if not model.config.use_case or text_tower is None or is_adapted(text_tower):
         splits = []
     texts = dict.fromkeys(text for data in splits for text in _captions(data))
@@ -364,7 +364,7 @@ def read_captions(
         cleaned = {ids: clean_caption(text) for text, ids in captions.items()}
         known = {ids: store[text] for ids, text in cleaned.items() if text in store}
     return CaptionFeatures(
-        model.cae_av,
+        model.base_model,
         captions.values(),
         context_length=model.config.text_config.context_length,
         keep_padding=model.config.is_official,

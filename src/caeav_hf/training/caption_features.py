@@ -42,7 +42,7 @@ def text_tower_identity(model: Any) -> str:
     config, digest = model.config, hashlib.sha256()
     settings = {"text_config": config.text_config.to_diff_dict(), "keep_padding": config.is_official}
     digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.cae_av.text_tower.state_dict().items()):
+    for name, tensor in sorted(model.base_model.text_tower.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

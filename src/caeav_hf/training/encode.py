@@ -70,7 +70,7 @@ def encode_captions(
                 part = new[start : start + _CAPTIONS_PER_FILE]
                 ids = caption_token_ids(part, processor)
                 features = CaptionFeatures(
-                    trained.cae_av,
+                    trained.base_model,
                     ids,
                     context_length=trained.config.text_config.context_length,
                     keep_padding=trained.config.is_official,

@@ -29,7 +29,7 @@ def compact_frozen_towers(
         dtype: The dtype of autocast; `None` without it.
         reads_text: Whether steps run the text tower.
     """
-    towers = model.cae_av.named_towers()
+    towers = model.base_model.named_towers()
     text = towers.pop("text", None)
     towers.pop("audio_text", None)  # It embeds the class names once, without autocast.
     device = model.device

@@ -119,7 +119,7 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
                 compact_frozen_towers(trainer.bare_model, frozen_file, dtype=dtype, reads_text=not captions.features)
             )
         if recipe.torch_compile is not None:
-            trainer.bare_model.cae_av.keep_constants(dtype or torch.float32)
+            trainer.bare_model.base_model.keep_constants(dtype or torch.float32)
         state = trainer.fit()
     return TrainingResult(trainer.bare_model, processor, state, run.path, accelerator.is_main_process)
 

@@ -34,9 +34,10 @@ def is_sharded(accelerator: Accelerator) -> bool:
 
 def plan_sharding(accelerator: Accelerator, model: Any, *, shard_towers: bool) -> None:
     """
-    Configure which modules of `model` Accelerate shards: each interaction layer and CASE on their own, all other
-    trained parameters together, and the frozen towers of video and audio if `shard_towers`. Otherwise each process
-    holds whole towers, which saves communication. The text tower may not run in a step, so it is never sharded.
+    Configure which modules of `model` Accelerate shards: each layer that its class does not split (for CAE-AV the
+    interaction layers and CASE) on its own, all other trained parameters together, and the frozen towers of video and
+    audio if `shard_towers`. Otherwise each process holds whole towers, which saves communication. The text tower may
+    not run in a step, so it is never sharded.
     Without FSDP this does nothing.
 
     Raises:
@@ -49,12 +50,18 @@ def plan_sharding(accelerator: Accelerator, model: Any, *, shard_towers: bool) -
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise CaeAvError(f"FSDP needs `fsdp_version: 2` in the configuration of Accelerate, got {plugin.fsdp_version}")
-    layers = [*(layer for stage in model.cae_av.interactions for layer in stage), getattr(model.cae_av, "case", None)]
-    names = {type(layer).__name__ for layer in layers if layer is not None and any(True for _ in layer.parameters())}
-    towers = list(model.cae_av.towers())
+    frozen = {module for tower in model.base_model.towers() for module in tower.modules()}
+    names = {
+        type(layer).__name__
+        for layer in model.modules()
+        if type(layer).__name__ in model.base_model._no_split_modules
+        and layer not in frozen
+        and any(True for _ in layer.parameters())
+    }
+    towers = list(model.base_model.towers())
     if shard_towers:
         names |= {type(part).__name__ for tower in towers for part in tower.modules()} & set(_TOWER_PARTS)
-        towers = [tower for kind, tower in model.cae_av.named_towers().items() if kind == "text"]
+        towers = [tower for kind, tower in model.base_model.named_towers().items() if kind == "text"]
     plugin.transformer_cls_names_to_wrap = sorted(names)
     # FSDP cannot shard scalars.
     scalars = [parameter for parameter in model.parameters() if parameter.requires_grad and not parameter.ndim]
