@@ -12,7 +12,7 @@ from difflib import get_close_matches
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, ClapAudioConfig, ClapTextConfig, GenerationConfig, PreTrainedConfig
+from transformers import AutoConfig, ClapAudioConfig, ClapTextConfig, GenerationConfig, PreTrainedConfig, PvtV2Config
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
@@ -396,6 +396,63 @@ class CaeAvVitConfig(TowerGeometry, PreTrainedConfig):
             _positive(self, "projection_dim")
         _divisible(self, "image_size", self.image_size, "patch_size", self.patch_size)
         _divisible(self, "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+
+
+@strict
+class CaeAvPvtV2Config(TowerGeometry, PvtV2Config):
+    r"""
+    Transformers' PVT-v2 (`PvtV2Model`) as a tower for frames. The defaults are those of `OpenGVLab/pvt_v2_b5`; see
+    [`~transformers.PvtV2Config`] for the fields.
+    """
+
+    model_type = "cae_av_pvt_v2"
+    base_config_key = "vision_config"
+
+    depths: list[int] | tuple[int, ...] = (3, 6, 40, 3)
+    hidden_sizes: list[int] | tuple[int, ...] = (64, 128, 320, 512)
+    mlp_ratios: list[int] | tuple[int, ...] = (4, 4, 4, 4)
+
+    def __post_init__(self, **kwargs):
+        # Written by Transformers' class, but not among its fields.
+        known = ("stage_names", "out_features", "out_indices")
+        _refuse_unknown(type(self), (name for name in kwargs if name not in known))
+        kwargs.pop("stage_names", None)
+        super().__post_init__(**kwargs)
+        _tuples_to_lists(self, *(name for name, value in vars(self).items() if isinstance(value, tuple)))
+
+    def validate_architecture(self):
+        """Check the fields, as `@strict` asks."""
+        by_stage = ("hidden_sizes", "num_attention_heads", "mlp_ratios", "sr_ratios", "patch_sizes", "strides")
+        _positive(self, "image_size", "num_channels", "depths", *by_stage)
+        for name in (*by_stage, "depths"):
+            if len(getattr(self, name)) != self.num_encoder_blocks:
+                raise ValueError(
+                    f"`{name}` of CaeAvPvtV2Config needs one value per stage ({self.num_encoder_blocks} by "
+                    f"`num_encoder_blocks`), got {list(getattr(self, name))}"
+                )
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width of the frames in pixels."""
+        height, width = self.image_size
+        return height, width
+
+    def stages(self, input_size: tuple[int, int] | None = None) -> list[TowerStage]:
+        """See [`TowerGeometry.stages`]; a stage's sides must hold its spatial reduction at least once."""
+        height, width = input_size or self.input_size
+        stages = []
+        for index, depth in enumerate(self.depths):
+            patch, stride = self.patch_sizes[index], self.strides[index]
+            height, width = ((side + 2 * (patch // 2) - patch) // stride + 1 for side in (height, width))
+            if min(height, width) < self.sr_ratios[index]:
+                raise ValueError(
+                    f"CaeAvPvtV2Config reads frames whose stage {index + 1} has sides of at least "
+                    f"{self.sr_ratios[index]} tokens, got {height}x{width}"
+                )
+            stages.append(
+                TowerStage(depth, self.num_attention_heads[index], self.hidden_sizes[index], (height, width))
+            )
+        return stages
 
 
 @strict
@@ -1262,7 +1319,7 @@ _TOY: dict[str, Any] = {
 
 
 for _config_class in (
-    *(CaeAvVisionConfig, CaeAvSwinConfig, CaeAvVitConfig),
+    *(CaeAvVisionConfig, CaeAvSwinConfig, CaeAvVitConfig, CaeAvPvtV2Config),
     *(CaeAvAudioConfig, CaeAvVggishConfig, CaeAvTextConfig),
 ):
     AutoConfig.register(_config_class.model_type, _config_class, exist_ok=True)

@@ -118,6 +118,10 @@ class Tower(nn.Module):
         """Apply the norm after the last stage."""
         raise NotImplementedError
 
+    def stage_norm(self, stage: int, tokens: Tensor) -> Tensor:
+        """Apply the norm after a stage before the last, for towers that have one where a stage is read as a map."""
+        return tokens
+
     def pool(self, tokens: Tensor) -> Tensor:
         """Pool tokens (..., L, C) to one vector per frame (..., C): the mean of the patches or the class token."""
         if self.config.read_out == "class":
@@ -198,6 +202,23 @@ class TowerReader:
     def patches(self, tokens: Tensor) -> Tensor:
         """Return the patch tokens among the last stage's tokens (..., L, C)."""
         return tokens[..., self.stages[-1].num_prefix_tokens :, :]
+
+    def feature_maps(self, inputs: Tensor, run: Callable[..., Tensor] | None = None) -> list[Tensor]:
+        """
+        Return a map (N, C, H, W) of each stage, after its norm.
+
+        Args:
+            inputs: N inputs.
+            run: Runs a block, see [`TowerWalk`].
+        """
+        walk = self.walk(self.embed(inputs), run)
+        walk.finish()
+        last = len(self.stages) - 1
+        maps = []
+        for number, (stage, tokens) in enumerate(zip(self.stages, walk.ends, strict=True)):
+            tokens = self.final_norm(tokens) if number == last else self.tower.stage_norm(number, tokens)
+            maps.append(tokens[:, stage.num_prefix_tokens :].transpose(1, 2).unflatten(2, stage.grid))
+        return maps
 
     def keep_constants(self, dtype: torch.dtype) -> None:
         """Precompute the biases of attention in `dtype`."""
@@ -299,6 +320,7 @@ _OWN = {
     "cae_av_vision": "swin_v2",
     "cae_av_swin": "swin",
     "cae_av_vit": "vit",
+    "cae_av_pvt_v2": "pvt_v2",
     "cae_av_audio": "htsat",
     "cae_av_vggish": "vggish",
 }

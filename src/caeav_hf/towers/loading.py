@@ -41,6 +41,12 @@ _WEIGHTS = "model.safetensors"
 # Fields of a visual tower's configuration that no tensor depends on, and that may be set for a pretrained one.
 _SHAPELESS = {"num_attention_heads"}
 
+# Kinds of towers that read frames: the one of whole frames, and that of what is cut out of them.
+_OF_FRAMES = ("vision", "region")
+
+# Model type that Transformers gives to timm's folders and repositories.
+_OF_TIMM = "timm_wrapper"
+
 # Entries of a configuration that say nothing about the tower.
 _BOOKKEEPING = ("model_type", "transformers_version", "architectures", "dtype")
 
@@ -74,7 +80,8 @@ def load_tower(
     Load a tower; see `CaeAvPreTrainedModel.from_backbones` for the names it accepts.
 
     Args:
-        kind: `"vision"`, `"audio"`, `"text"`, or `"audio_text"` for CLAP's text branch.
+        kind: `"vision"`, or `"region"` for a second tower of frames; `"audio"`; `"text"`, or `"audio_text"` for CLAP's
+            text branch.
         name: Name, Hub repository (optionally followed by `@revision`) or local folder.
         revision: Revision of a Hub repository.
         overrides: `model_type` of the tower, by default that of the folder, or of the first registered tower that
@@ -89,7 +96,7 @@ def load_tower(
     """
     front_end = dict(overrides or {})
     model_type = front_end.pop("model_type", None)
-    own = {"audio": FRONT_END, "vision": _SHAPELESS}.get(kind, set())
+    own = {"audio": FRONT_END, **dict.fromkeys(_OF_FRAMES, _SHAPELESS)}.get(kind, set())
     if unknown := sorted(front_end.keys() - own):
         allowed = sorted(own | {"model_type"})
         raise CaeAvError(f"`{kind}_config`: beside `{kind}`, only {allowed} may be given, got {unknown}")
@@ -110,8 +117,8 @@ def load_tower(
             if model_type not in (None, saved):
                 raise CaeAvError(f"`{kind}`: {name!r} is a {saved!r}, expected a {model_type!r}")
             model_type, (config, state) = saved, _load_saved(kind, location, revision)
-        elif kind == "vision":
-            model_type, config, state = _load_vision(location, revision, model_type, projects)
+        elif kind in _OF_FRAMES:
+            model_type, config, state = _load_vision(location, revision, model_type, projects, saved)
         elif projects:
             model_type, config, state = _load_clap_audio(location, revision, front_end)
         else:
@@ -171,11 +178,11 @@ def _repository(kind: str, name: str) -> str | None:
     """Return the Hub repository of a timm, open_clip or Hub name, or `None` if it has none."""
     if name.startswith(_HUB):
         return name.removeprefix(_HUB)
-    if kind == "vision":
+    if kind in _OF_FRAMES:
         import timm
 
         registered = timm.get_pretrained_cfg(name)
-        return None if registered is None else registered.hf_hub_id
+        return (name if name.count("/") == 1 else None) if registered is None else registered.hf_hub_id
     if kind == "text":
         import open_clip
 
@@ -239,8 +246,16 @@ def _convert(
 
 
 def _load_vision(
-    name: str, revision: str | None, model_type: str | None, projects: bool
+    name: str, revision: str | None, model_type: str | None, projects: bool, saved: str | None
 ) -> tuple[str, dict[str, Any], dict[str, Tensor]]:
+    if saved not in (None, _OF_TIMM):
+        try:
+            of_transformers = AutoModel.from_pretrained(
+                name.removeprefix(_HUB), revision=revision, use_safetensors=True
+            )
+        except (OSError, RuntimeError, TypeError, ValueError) as error:
+            raise CaeAvError(f"`vision`: cannot load {name!r} with transformers: {error}") from error
+        return _convert("vision", name, of_transformers, model_type)
     # Imported here and below where needed, since these libraries take seconds to load.
     import timm
 
