@@ -16,6 +16,7 @@ from caeav_hf.modeling.frames import FrameLayout
 from caeav_hf.modeling.quantization import NOT_QUANTIZED, int8_config
 from tests.media_factory import write_clip
 from tests.modeling.helpers import toy_answering_model, toy_model, toy_parsing_model, toy_segmentation_model
+from tests.modeling.test_stg_cma import KINDS
 
 
 # Two stages, with and without adapters, with and without shifted windows: tracing takes most of the time.
@@ -101,6 +102,22 @@ def test_the_graph_computes_what_the_model_does(task, tmp_path, monkeypatch):
         for parameter in model.head.parameters():
             parameter.add_(0.1)
     assert onnx_difference(model, tmp_path / "model.onnx") > 1e-3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["swin", "vit"])
+def test_stg_cma_as_a_graph(kind, tmp_path, monkeypatch):
+    """Its attention along time and its exchange have shapes that depend on both numbers of clips and of frames."""
+    sizes = {"vision_config": {"depths": (2, 1), "num_heads": (1, 2)}} if kind == "swin" else KINDS["vit"]
+    model = toy_model(method="stg_cma", interaction_options={"exchange": True}, **sizes)
+    program = export_program(model)
+    for size in ((3, 5), (1, 1), (1, 4)):
+        inputs = example_inputs(model, *size, seed=1)
+        assert_near(model, program.module()(**inputs), inputs)
+    if kind == "swin":
+        monkeypatch.setattr(exporting, "export_program", lambda *arguments: program)
+        export_onnx(model, tmp_path / "model.onnx")
+        assert onnx_difference(model, tmp_path / "model.onnx") < 1e-4
 
 
 @pytest.mark.slow

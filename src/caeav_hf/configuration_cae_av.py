@@ -716,7 +716,8 @@ class CaeAvConfig(PreTrainedConfig):
         segment_seconds (`float`, defaults to 1.0): Length of a segment in seconds.
         frame_sampling (`str`, defaults to `"consecutive"`):
             `"consecutive"` takes consecutive segments from the start of a clip, `"spread"` takes `num_frames` segments
-            evenly from the whole clip.
+            evenly from the whole clip. With `"spread_to_ends"` the sound of these begins at equal distances, from the
+            clip's beginning to a tenth of a second and `segment_seconds` before its end, as in the code of STG-CMA.
         frame_size (`int`, *optional*): Side in pixels of the square frames that the processor makes, if it is not the
             visual tower's. The model resizes frames of any size to the tower's, bicubic, as DG-SCT's segmentation.
         frame_crop (`bool`, defaults to `False`): Whether the processor resizes the short side of a frame, bilinear,
@@ -855,7 +856,7 @@ class CaeAvConfig(PreTrainedConfig):
     interaction_options: dict[str, Any] | None = None
     num_frames: int = 10
     segment_seconds: float | int = 1.0
-    frame_sampling: Literal["consecutive", "spread"] = "consecutive"
+    frame_sampling: Literal["consecutive", "spread", "spread_to_ends"] = "consecutive"
     frame_size: int | None = None
     frame_crop: bool = False
 
@@ -994,9 +995,10 @@ class CaeAvConfig(PreTrainedConfig):
             raise ValueError(
                 f"`frame_crop` of CaeAvConfig must be False for task {self.task!r}, whose masks are of whole frames"
             )
-        if self.frame_sampling == "spread" and getattr(self.audio_config, "window_seconds", None) is not None:
+        if self.frame_sampling != "consecutive" and getattr(self.audio_config, "window_seconds", None) is not None:
             raise ValueError(
-                "`window_seconds` of the audio front end needs `frame_sampling` 'consecutive', got 'spread'"
+                "`window_seconds` of the audio front end needs `frame_sampling` 'consecutive', got "
+                f"{self.frame_sampling!r}"
             )
         for name in ("audio_label_smoothing", "visual_label_smoothing"):
             if not 0.0 <= getattr(self, name) <= 1.0:

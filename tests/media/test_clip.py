@@ -489,6 +489,14 @@ def test_spread_segments_lie_around_the_middles_of_equal_parts(long_path):
     assert clip.duration == pytest.approx(60)
 
 
+def test_sound_that_is_spread_to_the_ends_begins_at_equal_distances(long_path):
+    """As STG-CMA's code spaces it; the frames stay at the middles."""
+    clip = load(long_path, 10, frame_sampling="spread_to_ends")
+    np.testing.assert_allclose(clip.frame_times, [6 * t + 3 for t in range(10)], atol=1e-6)
+    for part, begin in zip(clip.waveform.reshape(10, RATE), np.linspace(0, 58.9, 10), strict=True):
+        assert abs(lag(part, begin)) < 2e-3
+
+
 def test_only_the_frames_that_are_kept_are_converted(long_path, monkeypatch):
     converted = []
     to_rgb = media._FramePicker._to_rgb

@@ -444,6 +444,7 @@ def test_windows_of_sound_are_those_of_the_scripts(task: str, window: float | No
     extractor = processor.feature_extractor
     assert (extractor.window_seconds, extractor.hop_length) == (window, 70)
     assert bool(processor.video_processor.do_center_crop) == (task == "ave")
+    assert processor.frame_sampling == ("spread_to_ends" if task == "avqa" else "consecutive")
     # Of segments that are spread, nothing lies between them.
     with pytest.raises(
         StrictDataclassClassValidationError, match="`window_seconds` of the audio front end needs `frame_sampling`"

@@ -44,10 +44,10 @@ class CountedCaptions(CaeAvCollator):
 counted: list[bool] = []
 
 
-def trainer(task: str, folder, max_steps: int = 2) -> Trainer:
+def trainer(task: str, folder, max_steps: int = 2, method: str | None = None) -> Trainer:
     torch.manual_seed(0)
     model_class = MODELS[task]
-    model = model_class(CaeAvConfig.from_preset(task, size="toy"))
+    model = model_class(CaeAvConfig.from_preset(task, size="toy", method=method))
     arguments = TrainingArguments(
         folder, max_steps=max_steps, per_device_train_batch_size=3, per_device_eval_batch_size=3
     )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from caeav_hf.errors import DataError, MediaError
+from caeav_hf.media.segments import is_spread
 from caeav_hf.media.sound import delay_sound, load_audio, spread_sound
 from caeav_hf.task import Task, get_task, tasks
 
@@ -70,7 +71,7 @@ class RowForm(ABC):
             raise MediaError(f"{row['video_id']}: its frames are of the sizes {sorted(sizes)}; expected one size")
         rate, seconds = self.processor.sampling_rate, self.processor.segment_seconds
         delay = round(sound_delay * rate)
-        if self.processor.frame_sampling == "spread":
+        if is_spread(self.processor.frame_sampling):
             sound = load_audio(row["audio"], sampling_rate=rate)
             waveform = spread_sound(
                 delay_sound(sound, delay),
@@ -78,6 +79,7 @@ class RowForm(ABC):
                 segment_seconds=seconds,
                 sampling_rate=rate,
                 seconds=len(sound) / rate,
+                frame_sampling=self.processor.frame_sampling,
             )
         else:
             sound = load_audio(row["audio"], sampling_rate=rate, end=len(frames) * seconds)

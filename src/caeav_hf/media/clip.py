@@ -51,10 +51,12 @@ from .containers import (
     with_decoder,
 )
 from .segments import (
+    FRAME_SAMPLINGS,
     TIME_EPSILON,
     FrameSampling,
     check_range,
     count_segments,
+    is_spread,
     sample_times,
 )
 from .skipping import FrameSkipper, UnevenTimestampsError
@@ -160,7 +162,7 @@ def load_clip(
         num_segments: Maximum number of segments to return; the exact number if they are spread.
         sampling_rate: Samples per second of the returned waveform.
         segment_seconds: Seconds of a segment.
-        frame_sampling: `"consecutive"` or `"spread"`.
+        frame_sampling: `"consecutive"`, `"spread"` or `"spread_to_ends"`, see [`~media.segments.FrameSampling`].
         start, end: Part of the video to read, in seconds after its time zero; `end=None` reads to its end.
         name: Name of the clip in error messages; by default that of [`~media.containers.source_name`].
         with_audio: Whether to decode the sound. Without it the file needs no audio stream.
@@ -180,8 +182,8 @@ def load_clip(
         raise CaeAvError(f"`num_segments` must be at least 1, got {num_segments}")
     if not segment_seconds > 0 or round(segment_seconds * sampling_rate) < 1:
         raise CaeAvError(f"`segment_seconds` must be positive, got {segment_seconds}")
-    if frame_sampling not in ("consecutive", "spread"):
-        raise CaeAvError(f"`frame_sampling` must be 'consecutive' or 'spread', got {frame_sampling!r}")
+    if frame_sampling not in FRAME_SAMPLINGS:
+        raise CaeAvError(f"`frame_sampling` must be one of {', '.join(FRAME_SAMPLINGS)}, got {frame_sampling!r}")
     check_missing_audio(on_missing_audio)
     media = MediaFile.of(source, name)
     request = _Request(
@@ -266,7 +268,7 @@ class _Request:
 
     @property
     def spread(self) -> bool:
-        return self.frame_sampling == "spread"
+        return is_spread(self.frame_sampling)
 
     @property
     def middles(self) -> list[float]:
@@ -456,6 +458,7 @@ def _sound_of(track: AudioTrack, request: _Request, count: int) -> np.ndarray:
         segment_seconds=request.segment_seconds,
         sampling_rate=request.sampling_rate,
         seconds=seconds,
+        frame_sampling=request.frame_sampling,
     )
 
 

@@ -21,7 +21,7 @@ from .containers import (
     packets_of,
     start_time,
 )
-from .segments import TIME_EPSILON, check_range, middles_of_parts
+from .segments import TIME_EPSILON, FrameSampling, check_range, middles_of_parts, spaced_starts
 
 
 # Longer gaps (seconds) in a sound file are taken for damaged timestamps.
@@ -75,11 +75,18 @@ def load_audio(
 
 
 def spread_sound(
-    waveform: np.ndarray, *, num_segments: int, segment_seconds: float, sampling_rate: int, seconds: float
+    waveform: np.ndarray,
+    *,
+    num_segments: int,
+    segment_seconds: float,
+    sampling_rate: int,
+    seconds: float,
+    frame_sampling: FrameSampling = "spread",
 ) -> np.ndarray:
     """
     Return the sound of spread segments: `segment_seconds` around the middle of each of `num_segments` equal parts of
-    `seconds`, moved inside where they would reach beyond the ends.
+    `seconds`, moved inside where they would reach beyond the ends. With `"spread_to_ends"` they begin at
+    [`~media.segments.spaced_starts`] instead.
 
     Args:
         waveform: (samples,) from the first instant on; silence is added if it ends before `seconds`.
@@ -91,6 +98,9 @@ def spread_sound(
     sound = np.zeros(max(whole, samples), waveform.dtype)
     kept = min(len(waveform), whole)
     sound[:kept] = waveform[:kept]
+    if frame_sampling == "spread_to_ends":
+        starts = spaced_starts(num_segments, whole, segment_seconds, sampling_rate)
+        return np.concatenate([sound[start : start + samples] for start in starts])
     starts = [
         min(max(round((middle - segment_seconds / 2) * sampling_rate), 0), len(sound) - samples)
         for middle in middles_of_parts(num_segments, seconds)

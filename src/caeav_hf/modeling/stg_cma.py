@@ -196,7 +196,7 @@ def read(own: Tensor, other: Tensor, windows: "Windows | None") -> Tensor:
     """
     mask = None
     if windows is not None:
-        num_frames, is_token = len(own), windows.is_token(own)
+        num_frames, is_token = own.shape[0], windows.is_token(own)
         own, other = windows.split(own), windows.split(other)
         if is_token is not None:
             mask = is_token.repeat(num_frames, 1)[:, None, None]
@@ -292,7 +292,7 @@ class AudioEmbedding(nn.Module):
         tokens = self.norm(self.projection(inputs).flatten(2).transpose(1, 2))
         if class_token is None or self.positions is None:
             return tokens
-        return torch.cat([class_token.expand(len(tokens), -1, -1), tokens], dim=1) + self.positions
+        return torch.cat([class_token.expand(tokens.shape[0], -1, -1), tokens], dim=1) + self.positions
 
 
 def read_options(config: CaeAvConfig) -> STGCMAOptions:
@@ -342,7 +342,7 @@ class STGCMAInteraction(InteractionLayer):
         if task == "avqa":
             values["head_audio_hidden"] = False
             if size == "full":
-                values["segment_seconds"] = 1.95
+                values |= {"segment_seconds": 1.95, "frame_sampling": "spread_to_ends"}
         return values
 
     @classmethod

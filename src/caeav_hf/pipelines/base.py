@@ -18,7 +18,7 @@ from ..errors import CaeAvError, MediaError
 from ..media.clip import Clip, MissingAudio, check_missing_audio, probe
 from ..media.containers import reusable, source_name
 from ..media.inputs import is_frames
-from ..media.segments import count_segments
+from ..media.segments import count_segments, is_spread
 from ..processing import CaeAvProcessor
 from ..task import get_task
 from .captions import CAPTIONS, attach_captions, split_captions
@@ -284,7 +284,7 @@ class CaeAvPipeline(Pipeline):
     @property
     def _is_spread(self) -> bool:
         """Whether a clip's segments are spread over all of it."""
-        return self.processor.frame_sampling == "spread"
+        return is_spread(self.processor.frame_sampling)
 
     def _windows(self, clip: Clip) -> list[Clip]:
         if self._is_spread:

@@ -12,6 +12,7 @@ from ..errors import CaeAvError, MediaError
 from ..media.clip import Clip
 from ..media.containers import source_name
 from ..media.inputs import as_frames, decoder_name, is_frames, is_video_decoder, sound_name, undecoded
+from ..media.segments import is_spread
 from ..media.sound import spread_sound
 from ..processing import CaeAvProcessor
 from .captions import CAPTIONS, CLIP_KEYS, is_row
@@ -129,7 +130,7 @@ def assemble(given: GivenClip, clip: Clip | None, processor: CaeAvProcessor, all
     """
     if given.row is not None:
         given = _decoded_row(given, processor)
-    spread = processor.frame_sampling == "spread"
+    spread = is_spread(processor.frame_sampling)
     seconds, rate = processor.segment_seconds, processor.sampling_rate
     wanted = None if all_segments and not spread else processor.num_frames
     chosen = None
@@ -167,6 +168,7 @@ def assemble(given: GivenClip, clip: Clip | None, processor: CaeAvProcessor, all
                 segment_seconds=seconds,
                 sampling_rate=rate,
                 seconds=clip.duration,
+                frame_sampling=processor.frame_sampling,
             )
         else:
             # Fill up sound that ends early with silence, as for a file.

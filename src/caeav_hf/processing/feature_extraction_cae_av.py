@@ -11,13 +11,11 @@ from transformers.feature_extraction_sequence_utils import SequenceFeatureExtrac
 from transformers.feature_extraction_utils import BatchFeature
 
 from ..errors import CaeAvError
-from ..media.segments import count_segments
+from ..media.segments import count_segments, spaced_starts
 
 
 # Power below which a band counts as silent; 10 log10 of it, -100 dB, is the lowest value of a spectrogram.
 _POWER_FLOOR = 1e-10
-# Seconds between the end of the last of the windows spaced over a clip and its own end.
-_WINDOW_REST = 0.1
 # Kaldi's default pre-emphasis.
 _PREEMPHASIS = 0.97
 # Added to VGGish's magnitudes before their logarithm.
@@ -254,9 +252,9 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         waveform = torch.nn.functional.pad(waveform[:samples], (0, max(0, samples - len(waveform))))
         if self.window_seconds is None:
             return waveform.view(count, self.segment_samples)
-        last = max(0.0, samples - self.sampling_rate * (self.window_seconds + _WINDOW_REST))
+        starts = spaced_starts(count, samples, self.window_seconds, self.sampling_rate)
         length = round(self.window_seconds * self.sampling_rate)
-        return torch.stack([waveform[start : start + length] for start in np.linspace(0, last, count).astype(int)])
+        return torch.stack([waveform[start : start + length] for start in starts])
 
     def _log_mel(self, segments: torch.Tensor) -> torch.Tensor:
         """Return the log-mel spectrograms (n, frames, mels) of segments (n, samples of a segment)."""

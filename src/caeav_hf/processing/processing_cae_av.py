@@ -26,7 +26,7 @@ from ..media.inputs import (
     sound_name,
     undecoded,
 )
-from ..media.segments import FrameSampling, count_segments
+from ..media.segments import FRAME_SAMPLINGS, FrameSampling, count_segments, is_spread
 from ..media.sound import load_audio, spread_sound
 from ..remote_code import AUTO_MAP, write_stub
 from ..task import get_task
@@ -58,7 +58,8 @@ class CaeAvProcessor(ProcessorMixin):
         id2label (`dict[int, str]`, *optional*): Names of the classes.
         mask_size (`int`, *optional*): Side in pixels of the square masks on which a segmentation model is trained.
         frame_sampling (`str`, defaults to `"consecutive"`): Which segments are read from a file: the first
-            `num_frames` (`"consecutive"`), or `num_frames` evenly from the whole file (`"spread"`).
+            `num_frames` (`"consecutive"`), or `num_frames` evenly from the whole file (`"spread"`), with sound that
+            reaches from end to end (`"spread_to_ends"`).
         sound_tokenizer ([`~transformers.RobertaTokenizer`], *optional*): Tokenizer of descriptions of sounds, CLAP's,
             only for few-shot models.
 
@@ -87,8 +88,8 @@ class CaeAvProcessor(ProcessorMixin):
         # Keys of JSON objects are strings.
         self.id2label = None if id2label is None else {int(index): name for index, name in id2label.items()}
         self.mask_size = mask_size
-        if frame_sampling not in ("consecutive", "spread"):
-            raise CaeAvError(f"`frame_sampling` must be 'consecutive' or 'spread', got {frame_sampling!r}")
+        if frame_sampling not in FRAME_SAMPLINGS:
+            raise CaeAvError(f"`frame_sampling` must be one of {', '.join(FRAME_SAMPLINGS)}, got {frame_sampling!r}")
         self.frame_sampling: FrameSampling = frame_sampling
         for name, optional in ((_QUESTION_TOKENIZER, question_tokenizer), (_SOUND_TOKENIZER, sound_tokenizer)):
             if optional is not None and not isinstance(optional, PreTrainedTokenizerBase):
@@ -405,13 +406,14 @@ class CaeAvProcessor(ProcessorMixin):
                     )
                 return frames, clip.waveform
         waveform = self.load_sound(sound, sampling_rate=rate, name=_sound_name(index, sound))
-        if not given_frames and self.frame_sampling == "spread":
+        if not given_frames and is_spread(self.frame_sampling):
             return frames, spread_sound(
                 np.asarray(waveform),
                 num_segments=len(frames),
                 segment_seconds=self.segment_seconds,
                 sampling_rate=self.sampling_rate,
                 seconds=clip.duration,
+                frame_sampling=self.frame_sampling,
             )
         count = count_segments(len(waveform) / self.sampling_rate, self.segment_seconds, most)
         if count != len(frames):

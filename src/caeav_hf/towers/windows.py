@@ -187,7 +187,11 @@ def group_attention(
         mask = None if bias is None else bias.to(query.dtype)
         return F.scaled_dot_product_attention(query, key, value.to(query.dtype), mask, scale=scale)
 
-    return recomputed(attend, qkv).transpose(1, 2).flatten(2)
+    attended = recomputed(attend, qkv)
+    if torch.compiler.is_compiling():
+        # How an attention's result lies in memory depends on its kernel, of which a graph may have another.
+        attended = attended.contiguous()
+    return attended.transpose(1, 2).flatten(2)
 
 
 def relative_entries(positions: Tensor, window: tuple[int, int]) -> Tensor:

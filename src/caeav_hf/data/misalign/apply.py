@@ -12,6 +12,7 @@ import numpy as np
 
 from caeav_hf.constants import MISALIGNMENT
 from caeav_hf.errors import DataError, MediaError
+from caeav_hf.media.segments import is_spread
 from caeav_hf.media.sound import load_audio, spread_sound
 
 from ..schema import media_part
@@ -106,7 +107,7 @@ class _Clip:
     def __init__(self, record: Mapping[str, Any], kind: Kind, processor: Any, num_frames: int) -> None:
         self.record, self.kind, self.processor = record, kind, processor
         self.count = len(record["affected_segments"])
-        self.is_spread = processor.frame_sampling == "spread"
+        self.is_spread = is_spread(processor.frame_sampling)
         # Which of the record's segments each decoded one is.
         self.places = _places(self.count, num_frames, self.is_spread)
         self.strength = kind.strength(record["level"])
@@ -145,6 +146,7 @@ class _Clip:
                     segment_seconds=seconds,
                     sampling_rate=rate,
                     seconds=len(sound) / rate,
+                    frame_sampling=self.processor.frame_sampling,
                 )
             stop = start + len(waveform) / rate
             sound = load_audio(file, sampling_rate=rate, start=start, end=stop if end is None else min(stop, end))
