@@ -183,7 +183,9 @@ def load_clip(
     if not segment_seconds > 0 or round(segment_seconds * sampling_rate) < 1:
         raise CaeAvError(f"`segment_seconds` must be positive, got {segment_seconds}")
     if frame_sampling not in FRAME_SAMPLINGS:
-        raise CaeAvError(f"`frame_sampling` must be one of {', '.join(FRAME_SAMPLINGS)}, got {frame_sampling!r}")
+        raise CaeAvError(
+            f"`frame_sampling` must be one of {', '.join(map(repr, FRAME_SAMPLINGS))}, got {frame_sampling!r}"
+        )
     check_missing_audio(on_missing_audio)
     media = MediaFile.of(source, name)
     request = _Request(

@@ -89,7 +89,9 @@ class CaeAvProcessor(ProcessorMixin):
         self.id2label = None if id2label is None else {int(index): name for index, name in id2label.items()}
         self.mask_size = mask_size
         if frame_sampling not in FRAME_SAMPLINGS:
-            raise CaeAvError(f"`frame_sampling` must be one of {', '.join(FRAME_SAMPLINGS)}, got {frame_sampling!r}")
+            raise CaeAvError(
+                f"`frame_sampling` must be one of {', '.join(map(repr, FRAME_SAMPLINGS))}, got {frame_sampling!r}"
+            )
         self.frame_sampling: FrameSampling = frame_sampling
         for name, optional in ((_QUESTION_TOKENIZER, question_tokenizer), (_SOUND_TOKENIZER, sound_tokenizer)):
             if optional is not None and not isinstance(optional, PreTrainedTokenizerBase):
