@@ -595,7 +595,7 @@ def test_spread_over_what_is_left_of_a_clip_that_breaks_off(tmp_path, caplog):
 def test_spread_refuses_what_it_cannot_read(tmp_path, clip_path):
     with pytest.raises(MediaError, match=r"ten\.mp4: its video ends at 10\.00 s; expected it to outlast"):
         spread(clip_path, start=12.0)
-    with pytest.raises(CaeAvError, match="`frame_sampling` must be one of 'consecutive', 'spread', .* got 'all'"):
+    with pytest.raises(CaeAvError, match=r"`frame_sampling` must be one of 'consecutive', 'spread', .* got 'all'"):
         load(clip_path, frame_sampling="all")
     with pytest.raises(MediaError, match=r"sound\.mp4: no video stream"):
         spread(write_clip(tmp_path / "sound.mp4", video=False))
