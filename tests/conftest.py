@@ -1,5 +1,6 @@
 """Shared by all tests."""
 
+import atexit
 import gc
 import re
 from collections.abc import Iterator
@@ -30,6 +31,7 @@ def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
     gc.enable()
+    atexit.register(gc.unfreeze)  # libraries report what is left at the end
 
 
 @pytest.fixture(autouse=True)

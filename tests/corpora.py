@@ -19,6 +19,8 @@ def _own_cache(tmp_path_factory):
     """Keep the cache of `datasets` out of the user's home."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path_factory.mktemp("datasets_cache"))
+        # Streaming sleeps for seconds after its threads.
+        patch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
         yield
 
 

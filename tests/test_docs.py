@@ -16,6 +16,8 @@ from caeav_hf.data.shards import load_rows
 from caeav_hf.robustness import ScoringOptions
 from caeav_hf.training import load_recipe
 from tests.media_factory import write_clip
+from tests.modeling.helpers import toy_model as small_model
+from tests.test_exporting import SMALL, saved
 from tests.training.toy_files import (
     few_shot_model,
     mask_corpus,
@@ -136,6 +138,8 @@ def test_inference_guide(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_export_guide(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (models / "demo/model").unlink()
+    saved(small_model(**SMALL), models / "demo/model")
     for line in "".join(blocks("docs/export.md", "bash")).splitlines():
         run(line, monkeypatch)
     names: dict = {}

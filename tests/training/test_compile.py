@@ -12,8 +12,8 @@ from tests.training.toy_files import toy_data
 
 # Tracing every layer is slow.
 SMALL = {
-    "vision_config": {"depths": (1, 1, 1, 1)},
-    "audio_config": {"depths": (1, 1, 1, 1)},
+    "vision_config": {"depths": (1, 1), "num_heads": (1, 2), "pretrained_window_sizes": (0, 0)},
+    "audio_config": {"depths": (1, 1), "num_attention_heads": (1, 2), "hidden_size": 32},
     "adapter_stages": (1,),
     "num_cross_modal_experts": 1,
     "num_unimodal_experts": 1,

@@ -44,10 +44,10 @@ def test_a_step_in_half_precision_stays_the_same(tmp_path):
         got = gradients(model, batch)
     assert got.keys() == expected.keys()
     assert all(torch.equal(got[name], expected[name]) for name in expected)
-    after = model.state_dict()
-    statistics = [name for name in after if "batch_norm" in name and name in trained_names(model)]
+    after, trained = model.state_dict(), trained_names(model)
+    statistics = [name for name in after if "batch_norm" in name and name in trained]
     assert all(torch.equal(after[name], before[name]) for name in after.keys() - statistics)
-    assert all(p.requires_grad == (name in trained_names(model)) for name, p in model.named_parameters())
+    assert all(p.requires_grad == (name in trained) for name, p in model.named_parameters())
 
 
 def test_a_text_tower_on_disk_still_encodes(tmp_path):

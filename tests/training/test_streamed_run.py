@@ -57,7 +57,6 @@ def test_the_number_of_processes_changes_no_loss_and_no_metric(runs, job):
 
 @pytest.mark.slow
 def test_a_run_killed_on_two_processes_resumes_on_one(runs, monkeypatch):
-    monkeypatch.setattr("datasets.config.SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     checkpoint = find_checkpoint(runs / "2" / "prepared_killed")
     state = read_loop_state(checkpoint)

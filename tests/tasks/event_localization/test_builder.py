@@ -17,7 +17,6 @@ from caeav_hf.toy import CLASSES
 from tests.corpora import build, keep_stream, run_script
 
 
-ROOT = Path(__file__).parents[3]
 SPLITS = ("train", "validation", "test")
 NAMES = {"train": "trainSet.txt", "validation": "valSet.txt", "test": "testSet.txt"}
 

@@ -22,7 +22,6 @@ from tests.corpora import run_script
 from tests.same import assert_same_clip
 
 
-ROOT = Path(__file__).parents[3]
 ANNOTATIONS = Path(os.environ.get("CAEAV_ANNOTATIONS", "")) / "music_avqa"
 FILES = {"train": "avqa-train.json", "validation": "avqa-val.json", "test": "avqa-test.json"}
 QUESTION = {

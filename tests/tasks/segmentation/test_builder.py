@@ -16,7 +16,6 @@ from caeav_hf.toy import CLASSES
 from tests.corpora import build_avs, keep_stream, run_script
 
 
-ROOT = Path(__file__).parents[3]
 SETTINGS = ("s4", "ms3")
 
 

@@ -25,9 +25,6 @@ from caeav_hf.toy import CLASSES
 from tests.corpora import build_llp, keep_stream, run_script
 
 
-ROOT = Path(__file__).parents[3]
-
-
 def table(path: Path) -> list[list[str]]:
     return [line.split("\t") for line in path.read_text().splitlines()[1:]]
 
