@@ -121,6 +121,7 @@ def test_the_stub_has_the_classes_that_a_checkpoint_names(folder, tmp_path):
             assert stub[class_name].__name__ == class_name
 
 
+@pytest.mark.slow
 def test_without_trust_the_imported_package_serves(folder):
     localize = pipeline("audio-visual-event-localization", model=str(folder))
     assert type(localize.model) is CaeAvForEventLocalization

@@ -22,6 +22,7 @@ def test_it_has_the_prompts_word_for_word():
     assert shown == [SYSTEM_PROMPT, instruction("visual"), instruction("audio")]
 
 
+@pytest.mark.slow
 def test_editing_a_caption_changes_the_result(tmp_path, monkeypatch, capsys):
     """With an untrained model, on which captions have an effect, instead of the one that the document trains."""
     (tmp_path / "demo" / "steered" / "checkpoints").mkdir(parents=True)

@@ -92,6 +92,7 @@ def test_captions_are_found_by_name(tmp_path, capsys):
         assert others == pytest.approx(scores[1], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_threshold(capsys):
     predict(toy_clips(1)[0], "--threshold", "1")
     assert json.loads(capsys.readouterr().out)[0]["intervals"] == []

@@ -214,7 +214,8 @@ def test_the_model_is_ready_for_use(converted) -> None:
     assert trainable == {name for name, parameter in own.named_parameters() if parameter.requires_grad}
 
 
-@pytest.mark.parametrize("task", slow_after(1, ["ave", "avvp"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("task", ["ave", "avvp"])
 @torch.no_grad()
 def test_plain_avmoe(task: str) -> None:
     """Its checkpoints have neither CASTE nor CASE, and its video parsing runs the audio blocks."""
@@ -316,6 +317,7 @@ def test_flags_of_another_task_have_no_effect(state: dict[str, Tensor]) -> None:
         convert(state, "ave", options={**options, "num_skip": 1})
 
 
+@pytest.mark.slow
 def test_flags_as_text_and_yes_or_no(state: dict[str, Tensor]) -> None:
     options = {"num-skip": "2", "is_bn": True, "is_gate": "1", "is_cmbs": 1.0, "log-interval": "50"}
     report = convert(state, "ave", options=options).conversion_report

@@ -212,6 +212,7 @@ def test_a_missing_shard_is_noticed(parquet, processor, tmp_path):
         CaeAvDataset(tmp_path / "out", processor, split="train")
 
 
+@pytest.mark.slow
 def test_the_command(parquet, tmp_path, capsys):
     arguments = ["prepare", str(parquet), "--task", "ave", "--size", "toy", "--out", str(tmp_path / "out")]
     assert main([*arguments, "--num-proc", "1"]) == 0

@@ -39,7 +39,7 @@ def prepared_questions(tmp_path_factory):
     return out, processor
 
 
-@pytest.fixture(params=["raw", "prepared"])
+@pytest.fixture(params=slow_after(1, ["prepared", "raw"]))
 def folder(request, parquet, prepared):
     return parquet if request.param == "raw" else prepared
 

@@ -17,6 +17,7 @@ from caeav_hf.errors import CaeAvError, MediaError
 from caeav_hf.media import clip as media
 from caeav_hf.media.clip import Clip, load_clip, probe
 from caeav_hf.media.sound import load_audio
+from tests.lanes import slow_after
 from tests.media_factory import (
     corner_image,
     corrupt,
@@ -70,7 +71,7 @@ def test_frames_and_sound_of_every_second(clip_path):
     assert clip.name == str(clip_path)
 
 
-@pytest.mark.parametrize("suffix", ["mkv", "mov", "ts", "flv", "webm"])
+@pytest.mark.parametrize("suffix", slow_after(1, ["mkv", "mov", "ts", "flv", "webm"]))
 def test_containers(tmp_path, suffix):
     codecs = {"video_codec": "libvpx-vp9", "audio_codec": "libopus", "audio_rate": 48_000} if suffix == "webm" else {}
     # Frame 15 is displayed from exactly .5 s, the middle, on.
@@ -334,7 +335,7 @@ def test_truncated_file_gives_what_is_there(tmp_path, caplog):
     check_error(nothing, "nothing.mp4")
 
 
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", slow_after(1, range(3)))
 def test_corrupt_packets_are_passed_over(tmp_path, seed):
     path = corrupt(write_clip(tmp_path / "noise.mp4", seconds=6), 0.3, 0.5, seed)
     clip = load(path)
@@ -558,7 +559,7 @@ def test_spread_follows_timestamps_of_a_variable_rate(tmp_path):
     assert counts(clip) == [2, 4, 5, 6]
 
 
-@pytest.mark.parametrize("suffix", ["mkv", "mov", "ts", "flv", "webm"])
+@pytest.mark.parametrize("suffix", slow_after(1, ["mkv", "mov", "ts", "flv", "webm"]))
 def test_spread_in_every_container(tmp_path, suffix):
     codecs = {"video_codec": "libvpx-vp9", "audio_codec": "libopus", "audio_rate": 48_000} if suffix == "webm" else {}
     path = write_clip(tmp_path / f"clip.{suffix}", seconds=6, fps=10, video_start=1.4, audio_start=1.4, **codecs)

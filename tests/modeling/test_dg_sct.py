@@ -586,6 +586,7 @@ def test_how_far_the_gates_of_segmentation_scale() -> None:
     assert CaeAvConfig.from_preset("avs_ms3").head_gate_scale == 0.05
 
 
+@pytest.mark.slow
 def test_a_model_on_towers_needs_no_text_tower(tmp_path: Path) -> None:
     towers = toy_towers()
     towers = {name: towers[name] for name in ("vision", "audio")}

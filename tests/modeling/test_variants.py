@@ -73,6 +73,7 @@ def test_where_caste_stands(position: str, formulation: str) -> None:
     torch.testing.assert_close(output.visual, after + added if position == "after" else after)
 
 
+@pytest.mark.slow
 def test_positions_train() -> None:
     outputs = []
     for position in ("before", "between", "after"):

@@ -185,6 +185,7 @@ def test_modules_of_a_frozen_tower_that_keep_their_precision(tower: Any, monkeyp
     assert (layer.qkv.weight.dtype, layer.output.weight.dtype) == (torch.bfloat16, torch.float32)
 
 
+@pytest.mark.slow
 def test_lora(pretrained: tuple[CaeAvForEventLocalization, Path], tmp_path: Path, tower: Any) -> None:
     model = CaeAvForEventLocalization.from_pretrained(pretrained[1] / "adapters")
     batch = toy_batch(model.config)

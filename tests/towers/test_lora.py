@@ -169,7 +169,8 @@ def test_peft_reads_what_it_saves(model: CaeAvForEventLocalization, base, tmp_pa
     assert_close(logits(PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)), expected)
 
 
-@pytest.mark.parametrize("target_modules", slow_after(1, [["qkv", "query", "value", "c_fc"], "all-linear"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("target_modules", [["qkv", "query", "value", "c_fc"], "all-linear"])
 def test_peft_alone(model: CaeAvForEventLocalization, base, target_modules, tmp_path: Path) -> None:
     """peft's own interface: wrap, save, load, disable, merge; "all-linear" includes the cached position biases."""
     untouched = logits(model)  # fills all caches

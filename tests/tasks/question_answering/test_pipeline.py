@@ -90,6 +90,7 @@ def test_an_iterator_is_read_as_results_are_taken(answer, expected):
     assert_same(next(iter(results)), next(iter(expected.values())))
 
 
+@pytest.mark.slow
 def test_rows_of_a_data_set(answer, expected):
     rows = datasets.Dataset.from_list([{"video": clip, "question": question} for clip, question in expected])
     for given in (rows, rows.to_iterable_dataset()):
