@@ -71,6 +71,17 @@ def test_questions_about_a_clip_are_drawn_together() -> None:
     assert get_task("avqa").scores(by_clip.totals(weights)) == pytest.approx(get_task("avqa").scores(expected))
 
 
+@pytest.mark.parametrize("nothing", [AnswerSums(Counter(), Counter()), EventSums(0, 0)])
+def test_a_condition_in_which_nothing_counts_has_no_score(nothing, tmp_path: Path) -> None:
+    task = get_task("avqa" if isinstance(nothing, AnswerSums) else "ave")
+    sums = StackedSums.stack([nothing] * 3, task)
+    clips = np.arange(3)
+    Record(clips, clips, sums, np.zeros((3, 1), np.int8), None).save(tmp_path / "mute-5.safetensors", {})
+    (total,) = Record.load(tmp_path / "mute-5.safetensors").sums.totals(np.ones((1, 3)))
+    with pytest.raises(CaeAvError, match="all of them are -100"):
+        task.scores([total])
+
+
 @dataclass(frozen=True)
 class LargestSums:
     largest: float

@@ -57,7 +57,7 @@ class StackedSums:
                 keys[name] = sorted({key for value in values for key in value})
                 values = [[value[key] for key in keys[name]] for value in values]
             try:
-                column = np.asarray(values).reshape(len(values), -1) if name in keys else np.asarray(values)
+                column = np.asarray(values)
             except ValueError as error:
                 raise CaeAvError(expected) from error
             if column.dtype.kind not in "buif":

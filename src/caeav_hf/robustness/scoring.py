@@ -422,9 +422,8 @@ def _media_files(rows: datasets.Dataset) -> Iterator[str]:
     """Yield a line for each file that rows refer to by its path."""
     names = [name for name in (*clip_features(), "masks") if name in rows.column_names]
     table = rows.select_columns(names).with_format("arrow")[:]
-    for name in names:
-        column = table.column(name).combine_chunks()
-        media = pc.list_flatten(column) if pa.types.is_list(column.type) else column
+    for chunk in (chunk for name in names for chunk in table.column(name).chunks):
+        media = pc.list_flatten(chunk) if pa.types.is_list(chunk.type) else chunk
         if not pa.types.is_struct(media.type):
             continue
         is_path = pc.and_(pc.is_null(pc.struct_field(media, "bytes")), pc.is_valid(pc.struct_field(media, "path")))
