@@ -1,7 +1,9 @@
 """Misaligned data sets: what happens to clips, what it depends on, and references to the original clips."""
 
 import os
+import re
 import shutil
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -366,3 +368,13 @@ def test_questions_about_a_clip_share_its_decoding(tmp_path, monkeypatch):
         start = min(max(middle - rate // 2, 0), 19 * rate) - delay * rate
         expected = [whole[i] if 0 <= i < len(whole) else 0.0 for i in range(start, start + rate, 997)]
         np.testing.assert_allclose(delayed[segment * rate : (segment + 1) * rate : 997], expected, atol=1e-3)
+
+
+def test_the_document_lists_every_kind_with_its_levels():
+    text = (Path(__file__).parents[2] / "docs/robustness.md").read_text()
+    section = text.split("## Kinds and levels")[1].split("\n## ")[0]
+    listed = {}
+    for names, levels in re.findall(r"^\| (`[^|]*`) \| ([-\d][^|]*) \|", section, re.MULTILINE):
+        for name in re.findall(r"`(\w+)`", names):
+            listed[name] = tuple(float(value) for value in re.findall(r"-?[\d.]+", levels)[:5])
+    assert listed == {kind.name: kind.levels for kind in KINDS.values()}
