@@ -35,7 +35,7 @@ def test_the_number_of_processes_changes_no_loss_and_no_metric(runs, job):
     one, two = (found(runs, number, job) for number in ("one", "two"))
     assert (one["processes"], two["processes"]) == (1, 2)
     # Including two steps of the second epoch. Later, rounding errors of the float32 losses grow too large.
-    assert len(one["steps"]) == 8
+    assert len(one["steps"]) == (8 if job.startswith("avqa") else 5)
     for first, second in zip(one["steps"], two["steps"], strict=True):
         assert second == {name: pytest.approx(value, abs=1e-5) for name, value in first.items()}
     for first, second in zip(one["history"], two["history"], strict=True):
