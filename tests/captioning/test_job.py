@@ -195,7 +195,7 @@ def test_one_job_at_a_time_and_files_of_another_kind(tmp_path):
         pass
 
 
-def test_a_broken_clip_is_reported_and_the_others_go_on(tmp_path):
+def test_a_broken_clip_is_reported_and_the_others_are_captioned(tmp_path):
     media = make_clips(tmp_path / "media", 3)
     (media / "broken.mp4").write_bytes(b"this is no clip")
     write_clip(media / "silent.mp4", seconds=1, audio=False)

@@ -98,7 +98,7 @@ def test_threshold(capsys):
     assert json.loads(capsys.readouterr().out)[0]["intervals"] == []
 
 
-def test_a_broken_clip_is_reported_and_the_others_go_on(tmp_path, capsys, broken):
+def test_a_broken_clip_is_reported_and_the_others_are_analyzed(tmp_path, capsys, broken):
     clip = toy_clips(1)[0]
     assert predict(broken, clip, "--out", tmp_path / "out.json", "--plot", tmp_path / "pictures") == 2
     results = json.loads((tmp_path / "out.json").read_text())

@@ -96,7 +96,7 @@ def test_what_cannot_be_uploaded_is_said_before_anything_is_built(corpus, hub, t
 
 
 @pytest.mark.parametrize("error", [LocalTokenNotFoundError("log in first"), HTTPError("no connection")])
-def test_a_refusal_is_told_and_the_set_stays(corpus, hub, tmp_path, capsys, monkeypatch, error):
+def test_a_refusal_is_reported_and_the_set_stays(corpus, hub, tmp_path, capsys, monkeypatch, error):
     def refuse(*_, **__):
         raise error
 

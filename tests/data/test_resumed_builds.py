@@ -55,7 +55,7 @@ def fail_at_shard(number: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store.pq.ParquetWriter, "write_table", failing)
 
 
-def test_a_build_goes_on_where_it_stopped(corpus, whole, tmp_path, monkeypatch):
+def test_a_stopped_build_continues(corpus, whole, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
         fail_at_shard(3, patch)

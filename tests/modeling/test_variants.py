@@ -45,7 +45,7 @@ def test_rows_of_table_vi_train(row: str, formulation: str) -> None:
 @pytest.mark.parametrize("position", ["before", "between", "after"])
 @pytest.mark.parametrize("formulation", slow_after(1, ["paper", "official"]))
 @torch.no_grad()
-def test_where_caste_stands(position: str, formulation: str) -> None:
+def test_position_of_caste(position: str, formulation: str) -> None:
     """Table VIII: it enriches the tokens before, between or after the adapters."""
     model = toy_model(formulation=formulation, caste_position=position)
     batch = toy_batch(model.config)

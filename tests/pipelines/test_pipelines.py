@@ -238,7 +238,7 @@ def test_events_of_a_longer_clip_are_found_in_windows(localize, tmp_path):
     assert_same_result({**localize(clip), "file": path}, result)
 
 
-def test_an_event_that_goes_on_in_the_next_window_is_one_interval(localize, tmp_path):
+def test_an_event_across_two_windows_is_one_interval(localize, tmp_path):
     path = str(write_clip(tmp_path / "long.mp4", seconds=23.0, fps=4, size=(32, 48)))
     result = localize(path, threshold=0.0)
     # Every segment has an event: intervals end where the class changes and nowhere else.

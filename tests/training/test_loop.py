@@ -85,7 +85,7 @@ def test_the_logged_loss_is_the_mean_over_clips(tmp_path):
     assert trainer.state.history[0]["train/fit"] == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_step_that_is_not_finite_is_skipped_without_a_trace(tmp_path):
+def test_a_step_that_is_not_finite_changes_nothing(tmp_path):
     recipe = tiny_recipe(epochs=1, batch_size=2, accumulation_steps=2)
     poisoned, trainer = TinyData(4), None
     poisoned.features[1] = torch.nan
@@ -234,7 +234,7 @@ def test_evaluation_is_the_metric_computed_by_hand(tmp_path):
     assert metrics == {"error": pytest.approx(expected, rel=1e-6), "clips": 6, "dropped_clips": 1}
 
 
-def test_evaluation_leaves_no_trace(tmp_path):
+def test_evaluation_changes_neither_weights_nor_random_numbers(tmp_path):
     model = tiny_model()
     trainer = tiny_trainer(tmp_path, tiny_recipe())
     model.train()
@@ -246,7 +246,7 @@ def test_evaluation_leaves_no_trace(tmp_path):
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
-def test_a_run_leaves_its_papers(tmp_path):
+def test_a_run_writes_recipe_environment_history_and_curves(tmp_path):
     trainer = tiny_trainer(tmp_path, tiny_recipe(epochs=2))
     trainer.fit()
     assert json.loads((tmp_path / "environment.json").read_text())["torch"] == torch.__version__
@@ -256,7 +256,7 @@ def test_a_run_leaves_its_papers(tmp_path):
 
 
 @pytest.mark.parametrize(("interval", "drawings"), [(0.0, [1, 2, 2]), (1e9, [2])])
-def test_a_running_run_is_drawn_now_and_then_and_a_finished_one_always(tmp_path, monkeypatch, interval, drawings):
+def test_curves_are_drawn_at_intervals_and_at_the_end(tmp_path, monkeypatch, interval, drawings):
     drawn = []
     monkeypatch.setattr(run_folder, "DRAWING_INTERVAL", interval)
     monkeypatch.setattr("caeav_hf.visualization.plot_curves", lambda history, path: drawn.append(len(history)))

@@ -211,7 +211,7 @@ def save_swin(tower: SwinTower | SwinV2Tower, architecture: str, out: Path) -> N
     save_for_hf(timm_model, str(out), model_args=arguments, safe_serialization=True)
 
 
-# Texts that a name stands in; few-shot models put learned vectors in front of it, or describe its sound.
+# Texts around a name; few-shot models put learned vectors in front of it, or describe its sound.
 _PICTURE_TEXTS = ("{}.", "a {}.", "a photo of a {}.", "a picture with a {} in it.", "this is what a {} looks like.")
 _SOUND_TEXTS = ("{}", "a {}", "The sounds of {}", "This is a sound of {}", "someone hears a {}")
 

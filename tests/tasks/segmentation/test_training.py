@@ -156,7 +156,7 @@ def test_a_model_takes_the_task_it_is_trained_on(tmp_path):
 @pytest.mark.parametrize(
     ("task", "data", "column"), [("avs_ms3", toy_data, "masks"), ("ave", mask_data, "segment_labels")]
 )
-def test_data_of_another_task_is_told_apart(tmp_path, capsys, task, data, column):
+def test_data_of_another_task_is_refused(tmp_path, capsys, task, data, column):
     flags = ["--data", str(data()), "--output-dir", str(tmp_path / "run")]
     assert main(["--task", task, "--size", "toy", *flags]) == 2
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("train.py: error: ")]

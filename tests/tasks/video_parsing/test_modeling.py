@@ -76,7 +76,7 @@ def test_the_sound_of_a_clip_gates_its_visual_frames() -> None:
         CaeAvConfig.from_preset("avvp", size="toy", head_gate_size=6)
 
 
-def test_parsing_goes_on_with_the_gated_frames() -> None:
+def test_parsing_reads_the_gated_frames() -> None:
     model = toy_parsing_model(method="dg_sct", head_gate_scale=0.05)
     batch = {name: value for name, value in task_batch(model.config).items() if "caption" not in name}
     gated = model(**batch)

@@ -83,7 +83,7 @@ def test_a_file_for_each_clip_with_a_feature_for_each_second(media, network, tmp
 
 
 @pytest.mark.slow
-def test_an_unfinished_run_is_gone_on_with(media, network, tmp_path):
+def test_a_stopped_run_continues(media, network, tmp_path):
     out = tmp_path / "out"
     extract_folder(media, out, network, **SMALL)
     before = {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
