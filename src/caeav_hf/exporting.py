@@ -72,7 +72,7 @@ def example_inputs(
         "frame_mask": frame_mask,
     }
     inputs = {name: value * frame_mask.view(*grid, *[1] * (value.ndim - 2)) for name, value in inputs.items()}
-    if config.use_case and captions is not None:
+    if config.reads_captions and captions is not None:
         for kind, length in (("visual", 6), ("audio", 5)):
             ids, mask = random_words(batch_size, length, config.text_config.vocab_size, generator)
             mask[-1] *= batch_size == 1

@@ -15,16 +15,20 @@ from .task import tasks
 
 _STUB = Path(__file__).parent / "assets" / "caeav_hf_stub.py"
 
-AUTO_MAP = {
-    auto_class: f"{_STUB.stem}.{name}"
-    for auto_class, name in (
-        ("AutoConfig", "CaeAvConfig"),
-        ("AutoModel", "CaeAvModel"),
-        ("AutoFeatureExtractor", "CaeAvFeatureExtractor"),
-        ("AutoVideoProcessor", "CaeAvVideoProcessor"),
-        ("AutoProcessor", "CaeAvProcessor"),
-    )
-}
+
+def auto_map(model: str = "CaeAv") -> dict[str, str]:
+    """Return the classes in the stub for each Auto class; names of configuration and model begin with `model`."""
+    names = {
+        "AutoConfig": f"{model}Config",
+        "AutoModel": f"{model}Model",
+        "AutoFeatureExtractor": "CaeAvFeatureExtractor",
+        "AutoVideoProcessor": "CaeAvVideoProcessor",
+        "AutoProcessor": "CaeAvProcessor",
+    }
+    return {auto_class: f"{_STUB.stem}.{name}" for auto_class, name in names.items()}
+
+
+AUTO_MAP = auto_map()
 
 
 class RegisteredPipelines(dict[str, Any]):

@@ -28,11 +28,12 @@ class Target:
     A tensor of each clip in a batch besides frames, sound and captions: labels, or an input of the task's head.
 
     Args:
-        padding: Value that pads shorter tensors at the end of their first axis.
+        padding: Value that pads shorter tensors at the end of an axis.
         axis: Name of the first axis. `"frames"` has one entry per segment of the clip; axes with another common name
             have the same length in an exported graph. `None` for tensors of the same size in all clips.
         reader: Who reads it: the `"model"` always, its `"loss"` only in training, or only the `"metric"`.
         is_image: Whether the last axis is the width of the frame, so that it is mirrored with the frames.
+        padded_axes: Number of leading axes along which tensors of a batch may differ in length.
         shares_clip: Whether several items of a batch, each with its own target, may refer to one clip. The batch then
             contains the clip once, and `clip_index` maps items to clips.
     """
@@ -41,6 +42,7 @@ class Target:
     axis: str | None = None
     reader: Literal["model", "loss", "metric"] = "metric"
     is_image: bool = False
+    padded_axes: int = 1
     shares_clip: bool = False
 
 
@@ -77,7 +79,8 @@ class Task:
 
     Args:
         name: Name in configurations and recipes.
-        model: The model class, a [`CaeAvPreTrainedModel`] with a head.
+        model: The model class, a [`~modeling.pretrained.TowerPreTrainedModel`] with a head, such as a
+            [`CaeAvPreTrainedModel`].
         rows: The [`~data.rows.RowForm`] that builds the targets of a row.
         metric: Function of the model's output and its inputs, which include `targets` and `row_columns`. Returns one
             small object on the CPU per clip of the batch; these can be added, and `scores()` of their sum returns
@@ -89,6 +92,7 @@ class Task:
         higher_is_better: Whether higher values of this score are better.
         score_scale: What this score is measured in: 1 for shares, 100 for percent.
         class_column: Column whose feature names the classes of the model; `None` for a task without classes.
+        metric_reads_processor: Whether `metric` takes the processor as its third argument, for example to decode ids.
         row_columns: Columns passed to the metric among the inputs, as lists with one value per clip.
         preset: Fields of [`CaeAvConfig`] that differ from their defaults. With `interaction`, it includes the preset
             of this method for the task, unless another method is requested.
@@ -121,6 +125,7 @@ class Task:
     score_scale: float = 1.0
     class_column: str | None = None
     row_columns: tuple[str, ...] = ()
+    metric_reads_processor: bool = False
     preset: Mapping[str, Any] = field(default_factory=dict)
     toy_preset: Mapping[str, Any] = field(default_factory=dict)
     question_words: tuple[str, ...] | None = None
@@ -198,9 +203,9 @@ class Task:
     def _reader(self, name: str) -> str:
         return self.targets[name].reader if name in self.targets else "model"
 
-    def sums(self, outputs: Any, inputs: Mapping[str, Any]) -> list[Any]:
+    def sums(self, outputs: Any, inputs: Mapping[str, Any], processor: Any = None) -> list[Any]:
         """Return one small object per clip of a batch for the metric; these can be added."""
-        return self.metric_function(outputs, inputs)
+        return self.metric_function(outputs, inputs, *([processor] if self.metric_reads_processor else []))
 
     def scores(self, sums: Sequence[Any]) -> dict[str, float]:
         """

@@ -63,7 +63,7 @@ class CaeAvCollator:
             batch["clip_index"] = clip_index
         for name, target in targets.items():
             if _in_all_or_none(clips, name):
-                batch[name] = _pad(clips, name, target.padding)
+                batch[name] = _pad(clips, name, target.padding, target.padded_axes)
         return batch | self._captions(distinct)
 
     def _captions(self, clips: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
@@ -143,19 +143,19 @@ def _in_all_or_none(clips: Sequence[Mapping[str, Any]], name: str) -> bool:
     return bool(count)
 
 
-def _pad(clips: Sequence[Mapping[str, Any]], name: str, value: float) -> torch.Tensor:
-    """Stack the tensors `name` of all clips, padded at the end of their first axis."""
+def _pad(clips: Sequence[Mapping[str, Any]], name: str, value: float, axes: int = 1) -> torch.Tensor:
+    """Stack the tensors `name` of all clips, padded at the end of their first axes."""
     tensors = [clip[name] for clip in clips]
-    if len({(tensor.ndim, *tensor.shape[1:]) for tensor in tensors}) > 1:
+    if len({(tensor.ndim, *tensor.shape[axes:]) for tensor in tensors}) > 1:
         sizes = sorted({tuple(tensor.shape) for tensor in tensors})
         raise DataError(f"`{name}` must have one size in all clips of a batch, got {sizes}")
     if not tensors[0].ndim:
         return torch.stack(tensors)
-    longest = max(len(tensor) for tensor in tensors)
-    if all(len(tensor) == longest for tensor in tensors):
+    longest = [max(lengths) for lengths in zip(*(tensor.shape for tensor in tensors), strict=True)]
+    if all(list(tensor.shape) == longest for tensor in tensors):
         # In the workers of a loader, this writes directly to shared memory.
         return torch.utils.data.default_collate(tensors)
-    batch = tensors[0].new_full((len(tensors), longest, *tensors[0].shape[1:]), value)
+    batch = tensors[0].new_full((len(tensors), *longest), value)
     for row, tensor in zip(batch, tensors, strict=True):
-        row[: len(tensor)] = tensor
+        row[tuple(map(slice, tensor.shape))] = tensor
     return batch

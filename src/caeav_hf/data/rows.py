@@ -149,7 +149,8 @@ def task_of_rows(column_names: Sequence[str], name: str | None = None, source: s
                 dict.fromkeys(f"{task.label_column!r}" for task in tasks().values() if task.label_column)
             )
             raise DataError(f"{source} has no column of labels; expected one of {known} among {list(column_names)}")
-        task = found[0]
+        # Rows of one task may have the label column of another one among more columns.
+        task = max(found, key=lambda one: len(one.row_form.columns))
     else:
         task = get_task(name)
     if missing := [column for column in task.row_form.columns if column not in column_names]:

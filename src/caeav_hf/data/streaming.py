@@ -81,6 +81,7 @@ class StreamedClips(torch.utils.data.Dataset):
         if not use_captions:
             rows = stream_rows(data, split, [name for name in rows.column_names if name not in caption_features()])
         self._columns = rows.column_names
+        self.processor = processor
         self.features = {**rows.features, **question_features(rows.features)}
         self._make_item = ItemMaker(
             rows.features, processor, cache_dir=cache_dir, mask_size=mask_size, task=task, source=f"{data}:"

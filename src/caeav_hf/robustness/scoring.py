@@ -298,7 +298,7 @@ def _records(
             clip_of_item = batch["inputs"].get("clip_index", torch.arange(len(batch["indices"])))[items]
             masks += list(batch["inputs"]["frame_mask"][clip_of_item].cpu().numpy())
             for number, network in enumerate(networks):
-                outputs, found = score_batch(network, batch, task, columns, device)
+                outputs, found = score_batch(network, batch, task, columns, device, processor=clips.processor)
                 sums[number] += [found[place] for place in items]
                 if (stages := outputs.get("agreement")) is not None:
                     values = torch.stack([stage.float().cpu() for stage in stages], dim=1)

@@ -96,7 +96,7 @@ def may_leave_parameters_out(model: Any, data: Clips) -> bool:
         return True
     columns = [f"{side}_caption" for side in MODALITIES]
     has_all = all(name in data.features and all(data.column(name)) for name in columns)
-    return config.use_case and not has_all
+    return config.reads_captions and not has_all
 
 
 def build_model(recipe: Recipe, class_names: list[str] | None = None, question_tokenizer: Any = None) -> Any:
@@ -354,7 +354,7 @@ def read_captions(
     this model's text tower, else computed. For a text tower that is trained, there are none.
     """
     text_tower = model.base_model.text_tower
-    if not model.config.use_case or text_tower is None or is_adapted(text_tower):
+    if not model.config.reads_captions or text_tower is None or is_adapted(text_tower):
         splits = []
     texts = dict.fromkeys(text for data in splits for text in _captions(data))
     captions = dict(zip(texts, caption_token_ids(list(texts), processor), strict=True))

@@ -67,7 +67,7 @@ class RunCard:
         # A method that builds on another one does not inherit its name.
         method = interaction_class(config)
         names = vars(method)
-        reads_captions = config.use_case and task.card.reads_captions
+        reads_captions = config.reads_captions and task.card.reads_captions
         card = ModelCard.from_template(
             data,
             template_path=str(TEMPLATES / "trained_model.md"),

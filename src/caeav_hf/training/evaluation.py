@@ -61,7 +61,9 @@ def evaluate(
         for batch in tqdm(
             loader, desc=description, unit="batch", disable=not accelerator.is_main_process, leave=False
         ):
-            _, sums = score_batch(model, batch, task, columns, accelerator.device, captions)
+            _, sums = score_batch(
+                model, batch, task, columns, accelerator.device, captions, getattr(dataset, "processor", None)
+            )
             items = zip(batch["indices"], batch["replaced"], sums, strict=True)
             # The replacement of a clip that cannot be decoded is scored at its own index only.
             scored += [(index, clip) for index, is_replaced, clip in items if not is_replaced]
@@ -80,6 +82,7 @@ def score_batch(
     columns: Mapping[str, Sequence[Any]],
     device: torch.device,
     captions: CaptionFeatures | None = None,
+    processor: Any = None,
 ) -> tuple[Any, list[Any]]:
     """
     Run a model on a batch.
@@ -87,6 +90,7 @@ def score_batch(
     Args:
         columns: The task's `row_columns` of all rows of the data set.
         captions: Features to insert for the captions; by default the model encodes them.
+        processor: Processor of the data set, for metrics that read it.
 
     Returns:
         The outputs, and the metric's sums of each item.
@@ -95,4 +99,4 @@ def score_batch(
     inputs = send_to_device(inputs, device)
     outputs = model(**task.inputs_in_evaluation(inputs))
     of_rows = {name: [column[index] for index in batch["indices"]] for name, column in columns.items()}
-    return outputs, task.sums(outputs, {**inputs, **of_rows})
+    return outputs, task.sums(outputs, {**inputs, **of_rows}, processor)

@@ -78,7 +78,8 @@ class Trainer:
                 )
             step_in_backward(self.optimizer.optimizer)
         self.store = CheckpointStore(run.checkpoints, accelerator)
-        self.full_entropy_weight = self.bare_model.loss_weights["entropy"]
+        # Only CAE-AV has this loss.
+        self.full_entropy_weight = self.bare_model.loss_weights.get("entropy", 0.0)
         self.statistics = [
             buffer
             for name, buffer in self.bare_model.named_buffers()
@@ -168,7 +169,8 @@ class Trainer:
         """Train to the end of the running epoch, or to `max_steps`."""
         state, recipe = self.state, self.recipe
         set_learning_rate(self.optimizer, recipe, state.epoch)
-        self.bare_model.loss_weights["entropy"] = entropy_weight(recipe, self.full_entropy_weight, state.epoch)
+        if "entropy" in self.bare_model.loss_weights:
+            self.bare_model.loss_weights["entropy"] = entropy_weight(recipe, self.full_entropy_weight, state.epoch)
         self.bare_model.start_epoch(state.epoch)
         self.model.train()
         # Start after the clips that were done before a resume, so that none of them is decoded again.

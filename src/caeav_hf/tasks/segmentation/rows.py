@@ -1,7 +1,7 @@
 """Rows of segmentation."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from ...errors import DataError
 class SegmentationRows(RowForm):
     """Frames and sound, or a video file, and masks of some frames."""
 
-    columns = ("video_id", "frames", "audio", "media", "masks", "mask_frames")
+    columns: ClassVar[tuple[str, ...]] = ("video_id", "frames", "audio", "media", "masks", "mask_frames")
 
     def __init__(
         self, processor: Any, mask_size: int | None = None, features: Mapping[str, Any] | None = None
