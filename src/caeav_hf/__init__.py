@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         CaeAvVisionConfig,
         CaeAvVitConfig,
     )
+    from .configuration_ssuformer import SsuFormerConfig
     from .modeling import (
         CaeAvForEventLocalization,
         CaeAvForFewShotLocalization,
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
         CaeAvForVideoParsing,
         CaeAvModel,
         CaeAvPreTrainedModel,
+        SsuFormerForSoundSourceUnderstanding,
+        SsuFormerModel,
+        SsuFormerPreTrainedModel,
     )
     from .processing import CaeAvFeatureExtractor, CaeAvProcessor, CaeAvVideoProcessor
 
@@ -48,6 +52,10 @@ __all__ = [
     "CaeAvVitConfig",
     "DataError",
     "MediaError",
+    "SsuFormerConfig",
+    "SsuFormerForSoundSourceUnderstanding",
+    "SsuFormerModel",
+    "SsuFormerPreTrainedModel",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -60,6 +68,7 @@ __getattr__, __dir__ = lazy_names(
             "CaeAvVisionConfig",
             "CaeAvVitConfig",
         ),
+        ".configuration_ssuformer": ("SsuFormerConfig",),
         ".modeling": (
             "CaeAvForEventLocalization",
             "CaeAvForFewShotLocalization",
@@ -68,6 +77,9 @@ __getattr__, __dir__ = lazy_names(
             "CaeAvForVideoParsing",
             "CaeAvModel",
             "CaeAvPreTrainedModel",
+            "SsuFormerForSoundSourceUnderstanding",
+            "SsuFormerModel",
+            "SsuFormerPreTrainedModel",
         ),
         ".processing": ("CaeAvFeatureExtractor", "CaeAvProcessor", "CaeAvVideoProcessor"),
     },

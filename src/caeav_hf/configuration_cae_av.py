@@ -1188,6 +1188,11 @@ class CaeAvConfig(PreTrainedConfig):
         return max(len(self.visual_stages), len(self.audio_stages))
 
     @property
+    def reads_captions(self) -> bool:
+        """Whether the model reads captions."""
+        return self.use_case
+
+    @property
     def is_official(self) -> bool:
         """Whether the model follows the authors' code rather than the printed equations."""
         return self.formulation == "official"

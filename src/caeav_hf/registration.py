@@ -24,17 +24,20 @@ def register() -> None:
     from transformers import AutoConfig, AutoFeatureExtractor, AutoModel, AutoProcessor, AutoVideoProcessor
 
     from .configuration_cae_av import CaeAvConfig
+    from .configuration_ssuformer import SsuFormerConfig
     from .modeling.modeling_cae_av import CaeAvModel
+    from .modeling.ssuformer.modeling_ssuformer import SsuFormerModel
     from .pipelines import register as register_pipelines
     from .processing.feature_extraction_cae_av import CaeAvFeatureExtractor
     from .processing.processing_cae_av import CaeAvProcessor
     from .processing.video_processing_cae_av import CaeAvVideoProcessor
 
-    AutoConfig.register(CaeAvConfig.model_type, CaeAvConfig)
-    AutoModel.register(CaeAvConfig, CaeAvModel)
-    AutoFeatureExtractor.register(CaeAvConfig, CaeAvFeatureExtractor)
-    AutoVideoProcessor.register(CaeAvConfig, CaeAvVideoProcessor)
-    AutoProcessor.register(CaeAvConfig, CaeAvProcessor)
+    for config, model in ((CaeAvConfig, CaeAvModel), (SsuFormerConfig, SsuFormerModel)):
+        AutoConfig.register(config.model_type, config, exist_ok=True)
+        AutoModel.register(config, model)
+        AutoFeatureExtractor.register(config, CaeAvFeatureExtractor)
+        AutoVideoProcessor.register(config, CaeAvVideoProcessor)
+        AutoProcessor.register(config, CaeAvProcessor)
     register_pipelines()
 
 

@@ -17,6 +17,9 @@ try:
         CaeAvModel,
         CaeAvProcessor,
         CaeAvVideoProcessor,
+        SsuFormerConfig,
+        SsuFormerForSoundSourceUnderstanding,
+        SsuFormerModel,
     )
     from caeav_hf.pipelines import (
         AudioVisualEventLocalizationPipeline,
@@ -47,4 +50,7 @@ __all__ = [
     "CaeAvModel",
     "CaeAvProcessor",
     "CaeAvVideoProcessor",
+    "SsuFormerConfig",
+    "SsuFormerForSoundSourceUnderstanding",
+    "SsuFormerModel",
 ]

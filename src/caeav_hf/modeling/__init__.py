@@ -1,4 +1,4 @@
-"""The CAE-AV models."""
+"""The models."""
 
 from typing import TYPE_CHECKING
 
@@ -10,8 +10,13 @@ if TYPE_CHECKING:
     from ..tasks.few_shot_localization.modeling import CaeAvFewShotLocalizationOutput, CaeAvForFewShotLocalization
     from ..tasks.question_answering.modeling import CaeAvForQuestionAnswering, CaeAvQuestionAnsweringOutput
     from ..tasks.segmentation.modeling import CaeAvForSegmentation, CaeAvSegmentationOutput
+    from ..tasks.sound_source_understanding.modeling import (
+        SsuFormerForSoundSourceUnderstanding,
+        SsuFormerSoundSourceUnderstandingOutput,
+    )
     from ..tasks.video_parsing.modeling import CaeAvForVideoParsing, CaeAvVideoParsingOutput
     from .modeling_cae_av import CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
+    from .ssuformer.modeling_ssuformer import SsuFormerModel, SsuFormerModelOutput, SsuFormerPreTrainedModel
 
 
 __all__ = [
@@ -28,6 +33,11 @@ __all__ = [
     "CaeAvQuestionAnsweringOutput",
     "CaeAvSegmentationOutput",
     "CaeAvVideoParsingOutput",
+    "SsuFormerForSoundSourceUnderstanding",
+    "SsuFormerModel",
+    "SsuFormerModelOutput",
+    "SsuFormerPreTrainedModel",
+    "SsuFormerSoundSourceUnderstandingOutput",
 ]
 
 __getattr__, __dir__ = lazy_names(
@@ -41,6 +51,11 @@ __getattr__, __dir__ = lazy_names(
         "..tasks.question_answering.modeling": ("CaeAvQuestionAnsweringOutput", "CaeAvForQuestionAnswering"),
         "..tasks.segmentation.modeling": ("CaeAvSegmentationOutput", "CaeAvForSegmentation"),
         "..tasks.video_parsing.modeling": ("CaeAvVideoParsingOutput", "CaeAvForVideoParsing"),
+        "..tasks.sound_source_understanding.modeling": (
+            "SsuFormerForSoundSourceUnderstanding",
+            "SsuFormerSoundSourceUnderstandingOutput",
+        ),
         ".modeling_cae_av": ("CaeAvModel", "CaeAvModelOutput", "CaeAvPreTrainedModel"),
+        ".ssuformer.modeling_ssuformer": ("SsuFormerModel", "SsuFormerModelOutput", "SsuFormerPreTrainedModel"),
     },
 )

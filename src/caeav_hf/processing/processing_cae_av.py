@@ -12,6 +12,7 @@ from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
+from ..constants import IGNORED_LABEL
 from ..errors import CaeAvError
 from ..media.clip import Clip, MissingAudio, check_missing_audio, load_clip
 from ..media.containers import MediaSource, source_name
@@ -32,7 +33,7 @@ from ..remote_code import AUTO_MAP, write_stub
 from ..task import get_task
 from .feature_extraction_cae_av import CaeAvFeatureExtractor
 from .question_tokenization import question_tokenizer_from_words
-from .tokenization import build_clip_tokenizer, clean_caption, load_sound_tokenizer
+from .tokenization import build_clip_tokenizer, clean_caption, load_sound_tokenizer, load_text_tokenizer
 from .video_processing_cae_av import CaeAvVideoProcessor
 
 
@@ -104,16 +105,20 @@ class CaeAvProcessor(ProcessorMixin):
         super().__init__(feature_extractor, video_processor, tokenizer)
 
     @classmethod
-    def from_config(cls, config: Any, question_tokenizer: Any = None, sound_tokenizer: Any = None) -> "CaeAvProcessor":
+    def from_config(
+        cls, config: Any, question_tokenizer: Any = None, sound_tokenizer: Any = None, tokenizer: Any = None
+    ) -> "CaeAvProcessor":
         """
         Build the processor for models of a configuration.
 
         Args:
-            config: The [`CaeAvConfig`].
+            config: The [`CaeAvConfig`] or [`SsuFormerConfig`].
             question_tokenizer: Tokenizer of the questions for question answering; by default that of the words
                 published by the authors of MUSIC-AVQA.
             sound_tokenizer: Tokenizer of descriptions of sounds for few-shot models; by default that saved beside
                 CLAP, if the configuration knows where CLAP came from.
+            tokenizer: Tokenizer of captions and descriptions; by default that saved in the folder of the text tower,
+                or else CLIP's.
 
         Raises:
             CaeAvError: The tokenizer has more words than the configuration, or the task has no questions.
@@ -131,6 +136,8 @@ class CaeAvProcessor(ProcessorMixin):
             raise CaeAvError(f"`question_tokenizer` was given for a model of the task {config.task!r}, which has none")
         if sound_tokenizer is None and config.audio_text_config is not None:
             sound_tokenizer = load_sound_tokenizer((config.tower_sources or {}).get("audio_text"))
+        if tokenizer is None:
+            tokenizer = load_text_tokenizer((config.tower_sources or {}).get("text"), config.text_config.vocab_size)
         audio, text, (height, width) = config.audio_config, config.text_config, config.input_size
         return cls(
             feature_extractor=CaeAvFeatureExtractor(
@@ -141,7 +148,8 @@ class CaeAvProcessor(ProcessorMixin):
                 frequency_min=audio.frequency_min,
                 frequency_max=audio.frequency_max,
                 segment_seconds=config.segment_seconds,
-                tile_seconds=config.segment_seconds if config.shared_tower else audio.tile_seconds,
+                # Filter banks and VGGish's input are those of the segment itself.
+                tile_seconds=config.segment_seconds if audio.mel_scale in ("kaldi", "vggish") else audio.tile_seconds,
                 tile_padding=audio.tile_padding,
                 mel_scale=audio.mel_scale,
                 spectrogram_dtype=audio.spectrogram_dtype,
@@ -152,7 +160,7 @@ class CaeAvProcessor(ProcessorMixin):
                 window_seconds=audio.window_seconds,
             ),
             video_processor=CaeAvVideoProcessor(**_resizing(height, width, config.frame_crop)),
-            tokenizer=build_clip_tokenizer(text.vocab_size, text.context_length),
+            tokenizer=tokenizer or build_clip_tokenizer(text.vocab_size, text.context_length),
             question_tokenizer=question_tokenizer,
             num_frames=config.num_frames,
             id2label=config.id2label,
@@ -295,6 +303,7 @@ class CaeAvProcessor(ProcessorMixin):
         return_tensors: str | None = "pt",
         questions: str | Sequence[str] | None = None,
         on_missing_audio: MissingAudio = "error",
+        descriptions: Sequence[str | None] | Sequence[Sequence[str | None]] | None = None,
     ) -> BatchFeature:
         """
         Convert one clip or a list of clips to the inputs of the model.
@@ -319,6 +328,8 @@ class CaeAvProcessor(ProcessorMixin):
             on_missing_audio: How to treat a clip without sound: `"error"` raises, the default, since models should not
                 be trained on missing sound; `"silence"` replaces it by silence, the default of the pipelines. An audio
                 stream that cannot be decoded is always an error.
+            descriptions: Targets of sound source understanding: for each clip a list of one text per segment, `""`
+                where nothing sounds, None where it is not annotated; or such a list for the only clip.
 
         Returns:
             - **pixel_values_videos** (B, T, 3, size, size) float32.
@@ -327,8 +338,10 @@ class CaeAvProcessor(ProcessorMixin):
             - **visual_caption_ids**, **visual_caption_mask**, **audio_caption_ids**, **audio_caption_mask**
               (B, context_length) int64, only with captions; id 0 and mask 0 are padding.
             - **question_ids**, **question_mask** (B, model_max_length) int64, only with questions.
+            - **description_ids** (B, T, L) int64, only with descriptions: start, text, end, then -100; L is that of
+              the longest text, and longer ones than the tokenizer's `model_max_length` are cut.
 
-            Without `videos`, captions or questions give only their own tensors.
+            Without `videos`, captions, questions or descriptions give only their own tensors.
 
         Raises:
             MediaError: A file cannot be decoded. The message begins with its name.
@@ -348,6 +361,8 @@ class CaeAvProcessor(ProcessorMixin):
         if questions is not None:
             count = next((len(tensor) for tensor in data.values()), None)
             data |= self._process_questions([questions] if isinstance(questions, str) else list(questions), count)
+        if descriptions is not None:
+            data |= self._process_descriptions(descriptions, data.get("frame_mask"))
         if not data:
             raise CaeAvError("nothing to process; expected `videos`, with or without captions")
         return BatchFeature(data, tensor_type=return_tensors)
@@ -509,6 +524,61 @@ class CaeAvProcessor(ProcessorMixin):
             )
         return encoded
 
+    def _process_descriptions(
+        self, descriptions: Sequence[Any], frame_mask: torch.Tensor | None
+    ) -> dict[str, torch.Tensor]:
+        is_one_clip = all(text is None or isinstance(text, str) for text in descriptions)
+        clips = [list(descriptions)] if is_one_clip else [list(clip) for clip in descriptions]
+        if frame_mask is not None and [len(clip) for clip in clips] != frame_mask.sum(1).tolist():
+            raise CaeAvError(
+                f"`descriptions` has {', '.join(str(len(clip)) for clip in clips)} texts; expected one for each "
+                f"segment, {', '.join(map(str, frame_mask.sum(1).tolist()))}"
+            )
+        return self.tokenize_descriptions(clips)
+
+    def tokenize_descriptions(self, descriptions: Sequence[Sequence[str | None]]) -> dict[str, torch.Tensor]:
+        """
+        Convert the descriptions of each clip's segments to ids.
+
+        Returns:
+            **description_ids** (B, T, L) int64, see a call; T is the largest number of segments.
+
+        Raises:
+            CaeAvError: A description is neither a string nor None.
+        """
+        texts = [text for clip in descriptions for text in clip if text is not None]
+        if wrong := [text for text in texts if not isinstance(text, str)]:
+            raise CaeAvError(f"`descriptions` holds a {type(wrong[0]).__name__}; expected strings, or None")
+        rows = (
+            iter(self.tokenizer([clean_caption(text) for text in texts], truncation=True)["input_ids"])
+            if texts
+            else iter(())
+        )
+        clips = [[None if text is None else next(rows) for text in clip] for clip in descriptions]
+        longest = max((len(row) for clip in clips for row in clip if row is not None), default=2)
+        ids = torch.full((len(clips), max(map(len, clips), default=0), longest), IGNORED_LABEL)
+        for number, clip in enumerate(clips):
+            for segment, row in enumerate(clip):
+                if row is not None:
+                    ids[number, segment, : len(row)] = torch.tensor(row)
+        return {"description_ids": ids}
+
+    def batch_decode(self, sequences: Any, **kwargs: Any) -> list[Any]:
+        """
+        Convert ids to texts.
+
+        Args:
+            sequences: (N, L) ids, or (B, T, L) for a list of texts per clip. Ids below 0, which pad descriptions, are
+                left out.
+            kwargs: Arguments of the tokenizer's `batch_decode`, such as `skip_special_tokens`.
+        """
+        if isinstance(sequences, torch.Tensor | np.ndarray) and sequences.ndim == 3:
+            return [self.batch_decode(clip, **kwargs) for clip in sequences]
+        rows = [row.tolist() if hasattr(row, "tolist") else list(row) for row in sequences]
+        texts = self.tokenizer.batch_decode([[index for index in row if index >= 0] for row in rows], **kwargs)
+        # CLIP's words, of which punctuation is one, are joined by spaces.
+        return [self.tokenizer.clean_up_tokenization(text).strip() for text in texts]
+
     def tokenize_questions(self, questions: Sequence[str]) -> dict[str, torch.Tensor]:
         """
         Convert questions to ids. All words of a question may be unknown, as can happen in a test split.
@@ -619,6 +689,31 @@ class CaeAvProcessor(ProcessorMixin):
                 of the clips.
         """
         return get_task("avs_s4").result_module.post_process(self, outputs, target_sizes, threshold, frame_mask)
+
+    def post_process_sound_source_understanding(
+        self,
+        outputs: Any,
+        target_sizes: Sequence[tuple[int, int]] | None = None,
+        threshold: float = 0.5,
+        frame_mask: torch.Tensor | None = None,
+    ) -> list[dict[str, Any]]:
+        """
+        Convert the output of [`SsuFormerForSoundSourceUnderstanding`] to masks and sentences.
+
+        Args:
+            outputs: `logits` (B, T, 1, S, S), `description_ids` (B, T, L), or both.
+            target_sizes, threshold, frame_mask: See [`CaeAvProcessor.post_process_segmentation`].
+
+        Returns:
+            For each clip a dict of
+            - **probabilities**, **masks**: See [`CaeAvProcessor.post_process_segmentation`]; missing without `logits`.
+            - **descriptions**: one text per frame, `""` where nothing sounds; missing without `description_ids`.
+
+        Raises:
+            CaeAvError: A tensor has a wrong shape, there is none, `threshold` lies outside [0, 1], or the number of
+                sizes is not that of the clips.
+        """
+        return get_task("ra_ssu").result_module.post_process(self, outputs, target_sizes, threshold, frame_mask)
 
     def post_process_video_parsing(
         self,

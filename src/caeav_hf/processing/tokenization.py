@@ -6,6 +6,7 @@ of descriptions of sounds, RoBERTa's, as saved beside CLAP.
 import functools
 import gzip
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from transformers import AutoTokenizer, CLIPTokenizer, RobertaTokenizer
@@ -78,6 +79,29 @@ def build_clip_tokenizer(vocab_size: int = _FULL_VOCAB_SIZE, context_length: int
         split_special_tokens=True,
         model_max_length=context_length,
     )
+
+
+def load_text_tokenizer(source: Mapping[str, str | None] | None, vocab_size: int) -> CLIPTokenizer | None:
+    """
+    Load the tokenizer saved in the folder of a text tower.
+
+    Args:
+        source: The `text` of a configuration's `tower_sources`.
+        vocab_size: Number of ids of the tower.
+
+    Returns:
+        The tokenizer, or `None` if the source is no folder or has no tokenizer.
+
+    Raises:
+        CaeAvError: The tokenizer has another number of ids.
+    """
+    folder = Path(packaged_path((source or {}).get("name") or ""))
+    if source is None or not (folder / "tokenizer.json").is_file():
+        return None
+    tokenizer = CLIPTokenizer.from_pretrained(folder)
+    if len(tokenizer) != vocab_size:
+        raise CaeAvError(f"{folder}: has a tokenizer of {len(tokenizer)} ids; its text tower has {vocab_size}")
+    return tokenizer
 
 
 # Length of CLAP's texts.

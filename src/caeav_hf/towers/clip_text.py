@@ -78,8 +78,21 @@ class ClipTextTower(TextTransformer):
         states = self.token_embedding(ids)
         learned = context.to(states.dtype).expand(len(ids), -1, -1)
         states = torch.cat([states[:, :1], learned, states[:, 1 + len(context) :]], dim=1)
-        states = self._encode(states + self.positional_embedding[: ids.shape[1]])
-        return states[torch.arange(len(ids), device=ids.device), ids.argmax(-1)] @ self.text_projection
+        return self.embed_states(states, ids.argmax(-1))
+
+    def embed_states(self, states: Tensor, ends: Tensor) -> Tensor:
+        """
+        Embed texts given as token embeddings.
+
+        Args:
+            states: (K, N, D) token embeddings, without positions.
+            ends: (K,) position of each text's end token.
+
+        Returns:
+            (K, P) embeddings, not normalised.
+        """
+        states = self._encode(states + self.positional_embedding[: states.shape[1]])
+        return states[torch.arange(len(states), device=states.device), ends] @ self.text_projection
 
     def _encode(self, states: Tensor) -> Tensor:
         # Equal to the first N rows and columns of `attn_mask`, but with a dynamic size in an exported graph.
