@@ -5,8 +5,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from caeav_hf.assets import toy_vision_tower
 from caeav_hf.cli import main
+from caeav_hf.towers.loading import load_tower
 from caeav_hf.training import toy_towers
 
 
@@ -37,3 +40,19 @@ def test_module(calls: list[tuple], monkeypatch: pytest.MonkeyPatch, capsys: pyt
     with pytest.raises(SystemExit):
         runpy.run_module(toy_towers.__name__, run_name="__main__")
     assert "did you mean --samples?" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_the_swin_of_version_1_is_saved_as_the_one_of_the_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = torch.randn(64, 3, 64, 64), torch.arange(64) % 3
+    monkeypatch.setattr(toy_towers, "frames_and_labels", lambda *_: data)
+    accuracy = toy_towers.make_swin(tmp_path, samples=64, epochs=1)
+    assert 0 <= accuracy <= 1
+    made, shipped = (load_tower("vision", folder) for folder in (tmp_path, toy_vision_tower("cae_av_swin")))
+    assert made.model_type == shipped.model_type == "cae_av_swin"
+    assert made.config == shipped.config
+    assert {name: value.shape for name, value in made.state.items()} == {
+        name: value.shape for name, value in shipped.state.items()
+    }

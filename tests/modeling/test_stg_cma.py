@@ -419,6 +419,7 @@ def test_heads_of_clip_are_those_of_the_form() -> None:
     assert CaeAvConfig.from_preset("ave", vision_config=base).vision_config.num_attention_heads == 12
 
 
+@pytest.mark.slow
 def test_a_pretrained_vit_gets_the_heads_of_the_form(tmp_path: Path) -> None:
     vit = timm.create_model("vit_base_patch16_clip_quickgelu_224", num_classes=0, depth=1, img_size=32)
     save_for_hf(vit, tmp_path, model_args={"depth": 1, "img_size": 32}, safe_serialization=True)
