@@ -269,6 +269,22 @@ def free_port() -> int:
 
 def _one_of_two_processes(rank: int, port: int, results: dict) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    _contrast_shares(rank, results)
+    _step_with_or_without_captions(rank, results)
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def of_two_processes() -> dict:
+    """Return what the functions below have stored on two processes."""
+    with multiprocessing.Manager() as manager:
+        results = manager.dict()
+        multiprocessing.spawn(_one_of_two_processes, (free_port(), results), nprocs=2)
+        return dict(results)
+
+
+def _contrast_shares(rank: int, results: dict) -> None:
     torch.manual_seed(0)
     frames, captions = torch.randn(6, 8), torch.randn(3, 8)
     parts = [(slice(0, 3), slice(0, 1), torch.tensor([0, 0, 0])), (slice(3, 6), slice(1, 3), torch.tensor([0, 1, 1]))]
@@ -282,26 +298,21 @@ def _one_of_two_processes(rank: int, port: int, results: dict) -> None:
         for tensor in inputs:
             dist.all_reduce(tensor.grad)
         results[rank, both_ways] = (loss.item(), [tensor.grad / 2 for tensor in inputs])
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_negatives_are_gathered_across_processes() -> None:
+def test_negatives_are_gathered_across_processes(of_two_processes: dict) -> None:
     """
     Two processes, three frames each: mean loss and averaged gradients are those of one process with all six, with
     frames against captions alone and both ways.
     """
-    with multiprocessing.Manager() as manager:
-        results = manager.dict()
-        multiprocessing.spawn(_one_of_two_processes, (free_port(), results), nprocs=2)
-        results = dict(results)
     for both_ways in (False, True):
         torch.manual_seed(0)
         inputs = [torch.randn(6, 8, requires_grad=True), torch.randn(3, 8, requires_grad=True)]
         loss = caption_contrastive_loss(*inputs, torch.tensor([0, 0, 0, 1, 2, 2]), torch.tensor(0.2), both_ways)
         loss.backward()
         for rank in (0, 1):
-            value, gradients = results[rank, both_ways]
+            value, gradients = of_two_processes[rank, both_ways]
             torch.testing.assert_close(value, loss.item())
             torch.testing.assert_close(gradients, [tensor.grad for tensor in inputs])
 
@@ -331,9 +342,7 @@ def test_loss_is_the_weighted_sum() -> None:
     torch.testing.assert_close(model(**batch).loss, expected)
 
 
-def _process_with_or_without_captions(rank: int, port: int, results: dict) -> None:
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    torch.set_num_threads(1)
+def _step_with_or_without_captions(rank: int, results: dict) -> None:
     model = toy_model().train()
     batch = toy_batch(model.config)
     if rank == 1:
@@ -341,16 +350,11 @@ def _process_with_or_without_captions(rank: int, port: int, results: dict) -> No
     loss = model(**batch).loss
     loss.backward()
     results[rank] = float(loss)
-    dist.destroy_process_group()
 
 
 @pytest.mark.slow
-def test_a_process_without_captions_does_not_hold_up_the_others() -> None:
-    with multiprocessing.Manager() as manager:
-        results = manager.dict()
-        multiprocessing.spawn(_process_with_or_without_captions, (free_port(), results), nprocs=2)
-        assert all(math.isfinite(loss) for loss in results.values())
-        assert len(results) == 2
+def test_a_process_without_captions_does_not_hold_up_the_others(of_two_processes: dict) -> None:
+    assert all(math.isfinite(of_two_processes[rank]) for rank in (0, 1))
 
 
 @pytest.mark.parametrize("task", ["ave", "avs_ms3"])

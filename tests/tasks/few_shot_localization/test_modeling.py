@@ -206,10 +206,10 @@ def test_towers_without_a_common_space_are_an_error() -> None:
 @torch.no_grad()
 def test_a_graph_scores_the_models_own_classes() -> None:
     model = make()
-    program = export_program(model)
+    graph = export_program(model).module()
     for size in ((3, 2), (1, 1)):
         inputs = example_inputs(model, *size, seed=1)
-        found, expected = program.module()(**inputs), model(**inputs)
+        found, expected = graph(**inputs), model(**inputs)
         mask = inputs["frame_mask"]
         assert_close(found["logits"][mask], expected.logits[mask], 1e-4)
     with pytest.raises(CaeAvError, match="name_classes"):
