@@ -42,7 +42,7 @@ from tests.training.tiny_training import TinyData, TinyProcessor, tiny_model, ti
 
 # Task and method of each training, by the name of its folder.
 JOBS: dict[str, tuple[str, str | None]] = {
-    **{task: (task, None) for task in ("ave", "avvp", "avs_s4", "avs_ms3", "avqa")},
+    **{task: (task, None) for task in ("ave", "avvp", "avs_ms3", "avqa")},
     **{f"ave_{method}": ("ave", method) for method in METHODS},
     "avqa_dg_sct": ("avqa", "dg_sct"),
     "avs_ms3_dg_sct": ("avs_ms3", "dg_sct"),
