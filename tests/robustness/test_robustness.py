@@ -282,6 +282,15 @@ def test_seeds_of_a_method_and_questions(tmp_path: Path) -> None:
     assert both["model_scores"][1]["all_clean_scores"]["accuracy"] == pytest.approx(expected["accuracy"])
 
 
+def test_families_are_kinds() -> None:
+    options = ScoringOptions(kinds=("correlated", "mute"), levels=(5, 2))
+    families = {KINDS[kind].family for kind in options.chosen_kinds if kind != "mute"}
+    assert families == {"correlated"}
+    assert len(options.chosen_kinds) == 1 + sum(kind.family == "correlated" for kind in KINDS.values())
+    assert options.conditions()[:3] == [("clean", 0), ("mute", 2), ("mute", 5)]
+    assert ScoringOptions().chosen_kinds == tuple(KINDS)
+
+
 def test_bad_arguments(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert methods_of(["runs/a/checkpoints/best", "B=runs/b"], ["C=x,y"]) == {
         "a": ["runs/a/checkpoints/best"],

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.misalign.kinds import KINDS, LEVELS
+from ..data.misalign.kinds import CORRELATED, KINDS, LEVELS, MISALIGNMENT
 from ..errors import CaeAvError
 
 
@@ -35,7 +35,10 @@ def add_command(commands: Any) -> None:
     robustness.add_argument("--data", required=True, metavar="DATA", help="folder written by a builder, or Hub id")
     robustness.add_argument("--split", default="test", help="split to score (default: %(default)s)")
     robustness.add_argument(
-        "--kinds", nargs="+", metavar="KIND", help=f"kinds of misalignment (default: all): {', '.join(KINDS)}"
+        "--kinds",
+        nargs="+",
+        metavar="KIND",
+        help=f"{', '.join(KINDS)}; or a family of these, {MISALIGNMENT} or {CORRELATED} (default: all)",
     )
     robustness.add_argument(
         "--levels", nargs="+", type=int, choices=LEVELS, metavar="N", help="levels from 1 to 5 (default: all)"

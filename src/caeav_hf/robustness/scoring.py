@@ -50,7 +50,7 @@ class ScoringOptions:
 
     Args:
         split: Split of the data set.
-        kinds: Kinds of misalignment, by default all.
+        kinds: Kinds of misalignment, or their families, `misalignment` and `correlated`; by default all.
         levels: Levels of each, by default all.
         seed: Seed of the misalignment.
         batch_size: Clips per batch.
@@ -80,15 +80,18 @@ class ScoringOptions:
                 raise CaeAvError(f"`{name}` must be at least 1, got {getattr(self, name)}")
         if self.mixed_precision not in PRECISIONS:
             raise CaeAvError(f"`mixed_precision` must be one of {', '.join(PRECISIONS)}, got {self.mixed_precision!r}")
-        if unknown := [kind for kind in self.kinds or () if kind not in KINDS]:
-            raise CaeAvError(f"`kinds` must be some of {', '.join(KINDS)}, got {unknown[0]!r}")
+        known = [*dict.fromkeys(kind.family for kind in KINDS.values()), *KINDS]
+        if unknown := [kind for kind in self.kinds or () if kind not in known]:
+            raise CaeAvError(f"`kinds` must be some of {', '.join(known)}, got {unknown[0]!r}")
         if unknown_levels := [level for level in self.levels or () if level not in LEVELS]:
             raise CaeAvError(f"`levels` must be some of {', '.join(map(str, LEVELS))}, got {unknown_levels[0]}")
 
     @property
     def chosen_kinds(self) -> tuple[str, ...]:
         """The kinds in the order of `KINDS`."""
-        return tuple(kind for kind in KINDS if self.kinds is None or kind in self.kinds)
+        return tuple(
+            name for name, kind in KINDS.items() if self.kinds is None or {name, kind.family} & set(self.kinds)
+        )
 
     @property
     def chosen_levels(self) -> tuple[int, ...]:
