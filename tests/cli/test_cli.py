@@ -287,6 +287,7 @@ def test_answers_are_written_and_drawn(tmp_path, capsys, broken):
     assert len(json.loads(capsys.readouterr().out)[0]["questions"]) == 1
 
 
+@pytest.mark.slow
 def test_options_of_other_models(tmp_path, capsys):
     clip = toy_clips(1)[0]
     cases = [

@@ -295,6 +295,7 @@ def test_whole_models_compute_what_the_equations_do(own: CaeAvPreTrainedModel, u
         assert_equal(getattr(output, name), value, tolerance=1e-5)
 
 
+@pytest.mark.slow
 def test_every_key_is_explained(own: CaeAvPreTrainedModel) -> None:
     task = own.config.task
     state = dg_sct_state(own)

@@ -82,6 +82,7 @@ def test_png_keeps_every_bit(size):
     assert np.array_equal(np.stack([read_frame({"bytes": file, "path": None}) for file in files]), images)
 
 
+@pytest.mark.slow
 def test_jpeg_is_close_and_its_sound_exact(parquet, processor, tmp_path):
     prepare_clips(parquet, processor, tmp_path / "out")
     originals = CaeAvDataset(parquet, processor, split="test")

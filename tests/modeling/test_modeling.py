@@ -288,8 +288,9 @@ class TestSaving:
         assert all(name.startswith("head.") for name in report["missing_keys"])
         assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
-    @pytest.mark.parametrize("method", slow_after(1, [None, *METHODS]))
-    @pytest.mark.parametrize("device_map", slow_after(1, ["auto", "cpu"]))
+    @pytest.mark.slow
+    @pytest.mark.parametrize("method", [None, *METHODS])
+    @pytest.mark.parametrize("device_map", ["auto", "cpu"])
     def test_device_map_and_dtype(self, tmp_path: Path, device_map: str, method: str | None) -> None:
         model = toy_model(method=method)
         model.save_pretrained(tmp_path)

@@ -354,7 +354,8 @@ class Pipe(io.RawIOBase):
         return self.content.readinto(buffer)
 
 
-@pytest.mark.parametrize("segment", slow_after(1, [None, *METHODS]), indirect=True)
+@pytest.mark.slow
+@pytest.mark.parametrize("segment", [None, *METHODS], indirect=True)
 def test_a_longer_clip_is_processed_in_windows(segment, tmp_path):
     path = write_clip(tmp_path / "long.mp4", seconds=12.0, fps=4, size=(32, 48))
     result = segment(str(path))

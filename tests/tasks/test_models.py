@@ -65,12 +65,12 @@ FEW_PLACES = {"visual_3d_size": 6, "num_frames": 3}
     ("task", "formulation", "options"),
     [
         ("ave", "official", {}),
-        ("avs_ms3", "paper", {}),
         ("avvp", "official", FEW_PLACES),
-        ("avqa", "paper", {}),
         *(
             pytest.param(*variant, marks=pytest.mark.slow)
             for variant in (
+                ("avs_ms3", "paper", {}),
+                ("avqa", "paper", {}),
                 ("ave", "paper", {}),
                 ("ave", "paper", {"event_head": "mlp"}),
                 ("ave", "official", {"event_head": "mlp"}),

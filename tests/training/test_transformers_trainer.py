@@ -56,14 +56,15 @@ def trainer(task: str, folder, max_steps: int = 2) -> Trainer:
     return Trainer(model, arguments, CountedCaptions(), train_dataset=clips[0], eval_dataset=clips[1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("task", "shapes"),
     [
         ("ave", [(8, 3), (8, 28)]),
-        pytest.param("ave by stg_cma", [(8, 3), (8, 28), (8, 3, 29)], marks=pytest.mark.slow),
-        pytest.param("avvp", [(8, 25), (8, 25), (8, 25), (8, 3, 25), (8, 3, 25)], marks=pytest.mark.slow),
-        pytest.param("avs_ms3", [(8, 3, 1, 64, 64)], marks=pytest.mark.slow),
-        pytest.param("avqa", [(8, 42)], marks=pytest.mark.slow),
+        ("ave by stg_cma", [(8, 3), (8, 28), (8, 3, 29)]),
+        ("avvp", [(8, 25), (8, 25), (8, 25), (8, 3, 25), (8, 3, 25)]),
+        ("avs_ms3", [(8, 3, 1, 64, 64)]),
+        ("avqa", [(8, 42)]),
     ],
 )
 def test_trains_evaluates_saves_and_resumes(task, shapes, tmp_path):

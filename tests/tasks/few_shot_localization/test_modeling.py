@@ -134,6 +134,7 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     assert all(torch.equal(ids, prompts[name]) for name, ids in processor.class_prompts(NAMES).items())
 
 
+@pytest.mark.slow
 def test_adapters_alone_find_their_towers(tmp_path: Path) -> None:
     torch.manual_seed(0)
     towers = aligned_toy_towers()

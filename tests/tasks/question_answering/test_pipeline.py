@@ -134,6 +134,7 @@ def test_questions_as_arguments(answer, expected):
     assert_same(lists[0], with_captions)
 
 
+@pytest.mark.slow
 def test_segments_lie_all_over_a_long_clip(answer, tmp_path):
     path = write_clip(tmp_path / "long.mp4", seconds=30.0, fps=4, size=(32, 48))
     result = answer({"video": str(path), "question": QUESTIONS[0]})
