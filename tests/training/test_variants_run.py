@@ -51,17 +51,28 @@ def test_a_row_trains_by_a_flag(row: str, cache: Path, tmp_path: Path) -> None:
     assert ("train/agreement" in record) == bool(config.agreement_loss_weight)
 
 
-def test_stg_cma_trains_along_a_cosine_and_answers_in_a_pipeline(cache: Path, tmp_path: Path) -> None:
+def test_stg_cma_trains_along_a_cosine_and_answers_in_a_pipeline(
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     flags = {"--task": "ave", "--method": "stg_cma", "--size": "toy", "--data": toy_data(), "--cache-dir": cache}
     flags |= {"--output-dir": tmp_path / "run", "--batch-size": 2, "--accumulation-steps": 1, "--epochs": 3}
-    flags |= {"--max-steps": 2, "--min-learning-rate": 1e-5, "--lr-warmup-epochs": 1, "--learning-rate": 1e-3}
+    flags |= {"--min-learning-rate": 1e-5, "--lr-warmup-epochs": 1, "--learning-rate": 1e-3}
+    # The augmentation of the full-size recipe, and the mean of the last epochs.
+    flags |= {"--rand-augment": "rand-m7-n4", "--crop-area": 0.08, "--erasing": 0.25, "--sound-mixing": 0.5}
+    flags |= {"--average-from-epoch": 1, "--shots": 1, "--epochs": 2}
     assert main([str(part) for pair in flags.items() for part in pair]) == 0
-    record = json.loads((tmp_path / "run" / "history.jsonl").read_text())
-    assert record["step"] == 2
+    record = json.loads((tmp_path / "run" / "history.jsonl").read_text().splitlines()[-1])
+    assert record["epoch"] == 2
+    average = tmp_path / "run" / "checkpoints" / "average"
+    assert f"mean of 2 epochs: {average}" in capsys.readouterr().out
+    out = tmp_path / "scores.json"
+    assert main(["--evaluate", str(average), "--split", "test", "--out", str(out)]) == 0
+    assert 0 <= json.loads(out.read_text())["accuracy"] <= 1
     assert math.isfinite(record["train/loss"])
     best = tmp_path / "run" / "checkpoints" / "best"
     config = CaeAvForEventLocalization.from_pretrained(best).config
     assert (config.interaction, config.shared_tower) == ("stg_cma", True)
+    assert config.vision_config.model_type == "cae_av_swin"
     register()
     result = pipeline("audio-visual-event-localization", model=str(best), device="cpu")(toy_clips(1)[0])
     assert len(result["segments"]) == 10

@@ -66,6 +66,8 @@ def _run(options: argparse.Namespace) -> int:
     result = train(recipe, resume=options.resume)
     if result.is_main_process:
         print(f"best checkpoint: {result.best_checkpoint}")
+        if result.state.averaged_epochs:
+            print(f"mean of {result.state.averaged_epochs} epochs: {result.folder / 'checkpoints' / 'average'}")
         if options.push_to_hub is not None:
             _push(options, result.folder)
     return 0
