@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from caeav_hf.data.images import read_mask
-from caeav_hf.data.misalign import KINDS, LEVELS, misalign
+from caeav_hf.data.misalign import misalign
 from caeav_hf.data.shards import load_rows
 from caeav_hf.toy import CLASSES
 from caeav_hf.toy.render import render_scene_frame
@@ -65,7 +65,7 @@ class ChangedScene:
         return own | foreign
 
 
-@pytest.fixture(params=slow_after(1, [(3,), tuple(set(LEVELS) - {3})]), ids=str)
+@pytest.fixture(params=slow_after(1, [(3,), (2, 5)]), ids=str)
 def levels(request) -> tuple[int, ...]:
     return request.param
 
@@ -171,7 +171,7 @@ def test_noise_and_captions_keep_labels(task, parquet, llp_parquet, avs_parquet)
     folders = {"ave": parquet, "avvp": llp_parquet, "avs_s4": avs_parquet["s4"], "avs_ms3": avs_parquet["ms3"]}
     rows = load_rows(folders.get(task) or toy_files.question_data(), "test")
     plain = [name for name in rows.column_names if not name.endswith("_caption") and name != "media"]
-    for kind in set(KINDS) - set(MOVING) - {"interference"}:
+    for kind in ("audio_noise", "occlusion", "caption_contradictory", "snow"):
         changed = misalign(rows, kind, 5)
         assert changed.select_columns(plain).to_list() == rows.select_columns(plain).to_list()
         assert not any(any(record["affected_segments"]) for record in changed["misalignment"])
