@@ -15,8 +15,8 @@ _COLUMNS = 4
 # Markers and line styles tell methods apart in print without colours, too.
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 _STYLES = ("-", "--", "-.", ":")
-# Distance in levels between the points of two methods at the same level.
-_STEP = 0.07
+# Width in levels over which the points of all methods at the same level are spread, and their largest distance.
+_SPREAD, _LARGEST_STEP = 0.4, 0.07
 
 
 def plot_robustness(results: Mapping[str, Any], path: str | Path | None = None) -> Figure:
@@ -58,6 +58,9 @@ def plot_robustness(results: Mapping[str, Any], path: str | Path | None = None) 
         axis.set_visible(False)
     for axis in grid[:, 0]:
         axis.set_ylabel(f"{results['metric'].replace('_', ' ')} (%)", fontsize=11)
+    # Intervals over few seeds may leave the scale; the axes are shared.
+    low, high = panels[0].get_ylim()
+    panels[0].set_ylim(max(low, -3), min(high, 103))
     handles, labels = panels[0].get_legend_handles_labels()
     figure.tight_layout(rect=(0, below / height, 1, 1))
     place = (0.5, 0.2 / height)
@@ -73,7 +76,7 @@ def _draw_curve(
     axis: Axes, levels: Mapping[int, Mapping[str, Any]], number: int, count: int, factor: float, label: str
 ) -> None:
     """Draw one method, a little beside the others so that the bars of all can be seen."""
-    offset = _STEP * (number - (count - 1) / 2)
+    offset = min(_LARGEST_STEP, _SPREAD / count) * (number - (count - 1) / 2)
     known = {level: value for level, value in levels.items() if value["value"] is not None}
     scores = [factor * value["value"] for value in known.values()]
     bars = [
@@ -89,7 +92,8 @@ def _draw_curve(
         bars,
         color=SERIES[number % len(SERIES)],
         marker=_MARKERS[number % len(_MARKERS)],
-        linestyle=_STYLES[(number // len(SERIES) + number) % len(_STYLES)],
+        # Two methods of one colour have different styles.
+        linestyle=_STYLES[(number + 2 * (number // len(SERIES))) % len(_STYLES)],
         markersize=4,
         linewidth=1.4,
         elinewidth=0.9,
