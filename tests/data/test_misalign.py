@@ -13,7 +13,7 @@ import torch
 
 from caeav_hf.cli import main as caeav
 from caeav_hf.configuration_cae_av import CaeAvConfig
-from caeav_hf.data import CaeAvDataset, prepare_clips
+from caeav_hf.data import CaeAvDataset, prepare_clips, shards
 from caeav_hf.data.misalign import KINDS, LEVELS, misalign, write_misaligned
 from caeav_hf.data.misalign.kinds import CORRELATED
 from caeav_hf.data.shards import load_rows
@@ -388,3 +388,19 @@ def test_the_document_lists_every_kind_with_its_levels():
         for name in re.findall(r"`(\w+)`", names):
             listed[name] = tuple(float(value) for value in re.findall(r"-?[\d.]+", levels)[:5])
     assert listed == {kind.name: kind.levels for kind in KINDS.values()}
+
+
+@pytest.mark.slow
+def test_a_data_set_of_the_hub_is_the_source(rows, processor, embedded, tmp_path, monkeypatch):
+    asked = []
+
+    def download(name, repo_type, revision):
+        asked.append((name, repo_type, revision))
+        return str(embedded)
+
+    monkeypatch.setattr(shards, "snapshot_download", download)
+    (folder,) = write("somebody/ave@v1", tmp_path, ["off_screen"], [1], splits=["train"])
+    stored = CaeAvDataset(folder, processor, split="train")
+    assert stored.rows[3]["misalignment"]["source"] == {"data": "somebody/ave@v1", "split": "train", "row": 3}
+    assert_same_clip(stored[3], CaeAvDataset(misalign(rows, "off_screen", 1), processor)[3])
+    assert set(asked) == {("somebody/ave", "dataset", "v1")}

@@ -24,6 +24,8 @@ _SHOTS = 50.0
 # Takes of each ambient sound, and their length in seconds.
 _TAKES = 6
 _TAKE_SECONDS = 10
+# Highest peak of a take, in parts of its root mean square, beyond which it is rounded off.
+_CREST = 5.0
 # Mean square of a silent clip for which a noise is scaled: -40 dB of full scale.
 _SILENCE = 1e-4
 
@@ -119,7 +121,10 @@ def _ambience(kind: str, rng: np.random.Generator, samples: int, rate: int) -> n
 @lru_cache(maxsize=2 * _TAKES)
 def _take(kind: str, number: int, rate: int) -> np.ndarray:
     rng = np.random.default_rng([number, *kind.encode()])
-    return _AMBIENT[kind](rng, _TAKE_SECONDS * rate, rate).astype(np.float32)
+    sound = _AMBIENT[kind](rng, _TAKE_SECONDS * rate, rate)
+    # Round off peaks, as recordings do, so that a single crack does not decide how loud the rest may be.
+    sound = sound / (_CREST * np.sqrt(np.mean(np.square(sound))))
+    return np.tanh(sound).astype(np.float32)
 
 
 # Synthesized ambient sounds: (generator, samples, sampling rate) -> sound of any scale.
