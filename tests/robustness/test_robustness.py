@@ -7,7 +7,9 @@ import multiprocessing
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -160,10 +162,11 @@ def test_a_stopped_run_continues(measured: Path, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(Record, "save", save_one)
     arguments = ({"CAE-AV": [toy_model()]}, toy_data(), tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        measure_robustness(*arguments, options=OPTIONS)
+        # The cache tells the clips of each condition apart.
+        measure_robustness(*arguments, options=replace(OPTIONS, cache_dir=tmp_path.with_name("cache")))
     written = {path: path.stat().st_mtime_ns for path in saved}
     saved.clear()
-    measure_robustness(*arguments, options=OPTIONS, resamples=10)
+    measure_robustness(*arguments, options=replace(OPTIONS, cache_dir=tmp_path.with_name("cache")), resamples=10)
     assert [path.name for path in saved] == ["mute-5.safetensors"]
     assert {path: path.stat().st_mtime_ns for path in written} == written
     # The same as of a run that was not stopped, in which another model was scored besides.
@@ -269,7 +272,7 @@ def test_seeds_of_a_method_and_questions(tmp_path: Path) -> None:
             model.head.classifier.weight.mul_(20)
         model.save_pretrained(folder)
         CaeAvProcessor.from_config(config).save_pretrained(folder)
-    options = ScoringOptions(kinds=("delay",), levels=(5,), device="cpu", show_progress=False)
+    options = ScoringOptions(kinds=("delay",), levels=(5,), device="cpu", models_at_a_time=1, show_progress=False)
     found = measure_robustness({"both": models}, question_data(), tmp_path / "out", options=options, resamples=10)
     both = found["methods"]["both"]
     assert both["interval"] == "seeds (Student's t)"
@@ -280,6 +283,23 @@ def test_seeds_of_a_method_and_questions(tmp_path: Path) -> None:
     assert found["clips"] == 2
     expected = score(models[1], Recipe(task="avqa", size="toy", data=str(question_data()), eval_batch_size=8), "test")
     assert both["model_scores"][1]["all_clean_scores"]["accuracy"] == pytest.approx(expected["accuracy"])
+
+
+def test_affected_segments_of_decoded_ones() -> None:
+    """A model may read fewer segments than the rows describe, and clips may be shorter."""
+
+    def affected(sampling: str, masks: list[list[bool]]) -> list[list[int]]:
+        segments = [False, False, True, True, True, False]
+        clips = SimpleNamespace(
+            rows=SimpleNamespace(column_names=["misalignment"]),
+            column=lambda name: [{"affected_segments": segments}] * 2,
+            processor=SimpleNamespace(frame_sampling=sampling),
+        )
+        return scoring._affected(clips, [np.array(mask) for mask in masks], [0, 1]).tolist()
+
+    assert affected("consecutive", [[True] * 4, [True, True, True, False]]) == [[0, 0, 1, 1], [0, 0, 1, -1]]
+    assert affected("consecutive", [[True] * 8] * 2)[0] == [0, 0, 1, 1, 1, 0, 0, 0]
+    assert affected("spread", [[True] * 3, [True] * 3])[0] == [0, 1, 0]
 
 
 def test_families_are_kinds() -> None:

@@ -20,13 +20,16 @@ from tqdm import tqdm
 from transformers.utils import logging
 
 from ..configuration_cae_av import CaeAvConfig
+from ..constants import MISALIGNMENT
 from ..data import CaeAvCollator, CaeAvDataset
 from ..data.misalign import KINDS, LEVELS, misalign
+from ..data.misalign.apply import segment_places
 from ..data.schema import clip_features
 from ..data.shards import find_shards, load_rows, local_folder
 from ..devices import default_device
 from ..errors import CaeAvError, DataError
 from ..hub import check_model, short_name
+from ..media.segments import is_spread
 from ..task import Task, get_task
 from ..training.batches import clip_loader
 from ..training.build import build_processor, check_classes, load_trained_model
@@ -325,12 +328,11 @@ def _records(
 def _affected(clips: CaeAvDataset, masks: Sequence[np.ndarray], indices: Sequence[int]) -> np.ndarray:
     """Return which segments of the items are misaligned (1) or not (0), and which are not there (-1)."""
     affected = _padded([np.where(mask, 0, -1) for mask in masks], -1, np.int8)
-    if "misalignment" in clips.rows.column_names:
-        described = clips.column("misalignment")
-        for place, index in enumerate(indices):
-            segments = np.asarray(described[index]["affected_segments"], bool)[: affected.shape[1]]
-            row = affected[place, : len(segments)]
-            row[segments & (row == 0)] = 1
+    if MISALIGNMENT in clips.rows.column_names:
+        described, spread = clips.column(MISALIGNMENT), is_spread(clips.processor.frame_sampling)
+        for row, mask, index in zip(affected, masks, indices, strict=True):
+            segments = np.asarray([*described[index]["affected_segments"], False])
+            row[: mask.sum()] = segments[segment_places(len(segments) - 1, mask.sum(), spread)]
     return affected
 
 

@@ -109,7 +109,7 @@ class _Clip:
         self.count = len(record["affected_segments"])
         self.is_spread = is_spread(processor.frame_sampling)
         # Which of the record's segments each decoded one is.
-        self.places = _places(self.count, num_frames, self.is_spread)
+        self.places = segment_places(self.count, num_frames, self.is_spread)
         self.strength = kind.strength(record["level"])
         self.rng = generator(record["seed"], kind.name, record["level"], record["clip"], "clip")
 
@@ -157,7 +157,7 @@ class _Clip:
         return foreign
 
 
-def _places(count: int, decoded: int, is_spread: bool) -> np.ndarray:
+def segment_places(count: int, decoded: int, is_spread: bool) -> np.ndarray:
     """
     Return which of `count` segments each of `decoded` ones is, (decoded,) int, or -1 for none. They are the first
     ones, or, if segments are spread over the clip, those around the same times.
