@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import datasets
@@ -14,13 +15,14 @@ import torch
 from caeav_hf.cli import main as caeav
 from caeav_hf.configuration_cae_av import CaeAvConfig
 from caeav_hf.data import CaeAvDataset, prepare_clips, shards
-from caeav_hf.data.misalign import KINDS, LEVELS, misalign, write_misaligned
+from caeav_hf.data.misalign import KINDS, LEVELS, misalign, plan, write_misaligned
 from caeav_hf.data.misalign.kinds import CORRELATED
 from caeav_hf.data.shards import load_rows
 from caeav_hf.data.streaming import StreamedClips
 from caeav_hf.errors import DataError
 from caeav_hf.media.sound import load_audio
 from caeav_hf.processing import CaeAvProcessor
+from caeav_hf.task import get_task
 from tests.corpora import build
 from tests.lanes import slow_after
 from tests.same import assert_same_clip
@@ -198,7 +200,7 @@ def test_a_broken_foreign_sound_replaces_the_clip(rows, processor, tmp_path):
         clips._make_item.form.load(broken[0])
 
 
-def test_what_cannot_be_misaligned_is_named(rows, avs_parquet):
+def test_what_cannot_be_misaligned_is_named(rows, avs_parquet, monkeypatch):
     with pytest.raises(DataError, match=r"`kind` must be one of .*delay.*, got 'deley'"):
         misalign(rows, "deley", 1)
     for level in (-1, 6, 1.5):
@@ -215,6 +217,11 @@ def test_what_cannot_be_misaligned_is_named(rows, avs_parquet):
             misalign(rows.remove_columns(list(CAPTIONS)), kind, 1)
     with pytest.raises(DataError, match="at least two classes"):
         misalign(rows.select([0]), "off_screen", 1)
+    with pytest.raises(DataError, match="is empty"):
+        misalign(rows.select([]), "delay", 1)
+    monkeypatch.setattr(plan, "task_of_rows", lambda *_: replace(get_task("ave"), misalignment=None))
+    with pytest.raises(DataError, match="task ave does not say how its labels follow"):
+        misalign(rows, "delay", 1)
 
 
 @pytest.mark.slow

@@ -89,16 +89,16 @@ def apply_change(
         processor: A [`CaeAvProcessor`], for its segments and sampling rate.
 
     Returns:
-        Frames and waveform, of the same shapes and types; those given are not written to.
+        Frames (n, h, w, 3) uint8, which corruptions of detail reduce to a shorter side of 224 pixels, and waveform of
+        the same length, float32. Those given are not written to.
 
     Raises:
         MediaError: The foreign sound cannot be decoded.
     """
     kind = _kind(record)
-    apply = _APPLIED.get(kind.name)
-    return (
-        (frames, waveform) if apply is None else apply(_Clip(record, kind, processor, len(frames)), frames, waveform)
-    )
+    if kind.name not in _APPLIED:
+        return frames, waveform
+    return _APPLIED[kind.name](_Clip(record, kind, processor, len(frames)), frames, waveform)
 
 
 class _Clip:

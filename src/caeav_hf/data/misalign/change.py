@@ -25,7 +25,6 @@ class Change:
 
     Args:
         kind: Name of the kind.
-        modalities: What the kind changes.
         picture: (T,) segment whose picture is shown.
         sound: (T,) segments whose sound is heard, each with the share of the segment that it fills. The shares add up
             to less than 1 where silence or a foreign sound takes their place.
@@ -35,7 +34,6 @@ class Change:
     """
 
     kind: str
-    modalities: tuple[str, ...]
     picture: tuple[int, ...]
     sound: tuple[Mapping[int, float], ...]
     foreign: tuple[bool, ...] = ()

@@ -66,7 +66,7 @@ _CROWD = (0.1, 0.2, 0.3, 0.4, 0.5)  # side of the crowd, in sides of the picture
 _DRAWS = 4096
 
 
-def corrupt(kind: str, rng: np.random.Generator, frames: np.ndarray, severity: int) -> np.ndarray:
+def corrupt(kind: str, rng: np.random.Generator, frames: np.ndarray, level: int) -> np.ndarray:
     """
     Corrupt frames by one of AVRobustBench's kinds, except interference, which is [`rotate`].
 
@@ -74,12 +74,12 @@ def corrupt(kind: str, rng: np.random.Generator, frames: np.ndarray, severity: i
         kind: Name of the kind.
         rng: Source of what is drawn.
         frames: (n, H, W, 3) uint8.
-        severity: From 1 to 5.
+        level: Severity, from 1 to 5.
 
     Returns:
         (n, h, w, 3) uint8, where the shorter of h and w is at most `REFERENCE`.
     """
-    return _CORRUPTIONS[kind](rng, reduced(frames), severity - 1)
+    return _CORRUPTIONS[kind](rng, reduced(frames), level - 1)
 
 
 def rotate(frames: np.ndarray, degrees: Sequence[float]) -> np.ndarray:

@@ -95,10 +95,10 @@ def misalign(
         raise DataError(f"`kind` must be one of {', '.join(KINDS)}, got {kind!r}")
     if level not in (0, *LEVELS):
         raise DataError(f"`level` must be a whole number from 0 to {LEVELS[-1]}, got {level!r}")
-    for column, what in ((PREPARED, "prepared; misalign the data set that they were prepared from"),
-                         (MISALIGNMENT, "misaligned already; start from the original ones")):  # fmt: skip
-        if column in rows.column_names:
-            raise DataError(f"`rows` are {what}")
+    if PREPARED in rows.column_names:
+        raise DataError("`rows` are prepared; misalign the data set that they were prepared from")
+    if MISALIGNMENT in rows.column_names:
+        raise DataError("`rows` are misaligned already; start from the original ones")
     if not len(rows):
         raise DataError("`rows` is empty; expected at least one row")
     correction = correction_of(task, rows.features)
@@ -173,7 +173,6 @@ class _Plan:
         silent = self.silent or [False] * count
         return Change(
             kind=kind.name,
-            modalities=kind.modalities,
             picture=tuple(self.picture or range(count)),
             sound=tuple({} if silent[t] else _shares(t, self.delay, count) for t in range(count)),
             foreign=tuple(self.foreign or [False] * count),
@@ -270,7 +269,7 @@ class _Planner:
 
     @cached_property
     def chosen(self) -> set[str]:
-        """The clips that a kind changes which changes only a share of them."""
+        """Names of the clips whose captions are changed, the kind's share of those that have any."""
         names = [clip.name for clip in self.clips if _has_captions(clip)]
         draws = {name: generator(self.seed, self.kind.name, self.level, name, "choice").random() for name in names}
         return set(sorted(names, key=draws.__getitem__)[: round(self.strength * len(names))])
