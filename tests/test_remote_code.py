@@ -11,7 +11,7 @@ from transformers import AutoModel, pipeline
 
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization, CaeAvModel, CaeAvProcessor
 from caeav_hf.assets import toy_towers
-from caeav_hf.task import get_task, tasks
+from caeav_hf.task import tasks
 
 
 STUB = "caeav_hf_stub.py"
@@ -108,14 +108,18 @@ def test_the_stub_has_the_classes_that_a_checkpoint_names(folder, tmp_path):
     exec((folder / STUB).read_text(), stub)
     processor = json.loads((folder / "processor_config.json").read_text())
     assert processor["auto_map"]["AutoProcessor"] == "caeav_hf_stub.CaeAvProcessor"
-    for task in tasks():
-        CaeAvConfig.from_preset(task, size="toy").save_pretrained(tmp_path)
+    for name, task in tasks().items():
+        config_class = task.config_class
+        config_class.from_preset(name, size="toy").save_pretrained(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
-        assert config["auto_map"]["AutoModel"] == "caeav_hf_stub.CaeAvModel"
-        ((name, found),) = config["custom_pipelines"].items()
-        assert name == get_task(task).pipeline_name
-        assert found["pt"] == [get_task(task).model_name]
-        for reference in (*config["auto_map"].values(), found["impl"], *(f"caeav_hf_stub.{n}" for n in found["pt"])):
+        model_class = config_class.__name__.replace("Config", "Model")
+        assert config["auto_map"]["AutoModel"] == f"caeav_hf_stub.{model_class}"
+        assert list(config["custom_pipelines"]) == ([] if task.pipeline_name is None else [task.pipeline_name])
+        references = [*config["auto_map"].values(), f"caeav_hf_stub.{task.model_name}"]
+        for found in config["custom_pipelines"].values():
+            assert found["pt"] == [task.model_name]
+            references.append(found["impl"])
+        for reference in references:
             module, _, class_name = reference.partition(".")
             assert module == "caeav_hf_stub"
             assert stub[class_name].__name__ == class_name

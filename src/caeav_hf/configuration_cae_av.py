@@ -1214,6 +1214,9 @@ class CaeAvConfig(PreTrainedConfig):
             ValueError: `task`, `size` or `method` is none of the above, or a value is rejected by the validation.
         """
         record = get_task(task)
+        if not issubclass(cls, record.config_class):
+            own = record.config_class.__name__
+            raise ValueError(f"models of the task {task!r} have a {own}, not a {cls.__name__}")
         preset = record.preset
         if size not in ("full", "toy"):
             raise ValueError(f"`size` must be 'full' or 'toy', got {size!r}")

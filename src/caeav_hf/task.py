@@ -81,6 +81,7 @@ class Task:
         name: Name in configurations and recipes.
         model: The model class, a [`~modeling.pretrained.TowerPreTrainedModel`] with a head, such as a
             [`CaeAvPreTrainedModel`].
+        config: The class of the model's configuration.
         rows: The [`~data.rows.RowForm`] that builds the targets of a row.
         metric: Function of the model's output and its inputs, which include `targets` and `row_columns`. Returns one
             small object on the CPU per clip of the batch; these can be added, and `scores()` of their sum returns
@@ -94,7 +95,7 @@ class Task:
         class_column: Column whose feature names the classes of the model; `None` for a task without classes.
         metric_reads_processor: Whether `metric` takes the processor as its third argument, for example to decode ids.
         row_columns: Columns passed to the metric among the inputs, as lists with one value per clip.
-        preset: Fields of [`CaeAvConfig`] that differ from their defaults. With `interaction`, it includes the preset
+        preset: Fields of the configuration that differ from their defaults. With `interaction`, it includes the preset
             of this method for the task, unless another method is requested.
         toy_preset: Fields in which a preset of size `"toy"` differs from that of other tasks.
         question_words: Default vocabulary of the questions that a head reads as `question_ids`; `None` for a task
@@ -136,6 +137,7 @@ class Task:
     prediction: Any = "caeav_hf.cli.outputs:JsonOutput"
     card: Card = Card()
     official: Mapping[str, bool] = field(default_factory=dict)
+    config: Any = "caeav_hf.configuration_cae_av:CaeAvConfig"
     misalignment: Any = None
 
     def __post_init__(self) -> None:
@@ -151,6 +153,11 @@ class Task:
     def model_name(self) -> str:
         """The name of the model class, without importing it."""
         return _name_of(self.model)
+
+    @property
+    def config_class(self) -> Any:
+        """The class of the model's configuration."""
+        return _load(self.config)
 
     @property
     def row_form(self) -> Any:

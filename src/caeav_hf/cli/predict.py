@@ -189,13 +189,13 @@ def _task_of(model: str) -> Task:
         CaeAvError: There is no such model, or no pipeline for its task.
     """
     from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
 
-    from ..configuration_cae_av import CaeAvConfig
     from ..hub import check_model
 
     check_model(model)
     try:
-        task = get_task(CaeAvConfig.from_pretrained(model).task)
+        task = get_task(AutoConfig.from_pretrained(model).task)
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise CaeAvError(f"{model}: cannot be loaded as a model: {str(error).strip().splitlines()[-1]}") from error
     if task.pipeline_name is None:

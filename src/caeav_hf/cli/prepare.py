@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CaeAvError
-from ..task import tasks
+from ..task import get_task, tasks
 
 
 def add_command(commands: Any) -> None:
@@ -81,8 +81,8 @@ def _prepare(options: argparse.Namespace) -> int:
 def _processor_of(options: argparse.Namespace) -> tuple[str, Any]:
     """Return the task and the processor of the model that the options name."""
     from huggingface_hub.errors import StrictDataclassError
+    from transformers import AutoConfig
 
-    from ..configuration_cae_av import CaeAvConfig
     from ..hub import check_model
     from ..processing import CaeAvProcessor
 
@@ -90,11 +90,14 @@ def _processor_of(options: argparse.Namespace) -> tuple[str, Any]:
         from ..training.recipe import find_recipe, load_recipe
 
         recipe = load_recipe(find_recipe(options.task, options.size, options.method))
-        config = CaeAvConfig.from_preset(recipe.task, recipe.size, recipe.method, **recipe.model_config)
+        method = {} if recipe.method is None else {"method": recipe.method}
+        config = get_task(recipe.task).config_class.from_preset(
+            recipe.task, recipe.size, **method, **recipe.model_config
+        )
         return config.task, CaeAvProcessor.from_config(config)
     check_model(options.model)
     try:
-        config = CaeAvConfig.from_pretrained(options.model)
+        config = AutoConfig.from_pretrained(options.model)
         return config.task, CaeAvProcessor.from_pretrained(options.model)
     except CaeAvError:
         raise

@@ -5,7 +5,9 @@ Hu, Li and Zhang, "CAE-AV: Improving Audio-Visual Learning via Cross-modal Inter
 """
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import torch
@@ -13,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.utils import ModelOutput, can_return_tuple, logging
 
+from ..assets import aligned_toy_towers, toy_towers, toy_vision_tower
 from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from ..task import get_task
@@ -181,6 +184,34 @@ class CaeAvPreTrainedModel(TowerPreTrainedModel):
         )
         return encoded, FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
 
+    def method_names(self) -> dict[str, str | None]:
+        method = interaction_class(self.config)
+        # A method that builds on another one does not inherit its name.
+        names = vars(method)
+        return {
+            "title": names.get("title") or self.config.interaction,
+            "reference": names.get("reference"),
+            # Of the method, if it has its own; otherwise of the whole model.
+            "formulation": getattr(method.read_options(self.config), "formulation", self.config.formulation),
+        }
+
+    @classmethod
+    def needed_towers(cls, task: str, size: str = "full", **overrides: Any) -> dict[str, bool]:
+        values = {**_method_values(task, size, overrides), **overrides}
+        return {
+            "vision": True,
+            "audio": not values.get("shared_tower"),
+            "text": bool(values.get("use_text_tower", True)),
+        }
+
+    @classmethod
+    def packaged_towers(cls, task: str, **overrides: Any) -> dict[str, Path]:
+        if get_task(task).preset.get("audio_text_config") is not None:
+            return aligned_toy_towers()
+        of_method = _method_values(task, "toy", overrides)
+        kinds = [(values.get("vision_config") or {}).get("model_type") for values in (overrides, of_method)]
+        return {**toy_towers(), "vision": toy_vision_tower(kinds[0] or kinds[1])}
+
     @classmethod
     def from_backbones(
         cls,
@@ -224,7 +255,7 @@ class CaeAvPreTrainedModel(TowerPreTrainedModel):
         if "text_config" in overrides:
             raise CaeAvError("`text_config` comes from the tower itself and cannot be given to `from_backbones`")
         method = overrides.get("method") or get_task(task).preset.get("interaction")
-        of_method = method_preset(method, task, size) if method is not None else {}
+        of_method = _method_values(task, size, overrides)
         values = {**of_method, **overrides}
         if (audio is None) != bool(values.get("shared_tower")):
             raise CaeAvError(f"`audio` must be None if and only if `shared_tower` is True, got {audio!r}")
@@ -266,6 +297,12 @@ class CaeAvPreTrainedModel(TowerPreTrainedModel):
                 raise CaeAvError(f"`{kind}`: the tensors do not fit their configuration: {error}") from error
         model.cae_av.initialize_from_towers()
         return model.eval()
+
+
+def _method_values(task: str, size: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of the configuration that belong to the method of arguments of `from_backbones`."""
+    method = overrides.get("method") or get_task(task).preset.get("interaction")
+    return method_preset(method, task, size) if method is not None else {}
 
 
 def _pool(reader: TowerReader, tokens: Tensor, weights: Tensor | None) -> Tensor:

@@ -6,6 +6,7 @@ Training, export and the pipelines rely on what is defined here, whatever the mo
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
@@ -44,6 +45,9 @@ class TowerPreTrainedModel(PreTrainedModel):
     # Fields of the output that an exported graph returns, if they are not `None`.
     exported_outputs: ClassVar[tuple[str, ...]] = ()
 
+    # Whether steps of training run the text tower even if the features of all captions are known.
+    trains_through_text_tower = False
+
     def __init__(self, config: Any):
         super().__init__(config)
         if config.adapter_only:
@@ -75,6 +79,20 @@ class TowerPreTrainedModel(PreTrainedModel):
     def loss_weights(self) -> dict[str, float]:
         """Weights of the auxiliary losses by name. May be changed in place, for example by a warm-up."""
         return self._bare.auxiliary_loss_weights
+
+    @classmethod
+    def needed_towers(cls, task: str, size: str = "full", **overrides: Any) -> dict[str, bool]:
+        """Return by kind whether `from_backbones` with these arguments needs a tower."""
+        raise NotImplementedError
+
+    @classmethod
+    def packaged_towers(cls, task: str, **overrides: Any) -> dict[str, Path]:
+        """Return the toy towers of the package for a model with these arguments of `from_backbones`, by kind."""
+        raise NotImplementedError
+
+    def method_names(self) -> dict[str, str | None]:
+        """Return `title`, `reference` (its paper) and `formulation` of the method, for model cards."""
+        raise NotImplementedError
 
     def start_epoch(self, epoch: int) -> None:
         """Do what depends on the epoch, from 0, before it is trained on; the training loop calls this."""

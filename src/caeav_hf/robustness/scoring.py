@@ -17,9 +17,9 @@ import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
 from tqdm import tqdm
+from transformers import AutoConfig
 from transformers.utils import logging
 
-from ..configuration_cae_av import CaeAvConfig
 from ..constants import MISALIGNMENT
 from ..data import CaeAvCollator, CaeAvDataset
 from ..data.misalign import KINDS, LEVELS, misalign
@@ -359,7 +359,7 @@ def _open(name: str | Path, out: Path, identity: Mapping[str, Any]) -> ScoredMod
     """
     folder = _model_folder(name)
     try:
-        task = get_task(CaeAvConfig.from_pretrained(folder).task)
+        task = get_task(AutoConfig.from_pretrained(folder).task)
     except CaeAvError:
         raise
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:

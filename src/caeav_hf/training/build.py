@@ -11,13 +11,11 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import AutocastKwargs, LoggerType
 from huggingface_hub.errors import StrictDataclassError
 
-from ..configuration_cae_av import CaeAvConfig
 from ..constants import MODALITIES
 from ..data import CaeAvDataset
 from ..data.streaming import StreamedClips
 from ..errors import CaeAvError
 from ..hub import check_model
-from ..modeling.modeling_cae_av import method_preset
 from ..processing import CaeAvProcessor, build_question_tokenizer, clean_caption
 from ..task import Task, get_task
 from ..towers.frozen import is_adapted
@@ -129,19 +127,14 @@ def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokeniz
         }
     if question_tokenizer is not None:
         labels["question_vocab_size"] = len(question_tokenizer)
-    towers: dict[str, str | Path | None] = {
-        "vision": recipe.vision_tower,
-        "audio": recipe.audio_tower,
-        "text": recipe.text_tower,
-    }
     for key in recipe.model_config:
-        if key not in CaeAvConfig.__dataclass_fields__:
-            raise CaeAvError(f"recipe value 'model_config': CaeAvConfig has no field {key!r}")
+        if key not in task.config_class.__dataclass_fields__:
+            raise CaeAvError(f"recipe value 'model_config': {task.config_class.__name__} has no field {key!r}")
     if recipe.model is not None:
         check_model(recipe.model)
     try:
         if recipe.model is not None:
-            config = CaeAvConfig.from_pretrained(recipe.model, task=recipe.task, **recipe.model_config, **labels)
+            config = task.config_class.from_pretrained(recipe.model, task=recipe.task, **recipe.model_config, **labels)
             config.validate()  # `from_pretrained` does not validate the values that override those of the file
             if recipe.method not in (None, config.interaction):
                 raise CaeAvError(
@@ -152,33 +145,18 @@ def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokeniz
             with without_progress_bars():
                 model = task.model_class.from_pretrained(recipe.model, config=config, ignore_mismatched_sizes=True)
             return aligned(model)
-        method = recipe.method or task.preset.get("interaction")
-        preset = {} if method is None else method_preset(method, recipe.task, recipe.size)
-        values = {**preset, **recipe.model_config}
+        values = {**({} if recipe.method is None else {"method": recipe.method}), **recipe.model_config}
+        needed = task.model_class.needed_towers(recipe.task, recipe.size, **values)
+        towers: dict[str, str | Path | None] = {kind: getattr(recipe, f"{kind}_tower") for kind in needed}
         if recipe.size == "toy" and not any(towers.values()):
-            from ..assets import aligned_toy_towers, toy_towers, toy_vision_tower
-
-            matches_texts = task.preset.get("audio_text_config") is not None
-            towers = dict(aligned_toy_towers() if matches_texts else toy_towers())
-            kinds = [(where.get("vision_config") or {}).get("model_type") for where in (recipe.model_config, preset)]
-            if not matches_texts:
-                towers["vision"] = toy_vision_tower(kinds[0] or kinds[1])
-        is_shared = bool(values.get("shared_tower"))
-        if is_shared:
-            towers["audio"] = None
-        has_text = values.get("use_text_tower", True)
-        if not has_text:
-            towers["text"] = None
-        needed = {"vision": True, "audio": not is_shared, "text": has_text}
-        missing = [f"{name}_tower" for name, tower in towers.items() if tower is None and needed[name]]
-        if missing:
+            towers = dict(task.model_class.packaged_towers(recipe.task, **values))
+        towers = {kind: towers[kind] if is_needed else None for kind, is_needed in needed.items()}
+        if missing := [f"{kind}_tower" for kind, is_needed in needed.items() if is_needed and towers[kind] is None]:
             raise CaeAvError(
                 f"recipe values {', '.join(missing)} are missing; expected a model to start from (model) or the "
-                "pretrained towers (vision_tower, audio_tower, text_tower)"
+                f"pretrained towers ({', '.join(f'{kind}_tower' for kind in needed)})"
             )
-        return task.model_class.from_backbones(
-            **towers, task=recipe.task, size=recipe.size, method=recipe.method, **recipe.model_config, **labels
-        )
+        return task.model_class.from_backbones(**towers, task=recipe.task, size=recipe.size, **values, **labels)
     except CaeAvError:
         raise
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:

@@ -10,7 +10,6 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from ..errors import CaeAvError
 from ..files import write_text
-from ..modeling.interaction import interaction_class
 from ..task import Task, get_task
 from .recipe import Recipe
 from .state import LoopState
@@ -22,7 +21,7 @@ TEMPLATES = Path(__file__).resolve().parents[1] / "model_cards"
 LOCAL_NAME = "path/to/this/folder"
 # Values of an evaluation that are not scores.
 _COUNTS = ("clips", "dropped_clips")
-_PATHS = ("model", "vision_tower", "audio_tower", "text_tower", "data")
+_PATHS = ("model", "vision_tower", "audio_tower", "text_tower", "region_tower", "data")
 _SCORES = re.compile(r"(?<=<!-- scores -->\n).*?(?=<!-- /scores -->)", flags=re.DOTALL)
 
 
@@ -38,6 +37,7 @@ class RunCard:
 
     def __init__(self, model: Any, recipe: Recipe, environment: Mapping[str, Any], best_metric: str) -> None:
         self.config, self.model_class = model.config, type(model).__name__
+        self.method = model.method_names()
         self.trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
         self.frozen = sum(parameter.numel() for parameter in model.parameters()) - self.trained
         self.recipe, self.environment, self.best_metric = recipe, environment, best_metric
@@ -64,9 +64,6 @@ class RunCard:
             model_name=name,
             eval_results=eval_results(recipe, recipe.eval_split, metrics),
         )
-        # A method that builds on another one does not inherit its name.
-        method = interaction_class(config)
-        names = vars(method)
         reads_captions = config.reads_captions and task.card.reads_captions
         card = ModelCard.from_template(
             data,
@@ -76,11 +73,10 @@ class RunCard:
             task_name=task.card.title,
             metric_note=task.card.metric_note,
             knowledge=task.card.knowledge,
-            method=names.get("title") or config.interaction,
-            reference=names.get("reference"),
+            method=self.method["title"],
+            reference=self.method["reference"],
             reads_captions=reads_captions,
-            # Of the method, if it has its own; otherwise of the whole model.
-            formulation=getattr(method.read_options(config), "formulation", config.formulation),
+            formulation=self.method["formulation"],
             data_name=_shown(recipe.data),
             usage=_usage(task, self.model_class, reads_captions),
             trained=f"{self.trained:,}",

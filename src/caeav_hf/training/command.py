@@ -112,7 +112,7 @@ def _check(options: argparse.Namespace, recipe: Recipe) -> None:
     from ..hub import check_name
 
     check_name(options.push_to_hub)
-    for place in (recipe.vision_tower, recipe.audio_tower, recipe.text_tower):
+    for place in (recipe.vision_tower, recipe.audio_tower, recipe.text_tower, recipe.region_tower):
         if options.adapter_only and place is not None and Path(place).exists():
             raise CaeAvError(
                 f"--adapter-only: the tower {place} is a local path that only this machine can load; train with a "

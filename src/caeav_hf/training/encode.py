@@ -7,8 +7,8 @@ import pyarrow.parquet as pq
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
+from transformers import AutoConfig
 
-from ..configuration_cae_av import CaeAvConfig
 from ..constants import MODALITIES
 from ..data.store import claim
 from ..devices import default_device
@@ -53,7 +53,7 @@ def encode_captions(
     texts = _captions(Path(data))
     check_model(model)
     try:
-        task = get_task(CaeAvConfig.from_pretrained(model).task)
+        task = get_task(AutoConfig.from_pretrained(model).task)
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise CaeAvError(f"{model}: cannot be loaded as a model: {str(error).strip().splitlines()[-1]}") from error
     trained = load_trained_model(task.model_class, model)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig
 
 from .. import __version__, exporting
-from ..configuration_cae_av import CaeAvConfig
 from ..errors import CaeAvError
 from ..hub import check_name, upload
 from ..task import get_task
@@ -107,7 +107,7 @@ def _find_model(source: str | Path) -> tuple[Path, str]:
     if not (checkpoint / "config.json").is_file():
         raise CaeAvError(f"{source}: is neither a model folder nor a run folder with checkpoints/best")
     try:
-        return checkpoint, CaeAvConfig.from_pretrained(checkpoint).task
+        return checkpoint, AutoConfig.from_pretrained(checkpoint).task
     except (OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise CaeAvError(f"{checkpoint}: cannot be loaded as a model: {str(error).splitlines()[-1]}") from error
 

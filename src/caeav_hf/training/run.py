@@ -115,9 +115,9 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
         dtype = PRECISIONS[accelerator.mixed_precision]
         if not is_sharded(accelerator):
             frozen_file = trainer.store.keep_frozen(trainer.bare_model)
-            stack.enter_context(
-                compact_frozen_towers(trainer.bare_model, frozen_file, dtype=dtype, reads_text=not captions.features)
-            )
+            model, reads_text = trainer.bare_model, not captions.features
+            reads_text = reads_text or model.trains_through_text_tower
+            stack.enter_context(compact_frozen_towers(model, frozen_file, dtype=dtype, reads_text=reads_text))
         if recipe.torch_compile is not None:
             trainer.bare_model.base_model.keep_constants(dtype or torch.float32)
         state = trainer.fit()

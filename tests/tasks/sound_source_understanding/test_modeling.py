@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModel
 from transformers.utils import logging as hf_logging
 
-from caeav_hf import CaeAvError, SsuFormerConfig, SsuFormerForSoundSourceUnderstanding, SsuFormerModel
+from caeav_hf import CaeAvConfig, CaeAvError, SsuFormerConfig, SsuFormerForSoundSourceUnderstanding, SsuFormerModel
 from caeav_hf.assets import aligned_toy_towers, toy_towers
 from caeav_hf.modeling.ssuformer.description_decoder import description_loss
 from caeav_hf.modeling.ssuformer.mask_decoder import dice_loss
@@ -428,8 +428,14 @@ def test_its_configuration_comes_back(tmp_path: Path) -> None:
         ({"decoder_config": {"add_cross_attention": False}}, "add_cross_attention"),
         ({"vision_config": {"depths": (1, 1), "num_heads": (1, 2), "pretrained_window_sizes": (0, 0)}}, "four stages"),
         ({"use_mcmm": True}, "use_mcm"),
+        ({"task": "ave"}, "a CaeAvConfig, not a SsuFormerConfig"),
     ],
 )
 def test_wrong_values_of_the_configuration_are_named(change: dict, message: str) -> None:
     with pytest.raises(Exception, match=message):
-        SsuFormerConfig.from_preset("ra_ssu", "toy", **change)
+        SsuFormerConfig.from_preset(**{"task": "ra_ssu", "size": "toy", **change})
+
+
+def test_other_configurations_refuse_the_task() -> None:
+    with pytest.raises(ValueError, match="a SsuFormerConfig, not a CaeAvConfig"):
+        CaeAvConfig.from_preset("ra_ssu", "toy")

@@ -1,12 +1,15 @@
 """SSUFormer without its decoders: the four towers, and the integrated tokens of picture and sound."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from transformers.utils import ModelOutput, can_return_tuple
 
+from ...assets import aligned_toy_towers, toy_towers
 from ...configuration_ssuformer import SsuFormerConfig
 from ...errors import CaeAvError
 from ...towers import lora
@@ -52,6 +55,35 @@ class SsuFormerPreTrainedModel(TowerPreTrainedModel):
         """Train the tower of the frames from `unfreeze_vision_epoch` on [avsf]."""
         self.base_model.epoch = epoch
 
+    def method_names(self) -> dict[str, str | None]:
+        return {
+            "title": "SSUFormer",
+            "reference": 'Sun et al., "RA-SSU: Towards Fine-Grained Audio-Visual Learning with Region-Aware Sound '
+            'Source Understanding"',
+            # No code of its authors is public, and the equations leave parts open.
+            "formulation": None,
+        }
+
+    @property
+    def trains_through_text_tower(self) -> bool:  # type: ignore[override]
+        """RCC embeds predicted text in every step."""
+        return self.config.is_consistent
+
+    @classmethod
+    def needed_towers(cls, task: str, size: str = "full", **overrides: Any) -> dict[str, bool]:
+        planned = SsuFormerConfig.from_preset(task, size, **_without_towers(overrides))
+        return {
+            "vision": True,
+            "audio": True,
+            "text": planned.use_text_tower,
+            "region": planned.collaborates or planned.is_consistent,
+        }
+
+    @classmethod
+    def packaged_towers(cls, task: str, **overrides: Any) -> dict[str, Path]:
+        aligned = aligned_toy_towers()
+        return {**toy_towers(), "text": aligned["text"], "region": aligned["vision"]}
+
     @classmethod
     def from_backbones(
         cls,
@@ -91,12 +123,7 @@ class SsuFormerPreTrainedModel(TowerPreTrainedModel):
         of_towers = {kind: overrides.pop(f"{kind}_config", None) for kind in ("vision", "audio", "region")}
         names = {"vision": vision, "audio": audio, "region": region, "text": text}
         planned = SsuFormerConfig.from_preset(task, size, **overrides)
-        wanted = {
-            "vision": True,
-            "audio": True,
-            "region": planned.collaborates or planned.is_consistent,
-            "text": planned.use_text_tower,
-        }
+        wanted = cls.needed_towers(task, size, **overrides)
         for kind, is_wanted in wanted.items():
             if (names[kind] is None) == is_wanted:
                 state = "missing" if is_wanted else f"not used by this model, got {names[kind]!r}"
@@ -119,6 +146,12 @@ class SsuFormerPreTrainedModel(TowerPreTrainedModel):
             except RuntimeError as error:
                 raise CaeAvError(f"`{kind}`: the tensors do not fit their configuration: {error}") from error
         return model.eval()
+
+
+def _without_towers(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields without those of towers, which come from the towers."""
+    of_towers = [f"{kind}_config" for kind in SsuFormerModel.tower_kinds]
+    return {name: value for name, value in overrides.items() if name not in of_towers}
 
 
 class SsuFormerModel(FrozenTowersMixin, SsuFormerPreTrainedModel):

@@ -9,6 +9,7 @@ TASKS = (
     Task(
         name="ra_ssu",
         model=f"{_HERE}.modeling:SsuFormerForSoundSourceUnderstanding",
+        config="caeav_hf.configuration_ssuformer:SsuFormerConfig",
         rows=f"{_HERE}.rows:UnderstandingRows",
         metric=f"{_HERE}.metric:clip_sums",
         targets={
