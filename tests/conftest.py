@@ -27,6 +27,18 @@ re._MAXCACHE = 2**16
 gc.disable()
 
 
+# Files that take a minute or more, the longest first. Begun last, one of them would run on alone at the end.
+_LONG_FILES = ("test_distributed.py", "test_exporting.py", "test_docs.py", "test_streamed_run.py", "test_run.py")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # of pytest-xdist, which would begin with the files of most tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: _LONG_FILES.index(item.path.name) if item.path.name in _LONG_FILES else 99)
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
