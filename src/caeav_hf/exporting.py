@@ -110,7 +110,7 @@ class NamedOutputs(nn.Module):
 
     def forward(self, **inputs: Tensor) -> dict[str, Tensor]:
         outputs = self.model(**inputs)
-        found = {**outputs, **(outputs.explained or {})}
+        found = {**outputs, **(outputs.get("explained") or {})}
         values = {name: found[name] for name in self.names}
         return {name: torch.stack(v) if isinstance(v, tuple) else v for name, v in values.items()}
 
@@ -151,7 +151,7 @@ def export_program(
     try:
         with torch.no_grad():
             returned = model(**inputs)
-            everything = {**returned, **(returned.explained or {})}
+            everything = {**returned, **(returned.get("explained") or {})}
             available = [name for name, value in everything.items() if isinstance(value, Tensor | tuple)]
             defaults = [name for name in model.exported_outputs if name in available]
             names = defaults if outputs is None else list(outputs)

@@ -8,10 +8,12 @@ from ..tasks.event_localization.metric import (
 )
 from ..tasks.question_answering.metric import QuestionAnsweringAccuracy, question_answering_accuracy
 from ..tasks.segmentation.metric import SegmentationScores, SegmentationSums, segmentation_scores, segmentation_sums
+from ..tasks.sound_source_understanding.metric import DescriptionSums, description_scores, description_sums
 from ..tasks.video_parsing.metric import VideoParsingScores, VideoParsingSums, video_parsing_scores, video_parsing_sums
 
 
 __all__ = [
+    "DescriptionSums",
     "EventLocalizationAccuracy",
     "QuestionAnsweringAccuracy",
     "SegmentationScores",
@@ -19,6 +21,8 @@ __all__ = [
     "VideoParsingScores",
     "VideoParsingSums",
     "agreement_auc",
+    "description_scores",
+    "description_sums",
     "event_localization_accuracy",
     "event_localization_scores",
     "question_answering_accuracy",

@@ -11,6 +11,7 @@ from transformers.utils import logging as hf_logging
 
 from caeav_hf import CaeAvConfig, CaeAvError, SsuFormerConfig, SsuFormerForSoundSourceUnderstanding, SsuFormerModel
 from caeav_hf.assets import aligned_toy_towers, toy_towers
+from caeav_hf.exporting import example_inputs, export_program
 from caeav_hf.modeling.ssuformer.description_decoder import description_loss
 from caeav_hf.modeling.ssuformer.mask_decoder import dice_loss
 from caeav_hf.modeling.ssuformer.region import consistency_loss, masked_frames, soft_text
@@ -439,3 +440,12 @@ def test_wrong_values_of_the_configuration_are_named(change: dict, message: str)
 def test_other_configurations_refuse_the_task() -> None:
     with pytest.raises(ValueError, match="a SsuFormerConfig, not a CaeAvConfig"):
         CaeAvConfig.from_preset("ra_ssu", "toy")
+
+
+@pytest.mark.slow
+def test_masks_are_exported_as_a_graph() -> None:
+    model = small_model()
+    program = export_program(model, captions=None).module()
+    inputs = example_inputs(model, batch_size=3, num_frames=4, captions=None, seed=2)
+    with torch.no_grad():
+        assert_close(program(**inputs)["logits"], model(**inputs).logits)
