@@ -224,6 +224,18 @@ def test_what_cannot_be_misaligned_is_named(rows, avs_parquet, monkeypatch):
         misalign(rows, "delay", 1)
 
 
+def test_a_clip_without_a_fitting_sound_stays_as_it_is(rows, plain, processor):
+    labels = rows["label"]
+    twice = next(label for label in labels if labels.count(label) > 1)
+    alone = next(index for index, label in enumerate(labels) if label != twice)
+    chosen = [alone, *(index for index, label in enumerate(labels) if label == twice)]
+    swapped = CaeAvDataset(misalign(rows.select(chosen), "swap_same_class", 5), processor)
+    assert not any(swapped.column("misalignment")[0]["affected_segments"])
+    for found, expected in zip(decoded(swapped, 0), decoded(plain, alone), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert all(swapped.column("misalignment")[1]["affected_segments"])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["ave", "avvp", "avs_s4", "avs_ms3", "avqa"])
 def test_every_kind_changes_what_it_says_in_clips_of_every_task(task, parquet, llp_parquet, avs_parquet, monkeypatch):

@@ -96,7 +96,8 @@ def apply_change(
         MediaError: The foreign sound cannot be decoded.
     """
     kind = _kind(record)
-    if kind.name not in _APPLIED:
+    has_no_donor = kind.name in _FOREIGN and record["donor"] is None  # no other clip fits
+    if kind.name not in _APPLIED or has_no_donor:
         return frames, waveform
     return _APPLIED[kind.name](_Clip(record, kind, processor, len(frames)), frames, waveform)
 
@@ -235,6 +236,7 @@ def _corrupt(clip: _Clip, frames: np.ndarray, waveform: np.ndarray) -> tuple[np.
 
 
 _Apply = Callable[[_Clip, np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]
+_FOREIGN = ("swap_other_class", "swap_same_class", "off_screen")
 _APPLIED: dict[str, _Apply] = {
     "mute": _mute,
     "swap_other_class": _swap,
