@@ -19,7 +19,7 @@ def add_commands(commands: Any) -> None:
     corpus.add_argument(
         "--layout",
         default="ave",
-        help="task whose data set's layout to follow: ave, avvp, avs_s4, avs_ms3 or avqa (default: %(default)s)",
+        help="task whose data set to imitate: ave, avvp, avs_s4, avs_ms3, ra_ssu or avqa (default: %(default)s)",
     )
     corpus.add_argument(
         "--level",

@@ -14,6 +14,7 @@ from caeav_hf.errors import DataError
 
 from ..files import write_json, write_text
 from .classes import CLASSES, HARD_MISALIGNMENTS, LEVELS, MISALIGNMENTS
+from .descriptions import describe_seconds
 from .hard import EVENT_RADIUS, hard_plan, plan_hard_event_clips, plan_hard_multi_source_clips
 from .parsing import plan_parsing_clips
 from .questions import ANSWERS, annotation, draw_questions, plan_question_clips
@@ -284,6 +285,19 @@ def _write_ms3_annotations(scenes: Sequence[Scene], out_dir: Path) -> None:
     _write_captions(scenes, out_dir)
 
 
+def _write_ra_ssu_media(scene: Scene, out_dir: Path, media_format: MediaFormat) -> None:
+    place, name = Path(_AVS_SPLITS[scene.split]), scene.clip_id
+    _write_avs_media(scene, out_dir, media_format, Path(name), f"{name}_", place / name, len(scene.segments), place)
+
+
+def _write_ra_ssu_annotations(scenes: Sequence[Scene], out_dir: Path) -> None:
+    lines = (f"{scene.clip_id},{CLASSES[scene.class_id]},{_AVS_SPLITS[scene.split]}" for scene in scenes)
+    write_text(out_dir / "annotations" / "meta_data.csv", _lines(["name,category,split", *lines]))
+    descriptions = {scene.clip_id: describe_seconds(scene) for scene in scenes}
+    write_json(out_dir / "annotations" / "descriptions.json", descriptions)
+    _write_captions(scenes, out_dir)
+
+
 def _write_avvp_annotations(scenes: Sequence[Scene], out_dir: Path) -> None:
     annotations = out_dir / "annotations"
     clips = {scene.clip_id: f"{scene.clip_id}\t{','.join(_names(scene))}" for scene in scenes}
@@ -362,6 +376,15 @@ LAYOUTS = {
         },
         _write_ms3_media,
         _write_ms3_annotations,
+        one_event=False,
+    ),
+    "ra_ssu": Layout(
+        {
+            "normal": Level(plan_multi_source_clips, 0.75),
+            "hard": Level(hard_plan(plan_hard_multi_source_clips), 0.85, HARD_MISALIGNMENTS),
+        },
+        _write_ra_ssu_media,
+        _write_ra_ssu_annotations,
         one_event=False,
     ),
     "avqa": Layout(
