@@ -15,6 +15,7 @@ _DATA_SETS = {
     "llp": ("LlpBuilder", "LLP"),
     "avsbench": ("AvsBenchBuilder", "AVSBench"),
     "music_avqa": ("MusicAvqaBuilder", "MUSIC-AVQA"),
+    "ra_ssu": ("RaSsuBuilder", "f-Music or f-Lifescene"),
 }
 _COMMON = ("command", "data_set", "run", "next_step", "out", "push_to_hub", "private")
 
@@ -67,11 +68,12 @@ def add_command(commands: Any) -> None:
     parsers["avsbench"].add_argument(
         "--setting", required=True, choices=("s4", "ms3"), help="single source or multiple sources"
     )
-    parsers["avsbench"].add_argument(
-        "--from-videos",
-        action="store_true",
-        help="take frames, at the middle of each second, and sound from videos/<name>.mp4 or <name>.mp4",
-    )
+    for name in ("avsbench", "ra_ssu"):
+        parsers[name].add_argument(
+            "--from-videos",
+            action="store_true",
+            help="take frames, at the middle of each second, and sound from videos/<name>.mp4 or <name>.mp4",
+        )
 
 
 def _build(options: argparse.Namespace) -> int:

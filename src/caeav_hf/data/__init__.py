@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ..tasks.event_localization.builder import AveBuilder
     from ..tasks.question_answering.builder import MusicAvqaBuilder
     from ..tasks.segmentation.builder import AvsBenchBuilder
+    from ..tasks.sound_source_understanding.builder import RaSsuBuilder
     from ..tasks.video_parsing.builder import LlpBuilder
     from .builder import BuildReport, ClipBuilder
     from .collator import CaeAvCollator
@@ -25,6 +26,7 @@ __all__ = [
     "ClipBuilder",
     "LlpBuilder",
     "MusicAvqaBuilder",
+    "RaSsuBuilder",
     "prepare_clips",
 ]
 
@@ -33,6 +35,7 @@ __getattr__, __dir__ = lazy_names(
     {
         "..tasks.event_localization.builder": ("AveBuilder",),
         "..tasks.segmentation.builder": ("AvsBenchBuilder",),
+        "..tasks.sound_source_understanding.builder": ("RaSsuBuilder",),
         ".builder": ("BuildReport", "ClipBuilder"),
         ".collator": ("CaeAvCollator",),
         ".datasets": ("CaeAvDataset",),

@@ -109,6 +109,15 @@ def segmentation_features() -> datasets.Features:
     )
 
 
+def understanding_features() -> datasets.Features:
+    """
+    Return the columns of sound source understanding, one row per clip: those of segmentation, and a description of
+    each second, empty where nothing sounds and null where it is not annotated.
+    """
+    descriptions = datasets.Sequence(datasets.Value("string"))
+    return datasets.Features({**segmentation_features(), "descriptions": descriptions})
+
+
 def video_parsing_features(categories: Sequence[str]) -> datasets.Features:
     """
     Return the columns of audio-visual video parsing, one row per clip. `event_labels` are the classes of the clip as a

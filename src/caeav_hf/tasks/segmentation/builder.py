@@ -34,7 +34,12 @@ from ...data.schema import AVSBENCH_NUM_SEGMENTS, SPLITS, segmentation_features
 SETTINGS = ("s4", "ms3")
 AVSBENCH_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
-_COLUMNS = {"s4": ("name", "category", "split"), "ms3": ("name", "split")}
+_COLUMNS = {
+    "s4": ("name", "category", "split"),
+    "ms3": ("name", "split"),
+    # Sound source understanding.
+    "ra_ssu": ("name", "category", "split"),
+}
 
 
 class AvsBenchAnnotation(NamedTuple):
@@ -112,7 +117,7 @@ class AvsBenchBuilder(ClipBuilder):
             audio = self._find(_one(entry.media["audio"]), "missing_audio")
             seconds = self.media.check_sound(audio).duration
             files = {"frames": tuple(map(MediaPart, frames)), "audio": MediaPart(audio)}
-            if seconds is not None and count_segments(seconds) < AVSBENCH_NUM_SEGMENTS:
+            if seconds is not None and count_segments(seconds) < len(frames):
                 notes.append(("sound_ends_early", audio))
         masks, losses = [], []
         for frame, query in zip(entry.row["mask_frames"], _several(entry.media["masks"]), strict=True):
@@ -192,7 +197,7 @@ def read_meta_data(path: Path, setting: str, report: BuildReport) -> list[AvsBen
                 raise DataError(f"{where}: expected a {column}, got {values[column]!r}")
         if values["split"] not in AVSBENCH_SPLITS:
             raise DataError(f"{where}: unknown split {values['split']!r}; expected {', '.join(AVSBENCH_SPLITS)}")
-        category = values["category"] if setting == "s4" else None
+        category = values["category"] if "category" in columns else None
         annotation = AvsBenchAnnotation(values["name"], category, values["split"])
         if (first := annotations.setdefault(annotation, number)) != number:
             raise DataError(f"{where}: {annotation.name} is in line {first} already")
