@@ -76,7 +76,7 @@ def test_shapes_and_the_sum_of_the_losses(model, batch) -> None:
     assert outputs.router_probs.shape == (2, 3, 5, 2)
     torch.testing.assert_close(outputs.router_probs.sum(-1), torch.ones(2, 3, 5, dtype=torch.float64))
     terms = outputs.loss_dict
-    expected = 0.25 * terms["segmentation"] + 0.75 * terms["description"] + terms["consistency"]
+    expected = 0.25 * terms["segmentation"] + 0.75 * terms["description"] + 0.1 * terms["consistency"]
     torch.testing.assert_close(outputs.loss, expected)
     with torch.no_grad():
         masks = model(**{name: value for name, value in batch.items() if name != "description_ids"})
