@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from tqdm import tqdm
 
-from caeav_hf.data import AveBuilder, AvsBenchBuilder, LlpBuilder, MusicAvqaBuilder
+from caeav_hf.data import AveBuilder, AvsBenchBuilder, LlpBuilder, MusicAvqaBuilder, RaSsuBuilder
 from caeav_hf.robustness.statistics import student_interval
 from caeav_hf.task import get_task
 from caeav_hf.toy import generate
@@ -29,6 +29,7 @@ BUILDERS: dict[str, tuple[Any, dict[str, Any]]] = {
     "avs_s4": (AvsBenchBuilder, {"setting": "s4"}),
     "avs_ms3": (AvsBenchBuilder, {"setting": "ms3"}),
     "avqa": (MusicAvqaBuilder, {}),
+    "ra_ssu": (RaSsuBuilder, {}),
 }
 
 

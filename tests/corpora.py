@@ -50,6 +50,22 @@ def avs_corpora(tmp_path_factory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="session")
+def ssu_corpus(tmp_path_factory) -> Path:
+    """Generate eight clips with descriptions, four for training."""
+    out = tmp_path_factory.mktemp("ssu") / "toy"
+    media_format = MediaFormat(64, 4, 16_000)
+    generate(out, "ra_ssu", num_clips=8, split=(2, 1, 1), seed=3, media_format=media_format, progress=False)
+    return out
+
+
+@pytest.fixture(scope="session")
+def ssu_parquet(ssu_corpus, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("ssu_parquet") / "ssu"
+    build_ssu(ssu_corpus, out)
+    return out
+
+
+@pytest.fixture(scope="session")
 def parquet(corpus, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("parquet") / "ave"
     build(corpus, out)
@@ -122,6 +138,13 @@ def build_avs(corpus: Path, out: Path, setting: str, **options):
     options = {"captions": str(corpus / "captions.json"), **options}
     folders = {"annotations": str(corpus / "annotations"), "media": str(corpus / "media")}
     return data.AvsBenchBuilder(setting=setting, **folders, **options).build(out)
+
+
+def build_ssu(corpus: Path, out: Path, **options):
+    """Run the builder of sound source understanding on a toy corpus."""
+    options = {"captions": str(corpus / "captions.json"), **options}
+    builder = data.RaSsuBuilder(annotations=str(corpus / "annotations"), media=str(corpus / "media"), **options)
+    return builder.build(out)
 
 
 def run_script(name: str, *arguments: str) -> int:

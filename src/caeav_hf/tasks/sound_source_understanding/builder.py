@@ -14,21 +14,27 @@ The media folders may be anywhere in the media folder; frames and masks may also
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
 
 import datasets
 
 from caeav_hf.errors import DataError
+from caeav_hf.media.segments import count_segments
 
-from ...data.builder import BuildReport, ClipBuilderConfig, Entry
+from ...data.builder import BuildReport, Checked, ClipBuilderConfig, Entry, ensure_unique
+from ...data.checks import MediaPart, UnusableError
 from ...data.media_files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Query
 from ...data.schema import SPLITS, understanding_features
 from ..segmentation.builder import AVSBENCH_SPLITS, AvsBenchAnnotation, AvsBenchBuilder, read_meta_data
 
 
 DESCRIPTIONS = "descriptions.json"
+
+# Seconds by which a video may be longer than its descriptions: encoders and cuts at key frames round up.
+_ROUNDING = 1.0
 
 
 @dataclass
@@ -47,7 +53,8 @@ class RaSsuBuilder(AvsBenchBuilder):
     """
     f-Music or f-Lifescene, or another set in this layout.
 
-    Files are checked as those of AVSBench. Arguments as in [`RaSsuConfig`].
+    Files are checked as those of AVSBench. A clip with more or fewer seconds than descriptions is skipped, since it is
+    not known which of them belong together. Arguments as in [`RaSsuConfig`].
     """
 
     BUILDER_CONFIG_CLASS = RaSsuConfig
@@ -66,15 +73,40 @@ class RaSsuBuilder(AvsBenchBuilder):
         lines = read_meta_data(annotations / "meta_data.csv", "ra_ssu", report)
         path = annotations / DESCRIPTIONS
         descriptions = read_descriptions(path, report)
+        splits: dict[str, list[str]] = {}
         entries: dict[str, list[Entry]] = {split: [] for split in SPLITS}
         for line in lines:
             if line.name not in descriptions:
                 raise DataError(f"{path}: has no descriptions of {line.name}; expected one text for each second")
+            splits.setdefault(line.name, []).append(line.split)
             entries[AVSBENCH_SPLITS[line.split]].append(self._described(line, descriptions[line.name]))
+        if unlisted := [name for name in descriptions if name not in splits]:
+            raise DataError(f"{path}: has descriptions of {unlisted[0]}, which meta_data.csv does not list")
+        for name, in_splits in splits.items():
+            if len(in_splits) > 1:
+                report.notes.add("video_in_several_rows", f"{name} ({', '.join(in_splits)})")
         return entries
 
+    def check(self, entry: Entry) -> Checked:
+        expected = len(entry.row["descriptions"])
+        queries = entry.media.get("frames")
+        if isinstance(queries, tuple):
+            *frames, beyond = queries
+            for match in self.media.find(beyond):
+                raise UnusableError("descriptions_of_another_length", f"{match.file} ({expected} descriptions)")
+            return super().check(replace(entry, media={**entry.media, "frames": tuple(frames)}))
+        checked = super().check(entry)
+        video = checked.files["media"]
+        assert isinstance(video, MediaPart)
+        seconds = self.media.probe(video.file).duration
+        if seconds is not None and (count_segments(seconds) < expected or seconds >= expected + _ROUNDING):
+            raise UnusableError(
+                "descriptions_of_another_length", f"{video.file} ({seconds:g} s, {expected} descriptions)"
+            )
+        return checked
+
     def _described(self, line: AvsBenchAnnotation, texts: list[str | None]) -> Entry:
-        name, seconds = line.name, range(1, len(texts) + 1)
+        name = line.name
         row: dict[str, Any] = {
             "video_id": name,
             "category": line.category,
@@ -82,17 +114,19 @@ class RaSsuBuilder(AvsBenchBuilder):
             "descriptions": texts,
         }
 
-        def images(*folders: str) -> tuple[Query, ...]:
+        def images(count: int, *folders: str) -> tuple[Query, ...]:
             return tuple(
                 Query(names=tuple(f"{folder}/{name}_{second}" for folder in folders), suffixes=IMAGE_SUFFIXES)
-                for second in seconds
+                for second in range(1, count + 1)
             )
 
-        masks = images(f"gt_masks/{line.split}/{name}", f"gt_masks/{name}")
+        masks = images(len(texts), f"gt_masks/{line.split}/{name}", f"gt_masks/{name}")
         if self.config.from_videos:
             return Entry({"media": Query(names=(f"videos/{name}", name)), "masks": masks}, name, row)
         audio = Query(names=(f"audio_wav/{line.split}/{name}", f"audio_wav/{name}"), suffixes=AUDIO_SUFFIXES)
-        return Entry({"frames": images(f"visual_frames/{name}"), "audio": audio, "masks": masks}, name, row)
+        # There should be no frame beyond the last one described, which is looked for too.
+        frames = images(len(texts) + 1, f"visual_frames/{name}")
+        return Entry({"frames": frames, "audio": audio, "masks": masks}, name, row)
 
 
 def read_descriptions(path: Path, report: BuildReport) -> dict[str, list[str | None]]:
@@ -100,11 +134,16 @@ def read_descriptions(path: Path, report: BuildReport) -> dict[str, list[str | N
     Read a file of descriptions, and add it to the report.
 
     Raises:
-        DataError: It cannot be read, or has something other than a list of texts and nulls for each name.
+        DataError: It cannot be read, has a name twice, or something other than a list of texts and nulls for a name.
     """
+
+    def unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        ensure_unique((name for name, _ in pairs), path)
+        return dict(pairs)
+
     try:
         content = path.read_bytes()
-        values = json.loads(content.decode("utf-8-sig"))
+        values = json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique)
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such annotation file") from error
     except ValueError as error:
