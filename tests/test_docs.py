@@ -30,6 +30,7 @@ from tests.training.toy_files import (
     toy_corpus,
     toy_data,
     toy_model,
+    understanding_model,
 )
 
 
@@ -76,6 +77,7 @@ def models(workplace: Path) -> Path:
         ("runs/llp/checkpoints/best", parsing_model),
         ("runs/questions/checkpoints/best", question_model),
         ("runs/few_shot/checkpoints/best", few_shot_model),
+        ("runs/ssu/checkpoints/best", understanding_model),
     ):
         folder = workplace / name
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -119,7 +121,7 @@ def test_inference_guide(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert {"file", "duration", "analyzed", "has_audio"} <= found
     segment = names["pipeline"]("audio-visual-segmentation", model="runs/ms3/checkpoints/best", device="cpu")
-    results = (names["several"][0], segment("clip.mp4"), names["tracks"], names["one"])
+    results = (names["several"][0], segment("clip.mp4"), names["tracks"], names["one"], names["scene"])
     assert {key for result in results for key in result} == found
     for line in predictions("docs/inference.md"):
         run(line, monkeypatch)

@@ -22,6 +22,7 @@ from caeav_hf.modeling import (
 from caeav_hf.processing import CaeAvProcessor
 from caeav_hf.toy import CLASSES, MediaFormat, generate
 from tests.modeling.helpers import randomise
+from tests.tasks.sound_source_understanding.helpers import small_model
 
 
 @cache
@@ -201,4 +202,14 @@ def few_shot_model() -> Path:
     folder = _folder() / "few_shot_model"
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
+    return folder
+
+
+@cache
+def understanding_model(outputs: str = "both") -> Path:
+    """Return the folder of a small random model of sound source understanding and its processor."""
+    model = small_model(outputs=outputs, num_frames=3)
+    folder = _folder() / f"understanding_model_{outputs}"
+    model.save_pretrained(folder)
+    CaeAvProcessor.from_config(model.config).save_pretrained(folder)
     return folder

@@ -27,6 +27,7 @@ try:
         AudioVisualSegmentationPipeline,
         AudioVisualVideoParsingPipeline,
         AudioVisualZeroShotClassificationPipeline,
+        SoundSourceUnderstandingPipeline,
     )
 except ModuleNotFoundError as error:
     if error.name != "caeav_hf":
@@ -50,6 +51,7 @@ __all__ = [
     "CaeAvModel",
     "CaeAvProcessor",
     "CaeAvVideoProcessor",
+    "SoundSourceUnderstandingPipeline",
     "SsuFormerConfig",
     "SsuFormerForSoundSourceUnderstanding",
     "SsuFormerModel",

@@ -11,6 +11,7 @@ from .base import CaeAvPipeline
 from .event_localization import AudioVisualEventLocalizationPipeline
 from .question_answering import AudioVisualQuestionAnsweringPipeline
 from .segmentation import AudioVisualSegmentationPipeline
+from .sound_source_understanding import SoundSourceUnderstandingPipeline
 from .video_parsing import AudioVisualVideoParsingPipeline
 from .zero_shot_classification import AudioVisualZeroShotClassificationPipeline
 
@@ -38,5 +39,6 @@ __all__ = [
     "AudioVisualVideoParsingPipeline",
     "AudioVisualZeroShotClassificationPipeline",
     "CaeAvPipeline",
+    "SoundSourceUnderstandingPipeline",
     "register",
 ]

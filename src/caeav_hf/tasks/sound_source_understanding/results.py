@@ -1,6 +1,7 @@
 """Conversion of SSUFormer's output to masks and sentences."""
 
 from collections.abc import Sequence
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -33,3 +34,23 @@ def post_process(
         for result, clip, real in zip(results, ids.detach().cpu(), is_real.bool().cpu(), strict=True):
             result["descriptions"] = processor.batch_decode(clip[real], skip_special_tokens=True)
     return results
+
+
+def description_intervals(descriptions: Sequence[str], segment_seconds: float) -> list[dict[str, Any]]:
+    """
+    Return runs of segments with the same description.
+
+    Args:
+        descriptions: One text per segment; empty ones are left out.
+        segment_seconds: Length of a segment in seconds.
+
+    Returns:
+        For each run a dict of `description`, `start` and `end` (seconds from the start of the first segment).
+    """
+    intervals, start = [], 0
+    for text, run in groupby(descriptions):
+        end = start + len(list(run))
+        if text:
+            intervals.append({"description": text, "start": start * segment_seconds, "end": end * segment_seconds})
+        start = end
+    return intervals

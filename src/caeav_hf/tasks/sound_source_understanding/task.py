@@ -21,6 +21,8 @@ TASKS = (
         row_columns=("descriptions",),
         metric_reads_processor=True,
         results=f"{_HERE}.results",
+        pipeline="caeav_hf.pipelines.sound_source_understanding:SoundSourceUnderstandingPipeline",
+        pipeline_name="sound-source-understanding",
         card=Card(title="sound source understanding", hub_task="image-to-text", knowledge="kinds of scenes and words"),
         unfit_augmentation={"flip_frames": "descriptions say on which side something is"},
     ),
