@@ -13,7 +13,7 @@ from typing import Any
 from .task import tasks
 
 
-_STUB = Path(__file__).parent / "assets" / "caeav_hf_stub.py"
+_STUB = Path(__file__).parent / "model_cards" / "caeav_hf_stub.py"
 
 
 def auto_map(model: str = "CaeAv") -> dict[str, str]:
