@@ -36,6 +36,7 @@ from caeav_hf.training.recipe import find_recipe, load_recipe
 from caeav_hf.training.run_folder import RunFolder
 from tests.lanes import METHODS
 from tests.modeling.helpers import randomise
+from tests.tasks.sound_source_understanding.helpers import NO_DROPOUT, small_config
 from tests.training.random_clips import RandomClips
 from tests.training.tiny_training import TinyData, TinyProcessor, tiny_model, tiny_recipe, tiny_trainer
 
@@ -47,6 +48,7 @@ JOBS: dict[str, tuple[str, str | None]] = {
     "avqa_dg_sct": ("avqa", "dg_sct"),
     "avs_ms3_dg_sct": ("avs_ms3", "dg_sct"),
     "avs_ms3_lavish": ("avs_ms3", "lavish"),
+    "ra_ssu": ("ra_ssu", None),
 }
 
 
@@ -97,26 +99,18 @@ def toy_task(
             **switches,
         },
     )
-    dropouts = ("attention_dropout", "branch_dropout", "head_dropout", "router_noise_std")
-    quiet: dict[str, Any] = dict.fromkeys(dropouts, 0.0)
-    if method == "stg_cma":
-        quiet |= {"event_head_dropout": 0.0, "interaction_options": {"drop_path": 0.0}}
-    shallow = {tower: {"depths": (1, 1, 1, 1)} for tower in ("vision_config", "audio_config")}
-    agreement = {"agreement_loss_weight": 0.1} if method is None else {}
-    config = CaeAvConfig.from_preset(
-        task, size="toy", method=method, num_frames=3, head_hidden_size=32, **agreement, **quiet, **shallow
-    )
     torch.manual_seed(0)
-    model = randomise(definition.model_class(config)).double()
+    model = randomise(definition.model_class(_toy_config(task, method))).double()
+    config = model.config
     for module in model.modules():
         if isinstance(module, FrameAttention):
             module.dropout = 0.0
+    processor = CaeAvProcessor.from_config(config)
     run = RunFolder(folder)
     accelerator = build_accelerator(recipe, folder)
     if recipe.data is None:
         train, test = RandomClips(config, num_rows, broken=(5,)), RandomClips(config, 5, seed=1)
     else:
-        processor = CaeAvProcessor.from_config(config)
         train = load_split(recipe, recipe.train_split, processor, accelerator, shuffle=True)
         test = load_split(recipe, recipe.eval_split, processor, accelerator)
     run.start(recipe, accelerator)
@@ -124,8 +118,9 @@ def toy_task(
         # Accelerate only shards models on an accelerator, although the same code works on CPUs.
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
         accelerator.state._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
-    collator = CaeAvCollator()
-    trainer = Trainer(recipe, definition, model, TinyProcessor(), train, test, collator, accelerator, run)
+    collator = CaeAvCollator(targets=definition.targets)
+    scorer = processor if definition.metric_reads_processor else TinyProcessor()
+    trainer = Trainer(recipe, definition, model, scorer, train, test, collator, accelerator, run)
     steps = []
     step = trainer._step
 
@@ -152,6 +147,22 @@ def toy_task(
     run.write_history = run.draw_curves = lambda history: None
     trainer.fit()
     leave(trainer, folder, steps=steps)
+
+
+def _toy_config(task: str, method: str | None) -> Any:
+    """Return the configuration of a small model without dropout."""
+    if task == "ra_ssu":
+        # The tower of frames is trained in the second epoch.
+        return small_config(**NO_DROPOUT, unfreeze_vision_epoch=1, max_description_length=6)
+    dropouts = ("attention_dropout", "branch_dropout", "head_dropout", "router_noise_std")
+    quiet: dict[str, Any] = dict.fromkeys(dropouts, 0.0)
+    if method == "stg_cma":
+        quiet |= {"event_head_dropout": 0.0, "interaction_options": {"drop_path": 0.0}}
+    shallow = {tower: {"depths": (1, 1, 1, 1)} for tower in ("vision_config", "audio_config")}
+    agreement = {"agreement_loss_weight": 0.1} if method is None else {}
+    return CaeAvConfig.from_preset(
+        task, size="toy", method=method, num_frames=3, head_hidden_size=32, **agreement, **quiet, **shallow
+    )
 
 
 def leave(trainer: Trainer, folder: Path, **found) -> None:

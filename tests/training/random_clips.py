@@ -72,5 +72,17 @@ class RandomClips(torch.utils.data.Dataset):
                 words, mask = (torch.nn.functional.pad(value, (0, 5 - len(words))) for value in (words, mask))
             return {"labels": label, "question_ids": words, "question_mask": mask}
         masks = self._integers(2, length, config.mask_size, config.mask_size).to(torch.int8)
+        if config.task == "ra_ssu":
+            return {"labels": masks, "description_ids": self._descriptions(index, length)}
         masks[1 if config.task == "avs_s4" else 1 + index % 2 :] = -100
         return {"labels": masks}
+
+    def _descriptions(self, index: int, length: int) -> torch.Tensor:
+        """Return ids of a description of each segment; that of the last one is empty, or not known."""
+        last = self.config.text_config.vocab_size - 1
+        ids = 1 + self._integers(last - 3, length, 4 + index % 3)
+        ids[:, 0], ids[:, -1] = last - 1, last
+        ids[-1, 1], ids[-1, 2:] = last, -100
+        if index % 4 == 0:
+            ids[-1] = -100
+        return ids

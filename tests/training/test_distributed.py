@@ -39,11 +39,13 @@ def test_the_number_of_processes_changes_no_loss_and_no_metric(runs, job):
     for first, second in zip(one["steps"], two["steps"], strict=True):
         assert second == {name: pytest.approx(value, abs=1e-5) for name, value in first.items()}
     for first, second in zip(one["history"], two["history"], strict=True):
-        of_captions = {"train/caption", "train/entropy", "train/alignment"}
-        assert {"train/loss", *(of_captions if JOBS[job][1] is None else ())} <= first.keys()
+        terms = {"train/caption", "train/entropy", "train/alignment"} if JOBS[job][1] is None else set()
+        if job == "ra_ssu":
+            terms = {"train/segmentation", "train/description", "train/consistency", "eval/meteor"}
+        assert {"train/loss", *terms} <= first.keys()
         compared = {name: value for name, value in first.items() if name != "seconds"}
         # Accuracies must be equal; among many pixels, rounding moves a few over the threshold.
-        of_pixels = {"eval/j", "eval/f", "eval/f_whole_set"}
+        of_pixels = {"eval/j", "eval/f", "eval/f_whole_set", "eval/understanding"}
         expected = {
             name: pytest.approx(value, abs=1e-3 if name in of_pixels else 1e-5)
             if name in of_pixels or not name.startswith("eval/")
