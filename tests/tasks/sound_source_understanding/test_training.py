@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from caeav_hf import CaeAvProcessor, SsuFormerForSoundSourceUnderstanding
@@ -57,6 +58,7 @@ def test_a_recipe_trains_from_the_command_line(ssu_parquet, tmp_path) -> None:
 def test_bfloat16_keeps_the_loss_and_float32_weights(ssu_parquet, tmp_path) -> None:
     results = {}
     for precision in ("no", "bf16"):
+        AcceleratorState._reset_state()  # it is global and keeps the last precision
         steps = recipe(ssu_parquet, tmp_path / precision, mixed_precision=precision, max_steps=1)
         result = train(steps)
         assert {parameter.dtype for parameter in result.model.parameters()} == {torch.float32}
