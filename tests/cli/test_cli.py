@@ -23,6 +23,7 @@ from tests.training.toy_files import (
     toy_clips,
     toy_corpus,
     toy_model,
+    understanding_model,
 )
 
 
@@ -226,6 +227,50 @@ def errors(capsys):
     return [line for line in capsys.readouterr().err.splitlines() if line.startswith("caeav: error: ")]
 
 
+def understand(*arguments, outputs="both"):
+    model = ["--model", str(understanding_model(outputs)), "--device", "cpu"]
+    return main(["predict", *map(str, arguments), *model])
+
+
+def test_sentences_are_written_drawn_and_laid_below_the_clip(tmp_path, capsys):
+    clip = mask_clips(1)[0]
+    files = [tmp_path / name for name in ("one.png", "one.mp4", "one.srt")]
+    places = [
+        word for option, file in zip(("--plot", "--overlay", "--srt"), files, strict=True) for word in (option, file)
+    ]
+    assert understand(clip, "--out", tmp_path / "out", *places, "--max-new-tokens", 5) == 0
+    (entry,) = json.loads((tmp_path / "out" / "index.json").read_text())
+    expected = pipeline("sound-source-understanding", model=str(understanding_model()), device="cpu")(
+        clip, max_new_tokens=5
+    )
+    assert [frame["description"] for frame in entry["frames"]] == expected["descriptions"]
+    assert entry["intervals"] == expected["intervals"]
+    assert [(tmp_path / "out" / frame["mask"]).is_file() for frame in entry["frames"]] == [True] * 5
+    assert files[0].read_bytes().startswith(b"\x89PNG")
+    with av.open(str(files[1])) as container:
+        assert container.streams.video[0].height > 64  # the sentences are below the frames
+    assert files[2].read_text().count(" --> ") == len(expected["intervals"])
+
+
+@pytest.mark.slow
+def test_models_of_masks_or_sentences_alone(tmp_path, capsys, broken):
+    first, second = mask_clips(2)
+    folders = [word for option in ("--plot", "--overlay") for word in (option, tmp_path / option[2:])]
+    assert understand(first, broken, second, *folders, "--srt", tmp_path / "srt", outputs="descriptions") == 2
+    captured = capsys.readouterr()
+    assert str(broken) in captured.err
+    entries = json.loads(captured.out)
+    assert ["error" in entry for entry in entries] == [False, True, False]
+    assert entries[0]["frames"][0].keys() == {"timestamp", "start", "end", "description"}
+    for clip in (first, second):
+        for folder, suffix in (("plot", "png"), ("overlay", "mp4"), ("srt", "srt")):
+            assert (tmp_path / folder / f"{Path(clip).stem}.{suffix}").is_file()
+    assert understand(first, "--plot", tmp_path / "masks.png", outputs="masks") == 0
+    assert "description" not in json.loads(capsys.readouterr().out)[0]["frames"][0]
+    assert understand(first, "--srt", tmp_path / "one.srt", outputs="masks") == 2
+    assert "predicts masks alone" in errors(capsys)[0]
+
+
 @pytest.mark.slow
 def test_tracks_are_written_and_drawn(tmp_path, capsys, broken):
     clips = toy_clips(2)
@@ -293,7 +338,8 @@ def test_options_of_other_models(tmp_path, capsys):
     cases = [
         (toy_model(), ["--question", "Who?"], "--question needs a model of question answering"),
         (toy_model(), ["--video-threshold", "0.5"], "--video-threshold needs a model of video parsing"),
-        (parsing_model(), ["--overlay", "a.mp4"], "--overlay needs a model of segmentation"),
+        (parsing_model(), ["--overlay", "a.mp4"], "--overlay needs a model of segmentation or sound source"),
+        (mask_model(), ["--srt", "a.srt"], "--srt needs a model of sound source understanding"),
         (mask_model(), ["--visual-3d", "a"], "--visual-3d needs a model of video parsing"),
         (question_model(), [], "expected at least one --question"),
         (question_model(), ["--question", "Who?", "--threshold", "0.5"], "--threshold needs a model of"),

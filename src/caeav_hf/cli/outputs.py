@@ -11,7 +11,7 @@ from .targets import Target, target_of, write_json, write_mask
 
 
 # Options that only some models support, by their name in the parsed arguments; None if not given.
-SPECIAL_OPTIONS = ("threshold", "video_threshold", "overlay", "visual_3d", "question")
+SPECIAL_OPTIONS = ("threshold", "video_threshold", "overlay", "srt", "max_new_tokens", "visual_3d", "question")
 
 
 class Output:
@@ -45,7 +45,7 @@ class Output:
 
     def parameters(self) -> dict[str, Any]:
         """Return the arguments of the pipeline."""
-        names = ("threshold", "video_threshold", "windows", "on_missing_audio")
+        names = ("threshold", "video_threshold", "max_new_tokens", "windows", "on_missing_audio")
         given = {name: getattr(self.options, name) for name in names if getattr(self.options, name) is not None}
         return {"return_arrays": False, **given}
 
@@ -161,7 +161,7 @@ class Masks(Output):
 
     task = "segmentation"
     purpose = "finds what sounds"
-    own_options = ("threshold", "overlay")
+    own_options: tuple[str, ...] = ("threshold", "overlay")
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(options)
@@ -183,29 +183,98 @@ class Masks(Output):
         if "error" in result:
             self.index.append(result)
             return
-        seconds, masks = model.processor.segment_seconds, result["masks"]
+        seconds, masks = model.processor.segment_seconds, result.get("masks")
         frames = []
-        for number, (time, mask) in enumerate(zip(result["timestamps"], masks, strict=True)):
+        for number, time in enumerate(result["timestamps"]):
             frame = {"timestamp": time, "start": number * seconds, "end": (number + 1) * seconds}
-            if self.folder is not None:
+            if masks is not None and self.folder is not None:
                 path = self.folder(clip) / f"{number:05d}.png"
-                write_mask(path, mask)
+                write_mask(path, masks[number])
                 frame["mask"] = path.relative_to(self.folder.path).as_posix()
-            frames.append({**frame, "covered": float(mask.mean())})
-        height, width = masks.shape[1:]
+            frames.append({**frame, **self.of_frame(result, number)})
         entry = {name: result[name] for name in ("file", "duration", "has_audio", "analyzed")}
-        self.index.append({**entry, "width": width, "height": height, "frames": frames})
+        if masks is not None:
+            entry["height"], entry["width"] = masks.shape[1:]
+        self.index.append({**entry, **self.of_clip(result), "frames": frames})
         if self.picture is not None:
-            from ..visualization import plot_masks
-
-            plot_masks(model.load_clip(clip), masks, path=self.picture(clip), title=Path(clip).name)
+            self.draw(model, clip, result, self.picture(clip))
         if self.video is not None:
+            import numpy as np
+
             from ..visualization.overlay import write_overlay
 
-            write_overlay(clip, masks, self.video(clip), segment_seconds=seconds, show_progress=self.show_frames)
+            if masks is None:
+                masks = np.zeros((len(frames), *model.load_clip(clip).size), dtype=bool)
+            write_overlay(
+                clip,
+                masks,
+                self.video(clip),
+                segment_seconds=seconds,
+                captions=result.get("descriptions"),
+                show_progress=self.show_frames,
+            )
+
+    def of_frame(self, result: dict[str, Any], number: int) -> dict[str, Any]:
+        """Return what the index says of a frame besides its times and its mask."""
+        return {"covered": float(result["masks"][number].mean())} if "masks" in result else {}
+
+    def of_clip(self, result: dict[str, Any]) -> dict[str, Any]:
+        """Return what the index says of a clip besides its frames."""
+        return {}
+
+    def draw(self, model: Any, clip: str, result: dict[str, Any], path: Path) -> None:
+        """Plot the picture of a clip."""
+        from ..visualization import plot_masks
+
+        plot_masks(model.load_clip(clip), result["masks"], path=path, title=Path(clip).name)
 
     def finish(self) -> None:
         if self.folder is None:
             print(json.dumps(self.index, indent=2))
         else:
             write_json(self.folder.path / "index.json", self.index)
+
+
+class Descriptions(Masks):
+    """
+    Outputs of sound source understanding: masks as PNGs with an index that has the sentences, a timeline, a video of
+    each clip with the sentences below it, and subtitles.
+    """
+
+    task = "sound source understanding"
+    purpose = "finds and describes what sounds"
+    own_options = ("threshold", "overlay", "srt", "max_new_tokens")
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        super().__init__(options)
+        self.subtitles = target_of(options.srt, options.clips, ".srt", one_file_holds_all=False)
+
+    def of_frame(self, result: dict[str, Any], number: int) -> dict[str, Any]:
+        said = {"description": result["descriptions"][number]} if "descriptions" in result else {}
+        return {**super().of_frame(result, number), **said}
+
+    def of_clip(self, result: dict[str, Any]) -> dict[str, Any]:
+        return {"intervals": result["intervals"]} if "intervals" in result else {}
+
+    def draw(self, model: Any, clip: str, result: dict[str, Any], path: Path) -> None:
+        if "intervals" not in result:
+            super().draw(model, clip, result, path)
+            return
+        from ..visualization import plot_description_timeline
+
+        seconds = model.processor.segment_seconds
+        plot_description_timeline(
+            model.load_clip(clip), result, path=path, segment_seconds=seconds, title=Path(clip).name
+        )
+
+    def add(self, model: Any, clip: str, result: dict[str, Any]) -> None:
+        super().add(model, clip, result)
+        if self.subtitles is None or "error" in result:
+            return
+        if "intervals" not in result:
+            raise CaeAvError(
+                f"--srt needs a model that describes what sounds; {self.options.model} predicts masks alone"
+            )
+        from ..visualization import write_subtitles
+
+        write_subtitles(result["intervals"], self.subtitles(clip))

@@ -18,11 +18,12 @@ def add_command(commands: Any) -> None:
     """Add the command to the subparsers of `caeav`."""
     predict = commands.add_parser(
         "predict",
-        help="run a model on clips: find events or the pixels of sounding objects, or answer questions",
+        help="run a model on clips: find events, find or describe what sounds, or answer questions",
         description="Run a model on clips. The task follows from the model's configuration. Event localization finds "
         "events that are both visible and audible, and their times; video parsing those that are visible, audible or "
-        "both. Segmentation finds the pixels of sounding objects in every second. Question answering answers each "
-        "--question about every clip. Clips that cannot be read are reported and skipped.",
+        "both. Segmentation finds the pixels of sounding objects in every second. Sound source understanding also "
+        "describes them in a sentence. Question answering answers each --question about every clip. Clips that cannot "
+        "be read are reported and skipped.",
     )
     predict.add_argument(
         "clips",
@@ -43,7 +44,10 @@ def add_command(commands: Any) -> None:
     predict.add_argument(
         "--overlay",
         metavar="FILE.mp4|DIR",
-        help="masks: video of the clip with sounding objects tinted, or folder for one per clip",
+        help="masks: video of the clip with sounding objects tinted, sentences below it, or folder for one per clip",
+    )
+    predict.add_argument(
+        "--srt", metavar="FILE.srt|DIR", help="sentences: subtitles of the clip, or folder for one file per clip"
     )
     predict.add_argument(
         "--question", action="append", metavar="TEXT", help="answers: question about every clip; may be repeated"
@@ -60,6 +64,9 @@ def add_command(commands: Any) -> None:
         type=float,
         metavar="P",
         help="events and masks: probability above which a second is an event or a pixel is in a mask (default: 0.5)",
+    )
+    predict.add_argument(
+        "--max-new-tokens", type=int, metavar="N", help="sentences: most ids of each (default: the model's)"
     )
     predict.add_argument(
         "--video-threshold",

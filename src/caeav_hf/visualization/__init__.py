@@ -10,7 +10,8 @@ from .contact_sheet import MAX_COLUMNS, plot_masks, tinted
 from .curves import plot_curves
 from .drawing import COLOURS
 from .labels import plot_labels
-from .timeline import plot_event_timeline, plot_parsing_timeline
+from .subtitles import write_subtitles
+from .timeline import plot_description_timeline, plot_event_timeline, plot_parsing_timeline
 
 
 __all__ = [
@@ -19,9 +20,11 @@ __all__ = [
     "heated",
     "plot_answers",
     "plot_curves",
+    "plot_description_timeline",
     "plot_event_timeline",
     "plot_labels",
     "plot_masks",
     "plot_parsing_timeline",
     "tinted",
+    "write_subtitles",
 ]

@@ -1,12 +1,13 @@
 """
 Write videos with the masks of what sounds laid over them.
 
-Every frame of the source keeps its time and size, with the mask of its segment tinted, and the source's own sound is
-copied. Frames are painted as RGB and stored with the colour matrix that they came with, so the source's colour
-description stays true.
+Every frame of the source keeps its time, and its size but for a band of captions below it, with the mask of its
+segment tinted, and the source's own sound is copied. Frames are painted as RGB and stored with the colour matrix that
+they came with, so the source's colour description stays true.
 """
 
 import os
+from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from ..media.containers import (
     video_stream,
 )
 from ..media.segments import SEGMENT_REST
+from .subtitles import CaptionBand
 
 
 # Okabe and Ito's orange: bright on most pictures and distinguishable with all common forms of colour blindness.
@@ -54,10 +56,11 @@ def write_overlay(
     segment_seconds: float = 1.0,
     colour: str = TINT,
     opacity: float = 0.5,
+    captions: Sequence[str] | None = None,
     show_progress: bool = False,
 ) -> None:
     """
-    Write a clip as an mp4 (H.264) with its masks laid over it.
+    Write a clip as an mp4 (H.264) with its masks laid over it, and captions in a band below it.
 
     Every frame is written upright, at its time in the source, whatever the frame rate. Odd sides are made even by
     repeating the last row or column, since H.264's common form stores only even ones. Packets of sound are copied if
@@ -70,22 +73,26 @@ def write_overlay(
         segment_seconds: Seconds of a segment.
         colour: Colour of the tint, as `#RRGGBB`.
         opacity: Opacity of the tint, from 0 to 1; the edge of a mask is opaque.
+        captions: One text per mask, shown with it; `None` for a video without the band.
         show_progress: Whether to show a progress bar.
 
     Raises:
         MediaError: The source cannot be decoded.
-        CaeAvError: The masks are not of the clip's size, `path` is the source itself or cannot be written.
+        CaeAvError: The masks are not of the clip's size, captions are not as many, `path` is the source itself or
+            cannot be written.
     """
     path = Path(path)
     masks = np.asarray(masks)
     if masks.ndim != 3 or masks.dtype != bool:
         raise CaeAvError(f"`masks` must be (T, H, W) bool, got shape {masks.shape} of {masks.dtype}")
+    if captions is not None and len(captions) != len(masks):
+        raise CaeAvError(f"`captions` must be one per mask ({len(masks)}), got {len(captions)}")
     if path.suffix.lower() != ".mp4":
         raise CaeAvError(f"{path}: expected a file name that ends in .mp4")
     if isinstance(source, str | os.PathLike) and path.exists() and Path(source).exists() and path.samefile(source):
         raise CaeAvError(f"{path}: is the clip itself; give the overlay another name")
     media = MediaFile.of(source, None)
-    painter = _Painter(masks, segment_seconds, colour, opacity, media.name)
+    painter = _Painter(masks, segment_seconds, colour, opacity, captions, media.name)
     options = {"movflags": "faststart"}
     with media.open() as container:
         overlay = _Overlay(container, painter, media.name)
@@ -105,10 +112,20 @@ def tint_weights(mask: np.ndarray, opacity: float) -> np.ndarray:
 
 
 class _Painter:
-    """Tints upright RGB frames by the mask of the segment that their time falls into."""
+    """Tints upright RGB frames by the mask, and captions them by the text, of the segment that their time is in."""
 
-    def __init__(self, masks: np.ndarray, segment_seconds: float, colour: str, opacity: float, name: str) -> None:
+    def __init__(
+        self,
+        masks: np.ndarray,
+        segment_seconds: float,
+        colour: str,
+        opacity: float,
+        captions: Sequence[str] | None,
+        name: str,
+    ) -> None:
         self.masks, self.segment_seconds, self.opacity, self.name = masks, segment_seconds, opacity, name
+        self.captions = captions
+        self._band: CaptionBand | None = None
         try:
             self.tint = tuple(int(colour[start : start + 2], 16) for start in (1, 3, 5))
         except ValueError as error:
@@ -117,10 +134,16 @@ class _Painter:
         self._weights: Image.Image | None = None
 
     def paint(self, image: np.ndarray, time: float) -> np.ndarray:
-        """Tint a frame (H, W, 3) uint8 that is shown `time` seconds after the clip begins."""
+        """Tint and caption a frame (H, W, 3) uint8 that is shown `time` seconds after the clip begins."""
         segment = self._segment_at(time)
-        if segment is None:
-            return image
+        painted = image if segment is None else self._tinted(image, segment)
+        if self.captions is None:
+            return painted
+        if self._band is None:
+            self._band = CaptionBand(self.captions, image.shape[1])
+        return self._band.below(painted, segment)
+
+    def _tinted(self, image: np.ndarray, segment: int) -> np.ndarray:
         mask = self.masks[segment]
         if mask.shape != image.shape[:2]:
             raise CaeAvError(

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from textwrap import wrap
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -11,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from ..errors import CaeAvError
+from .contact_sheet import tinted
 from .drawing import COLOURS, SERIES, draw_frames, frames_of, make_bare, new_figure, save_figure, set_label, strip_step
 
 
@@ -22,6 +24,8 @@ Row: TypeAlias = tuple[str, str, list[dict[str, Any]]]
 _WIDTH, _LEFT, _RIGHT, _LETTER, _MEAN_LETTER = 13.0, 1.235, 0.39, 0.108, 0.098
 # Maximum letters of a class name beside a row, and markers of a line, for both to stay readable.
 _LONGEST_NAME, _MAX_MARKERS = 32, 60
+# Sentences below a timeline: height of a line in inches, letters of a line, and most lines.
+_NOTE_LINE, _NOTE_LETTERS, _MAX_NOTES = 0.27, 110, 60
 
 
 def plot_event_timeline(
@@ -99,6 +103,55 @@ def plot_parsing_timeline(
     return _plot_timeline(clip, rows, prediction, path, segment_seconds, title)
 
 
+def plot_description_timeline(
+    clip: Any,
+    prediction: dict[str, Any],
+    path: str | Path | None = None,
+    *,
+    segment_seconds: float = 1.0,
+    title: str | None = None,
+) -> Figure:
+    """
+    Draw a clip over time: its frames, tinted where something sounds, its sound, and when each sentence holds. The
+    sentences are numbered and listed below.
+
+    Args:
+        clip: As for [`plot_event_timeline`].
+        prediction: The result of the pipeline of sound source understanding for the clip: `intervals` with
+            `description`, `start` and `end` (seconds); and `masks` (n, H, W) bool, unless the model has none.
+        path, segment_seconds, title: As for [`plot_event_timeline`].
+
+    Returns:
+        The figure.
+
+    Raises:
+        CaeAvError: The clip has no frames, `prediction` has no `intervals`, masks are not of the frames' number and
+            size, or `path` cannot be written.
+    """
+    if "intervals" not in prediction:
+        raise CaeAvError(f"`prediction` needs the key 'intervals', got {', '.join(prediction) or 'nothing'}")
+    frames = frames_of(clip)
+    if prediction.get("masks") is not None:
+        masks = np.asarray(prediction["masks"], dtype=bool)
+        if masks.shape != frames.shape[:3]:
+            raise CaeAvError(f"`masks` must be of shape {frames.shape[:3]}, as the frames, got {masks.shape}")
+        frames = np.stack([tinted(frame, mask, COLOURS["mask"]) for frame, mask in zip(frames, masks, strict=True)])
+    numbers: dict[str, int] = {}
+    intervals = [
+        {**item, "label": str(numbers.setdefault(item["description"], len(numbers) + 1))}
+        for item in prediction["intervals"]
+    ]
+    notes = [
+        line
+        for text, number in numbers.items()
+        for line in wrap(f"{number}  {text}", _NOTE_LETTERS, subsequent_indent=" " * 4)
+    ]
+    if len(notes) > _MAX_NOTES:
+        notes = [*notes[: _MAX_NOTES - 1], "\u2026 and further sentences"]
+    rows: list[Row] = [("prediction", "Described", intervals)]
+    return _plot_timeline(clip, rows, prediction, path, segment_seconds, title, frames=frames, notes=notes)
+
+
 def _lines(kind: str, name: str, intervals: Sequence[dict[str, Any]]) -> list["Row"]:
     """Split a track into one line per class, ordered by start; the first line has the track's name."""
     classes = list(dict.fromkeys(item["label"] for item in sorted(intervals, key=lambda item: item["start"])))
@@ -113,9 +166,17 @@ def _plot_timeline(
     path: str | Path | None,
     segment_seconds: float,
     title: str | None,
+    frames: np.ndarray | None = None,
+    notes: Sequence[str] | None = None,
 ) -> Figure:
-    """Draw a timeline with some rows of intervals."""
-    frames = frames_of(clip)
+    """
+    Draw a timeline with some rows of intervals.
+
+    Args:
+        frames: What to show instead of the clip's frames.
+        notes: Lines below the timeline, to which the labels of bars refer; `None` if these are names.
+    """
+    frames = frames_of(clip) if frames is None else frames
     agreement, misaligned = prediction.get("agreement"), prediction.get("misaligned")
     seconds = max(len(frames) * segment_seconds, *(item["end"] for _, _, items in rows for item in items), 0.0)
 
@@ -125,7 +186,7 @@ def _plot_timeline(
     placed = [
         _place_texts(intervals, seconds, _LETTER / (_WIDTH - left - _RIGHT) * seconds) for _, _, intervals in rows
     ]
-    by_class = any(text is None for texts in placed for text in texts)
+    by_class = notes is None and any(text is None for texts in placed for text in texts)
     if by_class:
         rows = [line for kind, name, intervals in rows for line in _lines(kind, name, intervals)]
         left += 0.25 + _MEAN_LETTER * max(len(_class_name(line)) for line in rows)
@@ -136,7 +197,8 @@ def _plot_timeline(
     strip = min(2.2, step * row / len(frames) * shape)
     row_height = 0.55 if len(rows) < 5 else 0.36 if len(rows) < 20 else 0.28
     heights = [strip, 1.0, row_height * len(rows) + 0.15, *([1.5] if agreement is not None else [])]
-    figure = new_figure(_WIDTH, sum(heights) + 0.28 * len(heights) + 0.95)
+    below = 0.6 + (_NOTE_LINE * len(notes) + 0.15 if notes else 0.0)
+    figure = new_figure(_WIDTH, sum(heights) + 0.28 * len(heights) + 0.35 + below)
     grid = figure.add_gridspec(
         len(heights),
         1,
@@ -145,7 +207,7 @@ def _plot_timeline(
         left=left / _WIDTH,
         right=1 - _RIGHT / _WIDTH,
         top=1 - 0.45 / figure.get_figheight(),
-        bottom=0.6 / figure.get_figheight(),
+        bottom=below / figure.get_figheight(),
     )
     axes = [figure.add_subplot(grid[row]) for row in range(len(heights))]
 
@@ -156,7 +218,10 @@ def _plot_timeline(
     # The waveform covers the segments only, however long the clip is.
     has_audio = getattr(clip, "has_audio", True)
     _draw_waveform(axes[1], np.asarray(clip.waveform, dtype=np.float32), len(frames) * segment_seconds, has_audio)
-    _draw_intervals(axes[2], rows, seconds, inner, by_class)
+    _draw_intervals(axes[2], rows, seconds, inner, by_class, "no event" if notes is None else "nothing sounds")
+    for number, note in enumerate(notes or ()):
+        place = (below - 0.6 - _NOTE_LINE * (number + 0.5)) / figure.get_figheight()
+        figure.text(left / _WIDTH, place, note, fontsize=12, color=COLOURS["text"], va="center", parse_math=False)
     if agreement is not None:
         _draw_agreement(axes[3], agreement, misaligned, segment_seconds)
     for axis in axes:
@@ -254,13 +319,14 @@ def _place_texts(
     return placed
 
 
-def _draw_intervals(axis: Axes, rows: list[Row], seconds: float, width: float, by_class: bool) -> None:
+def _draw_intervals(axis: Axes, rows: list[Row], seconds: float, width: float, by_class: bool, if_empty: str) -> None:
     """
     Draw bars with their labels.
 
     Args:
         seconds, width: Length of the rows, in seconds and in inches.
         by_class: Whether each row has a single class, whose name is written beside it.
+        if_empty: What a row without bars says.
     """
     make_bare(axis, keep=("bottom",))
     axis.set_ylim(len(rows) - 0.5, -0.5)
@@ -284,7 +350,7 @@ def _draw_intervals(axis: Axes, rows: list[Row], seconds: float, width: float, b
     letter = _LETTER / width * seconds
     for row, (kind, _, intervals) in enumerate(rows):
         if not intervals:
-            _say_nothing(axis, row, "no event")
+            _say_nothing(axis, row, if_empty)
         texts = _place_texts(intervals, seconds, letter, names=not by_class)
         for item, text in zip(intervals, texts, strict=True):
             length = item["end"] - item["start"]

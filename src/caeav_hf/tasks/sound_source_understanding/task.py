@@ -23,6 +23,7 @@ TASKS = (
         results=f"{_HERE}.results",
         pipeline="caeav_hf.pipelines.sound_source_understanding:SoundSourceUnderstandingPipeline",
         pipeline_name="sound-source-understanding",
+        prediction="caeav_hf.cli.outputs:Descriptions",
         card=Card(title="sound source understanding", hub_task="image-to-text", knowledge="kinds of scenes and words"),
         unfit_augmentation={"flip_frames": "descriptions say on which side something is"},
     ),
