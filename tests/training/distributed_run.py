@@ -109,7 +109,8 @@ def toy_task(
     run = RunFolder(folder)
     accelerator = build_accelerator(recipe, folder)
     if recipe.data is None:
-        train, test = RandomClips(config, num_rows, broken=(5,)), RandomClips(config, 5, seed=1)
+        train = RandomClips(config, num_rows, broken=(5,), processor=processor)
+        test = RandomClips(config, 5, seed=1, processor=processor)
     else:
         train = load_split(recipe, recipe.train_split, processor, accelerator, shuffle=True)
         test = load_split(recipe, recipe.eval_split, processor, accelerator)
@@ -119,8 +120,7 @@ def toy_task(
         plugin = FullyShardedDataParallelPlugin(fsdp_version=2, auto_wrap_policy="transformer_based_wrap")
         accelerator.state._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
     collator = CaeAvCollator(targets=definition.targets)
-    scorer = processor if definition.metric_reads_processor else TinyProcessor()
-    trainer = Trainer(recipe, definition, model, scorer, train, test, collator, accelerator, run)
+    trainer = Trainer(recipe, definition, model, TinyProcessor(), train, test, collator, accelerator, run)
     steps = []
     step = trainer._step
 

@@ -1,8 +1,9 @@
 """Random clips for every task, with everything that makes shares of a batch unequal."""
 
+from typing import Any
+
 import torch
 
-from caeav_hf.configuration_cae_av import CaeAvConfig
 from tests.training.tiny_training import next_readable
 
 
@@ -12,14 +13,17 @@ class RandomClips(torch.utils.data.Dataset):
     replaced by the next one. For question answering, up to three successive questions are about one clip.
     """
 
-    def __init__(self, config: CaeAvConfig, count: int, seed: int = 0, broken: tuple[int, ...] = ()) -> None:
-        self.config, self.broken = config, broken
+    def __init__(
+        self, config: Any, count: int, seed: int = 0, broken: tuple[int, ...] = (), processor: Any = None
+    ) -> None:
+        self.config, self.broken, self.processor = config, broken, processor
         self.generator = torch.Generator().manual_seed(seed)
         questions = config.task == "avqa"
         self.groups = [index // 3 for index in range(count)] if questions else None
         self.rows = {
             "question_type": ["Audio" if index % 2 else "Visual" for index in range(count)],
             "question_subtype": ["Counting"] * count,
+            "descriptions": [["a b", "", None][: 1 + index % 3] for index in range(count)],
         }
         clips = [self._clip(index) for index in range(1 + self.groups[-1] if self.groups else count)]
         numbers = self.groups or range(count)
