@@ -12,7 +12,9 @@ from PIL import Image
 
 from caeav_hf.data.images import read_mask
 from caeav_hf.data.misalign import misalign
+from caeav_hf.data.misalign.change import Change
 from caeav_hf.data.shards import load_rows
+from caeav_hf.task import get_task
 from caeav_hf.toy import CLASSES
 from caeav_hf.toy.render import render_scene_frame
 from tests.lanes import slow_after
@@ -142,6 +144,55 @@ def test_masks_show_what_is_seen_and_heard(avs_corpora, avs_parquet, setting, le
                 exact += 1
     assert min(exact, filled) > 20 * len(levels)
     assert unknown  # in S4 of pictures without a mask
+
+
+def test_sentences_name_what_is_seen_and_heard(ssu_corpus, ssu_parquet, levels):
+    rows, seen = all_rows(ssu_parquet), {"kept": 0, "silent": 0, "unknown": 0}
+    # Clips have several sources, of which their category names one.
+    kinds = [kind for kind in MOVING if kind != "swap_same_class"]
+    for original, row, scene in changed_scenes(rows, truth_of(ssu_corpus), levels, kinds):
+        record, masks = row["misalignment"], dict(zip(row["mask_frames"], row["masks"], strict=True))
+        assert len(row["descriptions"]) == 5
+        for segment, (text, before) in enumerate(zip(row["descriptions"], original["descriptions"], strict=True)):
+            together = scene.seen(segment) & scene.heard(segment)
+            named = {name for name in CLASSES if f" {name} " in (text or "")}
+            assert named <= together, record
+            if text is None:
+                seen["unknown"] += 1
+                if record["kind"] == "swap_other_class":
+                    assert not read_mask(masks[segment]).pixels.any()
+            elif text == "" and before:
+                seen["silent"] += 1
+                if record["kind"] != "cut":
+                    assert not scene.heard(segment)
+                    assert not read_mask(masks[segment]).pixels.any()
+            elif text:
+                seen["kept"] += 1
+                if scene.is_aligned:
+                    assert named == together
+            if not record["affected_segments"][segment] and record["kind"] != "delay":
+                assert text == before
+    assert min(seen.values()) > 3 * len(levels), seen
+
+
+def test_a_sentence_holds_for_another_moment_with_the_same_one():
+    correction = get_task("ra_ssu").label_correction({})
+    row = {"category": "bell", "mask_frames": [], "masks": [], "descriptions": ["a bell", "a bell", "", "", None, "x"]}
+    assert correction.segments(row) == 6
+    assert correction.classes(row) is None
+
+    def described(sound, picture=range(6), foreign=()):
+        change = Change("delay", tuple(picture), tuple(sound), tuple(foreign))
+        return correction.corrected(row, change).get("descriptions")
+
+    aligned = [{t: 1.0} for t in range(6)]
+    assert described(aligned) is None
+    later = [{}, {0: 1.0}, {1: 0.7, 2: 0.3}, {2: 0.5, 3: 0.5}, {4: 0.6}, {4: 0.4, 5: 0.6}]
+    assert described(later) == ["", "a bell", None, None, None, "x"]
+    assert described([{}] * 6, foreign=[False, True] * 3) == ["", None] * 3
+    # A sound from off the screen, and a picture that moves with its sound.
+    assert described(aligned, foreign=[True] * 6) is None
+    assert described([{5 - t: 1.0} for t in range(6)], range(5, -1, -1)) == row["descriptions"][::-1]
 
 
 def test_masks_turn_with_their_pictures(avs_parquet):

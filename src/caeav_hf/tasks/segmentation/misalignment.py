@@ -27,8 +27,13 @@ class MaskCorrection(LabelCorrection):
 
     num_segments = AVSBENCH_NUM_SEGMENTS
 
+    def source(self, row: Row) -> Any | None:
+        """Return the class of a clip's only source, or `None` if there may be several."""
+        return row["category"]
+
     def classes(self, row: Row) -> frozenset[Any] | None:
-        return None if row["category"] is None else frozenset([row["category"]])
+        source = self.source(row)
+        return None if source is None else frozenset([source])
 
     def corrected(self, row: Row, change: Change) -> dict[str, Any]:
         given = dict(zip(row["mask_frames"], row["masks"], strict=True))
@@ -47,9 +52,9 @@ class MaskCorrection(LabelCorrection):
         if segment >= len(change.picture):
             return given[segment]
         shown = given.get(change.picture[segment])
-        has_one_source = row["category"] is not None
+        has_one_source = self.source(row) is not None
         if not change.is_heard(segment, [True] * len(change.picture)):
-            is_same_class = change.donor is not None and change.donor["category"] == row["category"]
+            is_same_class = change.donor is not None and self.source(change.donor) == self.source(row)
             if has_one_source and is_same_class and change.foreign[segment]:
                 return shown
             return _empty(given[segment])

@@ -25,6 +25,7 @@ TASKS = (
         pipeline_name="sound-source-understanding",
         prediction="caeav_hf.cli.outputs:Descriptions",
         card=Card(title="sound source understanding", hub_task="image-to-text", knowledge="kinds of scenes and words"),
+        misalignment=f"{_HERE}.misalignment:UnderstandingCorrection",
         unfit_augmentation={"flip_frames": "descriptions say on which side something is"},
     ),
 )
