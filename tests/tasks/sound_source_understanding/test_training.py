@@ -36,7 +36,7 @@ def recipe(data: Path, folder: Path, **changes) -> Recipe:
 
 def test_a_recipe_trains_from_the_command_line(ssu_parquet, tmp_path) -> None:
     flags = {"--task": "ra_ssu", "--size": "toy", "--data": ssu_parquet, "--output-dir": tmp_path / "run"}
-    flags |= {"--batch-size": 2, "--max-steps": 1}
+    flags |= {"--batch-size": 2, "--eval-batch-size": 2, "--max-steps": 2}
     arguments = [str(part) for pair in flags.items() for part in pair]
     assert main([*arguments, "--model-config", *(f"{name}={value}" for name, value in SMALL.items())]) == 0
     (record,) = (json.loads(line) for line in (tmp_path / "run" / "history.jsonl").read_text().splitlines())
@@ -47,6 +47,8 @@ def test_a_recipe_trains_from_the_command_line(ssu_parquet, tmp_path) -> None:
     checkpoint = tmp_path / "run" / "checkpoints" / "best"
     model = SsuFormerForSoundSourceUnderstanding.from_pretrained(checkpoint)
     assert model.config.num_integration_layers == 1
+    # It starts at 0, and the first step, at the beginning of the warm-up, leaves it there.
+    assert model.description_decoder.transformer.ln_f.bias.any()
     processor = CaeAvProcessor.from_pretrained(checkpoint)
     # Every description of the corpus survives its ids.
     data = CaeAvDataset(ssu_parquet, processor, split="test")
