@@ -152,11 +152,20 @@ def export_program(
         with torch.no_grad():
             returned = model(**inputs)
             everything = {**returned, **(returned.get("explained") or {})}
-            available = [name for name, value in everything.items() if isinstance(value, Tensor | tuple)]
+            available = [
+                name
+                for name, value in everything.items()
+                if isinstance(value, Tensor | tuple) and name not in model.decoded_outputs
+            ]
             defaults = [name for name in model.exported_outputs if name in available]
             names = defaults if outputs is None else list(outputs)
             if unknown := [name for name in names if name not in available]:
                 raise CaeAvError(f"`outputs` has unknown names {unknown}; the model has {', '.join(available)}")
+            if not names and model.decoded_outputs and outputs is None:
+                raise CaeAvError(
+                    f"the model cannot be exported as a graph: it has no {' or '.join(model.exported_outputs)}, and a "
+                    f"graph does not decode {model.decoded_outputs[0]}; `outputs` may name {', '.join(available)}"
+                )
             if not names:
                 raise CaeAvError(f"`outputs` must name some of the model's outputs: {', '.join(available)}")
             model.base_model.keep_constants(model.dtype)

@@ -59,6 +59,8 @@ class Card:
         knowledge: What a model can only know from its training data.
         has_space: Whether the Space of `model_cards/space` supports such a model.
         reads_captions: Whether such models read captions.
+        captions: Example of the pipeline's arguments with captions, as Python code.
+        caption_note: What the captions of such a model are.
     """
 
     title: str = "audio-visual learning"
@@ -68,6 +70,8 @@ class Card:
     knowledge: str = "classes"
     has_space: bool = False
     reads_captions: bool = True
+    captions: str = 'captions={"visual": "what is seen", "audio": "what is heard"}'
+    caption_note: str = "Captions of the picture and the sound are optional."
 
 
 @dataclass(frozen=True)

@@ -232,6 +232,7 @@ def understand(*arguments, outputs="both"):
     return main(["predict", *map(str, arguments), *model])
 
 
+@pytest.mark.slow
 def test_sentences_are_written_drawn_and_laid_below_the_clip(tmp_path, capsys):
     clip = mask_clips(1)[0]
     files = [tmp_path / name for name in ("one.png", "one.mp4", "one.srt")]

@@ -10,17 +10,21 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
 from transformers import pipeline
 
-from caeav_hf import CaeAvForEventLocalization, CaeAvProcessor
+from caeav_hf import CaeAvForEventLocalization, CaeAvProcessor, SsuFormerForSoundSourceUnderstanding
 from caeav_hf.assets import toy_towers
 from caeav_hf.cli import main as caeav
-from caeav_hf.training.card import TEMPLATES
+from caeav_hf.training import load_recipe
+from caeav_hf.training.card import TEMPLATES, RunCard
 from caeav_hf.training.command import main
+from caeav_hf.training.recipe import RECIPES
+from caeav_hf.training.run_folder import environment
 from tests.lanes import METHODS, slow_after
-from tests.training.toy_files import mask_model, toy_clips, toy_data
+from tests.training.toy_files import mask_clips, mask_model, toy_clips, toy_data, understanding_model
 
 
 @pytest.fixture
@@ -95,6 +99,27 @@ def test_the_best_checkpoint_has_a_card(run):
     assert not any(mark in card.content for mark in ("{{", "}}", "{%", "\n\n\n"))
     assert str(run.parent) not in card.content
     assert str(toy_data().parent) not in card.content
+
+
+@pytest.mark.slow
+def test_the_card_of_a_model_that_describes(tmp_path):
+    """Its example gives sentences, with the caption that the model reads; its scores are explained."""
+    folder = understanding_model()
+    model = SsuFormerForSoundSourceUnderstanding.from_pretrained(folder)
+    recipe = load_recipe(RECIPES / "ra_ssu_toy.yaml", {"data": "clips", "output_dir": str(tmp_path / "my-run")})
+    made = RunCard(model, recipe, environment(Accelerator(cpu=True)), "understanding").card(
+        {"step": 3, "epoch": 1, "eval/understanding": 0.5, "eval/rouge_l": 0.25}
+    )
+    assert made.data.pipeline_tag == "image-to-text"
+    assert {"ssuformer", "sound-source-understanding"} <= set(made.data.tags)
+    for text in ("SSUFormer (Sun et al.", "video-language model", "silent_accuracy", "| rouge_l | 0.2500 |"):
+        assert text in made.content
+    assert not any(mark in made.content for mark in ("{{", "}}", "{%", "\n\n\n"))
+    (example,) = re.findall(r"```python\n(.*?)```", made.content, flags=re.DOTALL)
+    assert "visual_caption=" in example
+    namespace: dict = {}
+    exec(example.replace("path/to/this/folder", str(folder)).replace('"clip.mp4"', repr(mask_clips(1)[0])), namespace)
+    assert len(namespace["result"]["descriptions"]) == 5
 
 
 @pytest.mark.slow

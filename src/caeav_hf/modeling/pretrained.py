@@ -44,6 +44,8 @@ class TowerPreTrainedModel(PreTrainedModel):
     has_idle_parameters = False
     # Fields of the output that an exported graph returns, if they are not `None`.
     exported_outputs: ClassVar[tuple[str, ...]] = ()
+    # Fields that the model decodes step by step, which a graph does not.
+    decoded_outputs: ClassVar[tuple[str, ...]] = ()
 
     # Whether steps of training run the text tower even if the features of all captions are known.
     trains_through_text_tower = False

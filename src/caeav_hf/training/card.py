@@ -76,6 +76,7 @@ class RunCard:
             method=self.method["title"],
             reference=self.method["reference"],
             reads_captions=reads_captions,
+            caption_note=task.card.caption_note,
             formulation=self.method["formulation"],
             data_name=_shown(recipe.data),
             usage=_usage(task, self.model_class, reads_captions),
@@ -187,5 +188,5 @@ def _usage(task: Task, model_class: str, reads_captions: bool) -> str:
     if task.pipeline_name is None:
         return f'model = {model_class}.from_pretrained("{LOCAL_NAME}")'
     make = f'run = pipeline("{task.pipeline_name}", model="{LOCAL_NAME}")'
-    captions = ', captions={"visual": "what is seen", "audio": "what is heard"}' if reads_captions else ""
+    captions = f", {task.card.captions}" if reads_captions else ""
     return f"{make}\nresult = run({task.card.example}{captions})"

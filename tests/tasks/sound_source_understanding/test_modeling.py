@@ -449,3 +449,11 @@ def test_masks_are_exported_as_a_graph() -> None:
     inputs = example_inputs(model, batch_size=3, num_frames=4, captions=None, seed=2)
     with torch.no_grad():
         assert_close(program(**inputs)["logits"], model(**inputs).logits)
+
+
+def test_descriptions_are_not_exported() -> None:
+    """Decoding is a loop of the model's own, which a graph does not have."""
+    with pytest.raises(CaeAvError, match="no logits, and a graph does not decode description_ids"):
+        export_program(small_model(outputs="descriptions"), captions=None)
+    with pytest.raises(CaeAvError, match=r"unknown names \['description_ids'\]"):
+        export_program(small_model(), captions=None, outputs=["description_ids"])

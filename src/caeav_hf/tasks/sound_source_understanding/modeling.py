@@ -59,6 +59,7 @@ class SsuFormerForSoundSourceUnderstanding(SsuFormerPreTrainedModel):
     """
 
     exported_outputs = ("logits",)
+    decoded_outputs = ("description_ids", "router_probs")
 
     def __init__(self, config: SsuFormerConfig):
         super().__init__(config)
