@@ -132,6 +132,8 @@ def test_switches_that_would_make_labels_wrong_are_refused():
     for task, name, value, off in (
         ("avs_s4", "crop_area", 0.5, "null"),
         ("avs_ms3", "rand_augment", "rand-m7-n4", "null"),
+        ("ra_ssu", "crop_area", 0.5, "null"),
+        ("ra_ssu", "flip_frames", True, "false"),
         ("avqa", "sound_mixing", 0.5, "0"),
         ("avvp", "sound_mixing", 0.5, "0"),
     ):

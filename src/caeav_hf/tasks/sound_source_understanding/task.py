@@ -39,6 +39,9 @@ something sounds with one reference each, from 0 to 1; `exact_match` is the shar
 mean of `j` and `rouge_l`.""",
         ),
         misalignment=f"{_HERE}.misalignment:UnderstandingCorrection",
-        unfit_augmentation={"flip_frames": "descriptions say on which side something is"},
+        unfit_augmentation={
+            "flip_frames": "descriptions say on which side something is",
+            **dict.fromkeys(("rand_augment", "crop_area", "erasing"), "masks belong to the frames as they are"),
+        },
     ),
 )
