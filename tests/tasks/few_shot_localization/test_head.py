@@ -134,7 +134,9 @@ def _losses_of(share: slice, contributes: bool = True) -> tuple[list[float], lis
 @pytest.mark.slow
 @pytest.mark.parametrize("shares", [[slice(0, 2), slice(2, 5)], [slice(0, 5), slice(5, 5)]])
 def test_two_processes_compute_what_one_does(tmp_path: Path, shares: list[slice]) -> None:
-    context = multiprocessing.get_context("fork")
+    # Not forked from this process: once gradients were computed in it, a fork cannot compute any.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
     queue = context.Queue()
     workers = [
         context.Process(target=_losses_on_two, args=(rank, tmp_path / "store", shares, queue)) for rank in range(2)
