@@ -284,17 +284,7 @@ class CaeAvPreTrainedModel(TowerPreTrainedModel):
             towers["audio_text"] = load_tower("audio_text", audio_text or cast(str, audio))
         elif audio_text is not None:
             raise CaeAvError(f"`audio_text` was given for the task {task!r}, whose models do not match texts")
-        configs = {
-            f"{kind}_config": {**tower.config, "model_type": tower.model_type} for kind, tower in towers.items()
-        }
-        sources = {kind: tower.source for kind, tower in towers.items()}
-        config = CaeAvConfig.from_preset(task, size, **{**configs, **overrides, "tower_sources": sources})
-        model = cls(config)
-        for kind, module in model.cae_av.named_towers().items():
-            try:
-                module.load_state_dict(towers[kind].state)
-            except RuntimeError as error:
-                raise CaeAvError(f"`{kind}`: the tensors do not fit their configuration: {error}") from error
+        model = cls._on_towers(towers, task, size, overrides)
         model.cae_av.initialize_from_towers()
         return model.eval()
 

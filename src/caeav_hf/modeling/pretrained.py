@@ -23,6 +23,8 @@ from .checkpoints import TOWER_NAMES, adapter_names, attach_towers, find_sources
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+    from ..towers.loading import PretrainedTower
+
 
 class TowerPreTrainedModel(PreTrainedModel):
     """
@@ -91,6 +93,29 @@ class TowerPreTrainedModel(PreTrainedModel):
     def packaged_towers(cls, task: str, **overrides: Any) -> dict[str, Path]:
         """Return the toy towers of the package for a model with these arguments of `from_backbones`, by kind."""
         raise NotImplementedError
+
+    @classmethod
+    def _on_towers(
+        cls, towers: Mapping[str, "PretrainedTower"], task: str, size: str, overrides: Mapping[str, Any]
+    ) -> Any:
+        """
+        Build a model on pretrained towers, given by kind, with all other values from a preset and `overrides`.
+
+        Raises:
+            CaeAvError: The tensors of a tower do not fit its configuration.
+        """
+        configs = {
+            f"{kind}_config": {**tower.config, "model_type": tower.model_type} for kind, tower in towers.items()
+        }
+        sources = {kind: tower.source for kind, tower in towers.items()}
+        config = cls.config_class.from_preset(task, size, **{**configs, **overrides, "tower_sources": sources})
+        model = cls(config)
+        for kind, module in model._bare.named_towers().items():
+            try:
+                module.load_state_dict(towers[kind].state)
+            except RuntimeError as error:
+                raise CaeAvError(f"`{kind}`: the tensors do not fit their configuration: {error}") from error
+        return model
 
     def method_names(self) -> dict[str, str | None]:
         """Return `title`, `reference` (its paper) and `formulation` of the method, for model cards."""

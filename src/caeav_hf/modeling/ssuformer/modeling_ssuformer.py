@@ -134,18 +134,7 @@ class SsuFormerPreTrainedModel(TowerPreTrainedModel):
             towers[kind] = load_tower(kind, names[kind], overrides=of_towers.get(kind), projects=projects)
             if kind == "text":
                 towers[kind].config.setdefault("projection_dim", None)
-        configs = {
-            f"{kind}_config": {**tower.config, "model_type": tower.model_type} for kind, tower in towers.items()
-        }
-        sources = {kind: tower.source for kind, tower in towers.items()}
-        config = SsuFormerConfig.from_preset(task, size, **{**configs, **overrides, "tower_sources": sources})
-        model = cls(config)
-        for kind, module in model.base_model.named_towers().items():
-            try:
-                module.load_state_dict(towers[kind].state)
-            except RuntimeError as error:
-                raise CaeAvError(f"`{kind}`: the tensors do not fit their configuration: {error}") from error
-        return model.eval()
+        return cls._on_towers(towers, task, size, overrides).eval()
 
 
 def _without_towers(overrides: Mapping[str, Any]) -> dict[str, Any]:
