@@ -349,6 +349,11 @@ def _lines(lines: Iterable[str]) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
+_MULTI_SOURCE_LEVELS = {
+    "normal": Level(plan_multi_source_clips, 0.75),
+    "hard": Level(hard_plan(plan_hard_multi_source_clips), 0.85, HARD_MISALIGNMENTS),
+}
+
 LAYOUTS = {
     "ave": Layout(
         {
@@ -370,19 +375,13 @@ LAYOUTS = {
         _write_s4_annotations,
     ),
     "avs_ms3": Layout(
-        {
-            "normal": Level(plan_multi_source_clips, 0.75),
-            "hard": Level(hard_plan(plan_hard_multi_source_clips), 0.85, HARD_MISALIGNMENTS),
-        },
+        _MULTI_SOURCE_LEVELS,
         _write_ms3_media,
         _write_ms3_annotations,
         one_event=False,
     ),
     "ra_ssu": Layout(
-        {
-            "normal": Level(plan_multi_source_clips, 0.75),
-            "hard": Level(hard_plan(plan_hard_multi_source_clips), 0.85, HARD_MISALIGNMENTS),
-        },
+        _MULTI_SOURCE_LEVELS,
         _write_ra_ssu_media,
         _write_ra_ssu_annotations,
         one_event=False,
