@@ -11,7 +11,7 @@ from PIL import Image
 
 from caeav_hf.data import AvsBenchBuilder, BuildReport
 from caeav_hf.errors import DataError
-from caeav_hf.tasks.segmentation.builder import read_meta_data
+from caeav_hf.tasks.segmentation.builder import COLUMNS, read_meta_data
 from caeav_hf.toy import CLASSES
 from tests.corpora import build_avs, keep_stream, run_script
 
@@ -232,14 +232,14 @@ def test_a_bad_file_is_named(tmp_path, setting, text, message):
     file = tmp_path / "meta_data.csv"
     file.write_text(text)
     with pytest.raises(DataError, match=message) as error:
-        read_meta_data(file, setting, BuildReport())
+        read_meta_data(file, COLUMNS[setting], BuildReport())
     assert str(error.value).startswith(str(file))
 
 
 def test_columns_are_found_by_name(tmp_path):
     file, report = tmp_path / "meta_data.csv", BuildReport()
     file.write_bytes(b'\xef\xbb\xbfsplit,index,name\r\nval,0,"a,b"\r\n\r\ntrain,1,-c\r\n')
-    lines = [tuple(line) for line in read_meta_data(file, "ms3", report)]
+    lines = [tuple(line) for line in read_meta_data(file, COLUMNS["ms3"], report)]
     assert lines == [("a,b", None, "val"), ("-c", None, "train")]
     assert report.files["meta_data.csv"]["lines"] == 2
 

@@ -15,6 +15,7 @@ jpg, and in folders without the split and the category.
 """
 
 import csv
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, NamedTuple
@@ -34,12 +35,7 @@ from ...data.schema import AVSBENCH_NUM_SEGMENTS, SPLITS, segmentation_features
 SETTINGS = ("s4", "ms3")
 AVSBENCH_SPLITS = {"train": "train", "val": "validation", "test": "test"}
 
-_COLUMNS = {
-    "s4": ("name", "category", "split"),
-    "ms3": ("name", "split"),
-    # Sound source understanding.
-    "ra_ssu": ("name", "category", "split"),
-}
+COLUMNS = {"s4": ("name", "category", "split"), "ms3": ("name", "split")}
 
 
 class AvsBenchAnnotation(NamedTuple):
@@ -93,7 +89,7 @@ class AvsBenchBuilder(ClipBuilder):
         setting = self.config.setting
         if setting not in SETTINGS:
             raise DataError(f"`setting` must be one of {', '.join(SETTINGS)}, got {setting!r}")
-        lines = read_meta_data(annotations / f"{setting}_meta_data.csv", setting, report)
+        lines = read_meta_data(annotations / f"{setting}_meta_data.csv", COLUMNS[setting], report)
         splits: dict[str, list[str]] = {}
         entries: dict[str, list[Entry]] = {split: [] for split in SPLITS}
         for line in lines:
@@ -172,16 +168,15 @@ class AvsBenchBuilder(ClipBuilder):
         return Entry({"frames": frames, "audio": audio, "masks": masks}, name, row)
 
 
-def read_meta_data(path: Path, setting: str, report: BuildReport) -> list[AvsBenchAnnotation]:
+def read_meta_data(path: Path, columns: Sequence[str], report: BuildReport) -> list[AvsBenchAnnotation]:
     """
-    Read a csv file, whose columns are found by the names in its header; other columns are ignored.
+    Read a csv file, whose `columns` are found by the names in its header; other columns are ignored.
 
     Raises:
         DataError: A column is missing, a line lacks a value, names no possible file or an unknown split, or is there
             twice. The message begins with the file and the line's number.
     """
     lines = [(number, _cells(line)) for number, line in read_lines(path, report)]
-    columns = _COLUMNS[setting]
     header = lines[0][1] if lines else []
     if missing := [column for column in columns if column not in header]:
         raise DataError(f"{path}: expected a header with {', '.join(columns)}; there is no {', '.join(missing)}")

@@ -33,6 +33,8 @@ from ..segmentation.builder import AVSBENCH_SPLITS, AvsBenchAnnotation, AvsBench
 
 DESCRIPTIONS = "descriptions.json"
 
+_COLUMNS = ("name", "category", "split")
+
 # Seconds by which a video may be longer than its descriptions: encoders and cuts at key frames round up.
 _ROUNDING = 1.0
 
@@ -70,7 +72,7 @@ class RaSsuBuilder(AvsBenchBuilder):
         return understanding_features()
 
     def read_entries(self, annotations: Path, report: BuildReport) -> dict[str, list[Entry]]:
-        lines = read_meta_data(annotations / "meta_data.csv", "ra_ssu", report)
+        lines = read_meta_data(annotations / "meta_data.csv", _COLUMNS, report)
         path = annotations / DESCRIPTIONS
         descriptions = read_descriptions(path, report)
         splits: dict[str, list[str]] = {}
