@@ -16,6 +16,7 @@ from caeav_hf.task import get_task
 from caeav_hf.tasks.event_localization.metric import EventSums
 from caeav_hf.tasks.question_answering.metric import AnswerSums
 from caeav_hf.tasks.segmentation.metric import segmentation_sums
+from caeav_hf.tasks.sound_source_understanding.metric import UnderstandingSums, description_sums
 from caeav_hf.tasks.video_parsing.metric import video_parsing_sums
 
 
@@ -29,6 +30,12 @@ def sums_of(task: str, count: int = 12) -> list:
     if task == "avs_ms3":
         torch.manual_seed(0)
         return [segmentation_sums(torch.randn(2, 8, 8), torch.rand(2, 8, 8) > 0.6) for _ in range(count)]
+    if task == "ra_ssu":
+        torch.manual_seed(0)
+        words = ["a bell rings on the left", "a dog barks", "a bell rings", ""]
+        texts = [rng.choice(words, (2, 3)).tolist() for _ in range(count)]
+        masks = sums_of("avs_ms3", count)
+        return [UnderstandingSums(mask, description_sums(*pair)) for mask, pair in zip(masks, texts, strict=True)]
     names = [["accuracy", f"accuracy/{kind}"] for kind in rng.choice(["Audio", "Visual"], count)]
     return [AnswerSums(Counter(n if rng.random() > 0.4 else []), Counter(n)) for n in names]
 
@@ -44,7 +51,7 @@ def record_of(task: str, clips: list[int] | None = None) -> Record:
     )
 
 
-@pytest.mark.parametrize("task", ["ave", "avvp", "avs_ms3", "avqa"])
+@pytest.mark.parametrize("task", ["ave", "avvp", "avs_ms3", "avqa", "ra_ssu"])
 def test_stored_sums_score_every_resample(task: str, tmp_path: Path) -> None:
     sums, record = sums_of(task), record_of(task)
     record.save(tmp_path / "a" / "clean.safetensors", {"seed": 3})
@@ -60,6 +67,17 @@ def test_stored_sums_score_every_resample(task: str, tmp_path: Path) -> None:
         found = get_task(task).scores([total])
         assert found.keys() == expected.keys()
         assert list(found.values()) == pytest.approx([expected[name] for name in found])
+
+
+@pytest.mark.parametrize("absent", ["masks", "descriptions"])
+def test_what_a_model_does_not_predict_is_left_out(absent: str, tmp_path: Path) -> None:
+    task, sums = get_task("ra_ssu"), [replace(clip, **{absent: None}) for clip in sums_of("ra_ssu")]
+    clips = np.arange(12)
+    stacked = StackedSums.stack(sums, task)
+    Record(clips, clips, stacked, np.zeros((12, 3), np.int8), None).save(tmp_path / "clean.safetensors", {})
+    (total,) = Record.load(tmp_path / "clean.safetensors").sums.totals(np.ones((1, 12)))
+    assert getattr(total, absent) is None
+    assert task.scores([total]) == pytest.approx(task.scores(sums))
 
 
 def test_questions_about_a_clip_are_drawn_together() -> None:
@@ -110,6 +128,18 @@ def test_a_file_decides_nothing(tmp_path: Path) -> None:
         save_file(arrays, path, {"fingerprint": "{}", "sums": described})
         with pytest.raises(CaeAvError, match="another metric"):
             Record.load(path)
+    record_of("ra_ssu").save(path, {})
+    arrays = load_file(path)
+    described = json.dumps(
+        {
+            "class": [UnderstandingSums.__module__, "UnderstandingSums"],
+            "keys": {},
+            "parts": {"masks": ["subprocess", "Popen"], "descriptions": None},
+        }
+    )
+    save_file(arrays, path, {"fingerprint": "{}", "sums": described})
+    with pytest.raises(CaeAvError, match="another metric"):
+        Record.load(path)
     path.write_bytes(b"cut off")
     for read in (Record.load, read_fingerprint):
         with pytest.raises(CaeAvError, match=r"cannot be read.*remove it"):

@@ -7,7 +7,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,17 +23,21 @@ from ..task import Task
 @dataclass(frozen=True)
 class StackedSums:
     """
-    The sums of a metric for many items, stacked field by field.
+    The sums of a metric for many items, stacked field by field. The name of a field within a field has a dot,
+    `masks.frames`.
 
     Args:
         columns: One array (n, ...) per field; for a field that is a `Counter`, (n, keys).
         keys: The keys of the fields that are counters.
         kind: Class of the metric's sums.
+        parts: Classes of the fields that are sums themselves; `None` for those that are `None` for every item, since
+            the model does not predict what they score.
     """
 
     columns: dict[str, np.ndarray]
     keys: dict[str, list[str]]
     kind: type
+    parts: dict[str, type | None] = field(default_factory=dict)
 
     @classmethod
     def stack(cls, sums: Sequence[Any], task: Task) -> "StackedSums":
@@ -45,14 +49,14 @@ class StackedSums:
         """
         kind = type(sums[0])
         expected = f"the metric of task {task.name!r} returns {kind.__name__}; expected a dataclass whose fields are "
-        expected += (
-            "numbers, arrays or counters, and whose sum adds them field by field, so that clips can be resampled"
-        )
+        expected += "numbers, arrays, counters or such dataclasses, and whose sum adds them field by field, so that "
+        expected += "clips can be resampled"
         if not is_dataclass(kind):
             raise CaeAvError(expected)
-        columns, keys = {}, {}
-        for name in (item.name for item in fields(kind)):
-            values = [getattr(item, name) for item in sums]
+        columns: dict[str, np.ndarray] = {}
+        keys: dict[str, list[str]] = {}
+        parts: dict[str, type | None] = {}
+        for name, values in _flat_values(sums, parts).items():
             if isinstance(values[0], Counter):
                 keys[name] = sorted({key for value in values for key in value})
                 values = [[value[key] for key in keys[name]] for value in values]
@@ -63,7 +67,7 @@ class StackedSums:
             if column.dtype.kind not in "buif":
                 raise CaeAvError(expected)
             columns[name] = column.astype(np.float64)
-        stacked = cls(columns, keys, kind)
+        stacked = cls(columns, keys, kind, parts)
         try:
             scores = task.scores(sums)
         except CaeAvError:  # nothing counts
@@ -77,18 +81,23 @@ class StackedSums:
         """Return the weighted sum over all items for each row of `weights` (resamples, n), as the metric's objects."""
         added = {name: np.tensordot(weights, column, axes=1) for name, column in self.columns.items()}
         return [
-            self.kind(
-                **{
-                    name: Counter(
-                        {key: value for key, value in zip(self.keys[name], row.tolist(), strict=True) if value}
-                    )
-                    if name in self.keys
-                    else row
-                    for name, row in zip(added, rows, strict=True)
-                }
-            )
-            for rows in zip(*added.values(), strict=True)
+            self._build(self.kind, dict(zip(added, rows, strict=True))) for rows in zip(*added.values(), strict=True)
         ]
+
+    def _build(self, kind: type, values: Mapping[str, Any], prefix: str = "") -> Any:
+        """Return the metric's object, or the part of it whose fields begin with `prefix`."""
+        arguments = {}
+        for own in (item.name for item in fields(kind)):
+            name = prefix + own
+            if name in self.parts:
+                part = self.parts[name]
+                arguments[own] = None if part is None else self._build(part, values, f"{name}.")
+            elif name in self.keys:
+                counts = zip(self.keys[name], values[name].tolist(), strict=True)
+                arguments[own] = Counter({key: count for key, count in counts if count})
+            else:
+                arguments[own] = values[name]
+        return kind(**arguments)
 
     def by_clip(self, clips: np.ndarray, num_clips: int) -> "StackedSums":
         """Add up the items of each clip: `clips` (n,) are their numbers, below `num_clips`."""
@@ -96,7 +105,22 @@ class StackedSums:
         for name, column in self.columns.items():
             columns[name] = np.zeros((num_clips, *column.shape[1:]))
             np.add.at(columns[name], clips, column)
-        return StackedSums(columns, self.keys, self.kind)
+        return replace(self, columns=columns)
+
+
+def _flat_values(items: Sequence[Any], parts: dict[str, type | None], prefix: str = "") -> dict[str, list[Any]]:
+    """Return the values of each field, those of fields that are dataclasses field by field; `parts` takes these."""
+    values: dict[str, list[Any]] = {}
+    for own in (item.name for item in fields(items[0])):
+        name, found = prefix + own, [getattr(item, own) for item in items]
+        if all(value is None for value in found):
+            parts[name] = None
+        elif is_dataclass(kind := type(found[0])) and all(type(value) is kind for value in found):
+            parts[name] = kind
+            values |= _flat_values(found, parts, f"{name}.")
+        else:
+            values[name] = found
+    return values
 
 
 @dataclass(frozen=True)
@@ -124,11 +148,12 @@ class Record:
         if self.agreement is not None:
             arrays["agreement"] = self.agreement
         arrays |= {f"sums.{name}": column for name, column in self.sums.columns.items()}
-        kind = self.sums.kind
-        metadata = {
-            "fingerprint": json.dumps(fingerprint, sort_keys=True),
-            "sums": json.dumps({"class": [kind.__module__, kind.__qualname__], "keys": self.sums.keys}),
+        sums = {
+            "class": _name(self.sums.kind),
+            "keys": self.sums.keys,
+            "parts": {name: kind and _name(kind) for name, kind in self.sums.parts.items()},
         }
+        metadata = {"fingerprint": json.dumps(fingerprint, sort_keys=True), "sums": json.dumps(sums)}
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path) as partial_path:
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial_path, metadata)
@@ -147,19 +172,43 @@ class Record:
                 described = json.loads((file.metadata() or {})["sums"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise CaeAvError(f"{path}: cannot be read ({error}); remove it to score its condition again") from error
-        # Looked up among the loaded modules: a file must not decide what is imported.
-        module, name = described["class"]
-        kind = getattr(sys.modules.get(module), name, None)
         columns = {
             column.removeprefix("sums."): array for column, array in arrays.items() if column.startswith("sums.")
         }
-        if not is_dataclass(kind) or {item.name for item in fields(kind)} != columns.keys():
+        kind = _find(described["class"])
+        parts = {name: found and _find(found) for name, found in described.get("parts", {}).items()}
+        try:
+            names = _names(kind, parts)
+        except TypeError:  # one of them is not a dataclass
+            names = None
+        if names is None or sorted(names) != sorted(columns):
+            name = described["class"][1]
             raise CaeAvError(f"{path}: was scored by another metric, {name}; remove it to score its condition again")
-        # Sorted by name in the file.
-        columns = {item.name: columns[item.name] for item in fields(kind)}
         assert isinstance(kind, type)
-        sums = StackedSums(columns, described["keys"], kind)
+        # Sorted by name in the file.
+        sums = StackedSums({name: columns[name] for name in names}, described["keys"], kind, parts)
         return cls(arrays["rows"], arrays["clips"], sums, arrays["affected"], arrays.get("agreement"))
+
+
+def _name(kind: type) -> list[str]:
+    return [kind.__module__, kind.__qualname__]
+
+
+def _find(name: Sequence[str]) -> Any:
+    """Return a class by its module and name, among the loaded modules: a file must not decide what is imported."""
+    module, own = name
+    return getattr(sys.modules.get(module), own, None)
+
+
+def _names(kind: Any, parts: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Return the names of the columns that a class and its parts have."""
+    names = []
+    for name in (prefix + item.name for item in fields(kind)):
+        if name not in parts:
+            names.append(name)
+        elif parts[name] is not None:
+            names += _names(parts[name], parts, f"{name}.")
+    return names
 
 
 def read_fingerprint(path: Path) -> dict[str, Any]:
