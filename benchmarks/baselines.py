@@ -2,10 +2,13 @@
 Score baselines that neither see nor hear on toy test sets.
 
     python benchmarks/baselines.py --segmentation data/ms3 --parsing data/llp --questions data/questions
+    python benchmarks/baselines.py --understanding data/ssu
 
 Event localization: the most frequent label of a segment in the training split. Segmentation: empty masks. Parsing: no
 event at all; and the true classes of each clip, in every second and both modalities. Questions: the most frequent
-answer in the training split to the same question, and to the same question about any object.
+answer in the training split to the same question, and to the same question about any object. Understanding: empty
+masks; and, from the training split, the commonest description, that one of fifty which scores best on training frames,
+each for all frames, or one drawn for each frame.
 """
 
 import argparse
@@ -18,6 +21,7 @@ from datasets import load_dataset
 
 from caeav_hf.data.images import read_mask
 from caeav_hf.tasks.segmentation.metric import segmentation_scores
+from caeav_hf.tasks.sound_source_understanding.metric import description_scores
 from caeav_hf.tasks.video_parsing.metric import video_parsing_scores
 from caeav_hf.toy import CLASSES
 
@@ -31,11 +35,40 @@ def events(data: str) -> dict[str, Any]:
     return {"the most frequent label": float(np.mean(np.array(test) == Counter(train).most_common(1)[0][0]))}
 
 
-def segmentation(data: str) -> dict[str, Any]:
-    """Return J of empty masks."""
+def empty_masks(data: str) -> dict[str, float | None]:
+    """Return the scores of empty masks."""
     rows = load_dataset(data, split="test")
     masks = np.stack([read_mask(mask["bytes"] or mask["path"]).pixels > 0 for row in rows for mask in row["masks"]])
-    return {"nothing segmented": segmentation_scores(np.full(masks.shape, -1.0), masks)["j"]}
+    return segmentation_scores(np.full(masks.shape, -1.0), masks)
+
+
+def segmentation(data: str) -> dict[str, Any]:
+    """Return J of empty masks."""
+    return {"nothing segmented": empty_masks(data)["j"]}
+
+
+def understanding(data: str) -> dict[str, Any]:
+    """Return the scores of empty masks, and of descriptions that do not depend on the clip."""
+    train, test = (
+        [text for row in load_dataset(data, split=split) for text in row["descriptions"] if text is not None]
+        for split in ("train", "test")
+    )
+    train = [text for text in train if text]
+    rng = np.random.default_rng(0)
+    frames = rng.permutation(train)[:200].tolist()
+
+    def quality(text: str) -> float:
+        scores = description_scores([text] * len(frames), frames)
+        return sum(scores[name] or 0.0 for name in ("bleu_4", "rouge_l", "meteor"))
+
+    candidates = rng.permutation(sorted(set(train)))[:50].tolist()
+    guesses = {
+        "the commonest description": [Counter(train).most_common(1)[0][0]] * len(test),
+        "the best constant description": [max(candidates, key=quality)] * len(test),
+        "a description of the training split for each frame": rng.choice(train, len(test)).tolist(),
+    }
+    scores = {name: description_scores(texts, test) for name, texts in guesses.items()}
+    return {"nothing segmented": empty_masks(data)} | scores
 
 
 def parsing(data: str) -> dict[str, Any]:
@@ -74,7 +107,7 @@ def questions(data: str) -> dict[str, Any]:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    baselines = (events, segmentation, parsing, questions)
+    baselines = (events, segmentation, parsing, questions, understanding)
     for task in baselines:
         parser.add_argument(f"--{task.__name__}", metavar="FOLDER", help="data set of this task")
     arguments = parser.parse_args()

@@ -25,7 +25,7 @@ from typing import Any
 
 import baselines
 from machine import peak_memory, processor_name, reset_peak_memory
-from runs import BUILDERS, draw_scores, execute, prepare, text, train_or_resume, write
+from runs import BUILDERS, check_setting, draw_scores, execute, prepare, text, train_or_resume, write
 
 from caeav_hf import CaeAvConfig
 from caeav_hf.modeling.interaction import InteractionLayer, InteractionOutput, register_interaction
@@ -150,21 +150,6 @@ def constant_guess(out: Path, task: str, level: str) -> tuple[str, float]:
     return name, percent(task, value)
 
 
-def check_steps(out: Path, steps: int) -> None:
-    """
-    Refuse to mix runs of different lengths in one table.
-
-    Raises:
-        SystemExit: `out` has runs of another number of steps.
-    """
-    path = out / "settings.json"
-    if not path.exists():
-        write(path, json.dumps({"steps": steps}))
-    known = json.loads(path.read_text(encoding="utf-8"))["steps"]
-    if known != steps:
-        raise SystemExit(f"{out}: has runs of {known} steps; expected --steps {known}, or another folder for {steps}")
-
-
 def summarize(
     out: Path, tasks: Sequence[str], levels: Sequence[str], methods: Sequence[str], seeds: Sequence[int], steps: int
 ) -> None:
@@ -272,7 +257,7 @@ def main() -> None:
     for module in arguments.modules:
         importlib.import_module(module)
     out = arguments.out
-    check_steps(out, arguments.steps)
+    check_setting(out, "steps", arguments.steps)
     cells = [(task, level) for task in arguments.tasks for level in arguments.levels]
     for task, level in cells:
         prepare(out / task / level, task, level, CLIPS[task], SPLIT)

@@ -1,6 +1,7 @@
 """What benchmarks of many toy runs share: corpora, runs that survive a kill, means with intervals, their picture."""
 
 import importlib
+import json
 import math
 import os
 import time
@@ -132,6 +133,23 @@ def write(path: Path, text: str) -> None:
     partial = path.with_suffix(".partial")
     partial.write_text(text + "\n", encoding="utf-8")
     partial.replace(path)
+
+
+def check_setting(out: Path, name: str, value: Any) -> None:
+    """
+    Refuse to mix runs of different settings in one table.
+
+    Raises:
+        SystemExit: `out` has runs with another value of the option `--<name>`.
+    """
+    path = out / "settings.json"
+    if not path.exists():
+        write(path, json.dumps({name: value}))
+    known = json.loads(path.read_text(encoding="utf-8"))[name]
+    if known != value:
+        raise SystemExit(
+            f"{out}: has runs of {known} {name}; expected --{name} {known}, or another folder for {value}"
+        )
 
 
 def text(values: Sequence[float], sign: str = "", digits: int = 1) -> str:
