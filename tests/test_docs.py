@@ -138,6 +138,7 @@ def test_inference_guide(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "parsing.png",
         "answers.json",
         "answers.png",
+        *(f"clip.{suffix}" for suffix in ("vtt", "csv", "eaf", "txt")),
     ):
         assert (models / name).stat().st_size, name
 

@@ -14,8 +14,10 @@ import caeav_hf
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization, CaeAvForVideoParsing, CaeAvProcessor
 from caeav_hf.assets import toy_towers
 from caeav_hf.cli import main
+from caeav_hf.visualization import annotations_of
 from tests.media_factory import write_clip
 from tests.training.toy_files import (
+    few_shot_model,
     mask_clips,
     mask_model,
     parsing_model,
@@ -272,6 +274,38 @@ def test_models_of_masks_or_sentences_alone(tmp_path, capsys, broken):
     assert "predicts masks alone" in errors(capsys)[0]
 
 
+EXPORTS = {"srt": "srt", "vtt": "vtt", "csv": "csv", "eaf": "eaf", "audacity": "txt"}
+
+
+def test_events_are_exported(tmp_path, capsys):
+    clips = toy_clips(2)
+    flags = [word for name in EXPORTS for word in (f"--{name}", tmp_path / name)]
+    assert predict(*clips, *flags, "--csv", tmp_path / "all.csv") == 0
+    found = annotations_of(json.loads(capsys.readouterr().out)[0])
+    for name, suffix in EXPORTS.items():
+        if name != "csv":
+            files = sorted((tmp_path / name).iterdir())
+            assert [file.name for file in files] == [f"{Path(clip).stem}.{suffix}" for clip in clips]
+            assert all(one.label in files[0].read_text() for one in found)
+    table = (tmp_path / "all.csv").read_text().splitlines()
+    assert {line.split(",")[0] for line in table[1:]} == set(clips)
+    assert f'MEDIA_URL="{Path(clips[0]).as_uri()}"' in (tmp_path / "eaf" / f"{Path(clips[0]).stem}.eaf").read_text()
+    assert predict(*clips, "--eaf", tmp_path / "one.eaf") == 2
+    assert "expected a folder" in errors(capsys)[-1]
+
+
+@pytest.mark.slow
+def test_answers_and_labels_are_exported(tmp_path, capsys):
+    cases = ((question_model(), ["--question", "How many?"], "How many?"), (few_shot_model(), [], "labels"))
+    for number, (model, arguments, tier) in enumerate(cases):
+        path = tmp_path / f"{number}.csv"
+        flags = ["--model", str(model), "--device", "cpu", "--csv", str(path)]
+        assert main(["predict", toy_clips(1)[0], *arguments, *flags]) == 0
+        assert f",{tier}," in path.read_text().splitlines()[1]
+        printed = json.loads(capsys.readouterr().out)
+    assert "segments" not in printed[0][0]
+
+
 @pytest.mark.slow
 def test_tracks_are_written_and_drawn(tmp_path, capsys, broken):
     clips = toy_clips(2)
@@ -340,7 +374,7 @@ def test_options_of_other_models(tmp_path, capsys):
         (toy_model(), ["--question", "Who?"], "--question needs a model of question answering"),
         (toy_model(), ["--video-threshold", "0.5"], "--video-threshold needs a model of video parsing"),
         (parsing_model(), ["--overlay", "a.mp4"], "--overlay needs a model of segmentation or sound source"),
-        (mask_model(), ["--srt", "a.srt"], "--srt needs a model of sound source understanding"),
+        (mask_model(), ["--srt", "a.srt"], "--srt needs a model of event localization or question"),
         (mask_model(), ["--visual-3d", "a"], "--visual-3d needs a model of video parsing"),
         (question_model(), [], "expected at least one --question"),
         (question_model(), ["--question", "Who?", "--threshold", "0.5"], "--threshold needs a model of"),

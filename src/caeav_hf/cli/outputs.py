@@ -10,8 +10,17 @@ from ..task import tasks
 from .targets import Target, target_of, write_json, write_mask
 
 
+# Files for other programs, by their option: the suffix, the function of `caeav_hf.visualization` that writes one, and
+# whether one file may hold several clips.
+EXPORTS = {
+    "srt": (".srt", "write_srt", False),
+    "vtt": (".vtt", "write_webvtt", False),
+    "csv": (".csv", "write_csv", True),
+    "eaf": (".eaf", "write_eaf", False),
+    "audacity": (".txt", "write_audacity", False),
+}
 # Options that only some models support, by their name in the parsed arguments; None if not given.
-SPECIAL_OPTIONS = ("threshold", "video_threshold", "overlay", "srt", "max_new_tokens", "visual_3d", "question")
+SPECIAL_OPTIONS = ("threshold", "video_threshold", "overlay", "max_new_tokens", "visual_3d", "question", *EXPORTS)
 
 
 class Output:
@@ -31,13 +40,20 @@ class Output:
     def __init__(self, options: argparse.Namespace) -> None:
         for name in SPECIAL_OPTIONS:
             if getattr(options, name) is not None and name not in self.own_options:
-                outputs = {task.prediction_class for task in tasks().values()}
+                outputs = {task.prediction_class for task in tasks().values()} - {JsonOutput}
                 able = sorted(output.task for output in outputs if name in output.own_options)
                 raise CaeAvError(
                     f"--{name.replace('_', '-')} needs a model of {' or '.join(able)}; {options.model} {self.purpose}"
                 )
         self.options = options
         self.picture = target_of(options.plot, options.clips, ".png", one_file_holds_all=False)
+        self.exports = {
+            name: target
+            for name, (suffix, _, holds_all) in EXPORTS.items()
+            if (target := target_of(getattr(options, name), options.clips, suffix, one_file_holds_all=holds_all))
+        }
+        # Of all clips, for exports in one file.
+        self.annotations: list[Any] = []
 
     def clip_inputs(self, clip: str) -> dict[str, Any]:
         """Return the pipeline's input for a clip, without captions."""
@@ -53,13 +69,37 @@ class Output:
         """Add the result of a clip; raise a [`~errors.MediaError`] if the clip cannot be read again for a picture."""
         raise NotImplementedError
 
+    def export(self, model: Any, clip: str, result: Any) -> None:
+        """
+        Write the result of a clip to the files for other programs.
+
+        Raises:
+            CaeAvError: The result has nothing with a beginning and an end, or a file cannot be written.
+        """
+        if not self.exports or "error" in result:
+            return
+        from .. import visualization
+
+        found = visualization.annotations_of(result, segment_seconds=model.processor.segment_seconds, file=clip)
+        self.annotations += found if "csv" in self.exports else []
+        for name, target in self.exports.items():
+            write = getattr(visualization, EXPORTS[name][1])
+            if target.one_per_clip or not EXPORTS[name][2]:
+                write(found, target(clip), **({"media": clip} if name == "eaf" else {}))
+
     def finish(self) -> None:
         """Write what covers all clips."""
-        raise NotImplementedError
+        target = self.exports.get("csv")
+        if target is not None and not target.one_per_clip:
+            from ..visualization import write_csv
+
+            write_csv(self.annotations, target.path)
 
 
 class JsonOutput(Output):
     """Prints or writes results as JSON, and plots a picture of each clip."""
+
+    own_options: tuple[str, ...] = tuple(EXPORTS)
 
     def __init__(self, options: argparse.Namespace) -> None:
         super().__init__(options)
@@ -82,6 +122,7 @@ class JsonOutput(Output):
             self.draw(model, clip, result, self.picture(clip))
 
     def finish(self) -> None:
+        super().finish()
         if self.file is None:
             print(json.dumps(self.results, indent=2))
         elif not self.file.one_per_clip:
@@ -93,7 +134,7 @@ class Events(JsonOutput):
 
     task = "event localization"
     purpose = "finds events"
-    own_options = ("threshold",)
+    own_options = ("threshold", *EXPORTS)
 
     def draw(self, model: Any, clip: str, result: dict[str, Any], path: Path) -> None:
         from ..visualization import plot_event_timeline
@@ -107,7 +148,7 @@ class Tracks(JsonOutput):
 
     task = "video parsing"
     purpose = "finds events in sound and picture"
-    own_options = ("threshold", "video_threshold", "visual_3d")
+    own_options = ("threshold", "video_threshold", "visual_3d", *EXPORTS)
 
     def clip_inputs(self, clip: str) -> dict[str, Any]:
         if self.options.visual_3d is None:
@@ -133,7 +174,7 @@ class Answers(JsonOutput):
 
     task = "question answering"
     purpose = "answers questions"
-    own_options = ("question",)
+    own_options = ("question", *EXPORTS)
 
     def __init__(self, options: argparse.Namespace) -> None:
         if not options.question:
@@ -154,6 +195,22 @@ class Answers(JsonOutput):
             return result
         questions = [{k: v for k, v in one.items() if k != "grounding"} for one in result["questions"]]
         return {**result, "questions": questions}
+
+
+class Labels(JsonOutput):
+    """Outputs of zero-shot classification: the probabilities of labels."""
+
+    task = "zero-shot classification"
+    purpose = "scores labels"
+
+    def parameters(self) -> dict[str, Any]:
+        return {**super().parameters(), **({"return_segments": True} if self.exports else {})}
+
+    def for_json(self, result: Any) -> Any:
+        # The probabilities in each segment are for the exports alone.
+        if not isinstance(result, list):
+            return result
+        return [{name: value for name, value in label.items() if name != "segments"} for label in result]
 
 
 class Masks(Output):
@@ -229,6 +286,7 @@ class Masks(Output):
         plot_masks(model.load_clip(clip), result["masks"], path=path, title=Path(clip).name)
 
     def finish(self) -> None:
+        super().finish()
         if self.folder is None:
             print(json.dumps(self.index, indent=2))
         else:
@@ -237,17 +295,13 @@ class Masks(Output):
 
 class Descriptions(Masks):
     """
-    Outputs of sound source understanding: masks as PNGs with an index that has the sentences, a timeline, a video of
-    each clip with the sentences below it, and subtitles.
+    Outputs of sound source understanding: masks as PNGs with an index that has the sentences, a timeline, and a video
+    of each clip with the sentences below it.
     """
 
     task = "sound source understanding"
     purpose = "finds and describes what sounds"
-    own_options = ("threshold", "overlay", "srt", "max_new_tokens")
-
-    def __init__(self, options: argparse.Namespace) -> None:
-        super().__init__(options)
-        self.subtitles = target_of(options.srt, options.clips, ".srt", one_file_holds_all=False)
+    own_options = ("threshold", "overlay", "max_new_tokens", *EXPORTS)
 
     def of_frame(self, result: dict[str, Any], number: int) -> dict[str, Any]:
         said = {"description": result["descriptions"][number]} if "descriptions" in result else {}
@@ -267,14 +321,10 @@ class Descriptions(Masks):
             model.load_clip(clip), result, path=path, segment_seconds=seconds, title=Path(clip).name
         )
 
-    def add(self, model: Any, clip: str, result: dict[str, Any]) -> None:
-        super().add(model, clip, result)
-        if self.subtitles is None or "error" in result:
-            return
-        if "intervals" not in result:
+    def export(self, model: Any, clip: str, result: Any) -> None:
+        if self.exports and "error" not in result and "intervals" not in result:
             raise CaeAvError(
-                f"--srt needs a model that describes what sounds; {self.options.model} predicts masks alone"
+                f"--{next(iter(self.exports))} needs a model that describes what sounds; {self.options.model} "
+                "predicts masks alone"
             )
-        from ..visualization import write_subtitles
-
-        write_subtitles(result["intervals"], self.subtitles(clip))
+        super().export(model, clip, result)

@@ -46,9 +46,18 @@ def add_command(commands: Any) -> None:
         metavar="FILE.mp4|DIR",
         help="masks: video of the clip with sounding objects tinted, sentences below it, or folder for one per clip",
     )
-    predict.add_argument(
-        "--srt", metavar="FILE.srt|DIR", help="sentences: subtitles of the clip, or folder for one file per clip"
-    )
+    for option, suffix, what in (
+        ("srt", "srt", "subtitles in the SubRip format"),
+        ("vtt", "vtt", "subtitles in the WebVTT format"),
+        ("csv", "csv", "a table of all clips"),
+        ("eaf", "eaf", "a document of ELAN"),
+        ("audacity", "txt", "a label track of Audacity"),
+    ):
+        predict.add_argument(
+            f"--{option}",
+            metavar=f"FILE.{suffix}|DIR",
+            help=f"events, answers and sentences with their times: {what}, or folder for one file per clip",
+        )
     predict.add_argument(
         "--question", action="append", metavar="TEXT", help="answers: question about every clip; may be repeated"
     )
@@ -117,6 +126,7 @@ def _predict(options: argparse.Namespace) -> int:
             for clip, result in zip(options.clips, stream, strict=True):
                 try:
                     output.add(model, clip, result)
+                    output.export(model, clip, result)
                 except MediaError as error:  # read for the model, but not a second time for the picture
                     result = {"error": str(error)}
                 if "error" in result:

@@ -5,6 +5,15 @@ Each picture is a separate figure, never drawn through pyplot, so calls from thr
 global state and need no display.
 """
 
+from .annotations import (
+    Annotation,
+    annotations_of,
+    write_audacity,
+    write_csv,
+    write_eaf,
+    write_srt,
+    write_webvtt,
+)
 from .answers import heated, plot_answers
 from .contact_sheet import MAX_COLUMNS, plot_masks, tinted
 from .curves import plot_curves
@@ -17,6 +26,8 @@ from .timeline import plot_description_timeline, plot_event_timeline, plot_parsi
 __all__ = [
     "COLOURS",
     "MAX_COLUMNS",
+    "Annotation",
+    "annotations_of",
     "heated",
     "plot_answers",
     "plot_curves",
@@ -26,5 +37,10 @@ __all__ = [
     "plot_masks",
     "plot_parsing_timeline",
     "tinted",
+    "write_audacity",
+    "write_csv",
+    "write_eaf",
+    "write_srt",
     "write_subtitles",
+    "write_webvtt",
 ]

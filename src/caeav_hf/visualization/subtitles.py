@@ -10,8 +10,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..errors import CaeAvError
-from ..files import write_text
+from .annotations import Annotation, write_srt
 
 
 # Height of letters: a share of the picture's width, in pixels at least the smallest that can be read.
@@ -30,24 +29,9 @@ def write_subtitles(intervals: Iterable[Mapping[str, Any]], path: str | os.PathL
     Raises:
         CaeAvError: The file's name does not end in `.srt`, or it cannot be written.
     """
-    path = Path(path)
-    if path.suffix.lower() != ".srt":
-        raise CaeAvError(f"{path}: expected a file name that ends in .srt")
-    entries = [
-        f"{number}\n{_time(item['start'])} --> {_time(item['end'])}\n{' '.join(item['description'].split())}\n"
-        for number, item in enumerate(intervals, start=1)
-    ]
-    try:
-        write_text(path, "\n".join(entries))
-    except OSError as error:
-        raise CaeAvError(f"{path}: cannot be written: {error}") from error
-
-
-def _time(seconds: float) -> str:
-    """Return a time as SubRip writes it, `hours:minutes:seconds,milliseconds`."""
-    minutes, milliseconds = divmod(round(1000 * seconds), 60_000)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours:02d}:{minutes:02d}:{milliseconds // 1000:02d},{milliseconds % 1000:03d}"
+    write_srt(
+        [Annotation(item["start"], item["end"], item["description"], "descriptions") for item in intervals], path
+    )
 
 
 class CaptionBand:

@@ -64,6 +64,7 @@ _FRAMES = Task(
     results=f"{_HERE}.results",
     pipeline="caeav_hf.pipelines.zero_shot_classification:AudioVisualZeroShotClassificationPipeline",
     pipeline_name="audio-visual-zero-shot-classification",
+    prediction="caeav_hf.cli.outputs:Labels",
     card=Card(
         title="few-shot audio-visual event localization",
         hub_task="zero-shot-classification",
