@@ -108,9 +108,9 @@ def test_the_stub_has_the_classes_that_a_checkpoint_names(folder, tmp_path):
     exec((folder / STUB).read_text(), stub)
     processor = json.loads((folder / "processor_config.json").read_text())
     assert processor["auto_map"]["AutoProcessor"] == "caeav_hf_stub.CaeAvProcessor"
-    for name, task in tasks().items():
+    for task in (record for entry in tasks().values() for record in entry.records()):
         config_class = task.config_class
-        config_class.from_preset(name, size="toy").save_pretrained(tmp_path)
+        config_class.from_preset(task.name, size="toy").save_pretrained(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         model_class = config_class.__name__.replace("Config", "Model")
         assert config["auto_map"]["AutoModel"] == f"caeav_hf_stub.{model_class}"

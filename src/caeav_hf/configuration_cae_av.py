@@ -5,74 +5,17 @@ the sizes of its Table I and of the authors' code.
 """
 
 import importlib
-import os
-from collections.abc import Iterable
-from dataclasses import dataclass, fields
-from difflib import get_close_matches
+from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, ClapAudioConfig, ClapTextConfig, GenerationConfig, PreTrainedConfig, PvtV2Config
+from transformers import AutoConfig, ClapAudioConfig, ClapTextConfig, PreTrainedConfig, PvtV2Config
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
+from .configuration_base import TowersConfig, divisible, positive, probability, refuse_unknown, tuples_to_lists
 from .errors import CaeAvError
-from .remote_code import AUTO_MAP, RegisteredPipelines, custom_pipelines, write_stub
 from .task import get_task
-
-
-# Keys that Transformers writes, or once wrote, into a config.json besides the fields of a configuration.
-_KEYS_OF_TRANSFORMERS = {
-    *("model_type", "num_labels", "torch_dtype", "name_or_path", "auto_map", "custom_pipelines", "output_attentions"),
-    *("attn_implementation", "experts_implementation", "quantization_config", "distributed_config", "fusion_config"),
-    *("transformers_weights", "per_layer_config", "gradient_checkpointing", "torchscript", "use_bfloat16"),
-    *("tf_legacy_loss", "pruned_heads", "tie_word_embeddings", "tie_encoder_decoder", "is_decoder"),
-    *("add_cross_attention", "cross_attention_hidden_size", "finetuning_task", "task_specific_params", "prefix"),
-    *("tokenizer_class", "processor_class", "bos_token_id", "pad_token_id", "eos_token_id", "sep_token_id"),
-    "decoder_start_token_id",
-}
-
-
-def _refuse_unknown(config_class: type[PreTrainedConfig], names: Iterable[str]) -> None:
-    """
-    Reject names that are fields neither of the class nor of Transformers.
-
-    Raises:
-        CaeAvError: A name is unknown; the message suggests the nearest known one.
-    """
-    known = {field.name for field in fields(config_class)} | _KEYS_OF_TRANSFORMERS
-    unknown = [name for name in names if name not in known and not name.startswith("_")]
-    unknown = sorted(set(unknown) - set(GenerationConfig._get_default_generation_params()))
-    if unknown:
-        nearest = get_close_matches(unknown[0], sorted(known - _KEYS_OF_TRANSFORMERS | {"num_labels"}), 1)
-        hint = f"; did you mean `{nearest[0]}`?" if nearest else ""
-        raise CaeAvError(f"{config_class.__name__} has no field {', '.join(f'`{name}`' for name in unknown)}{hint}")
-
-
-def _tuples_to_lists(config: PreTrainedConfig, *names: str) -> None:
-    """Convert tuples to lists, as JSON does, so that a configuration equals itself after saving and loading."""
-    for name in names:
-        if isinstance(getattr(config, name), tuple):
-            setattr(config, name, list(getattr(config, name)))
-
-
-def _positive(config: PreTrainedConfig, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        values = value if isinstance(value, list | tuple) else (value,)
-        if not values or any(v <= 0 for v in values):
-            raise ValueError(f"`{name}` of {type(config).__name__} must be positive, got {value}")
-
-
-def _probability(config: PreTrainedConfig, *names: str) -> None:
-    for name in names:
-        if not 0.0 <= getattr(config, name) < 1.0:
-            raise ValueError(f"`{name}` of {type(config).__name__} must lie in [0, 1), got {getattr(config, name)}")
-
-
-def _divisible(config: PreTrainedConfig, name: str, value: int, by_name: str, by: int) -> None:
-    if value % by:
-        raise ValueError(f"`{by_name}` ({by}) of {type(config).__name__} must divide `{name}` ({value})")
 
 
 @dataclass(frozen=True)
@@ -172,20 +115,18 @@ class AudioFrontEnd:
         Raises:
             ValueError: A field is invalid; the message names it.
         """
-        _positive(
-            self, "num_mel_bins", "sampling_rate", "fft_window_size", "hop_length", "tile_seconds", "feature_std"
-        )
+        positive(self, "num_mel_bins", "sampling_rate", "fft_window_size", "hop_length", "tile_seconds", "feature_std")
         if self.spectrogram_frames is not None:
-            _positive(self, "spectrogram_frames")
+            positive(self, "spectrogram_frames")
             if self.mel_scale not in ("kaldi", "vggish"):
                 raise ValueError(
                     f"`spectrogram_frames` of {type(self).__name__} is for `mel_scale` 'kaldi' or 'vggish'; with "
                     f"{self.mel_scale!r} `tile_seconds` and `hop_length` give their number"
                 )
         if self.filter_sampling_rate is not None:
-            _positive(self, "filter_sampling_rate")
+            positive(self, "filter_sampling_rate")
         if self.window_seconds is not None:
-            _positive(self, "window_seconds")
+            positive(self, "window_seconds")
             if self.mel_scale != "kaldi":
                 raise ValueError(
                     f"`window_seconds` of {type(self).__name__} is for `mel_scale` 'kaldi', got {self.mel_scale!r}"
@@ -238,7 +179,7 @@ class SwinGeometry(TowerGeometry):
 
 def _validate_swin(config: Any, *by_stage: str) -> None:
     """Check the sizes of a Swin Transformer, of which `by_stage` have one value per stage."""
-    _positive(config, "image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size")
+    positive(config, "image_size", "patch_size", "num_channels", "embed_dim", "depths", "num_heads", "window_size")
     name_of_class = type(config).__name__
     for name in by_stage:
         if len(getattr(config, name)) != len(config.depths):
@@ -246,9 +187,9 @@ def _validate_swin(config: Any, *by_stage: str) -> None:
                 f"`{name}` of {name_of_class} needs one value per stage ({len(config.depths)} by `depths`), "
                 f"got {list(getattr(config, name))}"
             )
-    _divisible(config, "image_size", config.image_size, "patch_size", config.patch_size)
+    divisible(config, "image_size", config.image_size, "patch_size", config.patch_size)
     for stage, heads in enumerate(config.num_heads):
-        _divisible(config, f"channels of stage {stage + 1}", config.embed_dim * 2**stage, "num_heads", heads)
+        divisible(config, f"channels of stage {stage + 1}", config.embed_dim * 2**stage, "num_heads", heads)
 
 
 @strict
@@ -283,8 +224,8 @@ class CaeAvVisionConfig(SwinGeometry, PreTrainedConfig):
     pretrained_window_sizes: list[int] | tuple[int, ...] = (0, 0, 0, 0)
 
     def __post_init__(self, **kwargs):
-        _refuse_unknown(type(self), kwargs)
-        _tuples_to_lists(self, "depths", "num_heads", "pretrained_window_sizes")
+        refuse_unknown(type(self), kwargs)
+        tuples_to_lists(self, "depths", "num_heads", "pretrained_window_sizes")
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
@@ -321,8 +262,8 @@ class CaeAvSwinConfig(SwinGeometry, PreTrainedConfig):
     mlp_ratio: float | int = 4.0
 
     def __post_init__(self, **kwargs):
-        _refuse_unknown(type(self), kwargs)
-        _tuples_to_lists(self, "depths", "num_heads")
+        refuse_unknown(type(self), kwargs)
+        tuples_to_lists(self, "depths", "num_heads")
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
@@ -365,7 +306,7 @@ class CaeAvVitConfig(TowerGeometry, PreTrainedConfig):
     projection_dim: int | None = None
 
     def __post_init__(self, **kwargs):
-        _refuse_unknown(type(self), kwargs)
+        refuse_unknown(type(self), kwargs)
         if self.num_attention_heads is None:
             self.num_attention_heads = max(1, self.hidden_size // 64)
         super().__post_init__(**kwargs)
@@ -387,15 +328,15 @@ class CaeAvVitConfig(TowerGeometry, PreTrainedConfig):
     def validate_architecture(self):
         """Check the fields, as `@strict` asks."""
         assert self.num_attention_heads is not None
-        _positive(
+        positive(
             self,
             *("image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads"),
             *("mlp_ratio", "layer_norm_eps"),
         )
         if self.projection_dim is not None:
-            _positive(self, "projection_dim")
-        _divisible(self, "image_size", self.image_size, "patch_size", self.patch_size)
-        _divisible(self, "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+            positive(self, "projection_dim")
+        divisible(self, "image_size", self.image_size, "patch_size", self.patch_size)
+        divisible(self, "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
 
 
 @strict
@@ -415,15 +356,15 @@ class CaeAvPvtV2Config(TowerGeometry, PvtV2Config):
     def __post_init__(self, **kwargs):
         # Written by Transformers' class, but not among its fields.
         known = ("stage_names", "out_features", "out_indices")
-        _refuse_unknown(type(self), (name for name in kwargs if name not in known))
+        refuse_unknown(type(self), (name for name in kwargs if name not in known))
         kwargs.pop("stage_names", None)
         super().__post_init__(**kwargs)
-        _tuples_to_lists(self, *(name for name, value in vars(self).items() if isinstance(value, tuple)))
+        tuples_to_lists(self, *(name for name, value in vars(self).items() if isinstance(value, tuple)))
 
     def validate_architecture(self):
         """Check the fields, as `@strict` asks."""
         by_stage = ("hidden_sizes", "num_attention_heads", "mlp_ratios", "sr_ratios", "patch_sizes", "strides")
-        _positive(self, "image_size", "num_channels", "depths", *by_stage)
+        positive(self, "image_size", "num_channels", "depths", *by_stage)
         for name in (*by_stage, "depths"):
             if len(getattr(self, name)) != self.num_encoder_blocks:
                 raise ValueError(
@@ -497,13 +438,13 @@ class CaeAvAudioConfig(AudioFrontEnd, TowerGeometry, ClapAudioConfig):
     use_projection: bool = False
 
     def __post_init__(self, **kwargs):
-        _refuse_unknown(type(self), kwargs)
-        _tuples_to_lists(self, "depths", "num_attention_heads", "patch_size", "patch_stride")
+        refuse_unknown(type(self), kwargs)
+        tuples_to_lists(self, "depths", "num_attention_heads", "patch_size", "patch_stride")
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
         """Check the fields, as `@strict` asks."""
-        _positive(
+        positive(
             self,
             *("window_size", "num_mel_bins", "spec_size", "depths", "num_attention_heads", "patch_embeds_hidden_size"),
         )
@@ -539,7 +480,7 @@ class CaeAvAudioConfig(AudioFrontEnd, TowerGeometry, ClapAudioConfig):
                 f"`num_attention_heads` of CaeAvAudioConfig needs one value per stage ({len(self.depths)} by "
                 f"`depths`), got {list(self.num_attention_heads)}"
             )
-        _divisible(self, "spec_size", self.spec_size, "num_mel_bins", self.num_mel_bins)
+        divisible(self, "spec_size", self.spec_size, "num_mel_bins", self.num_mel_bins)
         stride = self.patch_stride if isinstance(self.patch_stride, int) else min(self.patch_stride)
         smallest = self.spec_size // stride // 2 ** (len(self.depths) - 1)
         if smallest < self.window_size:
@@ -587,13 +528,13 @@ class CaeAvVggishConfig(AudioFrontEnd, TowerGeometry, PreTrainedConfig):
     hidden_size: int = 128
 
     def __post_init__(self, **kwargs):
-        _refuse_unknown(type(self), kwargs)
-        _tuples_to_lists(self, "hidden_sizes", "depths")
+        refuse_unknown(type(self), kwargs)
+        tuples_to_lists(self, "hidden_sizes", "depths")
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
         """Check the fields, as `@strict` asks."""
-        _positive(self, "hidden_sizes", "depths", "intermediate_size", "hidden_size")
+        positive(self, "hidden_sizes", "depths", "intermediate_size", "hidden_size")
         self.validate_front_end()
         if len(self.depths) != len(self.hidden_sizes):
             raise ValueError(
@@ -653,20 +594,20 @@ class CaeAvTextConfig(PreTrainedConfig):
     projection_dim: int | None = None
 
     def __post_init__(self, **kwargs):
-        _refuse_unknown(type(self), kwargs)
+        refuse_unknown(type(self), kwargs)
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):
         """Check the fields, as `@strict` asks."""
         if self.projection_dim is not None:
-            _positive(self, "projection_dim")
-        _positive(self, "vocab_size", "context_length", "hidden_size", "num_hidden_layers", "num_attention_heads")
+            positive(self, "projection_dim")
+        positive(self, "vocab_size", "context_length", "hidden_size", "num_hidden_layers", "num_attention_heads")
         if not 514 <= self.vocab_size <= 49408:
             raise ValueError(
                 "`vocab_size` of CaeAvTextConfig must lie between 514 (the byte tokens and the two specials of CLIP's "
                 f"vocabulary) and 49408 (all of it), got {self.vocab_size}"
             )
-        _divisible(self, "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        divisible(self, "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
 
 
 def _tower_type(name: str, values: dict[str, Any], default: str) -> str:
@@ -686,7 +627,7 @@ def _tower_type(name: str, values: dict[str, Any], default: str) -> str:
 
 
 @strict
-class CaeAvConfig(PreTrainedConfig):
+class CaeAvConfig(TowersConfig):
     r"""
     Configuration of [`CaeAvModel`] and the `CaeAvFor...` classes. `CaeAvConfig.from_preset(task)` gives the paper's
     sizes; the defaults below are those of `ave`.
@@ -821,6 +762,7 @@ class CaeAvConfig(PreTrainedConfig):
     """
 
     model_type = "cae_av"
+    name_prefix: ClassVar[str] = "CaeAv"
     # Evaluation gathers decisions over a split, not what explains them.
     keys_to_ignore_at_inference: ClassVar[list[str]] = [
         *("loss_dict", "visual_hidden_state", "audio_hidden_state", "visual_hidden_states", "audio_hidden_states"),
@@ -935,12 +877,12 @@ class CaeAvConfig(PreTrainedConfig):
     adapter_only: bool = False
 
     def __post_init__(self, **kwargs):
-        _refuse_unknown(type(self), kwargs)
+        refuse_unknown(type(self), kwargs)
         if (count := kwargs.get("num_labels")) is not None and not (isinstance(count, int) and count > 0):
             raise CaeAvError(f"`num_labels` of CaeAvConfig must be a positive whole number, got {count!r}")
         if self.id2label is not None and not self.id2label:
             raise CaeAvError("`id2label` of CaeAvConfig must name at least one class")
-        _tuples_to_lists(self, "adapter_stages", "matching_hidden_sizes", "head_map_sizes", "head_decoder_sizes")
+        tuples_to_lists(self, "adapter_stages", "matching_hidden_sizes", "head_map_sizes", "head_decoder_sizes")
         if self.id2label is None and kwargs.get("num_labels") is None:
             # Also for other tasks, whose configurations are saved without names that are the default.
             self.id2label = dict(get_task(CaeAvConfig.task).preset["id2label"])
@@ -951,8 +893,6 @@ class CaeAvConfig(PreTrainedConfig):
         # The base class derives `label2id` only for names that it generates itself.
         if self.id2label is not None and self.label2id is None:
             self.label2id = {name: int(index) for index, name in self.id2label.items()}
-        if "custom_pipelines" in kwargs:
-            kwargs["custom_pipelines"] = RegisteredPipelines(kwargs["custom_pipelines"])
         for name, spec in self.sub_configs_defaults.items():
             value = getattr(self, name)
             if isinstance(value, dict):
@@ -961,21 +901,10 @@ class CaeAvConfig(PreTrainedConfig):
             self.audio_text_config = ClapTextConfig(**self.audio_text_config)
         super().__post_init__(**kwargs)
 
-    @classmethod
-    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
-        """Do nothing: `save_pretrained` writes a stub, whereas the base class would copy this module."""
-
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """See `PreTrainedConfig.save_pretrained`; also writes a stub through which Transformers finds this package."""
-        self.auto_map = dict(AUTO_MAP)
-        self.custom_pipelines = custom_pipelines((self.architectures or [get_task(self.task).model_name])[0])
-        write_stub(save_directory)
-        super().save_pretrained(save_directory, push_to_hub, **kwargs)
-
     def validate_architecture(self):
         """Check the fields, as `@strict` asks; every message names the field."""
         get_task(self.task)
-        _positive(
+        positive(
             self,
             *("num_frames", "segment_seconds", "num_latent_tokens", "adapter_reduction", "adapter_groups", "gate_dim"),
             *("caption_mapper_heads", "caption_bottleneck_dim", "case_num_heads", "projection_dim", "head_num_heads"),
@@ -990,7 +919,7 @@ class CaeAvConfig(PreTrainedConfig):
         if self.audio_text_config is not None:
             self._validate_spaces()
         if self.frame_size is not None:
-            _positive(self, "frame_size")
+            positive(self, "frame_size")
         if self.frame_crop and any(target.is_image for target in get_task(self.task).targets.values()):
             raise ValueError(
                 f"`frame_crop` of CaeAvConfig must be False for task {self.task!r}, whose masks are of whole frames"
@@ -1007,13 +936,13 @@ class CaeAvConfig(PreTrainedConfig):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` of CaeAvConfig must not be negative, got {getattr(self, name)}")
         if self.head_decoder_sizes is not None:
-            _positive(self, "head_decoder_sizes")
+            positive(self, "head_decoder_sizes")
             if len(self.head_decoder_sizes) != 2:
                 raise ValueError(
                     f"`head_decoder_sizes` of CaeAvConfig needs two values, got {self.head_decoder_sizes}"
                 )
         if self.head_map_sizes is not None:
-            _positive(self, "head_map_sizes")
+            positive(self, "head_map_sizes")
             if len(self.head_map_sizes) != len(self.visual_stages):
                 raise ValueError(
                     "`head_map_sizes` of CaeAvConfig needs one value per stage of the visual tower "
@@ -1024,7 +953,7 @@ class CaeAvConfig(PreTrainedConfig):
                 "`head_gate_size` of CaeAvConfig must be a multiple of 4, the gate's attention heads, or 0 for none, "
                 f"got {self.head_gate_size}"
             )
-        _probability(self, "attention_dropout", "branch_dropout", "head_dropout", "event_head_dropout")
+        probability(self, "attention_dropout", "branch_dropout", "head_dropout", "event_head_dropout")
         if not 0.0 < self.topk_ratio <= 1.0:
             raise ValueError(f"`topk_ratio` of CaeAvConfig must lie in (0, 1], got {self.topk_ratio}")
         if min(self.num_cross_modal_experts, self.num_unimodal_experts) < 0 or not self.num_experts:
@@ -1080,16 +1009,16 @@ class CaeAvConfig(PreTrainedConfig):
                 )
         if self.use_case:
             for name, width in zip(("visual_hidden_size", "audio_hidden_size"), widths, strict=True):
-                _divisible(self, name, width, "case_num_heads", self.case_num_heads)
-        _divisible(
+                divisible(self, name, width, "case_num_heads", self.case_num_heads)
+        divisible(
             self,
             "text_config.hidden_size",
             self.text_config.hidden_size,
             "caption_mapper_heads",
             self.caption_mapper_heads,
         )
-        _divisible(self, "mask_size", self.mask_size, "coarsest scale of the decoder", 32)
-        _divisible(self, "head_hidden_size", self.head_hidden_size, "head_num_heads", self.head_num_heads)
+        divisible(self, "mask_size", self.mask_size, "coarsest scale of the decoder", 32)
+        divisible(self, "head_hidden_size", self.head_hidden_size, "head_num_heads", self.head_num_heads)
         if self.interaction in ("cae_av", "avmoe"):
             self._validate_experts()
 
@@ -1097,10 +1026,10 @@ class CaeAvConfig(PreTrainedConfig):
         for name, tower_stages in (("vision_config", self.visual_stages), ("audio_config", self.audio_stages)):
             for width in sorted({stage.hidden_size for stage in tower_stages}):
                 channels = f"channels of a stage by `{name}`"
-                _divisible(self, channels, width, "adapter_reduction", self.adapter_reduction)
+                divisible(self, channels, width, "adapter_reduction", self.adapter_reduction)
                 # Both projections of an expert are grouped, so the groups divide its bottleneck too.
                 bottleneck = width // self.adapter_reduction
-                _divisible(self, f"{channels} / adapter_reduction", bottleneck, "adapter_groups", self.adapter_groups)
+                divisible(self, f"{channels} / adapter_reduction", bottleneck, "adapter_groups", self.adapter_groups)
 
     def _validate_spaces(self):
         if not isinstance(self.audio_text_config, ClapTextConfig):
@@ -1121,7 +1050,7 @@ class CaeAvConfig(PreTrainedConfig):
                 "`audio_text_config` of CaeAvConfig needs `projection_dim` of one width in all four towers, "
                 f"`use_projection` of `audio_config` and a text tower; got the widths {widths}"
             )
-        _divisible(
+        divisible(
             self,
             "projection_dim",
             widths["vision_config"],
@@ -1213,14 +1142,8 @@ class CaeAvConfig(PreTrainedConfig):
         Raises:
             ValueError: `task`, `size` or `method` is none of the above, or a value is rejected by the validation.
         """
-        record = get_task(task)
-        if not issubclass(cls, record.config_class):
-            own = record.config_class.__name__
-            raise ValueError(f"models of the task {task!r} have a {own}, not a {cls.__name__}")
+        record = cls._record_of_preset(task, size, method, overrides)
         preset = record.preset
-        if size not in ("full", "toy"):
-            raise ValueError(f"`size` must be 'full' or 'toy', got {size!r}")
-        _refuse_unknown(cls, overrides)
         values: dict[str, Any] = {"task": task, **preset}
         front_end: dict[str, Any] = {}
         models: Any = None

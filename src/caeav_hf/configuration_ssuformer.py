@@ -7,14 +7,14 @@ off its figures, [inf] inferred, [avsf] a fact of AVSegFormer's public code (Gao
 baseline, or [ours], a decision of this package where nothing says it.
 """
 
-import os
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig, GPT2Config, PreTrainedConfig
+from transformers import AutoConfig, GPT2Config
 from transformers.configuration_utils import SubConfigSpec
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
+from .configuration_base import TowersConfig, divisible, positive, probability, refuse_unknown, tuples_to_lists
 from .configuration_cae_av import (
     _TOY,
     AudioFrontEnd,
@@ -22,22 +22,16 @@ from .configuration_cae_av import (
     CaeAvVitConfig,
     TowerGeometry,
     TowerStage,
-    _divisible,
-    _positive,
-    _probability,
-    _refuse_unknown,
     _tower_type,
-    _tuples_to_lists,
 )
-from .remote_code import RegisteredPipelines, auto_map, custom_pipelines, write_stub
 from .task import get_task
 
 
 @strict
-class SsuFormerConfig(PreTrainedConfig):
+class SsuFormerConfig(TowersConfig):
     r"""
-    Configuration of [`SsuFormerModel`] and [`SsuFormerForSoundSourceUnderstanding`]. The defaults are the full size,
-    `SsuFormerConfig.from_preset("ra_ssu")`.
+    Configuration of [`SsuFormerModel`], [`SsuFormerForSoundSourceUnderstanding`] and [`SsuFormerForSegmentation`]. The
+    defaults are the full size, `SsuFormerConfig.from_preset("ra_ssu")`.
 
     Args:
         vision_config (`dict` or configuration): Tower of the frames, whose four feature maps have strides 4, 8, 16 and
@@ -49,7 +43,7 @@ class SsuFormerConfig(PreTrainedConfig):
             the predicted text with it, and MoHE the expert's; its vocabulary is that of the descriptions [ours].
         decoder_config (`dict` or [`~transformers.GPT2Config`]): The description decoder, a small Transformer trained
             from scratch [p, fig]: 6 layers of width 512, 8 heads, 77 positions [ours].
-        task (`str`): Name of the task.
+        task (`str`): Name of the task: `ra_ssu`, `avs_s4` or `avs_ms3`.
         num_frames (`int`, defaults to 10): Segments of a clip, one frame each [inf]. Any other number works at run
             time; segments beyond these share the last one's time embedding.
         segment_seconds (`float`, defaults to 1.0): Length of a segment in seconds [inf].
@@ -59,7 +53,7 @@ class SsuFormerConfig(PreTrainedConfig):
         intermediate_size (`int`, defaults to 2048): Hidden width of their feed-forwards [ours].
         dropout (`float`, defaults to 0.1): Dropout of their attention and branches [ours].
         num_queries (`int`, defaults to 300): Queries of a frame's sound [avsf].
-        num_integration_layers (`int`, defaults to 3): Layers of the multi-modality integration [p].
+        num_integration_layers (`int`, defaults to 3): Layers of the multi-modality integration [p]; 0 for none.
         num_mask_layers (`int`, defaults to 6): Layers of the mask decoder [avsf].
         mask_norm_groups (`int`, defaults to 32): Groups of the mask decoder's group norms [ours].
         mask_size (`int`, defaults to 224): Side of the square mask logits in pixels.
@@ -103,13 +97,8 @@ class SsuFormerConfig(PreTrainedConfig):
         "decoder_config": SubConfigSpec(AutoConfig, model_type="gpt2"),
     }
 
-    # Parts of CAE-AV that code for all models asks for.
-    shared_tower: ClassVar[bool] = False
-    is_official: ClassVar[bool] = False
-    audio_text_config: ClassVar[None] = None
-    visual_3d_size: ClassVar[int] = 0
-    interaction: ClassVar[str] = "ssuformer"
-    frame_crop: ClassVar[bool] = False
+    name_prefix: ClassVar[str] = "SsuFormer"
+    interaction: ClassVar[str] = "ssuformer"  # type: ignore[misc]
 
     vision_config: Any = None
     audio_config: Any = None
@@ -150,10 +139,8 @@ class SsuFormerConfig(PreTrainedConfig):
     adapter_only: bool = False
 
     def __post_init__(self, **kwargs):
-        _refuse_unknown(type(self), kwargs)
-        _tuples_to_lists(self, "region_image_mean", "region_image_std")
-        if "custom_pipelines" in kwargs:
-            kwargs["custom_pipelines"] = RegisteredPipelines(kwargs["custom_pipelines"])
+        refuse_unknown(type(self), kwargs)
+        tuples_to_lists(self, "region_image_mean", "region_image_std")
         if self.region_config is None:
             self.region_config = dict(_REGION)
         if self.text_config is None:
@@ -171,31 +158,19 @@ class SsuFormerConfig(PreTrainedConfig):
             )
         super().__post_init__(**kwargs)
 
-    @classmethod
-    def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:
-        """Do nothing: `save_pretrained` writes a stub, whereas the base class would copy this module."""
-
-    def save_pretrained(self, save_directory: str | os.PathLike, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """See `PreTrainedConfig.save_pretrained`; also writes a stub through which Transformers finds this package."""
-        self.auto_map = auto_map("SsuFormer")
-        self.custom_pipelines = custom_pipelines((self.architectures or [get_task(self.task).model_name])[0])
-        write_stub(save_directory)
-        super().save_pretrained(save_directory, push_to_hub, **kwargs)
-
     def validate_architecture(self):
         """Check the fields, as `@strict` asks; every message names the field."""
         get_task(self.task)
-        _positive(
+        positive(
             self,
             *("num_frames", "segment_seconds", "hidden_size", "num_attention_heads", "intermediate_size"),
-            *("num_queries", "num_integration_layers", "num_mask_layers", "mask_norm_groups", "mask_size"),
-            "region_image_std",
+            *("num_queries", "num_mask_layers", "mask_norm_groups", "mask_size", "region_image_std"),
         )
-        _probability(self, "dropout")
-        _divisible(self, "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
-        _divisible(self, "hidden_size", self.hidden_size, "sine embedding of two axes", 4)
-        _divisible(self, "hidden_size", self.hidden_size, "mask_norm_groups", self.mask_norm_groups)
-        for name in ("focal_gamma", "consistency_loss_weight"):
+        probability(self, "dropout")
+        divisible(self, "hidden_size", self.hidden_size, "num_attention_heads", self.num_attention_heads)
+        divisible(self, "hidden_size", self.hidden_size, "sine embedding of two axes", 4)
+        divisible(self, "hidden_size", self.hidden_size, "mask_norm_groups", self.mask_norm_groups)
+        for name in ("num_integration_layers", "focal_gamma", "consistency_loss_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"`{name}` of SsuFormerConfig must not be negative, got {getattr(self, name)}")
         if not 0 <= self.segmentation_loss_weight <= 1:
@@ -302,27 +277,26 @@ class SsuFormerConfig(PreTrainedConfig):
         return self.vision_config.input_size
 
     @classmethod
-    def from_preset(cls, task: str = "ra_ssu", size: str = "full", **overrides: Any) -> "SsuFormerConfig":
+    def from_preset(
+        cls, task: str = "ra_ssu", size: str = "full", method: str | None = None, **overrides: Any
+    ) -> "SsuFormerConfig":
         """
         Return the configuration of a task, in the paper's sizes or in sizes that train on a laptop's CPU.
 
         Args:
-            task: `"ra_ssu"`, or a task of your own whose model is SSUFormer.
+            task: `"ra_ssu"`; `"avs_s4"` or `"avs_ms3"`, masks alone; or a task of your own whose model is SSUFormer.
             size: `"full"`, or `"toy"`: Swin-V2 and HTS-AT of a few hundred thousand weights in place of PVT-v2 and
                 VGGish, and a CLIP of width 64.
+            method: The method as recipes name it, `"ssuformer"`.
             overrides: Any field of the configuration. A dict for a sub-configuration changes only the values it names,
                 unless it names another `model_type`.
 
         Raises:
-            ValueError: `task` or `size` is none of the above, or a value is rejected by the validation.
+            ValueError: `task`, `size` or `method` is none of the above, or a value is rejected by the validation.
         """
-        record = get_task(task)
-        if not issubclass(cls, record.config_class):
-            own = record.config_class.__name__
-            raise ValueError(f"models of the task {task!r} have a {own}, not a {cls.__name__}")
-        if size not in ("full", "toy"):
-            raise ValueError(f"`size` must be 'full' or 'toy', got {size!r}")
-        _refuse_unknown(cls, overrides)
+        if method not in (None, cls.interaction):
+            raise ValueError(f"`method` of {cls.__name__} must be {cls.interaction!r}, got {method!r}")
+        record = cls._record_of_preset(task, size, cls.interaction, overrides)
         values: dict[str, Any] = {"region_config": _REGION, "text_config": _TEXT, "task": task}
         for changes in (
             _TOY_SIZES if size == "toy" else {},

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.errors import HFValidationError, HTTPError, StrictDataclassError
 from huggingface_hub.utils import validate_repo_id
 
 from .errors import CaeAvError
+from .task import get_task
 
 
 def check_name(repo_id: str) -> None:
@@ -40,6 +41,28 @@ def check_model(name: str | os.PathLike) -> None:
         return
     if str(name).count("/") != 1 or path.is_absolute() or str(name).startswith((".", "~")):
         raise CaeAvError(f"{name}: no such folder; expected the folder of a model, or its name on the Hub, NAME/MODEL")
+
+
+def read_config(model: str | os.PathLike) -> Any:
+    """
+    Read the configuration of a saved model, which names its task and its method (`interaction`).
+
+    Args:
+        model: Model folder or Hub id.
+
+    Raises:
+        CaeAvError: There is no such model, or it is none of this package.
+    """
+    # Imported here since it takes seconds to load.
+    from transformers import AutoConfig
+
+    check_model(model)
+    try:
+        config = AutoConfig.from_pretrained(model)
+        get_task(config.task)
+    except (AttributeError, OSError, ValueError, TypeError, StrictDataclassError) as error:
+        raise CaeAvError(f"{model}: cannot be loaded as a model: {str(error).strip().splitlines()[-1]}") from error
+    return config
 
 
 def short_name(model: str | os.PathLike) -> str:

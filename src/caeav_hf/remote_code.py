@@ -47,10 +47,10 @@ class RegisteredPipelines(dict[str, Any]):
 def custom_pipelines(model_class: str) -> RegisteredPipelines:
     """Return the pipelines of a model class by name; empty for the model without a head."""
     pipelines = RegisteredPipelines()
-    for task in tasks().values():
-        if task.model_name == model_class and task.pipeline_name is not None:
-            implementation = f"{_STUB.stem}.{task.pipeline_class_name}"
-            pipelines[task.pipeline_name] = {"impl": implementation, "pt": [model_class], "type": "multimodal"}
+    for record in (record for task in tasks().values() for record in task.records()):
+        if record.model_name == model_class and record.pipeline_name is not None:
+            implementation = f"{_STUB.stem}.{record.pipeline_class_name}"
+            pipelines[record.pipeline_name] = {"impl": implementation, "pt": [model_class], "type": "multimodal"}
     return pipelines
 
 

@@ -9,7 +9,7 @@ are added by [`register_task`] (see docs/extending.md).
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache, reduce
 from operator import add
 from typing import Any, Literal
@@ -85,7 +85,9 @@ class Task:
         name: Name in configurations and recipes.
         model: The model class, a [`~modeling.pretrained.TowerPreTrainedModel`] with a head, such as a
             [`CaeAvPreTrainedModel`].
-        config: The class of the model's configuration.
+        config: The class of the model's configuration, a [`~configuration_base.TowersConfig`].
+        methods: Methods whose models are classes of their own: by name, the fields of the record that differ, such as
+            `model`, `config` and `preset`. Methods of [`~modeling.interaction`] need none.
         rows: The [`~data.rows.RowForm`] that builds the targets of a row.
         metric: Function of the model's output and its inputs, which include `targets` and `row_columns`. Returns one
             small object on the CPU per clip of the batch; these can be added, and `scores()` of their sum returns
@@ -143,10 +145,19 @@ class Task:
     official: Mapping[str, bool] = field(default_factory=dict)
     config: Any = "caeav_hf.configuration_cae_av:CaeAvConfig"
     misalignment: Any = None
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if (self.pipeline is None) != (self.pipeline_name is None):
             raise CaeAvError(f"task {self.name!r} needs both `pipeline` and `pipeline_name` or neither")
+
+    def with_method(self, method: str | None) -> "Task":
+        """Return the record with the fields that differ for a method; itself for any other method."""
+        return replace(self, **self.methods[method]) if method is not None and method in self.methods else self
+
+    def records(self) -> "list[Task]":
+        """Return the record and those with each of its methods."""
+        return [self, *map(self.with_method, self.methods)]
 
     @property
     def model_class(self) -> Any:
@@ -162,6 +173,11 @@ class Task:
     def config_class(self) -> Any:
         """The class of the model's configuration."""
         return _load(self.config)
+
+    @property
+    def config_name(self) -> str:
+        """The name of this class, without importing it."""
+        return _name_of(self.config)
 
     @property
     def row_form(self) -> Any:
@@ -263,9 +279,9 @@ def tasks() -> dict[str, Task]:
     return {**_built_in(), **_REGISTERED}
 
 
-def get_task(name: str) -> Task:
+def get_task(name: str, method: str | None = None) -> Task:
     """
-    Return the task of a name.
+    Return the task of a name, with the models of a method, see [`Task.with_method`].
 
     Raises:
         CaeAvError: There is no such task; the message lists the known ones.
@@ -276,7 +292,7 @@ def get_task(name: str) -> Task:
             f"`task` must be one of {', '.join(known)}, got {name!r}; the module that registers another task must be "
             "imported first"
         )
-    return known[name]
+    return known[name].with_method(method)
 
 
 def follow_tasks(follower: Callable[[Task], None]) -> None:

@@ -32,7 +32,7 @@ def write(tmp_path, text):
 def test_shipped_recipes_load_and_fit_their_preset(name):
     recipe = load_recipe(RECIPES / f"{name}.yaml")
     assert find_recipe(recipe.task, recipe.size, recipe.method) == RECIPES / f"{name}.yaml"
-    task = get_task(recipe.task)
+    task = get_task(recipe.task, recipe.method)
     method = {} if recipe.method is None else {"method": recipe.method}
     config = task.config_class.from_preset(recipe.task, recipe.size, **method, **recipe.model_config)
     assert config.task == recipe.task

@@ -205,16 +205,10 @@ def _task_of(model: str) -> Task:
     Raises:
         CaeAvError: There is no such model, or no pipeline for its task.
     """
-    from huggingface_hub.errors import StrictDataclassError
-    from transformers import AutoConfig
+    from ..hub import read_config
 
-    from ..hub import check_model
-
-    check_model(model)
-    try:
-        task = get_task(AutoConfig.from_pretrained(model).task)
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise CaeAvError(f"{model}: cannot be loaded as a model: {str(error).strip().splitlines()[-1]}") from error
+    config = read_config(model)
+    task = get_task(config.task, config.interaction)
     if task.pipeline_name is None:
         raise CaeAvError(f"{model}: there is no pipeline for its task, {task.name}")
     return task

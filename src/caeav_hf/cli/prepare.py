@@ -25,7 +25,7 @@ def add_command(commands: Any) -> None:
     prepare.add_argument(
         "--task", choices=tasks(), help="without --model: prepare for the model of this task's recipe ..."
     )
-    prepare.add_argument("--method", help="... by a method with its own recipes, such as dg_sct (default: CAE-AV) ...")
+    prepare.add_argument("--method", help="... by a method with recipes, such as dg_sct (default: the task's) ...")
     prepare.add_argument("--size", choices=("full", "toy"), default="full", help="... and size (default: %(default)s)")
     prepare.add_argument(
         "--format",
@@ -91,7 +91,7 @@ def _processor_of(options: argparse.Namespace) -> tuple[str, Any]:
 
         recipe = load_recipe(find_recipe(options.task, options.size, options.method))
         method = {} if recipe.method is None else {"method": recipe.method}
-        config = get_task(recipe.task).config_class.from_preset(
+        config = get_task(recipe.task, recipe.method).config_class.from_preset(
             recipe.task, recipe.size, **method, **recipe.model_config
         )
         return config.task, CaeAvProcessor.from_config(config)

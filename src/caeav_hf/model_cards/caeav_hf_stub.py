@@ -18,6 +18,7 @@ try:
         CaeAvProcessor,
         CaeAvVideoProcessor,
         SsuFormerConfig,
+        SsuFormerForSegmentation,
         SsuFormerForSoundSourceUnderstanding,
         SsuFormerModel,
     )
@@ -53,6 +54,7 @@ __all__ = [
     "CaeAvVideoProcessor",
     "SoundSourceUnderstandingPipeline",
     "SsuFormerConfig",
+    "SsuFormerForSegmentation",
     "SsuFormerForSoundSourceUnderstanding",
     "SsuFormerModel",
 ]

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from ..tasks.few_shot_localization.modeling import CaeAvFewShotLocalizationOutput, CaeAvForFewShotLocalization
     from ..tasks.question_answering.modeling import CaeAvForQuestionAnswering, CaeAvQuestionAnsweringOutput
     from ..tasks.segmentation.modeling import CaeAvForSegmentation, CaeAvSegmentationOutput
+    from ..tasks.segmentation.modeling_ssuformer import SsuFormerForSegmentation, SsuFormerSegmentationOutput
     from ..tasks.sound_source_understanding.modeling import (
         SsuFormerForSoundSourceUnderstanding,
         SsuFormerSoundSourceUnderstandingOutput,
@@ -33,10 +34,12 @@ __all__ = [
     "CaeAvQuestionAnsweringOutput",
     "CaeAvSegmentationOutput",
     "CaeAvVideoParsingOutput",
+    "SsuFormerForSegmentation",
     "SsuFormerForSoundSourceUnderstanding",
     "SsuFormerModel",
     "SsuFormerModelOutput",
     "SsuFormerPreTrainedModel",
+    "SsuFormerSegmentationOutput",
     "SsuFormerSoundSourceUnderstandingOutput",
 ]
 
@@ -50,6 +53,7 @@ __getattr__, __dir__ = lazy_names(
         ),
         "..tasks.question_answering.modeling": ("CaeAvQuestionAnsweringOutput", "CaeAvForQuestionAnswering"),
         "..tasks.segmentation.modeling": ("CaeAvSegmentationOutput", "CaeAvForSegmentation"),
+        "..tasks.segmentation.modeling_ssuformer": ("SsuFormerForSegmentation", "SsuFormerSegmentationOutput"),
         "..tasks.video_parsing.modeling": ("CaeAvVideoParsingOutput", "CaeAvForVideoParsing"),
         "..tasks.sound_source_understanding.modeling": (
             "SsuFormerForSoundSourceUnderstanding",

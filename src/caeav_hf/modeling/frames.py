@@ -44,6 +44,15 @@ class FrameLayout:
                 raise CaeAvError("`frame_mask` must leave at least one real frame in every clip")
             self.mask = mask
 
+    def check_target(self, name: str, target: Tensor, *sizes: int) -> None:
+        """
+        Raises:
+            CaeAvError: The target is not (B, T, *sizes).
+        """
+        expected = (self.batch_size, self.num_frames, *sizes)
+        if target.shape != expected:
+            raise CaeAvError(f"`{name}` must be {expected}, got {tuple(target.shape)}")
+
     def to_list(self, grid: Tensor) -> Tensor:
         """Select the real frames of (B, T, ...) in order, (N, ...)."""
         if self.mask is None or self.keeps_padding:

@@ -214,8 +214,9 @@ class TowerPreTrainedModel(PreTrainedModel):
     @classmethod
     def _refuse_other_task(cls, pretrained_model_name_or_path: Any = None, **kwargs: Any) -> None:
         """Raise if the checkpoint is of another task: it has no weights for the head, which would stay random."""
-        heads = {task.name: task.model_name for task in tasks().values()}
-        own = next((base.__name__ for base in cls.__mro__ if base.__name__ in heads.values()), None)
+        records = [record for task in tasks().values() for record in task.records()]
+        heads = {record.model_name for record in records}
+        own = next((base.__name__ for base in cls.__mro__ if base.__name__ in heads), None)
         if own is None or pretrained_model_name_or_path is None:
             return
         hub = ("cache_dir", "local_files_only", "proxies", "revision", "subfolder", "token")
@@ -225,12 +226,13 @@ class TowerPreTrainedModel(PreTrainedModel):
             )
         except OSError:
             return  # Loading it raises the proper error.
-        if values.get("model_type") != cls.config_class.model_type:
-            return
         task = values.get("task", cls.config_class.task)
-        held = (values.get("architectures") or [heads.get(task)])[0]
-        if held in heads.values() and held != own:
-            own_tasks = ", ".join(repr(name) for name, model in heads.items() if model == own)
+        held = next(iter(values.get("architectures") or ()), None)
+        if held is None and values.get("model_type") == cls.config_class.model_type:
+            same = (r for r in records if (r.name, r.config_name) == (task, cls.config_class.__name__))
+            held = next((record.model_name for record in same), None)
+        if held in heads and held != own:
+            own_tasks = ", ".join(repr(record.name) for record in records if record.model_name == own)
             raise CaeAvError(
                 f"{pretrained_model_name_or_path} is a checkpoint of {held} (task {task!r}) and holds no head of "
                 f"{cls.__name__} (task {own_tasks}); load it with {held}, or its encoder alone with AutoModel"

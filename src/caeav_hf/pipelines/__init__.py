@@ -27,8 +27,9 @@ def register() -> None:
 def _register(task: Task) -> None:
     known = PIPELINE_REGISTRY.get_supported_tasks()
     if task.pipeline_name is not None and task.pipeline_name not in known:
+        models = tuple(record.model_class for record in task.records())
         PIPELINE_REGISTRY.register_pipeline(
-            task.pipeline_name, pipeline_class=task.pipeline_class, pt_model=task.model_class, type="multimodal"
+            task.pipeline_name, pipeline_class=task.pipeline_class, pt_model=models, type="multimodal"
         )
 
 

@@ -15,9 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, StrictDataclassError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from tqdm import tqdm
-from transformers import AutoConfig
 from transformers.utils import logging
 
 from ..constants import MISALIGNMENT
@@ -28,7 +27,7 @@ from ..data.schema import clip_features
 from ..data.shards import find_shards, load_rows, local_folder
 from ..devices import default_device
 from ..errors import CaeAvError, DataError
-from ..hub import check_model, short_name
+from ..hub import check_model, read_config, short_name
 from ..media.segments import is_spread
 from ..task import Task, get_task
 from ..training.batches import clip_loader
@@ -138,7 +137,7 @@ class ScoredModel:
     Args:
         name: The model as the caller gave it.
         folder: Folder of the model or of its best checkpoint.
-        task: Its task.
+        task: The record of its task and method.
         records: Folder of its records.
         fingerprint: What its records depend on besides the condition.
     """
@@ -254,7 +253,7 @@ def _score_group(
     task = models[0].task
     loaded, processors = {}, {}
     for model in models:
-        network = load_trained_model(task.model_class, model.folder)
+        network = load_trained_model(model.task.model_class, model.folder)
         processors[model.records] = build_processor(network, model.folder)
         loaded[model.records] = network.to(device).eval()
     # Models with the same processor read the same items.
@@ -358,12 +357,8 @@ def _open(name: str | Path, out: Path, identity: Mapping[str, Any]) -> ScoredMod
         CaeAvError: There is no such model.
     """
     folder = _model_folder(name)
-    try:
-        task = get_task(AutoConfig.from_pretrained(folder).task)
-    except CaeAvError:
-        raise
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise CaeAvError(f"{folder}: cannot be loaded as a model: {str(error).splitlines()[-1]}") from error
+    config = read_config(folder)
+    task = get_task(config.task, config.interaction)
     # Import the class of the metric's sums, which records refer to.
     _ = task.metric_function
     digest = model_digest(folder)

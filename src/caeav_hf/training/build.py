@@ -15,7 +15,7 @@ from ..constants import MODALITIES
 from ..data import CaeAvDataset
 from ..data.streaming import StreamedClips
 from ..errors import CaeAvError
-from ..hub import check_model
+from ..hub import check_model, read_config
 from ..processing import CaeAvProcessor, build_question_tokenizer, clean_caption
 from ..task import Task, get_task
 from ..towers.frozen import is_adapted
@@ -97,6 +97,18 @@ def may_leave_parameters_out(model: Any, data: Clips) -> bool:
     return config.reads_captions and not has_all
 
 
+def find_task(recipe: Recipe, model: str | Path | None = None) -> Task:
+    """
+    Return the record of a recipe's task, with the method of a saved model, by default of the one to start from, or
+    else of the recipe.
+
+    Raises:
+        CaeAvError: There is no such model.
+    """
+    model = recipe.model if model is None else model
+    return get_task(recipe.task, recipe.method if model is None else read_config(model).interaction)
+
+
 def build_model(recipe: Recipe, class_names: list[str] | None = None, question_tokenizer: Any = None) -> Any:
     """
     Build the model to train: from `recipe.model`, else from a preset on the towers that the recipe names, else (toy
@@ -118,7 +130,7 @@ def build_model(recipe: Recipe, class_names: list[str] | None = None, question_t
 
 
 def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokenizer: Any) -> Any:
-    task = get_task(recipe.task)
+    task = find_task(recipe)
     labels: dict[str, Any] = {}
     if class_names is not None:
         labels = {
@@ -130,8 +142,6 @@ def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokeniz
     for key in recipe.model_config:
         if key not in task.config_class.__dataclass_fields__:
             raise CaeAvError(f"recipe value 'model_config': {task.config_class.__name__} has no field {key!r}")
-    if recipe.model is not None:
-        check_model(recipe.model)
     try:
         if recipe.model is not None:
             config = task.config_class.from_pretrained(recipe.model, task=recipe.task, **recipe.model_config, **labels)

@@ -5,15 +5,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from tqdm import tqdm
-from transformers import AutoConfig
 
 from ..constants import MODALITIES
 from ..data.store import claim
 from ..devices import default_device
 from ..errors import CaeAvError, DataError
-from ..hub import check_model
+from ..hub import read_config
 from ..processing import clean_caption
 from ..task import get_task
 from .build import build_processor, caption_token_ids, load_trained_model
@@ -51,11 +49,8 @@ def encode_captions(
         DataError: `data` was not written by a builder, or another process is storing features of this tower there.
     """
     texts = _captions(Path(data))
-    check_model(model)
-    try:
-        task = get_task(AutoConfig.from_pretrained(model).task)
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise CaeAvError(f"{model}: cannot be loaded as a model: {str(error).strip().splitlines()[-1]}") from error
+    config = read_config(model)
+    task = get_task(config.task, config.interaction)
     trained = load_trained_model(task.model_class, model)
     processor = build_processor(trained, model)
     identity = text_tower_identity(trained)

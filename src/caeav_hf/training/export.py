@@ -8,12 +8,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig
-
 from .. import __version__, exporting
 from ..errors import CaeAvError
-from ..hub import check_name, upload
+from ..hub import check_name, read_config, upload
 from ..task import get_task
 from .build import build_processor, load_trained_model
 from .card import LOCAL_NAME, space_files
@@ -51,10 +48,10 @@ def export(
     Raises:
         CaeAvError: There is no model, it cannot be written, or the source of a tower to leave out is unknown.
     """
-    checkpoint, task = _find_model(source)
+    checkpoint, model_class = _find_model(source)
     if Path(out).resolve() == checkpoint.resolve():
         raise CaeAvError(f"{out}: is the checkpoint itself; choose another output folder")
-    model = load_trained_model(get_task(task).model_class, checkpoint)
+    model = load_trained_model(model_class, checkpoint)
     processor = build_processor(model, checkpoint)
     if merge_lora:
         model.merge_lora()
@@ -86,8 +83,8 @@ def write_onnx(source: str | Path, file: str | Path, *, merge_lora: bool = False
         CaeAvError: There is no model, a package is missing, the file cannot be written, or it differs too much.
     """
     exporting.check_packages()
-    checkpoint, task = _find_model(source)
-    model = load_trained_model(get_task(task).model_class, checkpoint).float().eval()
+    checkpoint, model_class = _find_model(source)
+    model = load_trained_model(model_class, checkpoint).float().eval()
     if merge_lora:
         model.merge_lora()
     exporting.export_onnx(model, file)
@@ -101,15 +98,13 @@ def write_onnx(source: str | Path, file: str | Path, *, merge_lora: bool = False
     return difference
 
 
-def _find_model(source: str | Path) -> tuple[Path, str]:
-    """Return the folder of a model, or of the best checkpoint of a run, and the model's task."""
+def _find_model(source: str | Path) -> tuple[Path, Any]:
+    """Return the folder of a model, or of the best checkpoint of a run, and the model's class."""
     checkpoint = best_checkpoint(source)
     if not (checkpoint / "config.json").is_file():
         raise CaeAvError(f"{source}: is neither a model folder nor a run folder with checkpoints/best")
-    try:
-        return checkpoint, AutoConfig.from_pretrained(checkpoint).task
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise CaeAvError(f"{checkpoint}: cannot be loaded as a model: {str(error).splitlines()[-1]}") from error
+    config = read_config(checkpoint)
+    return checkpoint, get_task(config.task, config.interaction).model_class
 
 
 def push(

@@ -41,7 +41,7 @@ class Recipe:
 
     task: str = _value("ave", "task, which determines model, metric and kind of data set")
     size: str = _value("full", "size of a model built from a preset: full or toy")
-    method: str | None = _value(None, "interaction method whose preset is used, such as dg_sct (default: CAE-AV)")
+    method: str | None = _value(None, "method whose preset is used, such as dg_sct or ssuformer (default: the task's)")
     model: str | None = _value(None, "model folder or Hub id to start from (default: a preset on the towers below)")
     vision_tower: str | None = _value(None, "weights of the frozen visual tower: a file, a folder or a Hub id")
     audio_tower: str | None = _value(None, "weights of the frozen audio tower: a file, a folder or a Hub id")
@@ -222,7 +222,7 @@ def available_recipes() -> list[str]:
 
 def find_recipe(task: str, size: str = "full", method: str | None = None) -> Path:
     """
-    Return the recipe file of a task and size, for CAE-AV or another method.
+    Return the recipe file of a task and size, for the task's own method or another.
 
     Raises:
         CaeAvError: There is no such recipe; the message lists those that exist.

@@ -11,13 +11,13 @@ from accelerate.utils import set_seed
 from ..data import CaeAvCollator
 from ..data.shards import local_folder
 from ..errors import CaeAvError
-from ..task import get_task
 from .build import (
     augmented,
     build_accelerator,
     build_model,
     build_processor,
     check_classes,
+    find_task,
     load_split,
     load_trained_model,
     may_leave_parameters_out,
@@ -69,8 +69,8 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
     """
     if recipe.output_dir is None:
         raise CaeAvError("recipe value 'output_dir' is missing; expected a folder for the run")
-    task = get_task(recipe.task)
     checkpoint = None if resume is None else find_checkpoint(resume)
+    task = find_task(recipe, checkpoint)
     run = RunFolder(recipe.output_dir)
     accelerator = build_accelerator(recipe, run.path)
     with accelerator.main_process_first():
@@ -131,7 +131,7 @@ def score(checkpoint: str | Path, recipe: Recipe, split: str) -> dict[str, float
     Raises:
         CaeAvError: The folder, the data set or the split is missing or does not fit the others.
     """
-    task = get_task(recipe.task)
+    task = find_task(recipe, checkpoint)
     accelerator = build_accelerator(recipe)
     model = load_trained_model(task.model_class, checkpoint)
     processor = build_processor(model, checkpoint)

@@ -30,8 +30,8 @@ NO_DROPOUT: dict[str, Any] = {
 }
 
 
-def small_config(**overrides: Any) -> SsuFormerConfig:
-    return SsuFormerConfig.from_preset("ra_ssu", "toy", **{**SMALL, **overrides})
+def small_config(task: str = "ra_ssu", **overrides: Any) -> SsuFormerConfig:
+    return SsuFormerConfig.from_preset(task, "toy", **{**SMALL, **overrides})
 
 
 def small_model(

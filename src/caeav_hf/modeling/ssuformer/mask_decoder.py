@@ -79,17 +79,16 @@ class MaskDecoder(nn.Module):
 
     Args:
         config: The configuration.
-        map_sizes: Channels of the maps of strides 4, 8 and 16.
     """
 
     # Width of the two hidden layers of the MLP for each pixel [ours].
     product_size = 256
 
-    def __init__(self, config: SsuFormerConfig, map_sizes: list[int]):
+    def __init__(self, config: SsuFormerConfig):
         super().__init__()
         size = config.hidden_size
         self.mask_size = config.mask_size
-        self.pixel_decoder = PixelDecoder(config, map_sizes)
+        self.pixel_decoder = PixelDecoder(config, [stage.hidden_size for stage in config.visual_stages[:3]])
         self.level_embedding = NormalEmbedding(3, size, config.initializer_range)
         self.layers = nn.ModuleList(MaskLayer(config) for _ in range(config.num_mask_layers))
         self.embedding = nn.Sequential(
@@ -101,11 +100,13 @@ class MaskDecoder(nn.Module):
             nn.Conv2d(self.product_size, 1, 1),
         )
 
-    def forward(self, queries: Tensor, maps: list[Tensor], coarsest: Tensor) -> Tensor:
+    def forward(self, queries: Tensor, visual: Tensor, maps: list[Tensor]) -> Tensor:
         """
-        F (N, Q, D), maps of strides 4, 8 and 16, and the integrated tokens as a map (N, D, H, W) -> logits
-        (N, 1, S, S).
+        F (N, Q, D), the integrated tokens v (N, L, D), and the tower's maps (N, C, H, W) of strides 4, 8, 16 and 32 ->
+        logits (N, 1, S, S).
         """
+        *maps, replaced = maps
+        coarsest = visual.transpose(1, 2).unflatten(2, replaced.shape[-2:])
         pixels, laterals = self.pixel_decoder(maps, coarsest)
         levels = []
         for level, one in enumerate((*laterals[1:], coarsest)):

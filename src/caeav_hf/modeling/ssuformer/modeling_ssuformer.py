@@ -89,7 +89,7 @@ class SsuFormerPreTrainedModel(TowerPreTrainedModel):
         cls,
         vision: Any,
         audio: Any,
-        text: Any,
+        text: Any = None,
         region: Any = None,
         task: str = "ra_ssu",
         size: str = "full",
@@ -108,7 +108,7 @@ class SsuFormerPreTrainedModel(TowerPreTrainedModel):
                 repository or a folder. `None` for a model that reads and compares no text.
             region: CLIP's vision transformer: a timm name (`vit_base_patch16_clip_quickgelu_224.openai`), a Hub
                 repository or a folder. `None` for a model without mask collaboration and consistency.
-            task: Preset for all other sizes.
+            task: Preset for all other sizes; `avs_s4` or `avs_ms3` for [`SsuFormerForSegmentation`].
             size: Size of that preset, `"full"` or `"toy"`.
             overrides: Fields of the configuration. Sizes of the towers come from the towers; `vision_config`,
                 `audio_config` and `region_config` may name the `model_type` of the tower that converts the model, and

@@ -7,7 +7,6 @@ from torch import nn
 from transformers.utils import can_return_tuple
 
 from ...configuration_cae_av import CaeAvConfig
-from ...errors import CaeAvError
 from ...modeling.modeling_cae_av import AGREEMENT_OUTPUTS, CaeAvModel, CaeAvModelOutput, CaeAvPreTrainedModel
 from .head import SegmentationHead, ZeroBatchNorm
 
@@ -89,10 +88,7 @@ class CaeAvForSegmentation(CaeAvPreTrainedModel):
         if not output_feature_maps:
             del values["visual_feature_maps"]
         if labels is not None:
-            side = self.config.mask_size
-            expected = (frames.batch_size, frames.num_frames, side, side)
-            if labels.shape != expected:
-                raise CaeAvError(f"`labels` must be {expected}, got {tuple(labels.shape)}")
+            frames.check_target("labels", labels, self.config.mask_size, self.config.mask_size)
             auxiliary = {"matching": self.head.matching_loss(masks)} if self.loss_weights["matching"] else {}
             values |= self._total_loss(outputs, self.head.loss(masks, frames.to_list(labels)), **auxiliary)
         return CaeAvSegmentationOutput(**values, logits=frames.to_grid(masks.logits))

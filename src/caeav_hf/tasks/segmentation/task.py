@@ -44,6 +44,13 @@ _SINGLE_SOURCE = Task(
     pipeline_name="audio-visual-segmentation",
     prediction="caeav_hf.cli.outputs:Masks",
     card=_CARD,
+    methods={
+        "ssuformer": {
+            "model": f"{_HERE}.modeling_ssuformer:SsuFormerForSegmentation",
+            "config": "caeav_hf.configuration_ssuformer:SsuFormerConfig",
+            "preset": {"outputs": "masks", "num_frames": 5},
+        }
+    },
     misalignment=f"{_HERE}.misalignment:MaskCorrection",
 )
 

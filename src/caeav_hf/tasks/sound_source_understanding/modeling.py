@@ -66,7 +66,7 @@ class SsuFormerForSoundSourceUnderstanding(SsuFormerPreTrainedModel):
         self.model = SsuFormerModel(config)
         self.mask_decoder: MaskDecoder | None = None
         if config.has_masks:
-            self.mask_decoder = MaskDecoder(config, [stage.hidden_size for stage in config.visual_stages[:3]])
+            self.mask_decoder = MaskDecoder(config)
         self.description_decoder: DescriptionDecoder | None = None
         if config.has_descriptions:
             region = config.region_config.stages()[-1].hidden_size if config.collaborates else None
@@ -120,9 +120,7 @@ class SsuFormerForSoundSourceUnderstanding(SsuFormerPreTrainedModel):
         )
         mask_logits, regions, region_embeds = None, None, None
         if self.mask_decoder is not None:
-            *maps, coarsest = map(frames.to_list, encoded.visual_feature_maps)
-            grid = visual.transpose(1, 2).unflatten(2, coarsest.shape[-2:])
-            mask_logits = self.mask_decoder(queries, maps, grid)
+            mask_logits = self.mask_decoder(queries, visual, [*map(frames.to_list, encoded.visual_feature_maps)])
         is_compared = self.config.is_consistent and description_ids is not None
         if mask_logits is not None and (self.config.collaborates or is_compared):
             pixels = masked_frames(frames.to_list(pixel_values_videos), mask_logits, self.config)
@@ -188,16 +186,15 @@ class SsuFormerForSoundSourceUnderstanding(SsuFormerPreTrainedModel):
         return length
 
     def _check_targets(self, labels: Tensor | None, ids: Tensor | None, frames: FrameLayout) -> None:
-        side = self.config.mask_size
-        expected = (frames.batch_size, frames.num_frames, side, side)
-        if labels is not None and labels.shape != expected:
-            raise CaeAvError(f"`labels` must be {expected}, got {tuple(labels.shape)}")
+        if labels is not None:
+            frames.check_target("labels", labels, self.config.mask_size, self.config.mask_size)
         if ids is None:
             return
+        expected = (frames.batch_size, frames.num_frames)
         most = self.config.decoder_config.max_position_embeddings
-        if ids.ndim != 3 or ids.shape[:2] != expected[:2] or not 2 <= ids.shape[2] <= most:
+        if ids.ndim != 3 or ids.shape[:2] != expected or not 2 <= ids.shape[2] <= most:
             raise CaeAvError(
-                f"`description_ids` must be {expected[:2]} and 2 to {most} ids of each frame, got {tuple(ids.shape)}"
+                f"`description_ids` must be {expected} and 2 to {most} ids of each frame, got {tuple(ids.shape)}"
             )
 
     def _expert_text(
