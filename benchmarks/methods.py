@@ -1,5 +1,5 @@
 """
-Interaction methods side by side on the toy corpora of the tasks: same data, same steps, same towers.
+Methods side by side on the toy corpora of the tasks: same data, same steps, same towers.
 
     python benchmarks/methods.py --out methods
     python benchmarks/methods.py --out methods --methods cae_av gated_mean --import gated_mean
@@ -7,9 +7,10 @@ Interaction methods side by side on the toy corpora of the tasks: same data, sam
 Trains the toy preset of every method on every task, at the normal and at the hard level, with each seed, and scores it
 on held-out clips by the task's main metric. Three rows say what doing nothing scores: the constant guess of
 `baselines.py`, and the task's head alone in both formulations, trained the same way on the frozen towers without any
-interaction. Differences are to the one of the formulation in the method's preset. Every run is a process with one
-thread and leaves a file in `--out`; the command continues where it was stopped, and ends with a table (`methods.md`),
-all numbers (`methods.json`) and a picture (`methods.png`).
+interaction. Differences are to the one of the formulation in the method's preset. SSUFormer, a model of its own for
+segmentation, is compared with its decoder alone, without the integration. Every run is a process with one thread and
+leaves a file in `--out`; the command continues where it was stopped, and ends with a table (`methods.md`), all numbers
+(`methods.json`) and a picture (`methods.png`).
 
 Steps are few and towers tiny: the table shows what each method costs and that it learns, not how the published methods
 rank.
@@ -36,7 +37,15 @@ from caeav_hf.training.run import score
 from caeav_hf.visualization.drawing import SERIES, new_figure, save_figure
 
 
-METHODS = ("head_alone", "official_head_alone", "cae_av", "avmoe", "dg_sct", "lavish", "stg_cma")
+METHODS = (
+    *("head_alone", "official_head_alone", "cae_av", "avmoe", "dg_sct", "lavish", "stg_cma"),
+    *("ssuformer_decoder_alone", "ssuformer"),
+)
+# Rows whose models are not CAE-AV's with another interaction: the method of their recipes, and what differs from it.
+OTHER_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ssuformer_decoder_alone": ("ssuformer", {"num_integration_layers": 0}),
+    "ssuformer": ("ssuformer", {}),
+}
 NAMES = {
     "head_alone": "head alone",
     "official_head_alone": "head alone, official",
@@ -45,6 +54,8 @@ NAMES = {
     "dg_sct": "DG-SCT",
     "lavish": "LAVisH",
     "stg_cma": "STG-CMA",
+    "ssuformer_decoder_alone": "decoder alone, SSUFormer",
+    "ssuformer": "SSUFormer",
 }
 TASKS = ("ave", "avvp", "avs_ms3", "avqa")
 TITLES = {
@@ -87,8 +98,9 @@ class OfficialHeadAlone(HeadAlone):
 def run_one(task: str, level: str, method: str, seed: int, steps: int, out: Path) -> None:
     """Train one method with one seed, score it and write its file."""
     folder = out / task / level
+    of_recipe, changes = OTHER_MODELS.get(method, (None, {"agreement_loss_weight": 0.0}))
     values = {
-        "method": method,
+        "method": of_recipe or method,
         "data": str(folder / "dataset"),
         "cache_dir": str(folder / "cache"),
         "output_dir": str(folder / "runs" / f"{method}, seed {seed}"),
@@ -96,10 +108,10 @@ def run_one(task: str, level: str, method: str, seed: int, steps: int, out: Path
         **({"batch_size": BATCH[task]} if task in BATCH else {}),
         "epochs": steps,
         "max_steps": steps,
-        # Of this package, not of the paper.
-        "model_config": {"agreement_loss_weight": 0.0},
+        # The agreement loss is of this package, not of the paper.
+        "model_config": changes,
     }
-    recipe = load_recipe(find_recipe(task, "toy"), values)
+    recipe = load_recipe(find_recipe(task, "toy", of_recipe), values)
     reset_peak_memory("cpu")
     before = peak_memory("cpu")
     model, checkpoint, seconds = train_or_resume(recipe)
@@ -107,7 +119,7 @@ def run_one(task: str, level: str, method: str, seed: int, steps: int, out: Path
     scores = score(checkpoint, recipe, "test")
     trained = {
         name: sum(parameter.numel() for parameter in part.parameters() if parameter.requires_grad)
-        for name, part in (("all", model), ("interaction", model.cae_av))
+        for name, part in (("all", model), ("interaction", model.base_model))
     }
     found = {
         "task": task,
@@ -129,6 +141,11 @@ def run_one(task: str, level: str, method: str, seed: int, steps: int, out: Path
 
 def result_file(out: Path, task: str, level: str, method: str, seed: int) -> Path:
     return out / task / level / "results" / f"{method}, seed {seed}.json"
+
+
+def has_row(task: str, method: str) -> bool:
+    """Return whether there are models of a task for a row."""
+    return method not in OTHER_MODELS or OTHER_MODELS[method][0] in get_task(task).methods
 
 
 def percent(task: str, value: float) -> float:
@@ -164,6 +181,7 @@ def summarize(
         ]
         for task in tasks
         for method in methods
+        if has_row(task, method)
     }
     guesses = {task: {level: constant_guess(out, task, level) for level in levels} for task in tasks}
     lines = [f"{steps} steps; seeds {', '.join(map(str, seeds))}; mean and 95 % interval", ""]
@@ -177,7 +195,11 @@ def summarize(
         ]
         name = guesses[task][levels[0]][0]
         lines.append(f"| {name} | {' | '.join(f'{guesses[task][level][1]:.1f} | ' for level in levels)} | | | | |")
-        lines += [f"| {NAMES.get(method, method)} | {row(found, task, method, levels)} |" for method in methods]
+        lines += [
+            f"| {NAMES.get(method, method)} | {row(found, task, method, levels)} |"
+            for method in methods
+            if has_row(task, method)
+        ]
         lines.append("")
     print("\n".join(lines))
     write(out / "methods.md", "\n".join(lines))
@@ -187,7 +209,9 @@ def summarize(
 
 
 def head_alone(task: str, method: str) -> str:
-    """Return the head alone in the formulation of a method's preset."""
+    """Return the head alone in the formulation of a method's preset, or the decoder alone of another model."""
+    if method in OTHER_MODELS:
+        return "ssuformer_decoder_alone"
     config = CaeAvConfig.from_preset(task, "toy", method=method)
     return "official_head_alone" if config.is_official else "head_alone"
 
@@ -227,7 +251,7 @@ def draw(
                 {"scores": {level: run[level]["score"] for level in levels}} for run in of_method
             ]
             for method in methods
-            if (of_method := found[task, method])
+            if (of_method := found.get((task, method)))
         }
         for color, level in zip(SERIES, levels, strict=False):
             axis.axhline(guesses[task][level][1], color=color, linestyle="--", linewidth=1)
@@ -246,7 +270,12 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("methods"), help="folder for everything")
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), help="registered interaction methods")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=list(METHODS),
+        help="rows: registered interaction methods, or models of their own",
+    )
     parser.add_argument("--import", nargs="+", default=[], dest="modules", help="modules that register other methods")
     parser.add_argument("--tasks", nargs="+", choices=list(BUILDERS), default=list(TASKS))
     parser.add_argument("--levels", nargs="+", choices=LEVELS, default=list(LEVELS))
@@ -266,6 +295,7 @@ def main() -> None:
         for seed in arguments.seeds
         for cell in cells
         for method in arguments.methods
+        if has_row(cell[0], method)
     }
     execute(run_one, runs, out / "logs", arguments.modules, arguments.processes)
     summarize(out, arguments.tasks, arguments.levels, arguments.methods, arguments.seeds, arguments.steps)

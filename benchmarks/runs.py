@@ -16,10 +16,9 @@ from tqdm import tqdm
 
 from caeav_hf.data import AveBuilder, AvsBenchBuilder, LlpBuilder, MusicAvqaBuilder, RaSsuBuilder
 from caeav_hf.robustness.statistics import student_interval
-from caeav_hf.task import get_task
 from caeav_hf.toy import generate
 from caeav_hf.training import Recipe
-from caeav_hf.training.build import load_trained_model
+from caeav_hf.training.build import find_task, load_trained_model
 from caeav_hf.training.run import train
 from caeav_hf.visualization.drawing import COLOURS, SERIES, make_bare
 
@@ -67,7 +66,7 @@ def train_or_resume(recipe: Recipe) -> tuple[Any, Path, float | None]:
     checkpoint = train(recipe, resume=run if is_resumed else None).best_checkpoint
     seconds = time.process_time() - started
     return (
-        load_trained_model(get_task(recipe.task).model_class, checkpoint),
+        load_trained_model(find_task(recipe, checkpoint).model_class, checkpoint),
         checkpoint,
         None if is_resumed else seconds,
     )
