@@ -8,7 +8,12 @@ from ..tasks.event_localization.metric import (
 )
 from ..tasks.question_answering.metric import QuestionAnsweringAccuracy, question_answering_accuracy
 from ..tasks.segmentation.metric import SegmentationScores, SegmentationSums, segmentation_scores, segmentation_sums
-from ..tasks.sound_source_understanding.metric import DescriptionSums, description_scores, description_sums
+from ..tasks.sound_source_understanding.metric import (
+    DescriptionSums,
+    SoundSourceUnderstandingScores,
+    description_scores,
+    description_sums,
+)
 from ..tasks.video_parsing.metric import VideoParsingScores, VideoParsingSums, video_parsing_scores, video_parsing_sums
 
 
@@ -18,6 +23,7 @@ __all__ = [
     "QuestionAnsweringAccuracy",
     "SegmentationScores",
     "SegmentationSums",
+    "SoundSourceUnderstandingScores",
     "VideoParsingScores",
     "VideoParsingSums",
     "agreement_auc",

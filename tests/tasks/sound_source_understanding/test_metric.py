@@ -3,9 +3,16 @@
 import socket
 
 import pytest
+import torch
 
 from caeav_hf.errors import DataError
-from caeav_hf.tasks.sound_source_understanding.metric import DescriptionSums, description_scores, description_sums
+from caeav_hf.metrics import (
+    DescriptionSums,
+    SoundSourceUnderstandingScores,
+    description_scores,
+    description_sums,
+    segmentation_scores,
+)
 
 
 PAIRS = [
@@ -53,3 +60,62 @@ def test_empty_texts() -> None:
     assert description_scores([""], ["a dog"])["bleu_1"] == 0
     with pytest.raises(DataError, match="2 predictions for 1"):
         description_scores(["", ""], [""])
+
+
+# Three batches of clips; the last frame of each clip is not annotated, and one before is silent.
+BATCHES = [
+    {
+        "mask_logits": torch.randn(1, 3, 1, *size, generator=torch.Generator().manual_seed(seed)),
+        "masks": torch.tensor([1, 0, -100], dtype=torch.int8)[None, :, None, None].expand(1, 3, *size),
+        "predictions": [[prediction, "", "anything"]],
+        "references": [[reference, "", None]],
+    }
+    for seed, (size, (reference, prediction, *_)) in enumerate(zip([(4, 4), (4, 4), (6, 5)], PAIRS, strict=True))
+]
+
+
+def expected_over(batches) -> dict:
+    pairs = [(batch["predictions"][0][frame], batch["references"][0][frame]) for batch in batches for frame in (0, 1)]
+    scores = description_scores(*zip(*pairs, strict=True))
+    masks = [segmentation_scores(batch["mask_logits"], batch["masks"]) for batch in batches]
+    scores |= {name: sum(one[name] for one in masks) / len(masks) for name in ("j", "f")}
+    return pytest.approx({**scores, "understanding": (scores["j"] + scores["rouge_l"]) / 2})
+
+
+def of_clips(scores: dict) -> dict:
+    return {name: value for name, value in scores.items() if name != "f_whole_set"}
+
+
+def test_the_metric_accumulates_batches(tmp_path) -> None:
+    metric = SoundSourceUnderstandingScores(cache_dir=str(tmp_path))
+    for batch in BATCHES:
+        metric.add_batch(**batch)
+    assert of_clips(metric.compute()) == expected_over(BATCHES)
+    # Computing empties it.
+    assert of_clips(metric.compute(**BATCHES[2])) == expected_over(BATCHES[2:])
+    metric.add(**{name: value[0] for name, value in BATCHES[0].items()})
+    assert of_clips(metric.compute()) == expected_over(BATCHES[:1])
+
+
+def test_the_metric_scores_either_half(tmp_path) -> None:
+    metric = SoundSourceUnderstandingScores(cache_dir=str(tmp_path))
+    batch = BATCHES[0]
+    masks = metric.compute(mask_logits=batch["mask_logits"], masks=batch["masks"])
+    assert masks == {**segmentation_scores(batch["mask_logits"], batch["masks"]), "understanding": masks["j"]}
+    texts = metric.compute(predictions=batch["predictions"], references=batch["references"])
+    assert texts == {**texts, "understanding": texts["rouge_l"]}
+    assert "j" not in texts
+    for wrong, match in (
+        ({"masks": batch["masks"]}, "`mask_logits` and `masks`, got only one"),
+        ({"predictions": [["a"]], "references": [["a", "b"]]}, r"got \[1\] predictions and \[2\] references"),
+    ):
+        with pytest.raises(DataError, match=match):
+            metric.add_batch(**wrong)
+    with pytest.raises(DataError, match="or all four"):
+        metric.add_batch()
+
+
+def test_the_metric_accumulates_over_processes(over_two_processes) -> None:
+    results = over_two_processes(SoundSourceUnderstandingScores, BATCHES)
+    assert of_clips(results[0]) == expected_over(BATCHES)
+    assert results[1] is None

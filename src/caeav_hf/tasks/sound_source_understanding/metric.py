@@ -20,15 +20,43 @@ from dataclasses import dataclass, fields
 from math import exp, log
 from typing import Any
 
+import datasets
+import evaluate
+import numpy as np
+
 from caeav_hf.errors import DataError
 
 from ...constants import IGNORED_LABEL
-from ..segmentation.metric import SegmentationSums, segmentation_sums
+from ..segmentation.metric import NUM_THRESHOLDS, SegmentationSums, segmentation_sums
 
 
 MAX_ORDER = 4
 # Weight of recall against precision in ROUGE-L.
 ROUGE_BETA = 1.2
+
+_CITATION = """\
+@article{sun2026rassu,
+  title={RA-SSU: Towards Fine-Grained Audio-Visual Learning with Region-Aware Sound Source Understanding},
+  author={Sun and others},
+  journal={IEEE Transactions on Multimedia},
+  eprint={2603.09809},
+  year={2026}
+}
+"""
+
+_INPUTS = """
+Args:
+    mask_logits: (..., T, H, W), T the frames of a clip: logit of "this pixel shows what sounds".
+    masks: (..., T, H, W): 1 where a pixel shows what sounds, 0 elsewhere, -100 in frames that do not count.
+    predictions: B lists of T descriptions, one per frame.
+    references: B lists of T descriptions, empty where nothing sounds, None in frames that do not count.
+Returns:
+    j, f, f_whole_set: those of the masks, see `SegmentationScores`.
+    bleu_1, bleu_2, bleu_3, bleu_4, rouge_l, meteor, exact_match: those of the descriptions of frames in which
+        something sounds, in [0, 1], None if there are none.
+    silent_accuracy: share of silent frames without a description, None if there are none.
+    understanding: mean of j and rouge_l, or the one that there is.
+"""
 
 
 @dataclass(frozen=True)
@@ -159,6 +187,125 @@ def description_sums(predictions: Sequence[str], references: Sequence[str]) -> D
     if len(predictions) != len(references):
         raise DataError(f"got {len(predictions)} predictions for {len(references)} references")
     return sum(map(_frame_sums, predictions, references), DescriptionSums())
+
+
+class SoundSourceUnderstandingScores(evaluate.Metric):
+    """
+    Scores of masks and descriptions as a metric that accumulates over batches and processes.
+
+    ```python
+    >>> metric = SoundSourceUnderstandingScores()
+    >>> metric.add_batch(
+    ...     mask_logits=outputs.logits,  # (B, T, 1, H, W)
+    ...     masks=labels,  # (B, T, H, W)
+    ...     predictions=[processor.batch_decode(clip, skip_special_tokens=True) for clip in outputs.description_ids],
+    ...     references=descriptions,  # B lists of T texts
+    ... )
+    >>> metric.compute()["bleu_4"]
+    ```
+
+    Masks, or descriptions, may be left out. Only sums are kept, so the frames of a batch may have another size than
+    those of the next. With several processes pass `num_process`, `process_id` and a common `experiment_id` and
+    `cache_dir`, as for every `evaluate` metric: process 0 gets the scores of all, the others None. Arguments are those
+    of `evaluate.Metric`.
+    """
+
+    def _info(self) -> evaluate.MetricInfo:
+        number, count = datasets.Value("float64"), datasets.Value("int64")
+        numbers, counts = datasets.Sequence(number), datasets.Sequence(count)
+        features = {f"mask_{name}": numbers if name == "f" else number for name in _MASK_SUMS}
+        of_descriptions = {"matches": counts, "totals": counts, "rouge_l": number, "meteor": number}
+        features |= {name: of_descriptions.get(name, count) for name in _TEXT_SUMS}
+        return evaluate.MetricInfo(
+            description=__doc__,
+            citation=_CITATION,
+            inputs_description=_INPUTS,
+            features=datasets.Features(features),
+        )
+
+    def add_batch(
+        self,
+        *,
+        mask_logits: Any = None,
+        masks: Any = None,
+        predictions: Sequence[Sequence[str]] | None = None,
+        references: Sequence[Sequence[str | None]] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """
+        Add a batch of clips; see [`segmentation_scores`] for masks, descriptions are lists of one text per frame.
+
+        Raises:
+            DataError: Neither masks nor descriptions are given, or only one side of them, or they do not fit.
+        """
+        _both_or_neither("mask_logits", mask_logits, "masks", masks)
+        _both_or_neither("predictions", predictions, "references", references)
+        if mask_logits is None and predictions is None:
+            raise DataError("expected `mask_logits` and `masks`, `predictions` and `references`, or all four")
+        of_masks, texts = _NO_MASKS, DescriptionSums()
+        if mask_logits is not None:
+            of_masks = segmentation_sums(mask_logits, masks)
+        if predictions is not None and references is not None:
+            texts = _clip_descriptions(predictions, references)
+        sums = {f"mask_{name}": [getattr(of_masks, name)] for name in _MASK_SUMS}
+        sums |= {name: [getattr(texts, name)] for name in _TEXT_SUMS}
+        super().add_batch(**{**sums, "mask_f": [of_masks.f.tolist()]}, **kwargs)
+
+    def add(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> None:
+        """Add one clip: masks (T, H, W), T descriptions."""
+        wrapped = [None if texts is None else [texts] for texts in (predictions, references)]
+        self.add_batch(predictions=wrapped[0], references=wrapped[1], **kwargs)
+
+    def compute(
+        self,
+        *,
+        mask_logits: Any = None,
+        masks: Any = None,
+        predictions: Any = None,
+        references: Any = None,
+        **kwargs: Any,
+    ) -> dict[str, Any] | None:
+        """Return the scores of all batches so far, including this one if given."""
+        batch = {"mask_logits": mask_logits, "masks": masks, "predictions": predictions, "references": references}
+        if any(value is not None for value in batch.values()):
+            self.add_batch(**batch)
+        return super().compute(**kwargs)
+
+    def _compute(self, **sums: Any) -> dict[str, Any]:
+        total = {name: np.sum(np.asarray(values), axis=0) for name, values in sums.items()}
+        of_masks = SegmentationSums(**{name: total[f"mask_{name}"] for name in _MASK_SUMS})
+        texts = DescriptionSums(**{name: total[name].tolist() for name in _TEXT_SUMS})
+        has_texts = texts.frames or texts.silent_frames
+        return UnderstandingSums(of_masks if of_masks.frames else None, texts if has_texts else None).scores()
+
+
+_TEXT_SUMS = tuple(field.name for field in fields(DescriptionSums))
+_MASK_SUMS = tuple(field.name for field in fields(SegmentationSums))
+_NO_MASKS = SegmentationSums(0.0, 0, np.zeros(NUM_THRESHOLDS), 0, 0.0, 0)
+
+
+def _both_or_neither(name: str, value: Any, other_name: str, other: Any) -> None:
+    if (value is None) != (other is None):
+        raise DataError(f"expected `{name}` and `{other_name}`, got only one of them")
+
+
+def _clip_descriptions(
+    predictions: Sequence[Sequence[str]], references: Sequence[Sequence[str | None]]
+) -> DescriptionSums:
+    """Return the sums over the annotated frames of some clips."""
+    lengths = [[len(clip) for clip in clips] for clips in (predictions, references)]
+    if lengths[0] != lengths[1]:
+        raise DataError(
+            f"expected a prediction for each reference, got {lengths[0]} predictions and {lengths[1]} references of "
+            "the clips"
+        )
+    pairs = [
+        (text, reference)
+        for texts, of_clip in zip(predictions, references, strict=True)
+        for text, reference in zip(texts, of_clip, strict=True)
+        if reference is not None
+    ]
+    return description_sums([text for text, _ in pairs], [reference for _, reference in pairs])
 
 
 def _frame_sums(prediction: str, reference: str) -> DescriptionSums:
