@@ -14,7 +14,7 @@ from functools import cache, reduce
 from operator import add
 from typing import Any, Literal
 
-from .constants import IGNORED_LABEL
+from .constants import IGNORED_LABEL, MODALITIES
 from .errors import CaeAvError
 
 
@@ -114,6 +114,7 @@ class Task:
         official: Facts about the authors' code of this task, which the official formulation follows, by name:
             `visual_adapter_gate` (`True` by default), whether experts of the visual stream have a learnable gate, and
             `skips_audio_blocks` (`False` by default), whether CAE-AV drops the output of the audio tower's blocks.
+        captions: Captions that the models read, those of `"visual"`, `"audio"`, or both.
         misalignment: The [`~data.misalign.change.LabelCorrection`] that corrects the labels of misaligned clips;
             `None` if the task's data cannot be misaligned.
 
@@ -146,6 +147,7 @@ class Task:
     config: Any = "caeav_hf.configuration_cae_av:CaeAvConfig"
     misalignment: Any = None
     methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    captions: tuple[str, ...] = MODALITIES
 
     def __post_init__(self) -> None:
         if (self.pipeline is None) != (self.pipeline_name is None):

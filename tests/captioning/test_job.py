@@ -62,7 +62,11 @@ def asking(server, **arguments):
 
 
 def run(server, clips, out, **arguments):
-    options = {name: arguments.pop(name) for name in ("renew", "limit", "max_failures_in_a_row") if name in arguments}
+    options = {
+        name: arguments.pop(name)
+        for name in ("renew", "limit", "modalities", "max_failures_in_a_row")
+        if name in arguments
+    }
     return caption_clips(find_clips(clips), asking(server, **arguments), out, show_progress=False, **options)
 
 
@@ -222,6 +226,21 @@ def test_only_the_modality_that_failed_is_asked_again(clips, tmp_path):
         assert run(server, clips, tmp_path / "second.parquet").complete == 6
         assert set(server.answered) == deaf
     assert read_captions(tmp_path / "second.parquet") == captions
+
+
+def test_one_modality_alone(clips, tmp_path):
+    out = tmp_path / "captions.parquet"
+    with ChatServer() as server:
+        report = run(server, clips, out, modalities=["visual"])
+        assert (report.complete, report.captioned, len(server.asked)) == (6, 6, 6)
+        visual = {clip: caption["visual"] for clip, caption in read_captions(out).items()}
+        assert {caption["audio"] for caption in read_captions(out).values()} == {None}
+        # The other one can follow.
+        assert run(server, clips, out).captioned == 6
+        assert len(server.asked) == 12
+    captions = read_captions(out).values()
+    assert all(caption["audio"] for caption in captions)
+    assert [caption["visual"] for caption in captions] == list(visual.values())
 
 
 def test_a_back_end_that_only_fails_is_given_up_and_nothing_is_lost(clips, tmp_path):

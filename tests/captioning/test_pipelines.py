@@ -11,7 +11,7 @@ from caeav_hf.cli import main
 from caeav_hf.errors import CaeAvError
 from tests.captioning.chat_server import ChatServer
 from tests.same import assert_same_result
-from tests.training.toy_files import mask_clips, mask_model, toy_clips, toy_model
+from tests.training.toy_files import mask_clips, mask_model, toy_clips, toy_model, understanding_model
 
 
 CAPTIONS = {"visual": "a golden bell sways in the middle", "audio": "a bell rings"}
@@ -62,12 +62,26 @@ def test_captions_made_now(localize):
         results = localize([{"clip": first, **GIVEN}, second], captioner=captioner)
         assert len(server.asked) == 2  # one clip has captions already
         half = localize(first, visual_caption=CAPTIONS["visual"], captioner=captioner)
+        assert len(server.asked) == 3  # for the other one alone
         assert half["captions"]["visual"] == CAPTIONS["visual"]
         assert not server.bad_requests
     assert "captions" not in results[0]
     made = results[1].pop("captions")
     assert made["visual"].startswith("a visual thing")
     assert_same_result(results[1], localize(second, captions=made))
+
+
+def test_only_captions_that_the_task_reads_are_made():
+    understand = pipeline("sound-source-understanding", model=str(understanding_model()), device="cpu", max_length=4)
+    clip = mask_clips(1)[0]
+    with ChatServer() as server:
+        made = understand(clip, captioner=ServerCaptioner(server.url, "omni", attempts=1))
+        assert len(server.asked) == 1
+    captions = made.pop("captions")
+    assert captions.keys() == {"visual"}
+    assert_same_result(made, understand(clip, captions=captions))
+    with pytest.raises(CaeAvError, match=r'expected `captions` as \{"visual": text\},'):
+        understand(clip, captions={"audio": "a bell"})
 
 
 def test_a_clip_that_cannot_be_captioned_is_a_clip_that_fails(localize):

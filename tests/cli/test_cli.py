@@ -270,8 +270,40 @@ def test_models_of_masks_or_sentences_alone(tmp_path, capsys, broken):
             assert (tmp_path / folder / f"{Path(clip).stem}.{suffix}").is_file()
     assert understand(first, "--plot", tmp_path / "masks.png", outputs="masks") == 0
     assert "description" not in json.loads(capsys.readouterr().out)[0]["frames"][0]
-    assert understand(first, "--srt", tmp_path / "one.srt", outputs="masks") == 2
-    assert "predicts masks alone" in errors(capsys)[0]
+
+
+def test_what_a_model_lacks_is_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("caeav_hf.cli.predict._load_pipeline", lambda *_: pytest.fail("the model is loaded"))
+    clip = mask_clips(1)[0]
+    for outputs, option, needed in (
+        ("masks", ["--srt", str(tmp_path / "srt")], "--srt needs a model that describes what sounds"),
+        ("masks", ["--max-new-tokens", "5"], "--max-new-tokens needs a model that describes"),
+        ("descriptions", ["--threshold", "0.3"], "--threshold needs a model that predicts masks"),
+    ):
+        assert understand(clip, clip, *option, outputs=outputs) == 2
+        (line,) = errors(capsys)
+        assert needed in line
+        assert f"predicts {outputs} alone" in line
+    assert not list(tmp_path.iterdir())
+
+
+def test_visual_captions_are_enough_for_sentences(tmp_path, capsys, monkeypatch):
+    clip, given = mask_clips(1)[0], []
+
+    class Model:
+        def __call__(self, clips, **_):
+            given.extend(clips)
+            return iter([{"error": "not read"}])
+
+    monkeypatch.setattr("caeav_hf.cli.predict._load_pipeline", lambda *_: Model())
+    captions = tmp_path / "captions.json"
+    captions.write_text(json.dumps({Path(clip).stem: {"visual": "a violin plays"}}))
+    assert understand(clip, "--captions", captions) == 2
+    assert given == [{"clip": clip, "visual_caption": "a violin plays"}]
+    captions.write_text(json.dumps({Path(clip).stem: {"audio": "a violin"}}))
+    capsys.readouterr()
+    assert understand(clip, "--captions", captions) == 2
+    assert 'expected {clip: {"visual": text}}' in errors(capsys)[0]
 
 
 EXPORTS = {"srt": "srt", "vtt": "vtt", "csv": "csv", "eaf": "eaf", "audacity": "txt"}

@@ -100,18 +100,22 @@ class Captioner(ABC):
         stopped = CaptioningError("stopped", "the job was stopped before this request was sent")
         return [results.get(number, stopped) for number in range(len(requests))]
 
-    def caption_clip(self, source: Any) -> dict[str, str]:
+    def caption_clip(self, source: Any, modalities: Sequence[str] = MODALITIES) -> dict[str, str]:
         """
         Return both captions of a media file or decoded [`~processing.Clip`]: `{"visual": ..., "audio": ...}`.
+
+        Args:
+            source: The clip.
+            modalities: Captions to write, if not both.
 
         Raises:
             MediaError: The clip cannot be decoded.
             CaptioningError: A caption could not be written.
         """
         material = material_of(source, self.settings)
-        requests = [CaptionRequest(material, modality, self.settings.prompt_version) for modality in MODALITIES]
+        requests = [CaptionRequest(material, modality, self.settings.prompt_version) for modality in modalities]
         captions = {}
-        for modality, caption in zip(MODALITIES, self.caption(requests), strict=True):
+        for modality, caption in zip(modalities, self.caption(requests), strict=True):
             if isinstance(caption, CaptioningError):
                 raise CaptioningError(caption.reason, f"{material.name}: no {modality} caption: {caption.message}")
             captions[modality] = caption

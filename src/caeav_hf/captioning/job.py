@@ -39,7 +39,7 @@ class CaptionReport:
     Attributes:
         file: The caption file.
         clips: Number of clips of the data set.
-        complete: Number of clips with both captions, or whose missing caption was removed by hand.
+        complete: Number of clips with the captions that are asked for, or whose missing caption was removed by hand.
         edited: Number of captions that were written or changed by hand.
         captioned: Number of clips captioned in this job.
         failed: For each failed clip its `file`, and for `"media"` or each modality the `reason` and `message`.
@@ -102,6 +102,7 @@ def caption_clips(
     captioner: Captioner,
     out: str | os.PathLike,
     *,
+    modalities: Sequence[str] = MODALITIES,
     renew: bool = False,
     limit: int | None = None,
     max_failures_in_a_row: int = 50,
@@ -117,6 +118,7 @@ def caption_clips(
         clips: Clips of the data set.
         captioner: The back end.
         out: The Parquet file.
+        modalities: Captions to write: `"visual"`, `"audio"`, or both.
         renew: Whether to replace captions of another model, prompt or settings; edited captions are always kept.
         limit: Maximum number of clips to caption in this job.
         max_failures_in_a_row: Number of consecutive clips with failures of the back end after which to stop.
@@ -145,7 +147,7 @@ def caption_clips(
     )
     started, retries_before = time.perf_counter(), captioner.retries.copy()
     with CaptionTable(out) as table:
-        wanted = [(c, m) for c in clips if (m := table.missing(c.clip, provenance if renew else None))]
+        wanted = [(c, m) for c in clips if (m := table.missing(c.clip, provenance if renew else None, modalities))]
         try:
             _caption_all(wanted[:limit], captioner, table, provenance, report, max_failures_in_a_row, show_progress)
         finally:
@@ -153,7 +155,7 @@ def caption_clips(
             report.seconds = time.perf_counter() - started
             report.retries = dict(sorted((captioner.retries - retries_before).items()))
             rows = [table.rows[clip.clip] for clip in clips if clip.clip in table.rows]
-            report.complete = sum(not table.missing(clip.clip) for clip in clips)
+            report.complete = sum(not table.missing(clip.clip, modalities=modalities) for clip in clips)
             report.edited = sum(is_edited(row, modality) for row in rows for modality in MODALITIES)
             report.kept_from_elsewhere = sum(
                 any(row[name] is not None and row[name] != value for name, value in provenance.items()) for row in rows

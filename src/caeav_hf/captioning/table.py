@@ -9,7 +9,7 @@ Captions that were edited by hand are read again before each merge and never ove
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -66,17 +66,20 @@ class CaptionTable:
         with self._claim:
             self.compact()
 
-    def missing(self, clip: str, provenance: Mapping[str, str] | None = None) -> list[str]:
+    def missing(
+        self, clip: str, provenance: Mapping[str, str] | None = None, modalities: Sequence[str] = MODALITIES
+    ) -> list[str]:
         """
         Return the modalities of a clip without a caption, except where it was removed by hand.
 
         Args:
             clip: Name of the clip.
             provenance: If given, also return modalities whose caption has another provenance and was not edited.
+            modalities: Modalities to look at.
         """
         row = self.rows.get(clip, {})
         other = provenance is not None and any(row.get(name) != provenance[name] for name in PROVENANCE)
-        return [m for m in MODALITIES if is_missing(row, m) or (other and not is_edited(row, m))]
+        return [m for m in modalities if is_missing(row, m) or (other and not is_edited(row, m))]
 
     def record(self, clip: str, file: str, captions: Mapping[str, str], provenance: Mapping[str, str]) -> None:
         """

@@ -6,6 +6,7 @@ import os
 import sys
 from typing import TYPE_CHECKING, Any
 
+from ..constants import MODALITIES
 from ..errors import CaeAvError
 
 
@@ -49,6 +50,13 @@ def add_commands(commands: Any) -> None:
         help="server: seconds before the second attempt, doubled each time (default: %(default)s)",
     )
     caption.add_argument("--limit", type=int, metavar="N", help="maximum number of clips to caption in this run")
+    caption.add_argument(
+        "--modalities",
+        nargs="+",
+        choices=MODALITIES,
+        default=MODALITIES,
+        help="captions to write; sound source understanding reads only visual ones (default: both)",
+    )
     caption.add_argument(
         "--renew", action="store_true", help="also replace unedited captions of another model, prompt or settings"
     )
@@ -195,7 +203,9 @@ def _caption(options: argparse.Namespace) -> int:
         batch_size=options.batch_size,
         **attempts,
     )
-    report = caption_clips(clips, captioner, options.out, renew=options.renew, limit=options.limit)
+    report = caption_clips(
+        clips, captioner, options.out, modalities=options.modalities, renew=options.renew, limit=options.limit
+    )
     print(
         f"{options.out}: {report.complete} of {report.clips} clips have captions, {report.captioned} written now in "
         f"{report.seconds:.1f} s; {report.edited} edited captions were kept"

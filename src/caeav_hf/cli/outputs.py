@@ -55,6 +55,19 @@ class Output:
         # Of all clips, for exports in one file.
         self.annotations: list[Any] = []
 
+    @classmethod
+    def check(cls, options: argparse.Namespace, config: Any) -> None:
+        """
+        Check options that depend on the model, before anything is loaded or written.
+
+        Args:
+            options: The parsed arguments.
+            config: The model's configuration.
+
+        Raises:
+            CaeAvError: The model's output has not what an option asks for.
+        """
+
     def clip_inputs(self, clip: str) -> dict[str, Any]:
         """Return the pipeline's input for a clip, without captions."""
         return {"clip": clip}
@@ -106,9 +119,14 @@ class JsonOutput(Output):
         self.file = target_of(options.out, options.clips, ".json", one_file_holds_all=True)
         self.results: list[dict[str, Any]] = []
 
+    @classmethod
+    def check(cls, options: argparse.Namespace, config: Any) -> None:
+        if options.plot is not None and cls.draw is JsonOutput.draw:
+            raise CaeAvError(f"--plot does not support {options.model}, which {cls.purpose}")
+
     def draw(self, model: Any, clip: str, result: dict[str, Any], path: Path) -> None:
         """Plot the picture of a clip."""
-        raise CaeAvError(f"--plot does not support {self.options.model}, which {self.purpose}")
+        raise NotImplementedError
 
     def for_json(self, result: dict[str, Any]) -> dict[str, Any]:
         """Return the part of a result that is written."""
@@ -303,6 +321,19 @@ class Descriptions(Masks):
     purpose = "finds and describes what sounds"
     own_options = ("threshold", "overlay", "max_new_tokens", *EXPORTS)
 
+    @classmethod
+    def check(cls, options: argparse.Namespace, config: Any) -> None:
+        for has_part, names, needed, alone in (
+            (config.has_descriptions, (*EXPORTS, "max_new_tokens"), "describes what sounds", "masks"),
+            (config.has_masks, ("threshold",), "predicts masks", "descriptions"),
+        ):
+            for name in names:
+                if not has_part and getattr(options, name) is not None:
+                    raise CaeAvError(
+                        f"--{name.replace('_', '-')} needs a model that {needed}; {options.model} predicts {alone} "
+                        "alone"
+                    )
+
     def of_frame(self, result: dict[str, Any], number: int) -> dict[str, Any]:
         said = {"description": result["descriptions"][number]} if "descriptions" in result else {}
         return {**super().of_frame(result, number), **said}
@@ -320,11 +351,3 @@ class Descriptions(Masks):
         plot_description_timeline(
             model.load_clip(clip), result, path=path, segment_seconds=seconds, title=Path(clip).name
         )
-
-    def export(self, model: Any, clip: str, result: Any) -> None:
-        if self.exports and "error" not in result and "intervals" not in result:
-            raise CaeAvError(
-                f"--{next(iter(self.exports))} needs a model that describes what sounds; {self.options.model} "
-                "predicts masks alone"
-            )
-        super().export(model, clip, result)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..constants import MEDIA_SUFFIXES, MODALITIES
+from ..constants import MEDIA_SUFFIXES
 from ..errors import CaeAvError, MediaError
 from ..task import Task, get_task
 from .captions import add_server_options, server_captioner
@@ -65,7 +65,7 @@ def add_command(commands: Any) -> None:
         "--captions",
         metavar="FILE",
         help="captions by file name or stem: the file of `caeav caption`, or JSON "
-        '{clip: {"visual": text, "audio": text}}',
+        '{clip: {"visual": text, "audio": text}}; sound source understanding reads visual ones alone',
     )
     add_server_options(predict)
     predict.add_argument(
@@ -109,8 +109,9 @@ def _predict(options: argparse.Namespace) -> int:
     if options.batch_size < 1:
         raise CaeAvError(f"--batch-size must be at least 1, got {options.batch_size}")
     options.clips = find_clips(options.clips)
-    captions = _read_captions(options.captions)
-    task = _task_of(options.model)
+    config, task = _config_and_task(options.model)
+    captions = _read_captions(options.captions, task.captions)
+    task.prediction_class.check(options, config)
     output = task.prediction_class(options)
     clips = [{**output.clip_inputs(clip), **_captions_of(clip, captions)} for clip in options.clips]
 
@@ -170,15 +171,25 @@ def find_clips(names: Sequence[str]) -> list[str]:
     return clips
 
 
-def _read_captions(path: str | None) -> dict[str, dict[str, str]]:
+def _read_captions(path: str | None, sides: Sequence[str]) -> dict[str, dict[str, str]]:
+    """
+    Return the captions of these sides by clip.
+
+    Raises:
+        CaeAvError: It is not a caption file, or in JSON a clip has not all of them.
+    """
     if path is None:
         return {}
     if Path(path).suffix == ".parquet":
         from ..data.caption_file import read_captions
 
-        pairs = {clip: {s: text for s, text in pair.items() if text} for clip, pair in read_captions(path).items()}
-        return {clip: pair for clip, pair in pairs.items() if len(pair) == 2}
-    expected = 'expected {clip: {"visual": text, "audio": text}}'
+        return {
+            clip: {side: text for side in sides if (text := of_clip[side])}
+            for clip, of_clip in read_captions(path).items()
+            if all(of_clip[side] for side in sides)
+        }
+    texts = ", ".join(f'"{side}": text' for side in sides)
+    expected = f"expected {{clip: {{{texts}}}}}"
     try:
         captions = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -186,21 +197,21 @@ def _read_captions(path: str | None) -> dict[str, dict[str, str]]:
     if not isinstance(captions, dict):
         raise CaeAvError(f"{path}: {expected}, got a {type(captions).__name__}")
     for clip, caption in captions.items():
-        if not isinstance(caption, dict) or not all(isinstance(caption.get(s), str) for s in MODALITIES):
+        if not isinstance(caption, dict) or not all(isinstance(caption.get(side), str) for side in sides):
             raise CaeAvError(f"{path}: {expected}, got {json.dumps(caption)} for {clip!r}")
-    return captions
+    return {clip: {side: caption[side] for side in sides} for clip, caption in captions.items()}
 
 
 def _captions_of(clip: str, captions: dict[str, dict[str, str]]) -> dict[str, str]:
     for key in (clip, Path(clip).name, Path(clip).stem):
         if key in captions:
-            return {f"{side}_caption": captions[key][side] for side in MODALITIES}
+            return {f"{side}_caption": text for side, text in captions[key].items()}
     return {}
 
 
-def _task_of(model: str) -> Task:
+def _config_and_task(model: str) -> tuple[Any, Task]:
     """
-    Return the task in a model's configuration.
+    Return a model's configuration, and the task that it names.
 
     Raises:
         CaeAvError: There is no such model, or no pipeline for its task.
@@ -211,7 +222,7 @@ def _task_of(model: str) -> Task:
     task = get_task(config.task, config.interaction)
     if task.pipeline_name is None:
         raise CaeAvError(f"{model}: there is no pipeline for its task, {task.name}")
-    return task
+    return config, task
 
 
 def _load_pipeline(name: Any, options: argparse.Namespace, parameters: dict[str, Any]) -> Any:

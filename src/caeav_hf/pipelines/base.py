@@ -74,6 +74,11 @@ class CaeAvPipeline(Pipeline):
         super().__init__(model, *args, processor=processor, **kwargs)
         self.model.eval()
 
+    @property
+    def _caption_sides(self) -> tuple[str, ...]:
+        """Captions that the models of the task read."""
+        return get_task(self.model.config.task, self.model.config.interaction).captions
+
     def _sanitize_parameters(
         self,
         visual_caption: str | None = None,
@@ -163,7 +168,7 @@ class CaeAvPipeline(Pipeline):
             inputs = {self._clip_key: inputs}
         if isinstance(inputs, tuple):
             inputs = list(inputs)
-        split_captions(inputs, kwargs)
+        split_captions(inputs, kwargs, self._caption_sides)
         if isinstance(inputs, list):
             inputs = attach_captions(inputs, kwargs, self._clip_key)
             if not inputs:
@@ -197,9 +202,11 @@ class CaeAvPipeline(Pipeline):
             if not len(clip.frames):
                 raise CaeAvError(f"{clip.name}: has no frames; expected at least one")
             made = None
-            if captioner is not None and not all(captions.values()):
-                made = captioner.caption_clip(clip)
-                captions = {name: captions[name] or made[name.removesuffix("_caption")] for name in CAPTIONS}
+            missing = [side for side in self._caption_sides if not captions[f"{side}_caption"]]
+            if captioner is not None and missing:
+                written = captioner.caption_clip(clip, missing)
+                captions |= {f"{side}_caption": written[side] for side in missing}
+                made = {side: captions[f"{side}_caption"] for side in self._caption_sides}
             inputs = self._model_inputs(clip, captions, **given)
         except CaeAvError as error:
             if on_error == "raise":
@@ -214,7 +221,7 @@ class CaeAvPipeline(Pipeline):
             "size": clip.frames.shape[1:3],
             "windows": inputs,
             "given": given,
-            "captions": None if made is None else {name.removesuffix("_caption"): captions[name] for name in CAPTIONS},
+            "captions": made,
         }
 
     def _load_given(self, given: GivenClip, windows: str | None, on_missing_audio: MissingAudio) -> Clip:

@@ -11,7 +11,6 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import AutocastKwargs, LoggerType
 from huggingface_hub.errors import StrictDataclassError
 
-from ..constants import MODALITIES
 from ..data import CaeAvDataset
 from ..data.streaming import StreamedClips
 from ..errors import CaeAvError
@@ -92,7 +91,7 @@ def may_leave_parameters_out(model: Any, data: Clips) -> bool:
     if config.is_official or model.has_idle_parameters:
         # The authors' encoders keep a layer that is only used to copy its weights from.
         return True
-    columns = [f"{side}_caption" for side in MODALITIES]
+    columns = [f"{side}_caption" for side in get_task(config.task, config.interaction).captions]
     has_all = all(name in data.features and all(data.column(name)) for name in columns)
     return config.reads_captions and not has_all
 
@@ -344,7 +343,8 @@ def read_captions(
     text_tower = model.base_model.text_tower
     if not model.config.reads_captions or text_tower is None or is_adapted(text_tower):
         splits = []
-    texts = dict.fromkeys(text for data in splits for text in _captions(data))
+    sides = get_task(model.config.task, model.config.interaction).captions
+    texts = dict.fromkeys(text for data in splits for text in _captions(data, sides))
     captions = dict(zip(texts, caption_token_ids(list(texts), processor), strict=True))
     store = open_store(folder, model) if captions else None
     known = {}
@@ -370,8 +370,8 @@ def caption_token_ids(texts: list[str], processor: Any) -> list[tuple[int, ...]]
     return [tuple(row[kept].tolist()) for row, kept in zip(ids, mask, strict=True)]
 
 
-def _captions(data: Clips) -> Iterator[str]:
-    for side in MODALITIES:
+def _captions(data: Clips, sides: Sequence[str]) -> Iterator[str]:
+    for side in sides:
         if f"{side}_caption" in data.features:
             yield from filter(None, data.column(f"{side}_caption"))
 

@@ -1,5 +1,6 @@
 """Compute the features of every caption of a data set once and store them in its folder."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,7 +8,6 @@ import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
-from ..constants import MODALITIES
 from ..data.store import claim
 from ..devices import default_device
 from ..errors import CaeAvError, DataError
@@ -32,7 +32,8 @@ def encode_captions(
     show_progress: bool = False,
 ) -> tuple[CaptionFeatureStore, int]:
     """
-    Store the features of all captions of a data set. Only missing ones are computed, so it is safe to run again.
+    Store the features of all captions of a data set that the model's task reads. Only missing ones are computed, so it
+    is safe to run again.
 
     Args:
         data: Folder written by a builder.
@@ -48,9 +49,9 @@ def encode_captions(
         CaeAvError: The model cannot be loaded, or the data set has no captions.
         DataError: `data` was not written by a builder, or another process is storing features of this tower there.
     """
-    texts = _captions(Path(data))
     config = read_config(model)
     task = get_task(config.task, config.interaction)
+    texts = _captions(Path(data), task.captions)
     trained = load_trained_model(task.model_class, model)
     processor = build_processor(trained, model)
     identity = text_tower_identity(trained)
@@ -75,12 +76,12 @@ def encode_captions(
     return store, len(new)
 
 
-def _captions(folder: Path) -> list[str]:
+def _captions(folder: Path, sides: Sequence[str]) -> list[str]:
     """Return the captions of all splits."""
     shards = sorted((folder / "data").glob("*.parquet"))
     if not shards:
         raise DataError(f"{folder}: expected a builder's folder with data/*.parquet in it")
-    columns = [f"{side}_caption" for side in MODALITIES]
+    columns = [f"{side}_caption" for side in sides]
     texts: list[str] = []
     for shard in shards:
         try:

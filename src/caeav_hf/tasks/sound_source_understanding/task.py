@@ -21,6 +21,7 @@ TASKS = (
         row_columns=("descriptions",),
         metric_reads_processor=True,
         results=f"{_HERE}.results",
+        captions=("visual",),
         pipeline="caeav_hf.pipelines.sound_source_understanding:SoundSourceUnderstandingPipeline",
         pipeline_name="sound-source-understanding",
         prediction="caeav_hf.cli.outputs:Descriptions",
