@@ -202,7 +202,7 @@ def test_performance_guide(models: Path) -> None:
 def test_toy_runs_of_the_training_guide(workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [line for block in blocks("docs/training.md", "bash") for line in block.strip().splitlines()]
     lines = [line for line in lines if line.startswith(("python ", "caeav export ")) and "data/ave" not in line]
-    assert len(lines) == 18
+    assert len(lines) == 19
     for line in lines:
         run(line, monkeypatch)
     (with_trainer,) = (block for block in blocks("docs/training.md", "python") if "TrainingArguments" in block)
@@ -210,7 +210,7 @@ def test_toy_runs_of_the_training_guide(workplace: Path, monkeypatch: pytest.Mon
     assert (workplace / "runs/trainer/checkpoint-2/model.safetensors").is_file()
     epochs = {path.parent.name: len(path.read_text().splitlines()) for path in workplace.glob("runs/*/history.jsonl")}
     assert (workplace / "small/model.safetensors").is_file()
-    assert epochs == {"toy": 2, "ms3": 1, "llp": 1, "questions": 1, "ssu": 3}
+    assert epochs == {"toy": 2, "ms3": 1, "llp": 1, "questions": 1, "ssu": 3, "ms3_ssuformer": 1}
 
 
 @pytest.mark.slow
