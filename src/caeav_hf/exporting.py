@@ -54,7 +54,8 @@ def example_inputs(
     Args:
         model: The model; its configuration decides which inputs there are, and their sizes.
         batch_size, num_frames: Number of clips and of frames per clip.
-        captions: Captions as token ids, as features of the text tower, or none.
+        captions: Captions as token ids, as features of the text tower, or none; none if no output of a graph depends
+            on them.
         seed: Random seed.
     """
     config: CaeAvConfig = model.config
@@ -72,7 +73,7 @@ def example_inputs(
         "frame_mask": frame_mask,
     }
     inputs = {name: value * frame_mask.view(*grid, *[1] * (value.ndim - 2)) for name, value in inputs.items()}
-    if config.reads_captions and captions is not None:
+    if config.reads_captions and model.exports_captions and captions is not None:
         for kind, length in (("visual", 6), ("audio", 5)):
             ids, mask = random_words(batch_size, length, config.text_config.vocab_size, generator)
             mask[-1] *= batch_size == 1

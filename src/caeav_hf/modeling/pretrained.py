@@ -48,6 +48,8 @@ class TowerPreTrainedModel(PreTrainedModel):
     exported_outputs: ClassVar[tuple[str, ...]] = ()
     # Fields that the model decodes step by step, which a graph does not.
     decoded_outputs: ClassVar[tuple[str, ...]] = ()
+    # Whether outputs of a graph depend on captions, so that it takes them.
+    exports_captions: ClassVar[bool] = True
 
     # Whether steps of training run the text tower even if the features of all captions are known.
     trains_through_text_tower = False

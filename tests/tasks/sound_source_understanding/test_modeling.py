@@ -11,16 +11,19 @@ from transformers.utils import logging as hf_logging
 
 from caeav_hf import CaeAvConfig, CaeAvError, SsuFormerConfig, SsuFormerForSoundSourceUnderstanding, SsuFormerModel
 from caeav_hf.assets import aligned_toy_towers, toy_towers
-from caeav_hf.exporting import example_inputs, export_program
+from caeav_hf.cli import main as caeav
+from caeav_hf.exporting import export_program
 from caeav_hf.modeling.ssuformer.description_decoder import description_loss
 from caeav_hf.modeling.ssuformer.mask_decoder import dice_loss
 from caeav_hf.modeling.ssuformer.region import consistency_loss, masked_frames, soft_text
 from caeav_hf.towers.frozen import trained_names
+from caeav_hf.towers.lora import tower_lora_config
 from tests.lanes import slow_after
 from tests.modeling.helpers import as_double
 from tests.same import assert_close
 from tests.tasks.sound_source_understanding.helpers import (
     NO_DROPOUT,
+    SMALL,
     small_batch,
     small_config,
     small_model,
@@ -352,6 +355,41 @@ def test_bfloat16_autocast_trains() -> None:
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
 
 
+def test_lora_on_its_towers(tmp_path: Path) -> None:
+    model = small_model(**NO_DROPOUT)
+    batch = small_batch(model.config)
+    with torch.no_grad():
+        before = model(**batch)
+    model.add_lora(tower_lora_config(rank=2, towers=("vision", "audio", "text"), model=model))
+    towers = {name for name, _ in model.named_parameters() if "_tower." in name}
+    trained = {name for name, one in model.named_parameters() if one.requires_grad} & towers
+    assert trained == {name for name in towers if "lora_" in name}
+    for kind in ("vision", "audio", "text"):
+        assert any(f"{kind}_tower." in name for name in trained)
+    with torch.no_grad():
+        assert_close(model(**batch).logits, before.logits)
+    model.train()
+    optimizer = torch.optim.SGD([model.get_parameter(name) for name in trained], lr=0.5)
+    model(**batch).loss.backward()
+    without = [name for name in trained if "lora_B" in name and not model.get_parameter(name).grad.any()]
+    assert not without
+    optimizer.step()
+    model.eval()
+    with torch.no_grad():
+        after = model(**batch)
+    assert not torch.allclose(after.logits, before.logits, atol=1e-5)
+    assert not torch.allclose(after.description_logits, before.description_logits, atol=1e-5)
+    model.save_pretrained(tmp_path)
+    loaded = SsuFormerForSoundSourceUnderstanding.from_pretrained(tmp_path)
+    loaded.merge_lora()
+    with torch.no_grad():
+        merged = loaded(**batch)
+    for name in DECODED:
+        assert_close(merged[name], after[name])
+    with pytest.raises(CaeAvError, match="must be some of vision, audio, text, got region"):
+        tower_lora_config(towers=("region",), model=model)
+
+
 def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     model = small_model()
     model.save_pretrained(tmp_path)
@@ -443,12 +481,32 @@ def test_other_configurations_refuse_the_task() -> None:
 
 
 @pytest.mark.slow
-def test_masks_are_exported_as_a_graph() -> None:
-    model = small_model()
-    program = export_program(model, captions=None).module()
-    inputs = example_inputs(model, batch_size=3, num_frames=4, captions=None, seed=2)
+def test_masks_are_exported_as_a_graph(tmp_path: Path, capsys) -> None:
+    """By the command, which compares the file with the model. Captions are for the sentences alone."""
+    import onnxruntime
+
+    smallest = {
+        "vision_config": {**SMALL["vision_config"], "depths": (1, 1, 1, 1)},
+        "audio_config": {"depths": (1, 1), "num_attention_heads": (1, 2), "hidden_size": 32},
+        "num_integration_layers": 1,
+    }
+    model = small_model(**smallest)
+    model.save_pretrained(tmp_path / "model")
+    file = tmp_path / "model.onnx"
+    assert caeav(["export", str(tmp_path / "model"), "--onnx", str(file)]) == 0
+    assert "largest difference to the model" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(str(file))
+    inputs = without_captions(without_targets(small_batch(model.config, num_frames=4)))
+    inputs["frame_mask"] = torch.ones(2, 4, dtype=torch.bool)
+    assert {one.name for one in session.get_inputs()} == inputs.keys()
+    assert [one.name for one in session.get_outputs()] == ["logits"]
+    (logits,) = session.run(None, {name: value.numpy() for name, value in inputs.items()})
     with torch.no_grad():
-        assert_close(program(**inputs)["logits"], model(**inputs).logits)
+        torch.testing.assert_close(torch.from_numpy(logits), model(**inputs).logits, rtol=1e-4, atol=1e-4)
+
+
+def without_captions(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in batch.items() if "_caption_" not in name}
 
 
 def test_descriptions_are_not_exported() -> None:

@@ -60,6 +60,7 @@ class SsuFormerForSoundSourceUnderstanding(SsuFormerPreTrainedModel):
 
     exported_outputs = ("logits",)
     decoded_outputs = ("description_ids", "router_probs")
+    exports_captions = False
 
     def __init__(self, config: SsuFormerConfig):
         super().__init__(config)
