@@ -51,6 +51,14 @@ JOBS: dict[str, tuple[str, str | None]] = {
     "ra_ssu": ("ra_ssu", None),
 }
 
+# Task, sharding and steps of each training with FSDP.
+SHARDED: dict[str, tuple[str, str, int | None]] = {
+    "sharded": ("ave", "trained", 2),
+    "sharded_with_towers": ("ave", "towers", 2),
+    # To the epoch in which its tower of frames is trained; at times only one process has texts for its experts.
+    "sharded_ra_ssu": ("ra_ssu", "trained", None),
+}
+
 
 def tiny(folder: Path, processes: int) -> None:
     """Train the tiny model, two batches per step."""
@@ -181,12 +189,9 @@ def everything(folder: Path, processes: int) -> None:
         toy_task(task, folder / name, processes, method=method)
 
 
-def sharded(folder: Path, processes: int) -> None:
-    toy_task("ave", folder / "sharded", processes, 2, "trained")
-
-
-def sharded_with_towers(folder: Path, processes: int) -> None:
-    toy_task("ave", folder / "sharded_with_towers", processes, 2, "towers")
+def sharded(folder: Path, processes: int, name: str) -> None:
+    task, sharding, max_steps = SHARDED[name]
+    toy_task(task, folder / name, processes, max_steps, sharding)
 
 
 KILLED_RECIPE = {"epochs": 2, "accumulation_steps": 1, "save_steps": 1}
@@ -244,8 +249,9 @@ def main(folder: str) -> None:
     torch.set_num_threads(1)
     one, two = Path(folder) / "one", Path(folder) / "two"
     wait_for_one = start(1, everything, one, 1)
-    for job in (everything, sharded, sharded_with_towers):
-        start(2, job, two, 2)()
+    start(2, everything, two, 2)()
+    for name in SHARDED:
+        start(2, sharded, two, 2, name)()
     start(2, killed, two, 2, status=-signal.SIGKILL)()
     wait_for_one()
 

@@ -10,6 +10,7 @@ from transformers.utils import can_return_tuple, logging
 from ...configuration_ssuformer import SsuFormerConfig
 from ...constants import IGNORED_LABEL
 from ...errors import CaeAvError
+from ...modeling.collectives import anywhere
 from ...modeling.frames import FrameLayout
 from ...modeling.ssuformer.description_decoder import DescriptionDecoder, ExpertText, description_loss
 from ...modeling.ssuformer.mask_decoder import MaskDecoder, dice_loss
@@ -208,6 +209,11 @@ class SsuFormerForSoundSourceUnderstanding(SsuFormerPreTrainedModel):
         if ids is not None and embeds is not None:
             raise CaeAvError("give either `visual_caption_ids` or `visual_caption_embeds`, not both")
         given = embeds if embeds is not None else ids
+        device = self.device
+        if anywhere(given is not None, device) and given is None:
+            # Another process has texts: FSDP waits for the gradients of the experts here too, which are zero.
+            embeds = given = torch.zeros(frames.batch_size, 1, self.config.text_config.hidden_size, device=device)
+            mask = torch.zeros(given.shape[:2], dtype=torch.bool, device=device)
         if given is None:
             logger.warning_once(
                 "No `visual_caption_*` given: without the expert's text, MoHE leaves the decoder's states as they are."
