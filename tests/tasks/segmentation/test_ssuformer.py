@@ -23,6 +23,7 @@ from caeav_hf.modeling.ssuformer.mask_decoder import dice_loss
 from caeav_hf.processing import CaeAvProcessor
 from caeav_hf.task import get_task
 from caeav_hf.training.command import main as train
+from tests.media_factory import write_clip
 from tests.modeling.helpers import as_double
 from tests.tasks.sound_source_understanding.helpers import NO_DROPOUT, small_batch, small_config
 from tests.training.toy_files import mask_model
@@ -77,13 +78,9 @@ def test_a_padded_batch_gives_what_its_clips_give() -> None:
     torch.testing.assert_close(padded.loss, sum(losses) / sum(lengths))
 
 
-def test_single_source_training_reads_the_first_mask_of_a_clip(avs_parquet) -> None:
-    """S4 has masks of the first second alone in training, and of all five in the other splits."""
+def test_only_frames_with_a_mask_count() -> None:
+    """Single-source training labels the first frame of each clip."""
     model = small_model("avs_s4")
-    processor = CaeAvProcessor.from_config(model.config)
-    for split, expected in (("train", [True, False, False, False, False]), ("validation", [True] * 5)):
-        data = CaeAvDataset(avs_parquet["s4"], processor, split=split)
-        assert (data[0]["labels"][:, 0, 0] != -100).tolist() == expected
     batch = mask_batch(model.config)
     batch["labels"][:, 1:] = -100
     outputs = model(**batch)
@@ -134,18 +131,18 @@ def test_wrong_configurations_and_labels_are_refused() -> None:
         model(**{**mask_batch(model.config), "labels": torch.zeros(2, 3, 16, 16)})
 
 
-def test_the_auto_classes_and_the_pipeline_load_it(saved, avs_corpora, tmp_path) -> None:
+def test_the_auto_classes_and_the_pipeline_load_it(saved, tmp_path) -> None:
     assert type(AutoModel.from_pretrained(saved)) is SsuFormerModel
     assert type(AutoProcessor.from_pretrained(saved)) is CaeAvProcessor
-    clip = str(next((avs_corpora["ms3"] / "media" / "videos").glob("*.mp4")))
+    clip = str(write_clip(tmp_path / "clip.mp4", fps=4))
     for model in (str(saved), str(mask_model())):  # each method's own class
         segment = pipeline("audio-visual-segmentation", model=model, device="cpu")
         assert type(segment.model) is (SsuFormerForSegmentation if model == str(saved) else CaeAvForSegmentation)
     segment = pipeline(model=str(saved), device="cpu")  # the task is that of the checkpoint
     result = segment(clip)
-    assert result["masks"].shape == result["probabilities"].shape == (5, 64, 64)
+    assert result["masks"].shape == result["probabilities"].shape == (3, 48, 64)
     assert caeav(["predict", clip, "--model", str(saved), "--device", "cpu", "--out", str(tmp_path / "masks")]) == 0
-    assert len(list((tmp_path / "masks").rglob("*.png"))) == 5
+    assert len(list((tmp_path / "masks").rglob("*.png"))) == 3
 
 
 def test_a_checkpoint_of_another_class_is_refused(saved, tmp_path) -> None:
@@ -186,6 +183,10 @@ def test_recipes_train_score_and_resume(avs_parquet, tmp_path, capsys) -> None:
     assert {"train/segmentation", "eval/j", "eval/f"} <= record.keys()
     assert type(AutoModel.from_pretrained(checkpoint)) is SsuFormerModel
     card = (checkpoint / "README.md").read_text()
+    processor = CaeAvProcessor.from_pretrained(checkpoint)
+    for split, has_mask in (("train", [True, False, False, False, False]), ("validation", [True] * 5)):
+        item = CaeAvDataset(avs_parquet["s4"], processor, split=split)[0]
+        assert (item["labels"][:, 0, 0] != -100).tolist() == has_mask
     for text in ("SSUFormer (Sun et al.", "SsuFormerForSegmentation", 'pipeline("audio-visual-segmentation"'):
         assert text in card
     # The model's own method, without --method: scoring, another task's training from it, and resuming that.
