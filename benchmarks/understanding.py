@@ -6,34 +6,41 @@ Ablation of SSUFormer's parts on the toy corpus of sound source understanding: t
 Trains the toy recipe of `ra_ssu` without focal loss, mask collaboration (MCM), regional consistency (RCC) and mixture
 of experts (MoHE), then adds one after the other up to the whole design, with each seed, and scores masks and
 descriptions of held-out clips. The whole design is scored again with the sound, the picture or the expert's text of
-another clip, which shows what it depends on. Trivial rows are those of `baselines.py`. Every run is a process with one
-thread and leaves a file in `--out`; the command continues where it was stopped, and ends with tables
-(`understanding.md`), all numbers (`understanding.json`) and a picture (`understanding.png`); with `--summarize` it
-writes them for the runs that are finished.
+another clip, which shows what it depends on; so do the objects that its descriptions name, and their places. Trivial
+rows are those of `baselines.py`. Every run is a process with one thread and leaves a file in `--out`; the command
+continues where it was stopped, and ends with tables (`understanding.md`), all numbers (`understanding.json`) and a
+picture (`understanding.png`); with `--summarize` it writes them for the runs that are finished.
 """
 
 import argparse
 import json
+import re
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import baselines
+import torch
 from accelerate import Accelerator
 from machine import processor_name
 from runs import check_setting, draw_scores, execute, prepare, text, train_or_resume, write
 
 from caeav_hf.data import CaeAvCollator
 from caeav_hf.task import get_task
-from caeav_hf.training import find_recipe, load_recipe
-from caeav_hf.training.build import build_processor, load_split
+from caeav_hf.training import Recipe, find_recipe, load_recipe
+from caeav_hf.training.build import build_processor, load_split, load_trained_model
 from caeav_hf.training.evaluation import evaluate
 from caeav_hf.visualization.drawing import SERIES, new_figure, save_figure
 
 
 TASK = "ra_ssu"
+RECORD = get_task(TASK)
+COLLATOR = CaeAvCollator(targets=RECORD.targets)
+# What a description says of an object: its look, and its place.
+OBJECT = re.compile(r"the (\w+ \w+) ((?:on|at) the \w+) is \w+")
 # What each variant has besides that of the one before.
 PARTS: dict[str, dict[str, Any]] = {
     "baseline": {},
@@ -95,9 +102,14 @@ def switches(variant: str) -> dict[str, Any]:
     return values
 
 
-def run_one(variant: str, seed: int, epochs: int, out: Path) -> None:
-    """Train one variant with one seed, score it and write its file."""
-    recipe = load_recipe(
+def with_foreign(data: Any) -> dict[str, Any]:
+    """Return the clips as they are and with each part of another clip."""
+    return {"own": data} | {name: WithForeign(data, entries) for name, entries in FOREIGN.items()}
+
+
+def recipe_of(variant: str, seed: int, epochs: int, out: Path) -> Recipe:
+    """Return the recipe of a run."""
+    return load_recipe(
         find_recipe(TASK, "toy"),
         {
             "data": str(out / "dataset"),
@@ -108,23 +120,18 @@ def run_one(variant: str, seed: int, epochs: int, out: Path) -> None:
             "model_config": switches(variant),
         },
     )
+
+
+def run_one(variant: str, seed: int, epochs: int, out: Path) -> None:
+    """Train one variant with one seed, score it and write its file."""
+    recipe = recipe_of(variant, seed, epochs, out)
     started = time.perf_counter()
     model, checkpoint, seconds = train_or_resume(recipe)
     wall_seconds = time.perf_counter() - started
     data = load_split(recipe, "test", build_processor(model, checkpoint))
-    inputs: dict[str, Any] = {"own": data}
-    if variant == WHOLE:
-        inputs |= {name: WithForeign(data, entries) for name, entries in FOREIGN.items()}
-    task = get_task(TASK)
+    inputs = with_foreign(data) if variant == WHOLE else {"own": data}
     scores = {
-        name: evaluate(
-            model,
-            clips,
-            CaeAvCollator(targets=task.targets),
-            task,
-            Accelerator(),
-            batch_size=recipe.eval_batch_size,
-        )
+        name: evaluate(model, clips, COLLATOR, RECORD, Accelerator(), batch_size=recipe.eval_batch_size)
         for name, clips in inputs.items()
     }
     found = {
@@ -140,6 +147,39 @@ def run_one(variant: str, seed: int, epochs: int, out: Path) -> None:
         "processor": processor_name(),
     }
     write(result_file(out, variant, seed), json.dumps(found, indent=1))
+
+
+def count_objects(variant: str, seed: int, epochs: int, out: Path) -> None:
+    """Count the objects that a trained model names on the test clips, right ones and right places; write its file."""
+    recipe = recipe_of(variant, seed, epochs, out)
+    checkpoint = Path(str(recipe.output_dir)) / "checkpoints" / "best"
+    model = load_trained_model(RECORD.model_class, checkpoint)
+    data = load_split(recipe, "test", build_processor(model, checkpoint))
+    found = {}
+    for name, clips in with_foreign(data).items():
+        totals: Counter[str] = Counter()
+        for first in range(0, len(clips), recipe.eval_batch_size):
+            rows = range(first, min(first + recipe.eval_batch_size, len(clips)))
+            inputs = COLLATOR([clips[row] for row in rows])
+            with torch.no_grad():
+                ids = model(**RECORD.inputs_in_evaluation(inputs)).description_ids
+            texts = data.processor.batch_decode(ids, skip_special_tokens=True)
+            for row, of_clip in zip(rows, texts, strict=True):
+                for sentence, reference in zip(of_clip, data.rows[row]["descriptions"], strict=True):
+                    named, true = dict(OBJECT.findall(sentence)), dict(OBJECT.findall(reference))
+                    both = named.keys() & true.keys()
+                    places = sum(named[one] == true[one] for one in both)
+                    totals.update(named=len(named), true=len(true), right=len(both), places=places)
+        found[name] = {
+            "recall": totals["right"] / max(1, totals["true"]),
+            "precision": totals["right"] / max(1, totals["named"]),
+            "places": totals["places"] / max(1, totals["right"]),
+        }
+    write(object_file(out, variant, seed), json.dumps(found, indent=1))
+
+
+def object_file(out: Path, variant: str, seed: int) -> Path:
+    return out / "objects" / f"{variant}, seed {seed}.json"
 
 
 def result_file(out: Path, variant: str, seed: int) -> Path:
@@ -195,6 +235,22 @@ def summarize(out: Path, variants: Sequence[str], seeds: Sequence[int]) -> None:
             runs = [run["foreign"][name] for run in found[WHOLE].values()]
             cells = [text([run[score] for run in runs], digits=3) for score in MAIN_SCORES]
             lines.append(f"| {name} | {', '.join(map(str, found[WHOLE]))} | {' | '.join(cells)} |")
+    objects = [
+        json.loads(file.read_text(encoding="utf-8"))
+        for seed in found.get(WHOLE, {})
+        if (file := object_file(out, WHOLE, seed)).exists()
+    ]
+    if objects:
+        lines += [
+            "",
+            "| whole design | objects that sound named | named ones that sound | of these at the right place |",
+            "|---|---:|---:|---:|",
+        ]
+        for name in ("own", *FOREIGN):
+            cells = [
+                text([run[name][part] for run in objects], digits=3) for part in ("recall", "precision", "places")
+            ]
+            lines.append(f"| {'own clip' if name == 'own' else f'other {name}'} | {' | '.join(cells)} |")
     print("\n".join(lines))
     write(out / "understanding.md", "\n".join(lines))
     runs = [run for by_seed in found.values() for run in by_seed.values()]
@@ -243,6 +299,9 @@ def main() -> None:
         order = [(WHOLE, seed) for seed in arguments.seeds if WHOLE in arguments.variants] + others
         runs = {result_file(out, *run): (*run, arguments.epochs, out) for run in order}
         execute(run_one, runs, out / "logs", processes=arguments.processes)
+    done = [seed for seed in arguments.seeds if result_file(out, WHOLE, seed).exists()]
+    counts = {object_file(out, WHOLE, seed): (WHOLE, seed, arguments.epochs, out) for seed in done}
+    execute(count_objects, counts, out / "logs", processes=arguments.processes)
     summarize(out, arguments.variants, arguments.seeds)
 
 

@@ -67,6 +67,8 @@ def test_the_command_continues_and_writes_its_tables(
     assert min(whole["training_seconds"], whole["wall_seconds"]) > 0
     assert 0 <= whole["scores"]["j"] <= 1
     assert f"| + MoHE | 0 | {whole['scores']['j']:.3f} | " in table
+    rows = [line for line in table.splitlines() if line.startswith(("| own clip | ", "| other "))]
+    assert len(rows) == 4
     guesses = json.loads((tmp_path / "understanding.json").read_text())["guesses"]
     assert f"| nothing segmented | | {guesses['nothing segmented']['j']:.3f} | " in table
     assert (tmp_path / "understanding.png").stat().st_size > 10_000
