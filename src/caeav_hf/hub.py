@@ -1,4 +1,4 @@
-"""Upload folders to the Hugging Face Hub and check names of repositories and models."""
+"""Upload folders to the Hugging Face Hub, and look at the names and configurations of models."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ from huggingface_hub.errors import HFValidationError, HTTPError, StrictDataclass
 from huggingface_hub.utils import validate_repo_id
 
 from .errors import CaeAvError
-from .task import get_task
+from .task import Task, get_task
 
 
 def check_name(repo_id: str) -> None:
@@ -63,6 +63,23 @@ def read_config(model: str | os.PathLike) -> Any:
     except (AttributeError, OSError, ValueError, TypeError, StrictDataclassError) as error:
         raise CaeAvError(f"{model}: cannot be loaded as a model: {str(error).strip().splitlines()[-1]}") from error
     return config
+
+
+def read_config_and_task(model: str | os.PathLike) -> tuple[Any, Task]:
+    """
+    Read the configuration of a saved model, and return it with the task that it names.
+
+    Args:
+        model: Model folder or Hub id.
+
+    Raises:
+        CaeAvError: There is no such model, it is none of this package, or there is no pipeline for its task.
+    """
+    config = read_config(model)
+    task = get_task(config.task, config.interaction)
+    if task.pipeline_name is None:
+        raise CaeAvError(f"{model}: there is no pipeline for its task, {task.name}")
+    return config, task
 
 
 def short_name(model: str | os.PathLike) -> str:

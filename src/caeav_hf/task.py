@@ -110,6 +110,7 @@ class Task:
         results: Module with `post_process(processor, outputs, **options)`, which turns outputs into results.
         pipeline, pipeline_name: Pipeline class, and its name in Transformers.
         prediction: The [`~cli.outputs.Output`] that writes the results of `caeav predict`.
+        view: The [`~app.views.View`] that presents results on the page of `caeav app` and of Spaces.
         card: Text of model cards.
         official: Facts about the authors' code of this task, which the official formulation follows, by name:
             `visual_adapter_gate` (`True` by default), whether experts of the visual stream have a learnable gate, and
@@ -142,6 +143,7 @@ class Task:
     pipeline: Any = None
     pipeline_name: str | None = None
     prediction: Any = "caeav_hf.cli.outputs:JsonOutput"
+    view: Any = "caeav_hf.app.views:View"
     card: Card = Card()
     official: Mapping[str, bool] = field(default_factory=dict)
     config: Any = "caeav_hf.configuration_cae_av:CaeAvConfig"
@@ -215,6 +217,11 @@ class Task:
     def prediction_class(self) -> Any:
         """The class that writes the results of `caeav predict`."""
         return _load(self.prediction)
+
+    @property
+    def view_class(self) -> Any:
+        """The class that presents results on the page of `caeav app`."""
+        return _load(self.view)
 
     @property
     def shares_clips(self) -> bool:

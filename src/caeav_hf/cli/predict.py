@@ -10,7 +10,6 @@ from typing import Any
 
 from ..constants import MEDIA_SUFFIXES
 from ..errors import CaeAvError, MediaError
-from ..task import Task, get_task
 from .captions import add_server_options, server_captioner
 
 
@@ -109,16 +108,20 @@ def _predict(options: argparse.Namespace) -> int:
     if options.batch_size < 1:
         raise CaeAvError(f"--batch-size must be at least 1, got {options.batch_size}")
     options.clips = find_clips(options.clips)
-    config, task = _config_and_task(options.model)
+    # Imported here, like what follows, since these take seconds to load.
+    from ..hub import read_config_and_task
+
+    config, task = read_config_and_task(options.model)
     captions = _read_captions(options.captions, task.captions)
     task.prediction_class.check(options, config)
     output = task.prediction_class(options)
     clips = [{**output.clip_inputs(clip), **_captions_of(clip, captions)} for clip in options.clips]
 
-    # Imported here since these take seconds to load.
     from tqdm import tqdm
 
-    model = _load_pipeline(task.pipeline_name, options, output.parameters())
+    from ..pipelines.loading import load_pipeline
+
+    model = load_pipeline(options.model, task, options.device, on_error="skip", **output.parameters())
     failed = []
     captioner = server_captioner(options)
     stream = model((clip for clip in clips), batch_size=options.batch_size, captioner=captioner)
@@ -207,38 +210,3 @@ def _captions_of(clip: str, captions: dict[str, dict[str, str]]) -> dict[str, st
         if key in captions:
             return {f"{side}_caption": text for side, text in captions[key].items()}
     return {}
-
-
-def _config_and_task(model: str) -> tuple[Any, Task]:
-    """
-    Return a model's configuration, and the task that it names.
-
-    Raises:
-        CaeAvError: There is no such model, or no pipeline for its task.
-    """
-    from ..hub import read_config
-
-    config = read_config(model)
-    task = get_task(config.task, config.interaction)
-    if task.pipeline_name is None:
-        raise CaeAvError(f"{model}: there is no pipeline for its task, {task.name}")
-    return config, task
-
-
-def _load_pipeline(name: Any, options: argparse.Namespace, parameters: dict[str, Any]) -> Any:
-    from transformers import pipeline
-    from transformers.utils import logging
-
-    from ..pipelines import register
-
-    register()
-    logging.disable_progress_bar()
-    device = {} if options.device is None else {"device": options.device}
-    try:
-        return pipeline(name, model=options.model, on_error="skip", **parameters, **device)
-    except CaeAvError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise CaeAvError(
-            f"{options.model}: cannot be loaded as a model: {str(error).strip().splitlines()[-1]}"
-        ) from error

@@ -57,6 +57,8 @@ def write_overlay(
     colour: str = TINT,
     opacity: float = 0.5,
     captions: Sequence[str] | None = None,
+    sound: np.ndarray | None = None,
+    sampling_rate: int | None = None,
     show_progress: bool = False,
 ) -> None:
     """
@@ -68,18 +70,21 @@ def write_overlay(
 
     Args:
         source: The clip: a path, bytes, a binary file object or a mapping, as for [`~media.clip.load_clip`].
-        masks: (T, H, W) bool, one per segment, at the clip's own upright resolution, as the pipeline returns them.
+        masks: (T, H, W) bool, one per segment, at the clip's own upright resolution, as the pipeline returns them; T
+            may be 0.
         path: The file to write. It appears when it is complete.
         segment_seconds: Seconds of a segment.
         colour: Colour of the tint, as `#RRGGBB`.
         opacity: Opacity of the tint, from 0 to 1; the edge of a mask is opaque.
         captions: One text per mask, shown with it; `None` for a video without the band.
+        sound: (samples,) float32 in [-1, 1], heard from the first frame on instead of the source's own sound.
+        sampling_rate: Samples per second of `sound`.
         show_progress: Whether to show a progress bar.
 
     Raises:
         MediaError: The source cannot be decoded.
-        CaeAvError: The masks are not of the clip's size, captions are not as many, `path` is the source itself or
-            cannot be written.
+        CaeAvError: The masks are not of the clip's size, captions are not as many, the rate of a sound is missing,
+            `path` is the source itself or cannot be written.
     """
     path = Path(path)
     masks = np.asarray(masks)
@@ -87,6 +92,8 @@ def write_overlay(
         raise CaeAvError(f"`masks` must be (T, H, W) bool, got shape {masks.shape} of {masks.dtype}")
     if captions is not None and len(captions) != len(masks):
         raise CaeAvError(f"`captions` must be one per mask ({len(masks)}), got {len(captions)}")
+    if (sound is None) != (sampling_rate is None):
+        raise CaeAvError("`sound` and `sampling_rate` belong together; expected both or neither")
     if path.suffix.lower() != ".mp4":
         raise CaeAvError(f"{path}: expected a file name that ends in .mp4")
     if isinstance(source, str | os.PathLike) and path.exists() and Path(source).exists() and path.samefile(source):
@@ -95,7 +102,8 @@ def write_overlay(
     painter = _Painter(masks, segment_seconds, colour, opacity, captions, media.name)
     options = {"movflags": "faststart"}
     with media.open() as container:
-        overlay = _Overlay(container, painter, media.name)
+        given = None if sound is None or sampling_rate is None else (sound, sampling_rate)
+        overlay = _Overlay(container, painter, media.name, given)
         # Errors in reading end the reading or are MediaErrors, so any other is about writing.
         try:
             with atomic_write(path) as partial, av.open(str(partial), "w", format="mp4", options=options) as output:
@@ -159,19 +167,26 @@ class _Painter:
 
     def _segment_at(self, time: float) -> int | None:
         """Return the mask's index for a time; as in reading a clip, a short rest belongs to the last segment."""
+        if not len(self.masks):
+            return None
         place = max(0.0, time / self.segment_seconds + 1e-6)
         last = len(self.masks) - 1
         return min(int(place), last) if place < len(self.masks) + SEGMENT_REST else None
 
 
 class _Overlay:
-    """One pass over the packets of a source: frames are decoded, painted and encoded, sound is copied."""
+    """
+    One pass over the packets of a source: frames are decoded, painted and encoded, sound is copied, or replaced by
+    `given`, a waveform and its rate.
+    """
 
-    def __init__(self, container: Any, painter: _Painter, name: str) -> None:
-        self.container, self.painter, self.name = container, painter, name
+    def __init__(
+        self, container: Any, painter: _Painter, name: str, given: tuple[np.ndarray, int] | None = None
+    ) -> None:
+        self.container, self.painter, self.name, self.given = container, painter, name, given
         self.video = video_stream(container, name)
         self.video.thread_type = "AUTO"
-        audio = best_stream(container, "audio")
+        audio = best_stream(container, "audio") if given is None else None
         self.audio = None if audio is None or audio.codec_context is None else audio
         self.origin = start_time(self.video, container)
         # The earlier of the two streams begins at zero, so that the written clip has no empty start.
@@ -193,6 +208,8 @@ class _Overlay:
         self.output = output
         if self.audio is not None:
             self.sound = _Sound(self.audio, output, self.shift)
+        if self.given is not None:
+            self._write(_encoded(*self.given, output))
         streams = [stream for stream in (self.video, self.audio) if stream is not None]
         with tqdm(total=self.video.frames or None, unit="frame", disable=not show_progress) as progress:
             for _, packet in packets_of(self.container, streams):
@@ -347,6 +364,21 @@ class _Sound:
             self._samples = frame.pts + frame.samples
             packets += self.target.encode(frame)
         return packets
+
+
+def _encoded(sound: np.ndarray, rate: int, output: Any) -> list[Any]:
+    """Return the packets of a waveform as AAC, in a new stream of the container."""
+    target = output.add_stream("aac", rate=rate if rate in _AAC_RATES else 48_000, layout="mono")
+    context = target.codec_context
+    frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[None], np.float32), format="fltp", layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = rate, 0, Fraction(1, rate)
+    resampler = av.AudioResampler(context.format, context.layout, context.sample_rate)
+    return [
+        packet
+        for part in (frame, None)
+        for converted in resampler.resample(part)
+        for packet in target.encode(converted)
+    ] + target.encode(None)
 
 
 def _is_turned(frame: Any) -> bool:

@@ -21,6 +21,7 @@ TASKS = (
         pipeline="caeav_hf.pipelines.event_localization:AudioVisualEventLocalizationPipeline",
         pipeline_name="audio-visual-event-localization",
         prediction="caeav_hf.cli.outputs:Events",
+        view="caeav_hf.app.views:Events",
         card=Card(title="audio-visual event localization", has_space=True),
         misalignment=f"{_HERE}.misalignment:EventCorrection",
     ),

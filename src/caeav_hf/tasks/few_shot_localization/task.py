@@ -65,6 +65,7 @@ _FRAMES = Task(
     pipeline="caeav_hf.pipelines.zero_shot_classification:AudioVisualZeroShotClassificationPipeline",
     pipeline_name="audio-visual-zero-shot-classification",
     prediction="caeav_hf.cli.outputs:Labels",
+    view="caeav_hf.app.views:Labels",
     card=Card(
         title="few-shot audio-visual event localization",
         hub_task="zero-shot-classification",

@@ -46,6 +46,7 @@ TASKS = (
         pipeline="caeav_hf.pipelines.question_answering:AudioVisualQuestionAnsweringPipeline",
         pipeline_name="audio-visual-question-answering",
         prediction="caeav_hf.cli.outputs:Answers",
+        view="caeav_hf.app.views:Answers",
         card=Card(
             title="audio-visual question answering",
             hub_task="visual-question-answering",

@@ -43,6 +43,7 @@ _SINGLE_SOURCE = Task(
     pipeline="caeav_hf.pipelines.segmentation:AudioVisualSegmentationPipeline",
     pipeline_name="audio-visual-segmentation",
     prediction="caeav_hf.cli.outputs:Masks",
+    view="caeav_hf.app.views:Masks",
     card=_CARD,
     methods={
         "ssuformer": {

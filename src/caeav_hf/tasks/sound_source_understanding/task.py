@@ -25,6 +25,7 @@ TASKS = (
         pipeline="caeav_hf.pipelines.sound_source_understanding:SoundSourceUnderstandingPipeline",
         pipeline_name="sound-source-understanding",
         prediction="caeav_hf.cli.outputs:Descriptions",
+        view="caeav_hf.app.views:Descriptions",
         card=Card(
             title="sound source understanding",
             hub_task="image-to-text",

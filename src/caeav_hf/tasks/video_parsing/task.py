@@ -38,6 +38,7 @@ TASKS = (
         pipeline="caeav_hf.pipelines.video_parsing:AudioVisualVideoParsingPipeline",
         pipeline_name="audio-visual-video-parsing",
         prediction="caeav_hf.cli.outputs:Tracks",
+        view="caeav_hf.app.views:Tracks",
         card=Card(title="audio-visual video parsing"),
         # The authors' code drops the output of its audio blocks and keeps the stream that CASTE enriched; its
         # checkpoints depend on that.
