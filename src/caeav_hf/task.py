@@ -57,7 +57,7 @@ class Card:
         example: Example input of the pipeline, as Python code.
         metric_note: Explanation of the scores, in Markdown.
         knowledge: What a model can only know from its training data.
-        has_space: Whether the Space of `model_cards/space` supports such a model.
+        has_space: Whether `caeav push --space` makes a page for such a model.
         reads_captions: Whether such models read captions.
         captions: Example of the pipeline's arguments with captions, as Python code.
         caption_note: What the captions of such a model are.
@@ -68,7 +68,7 @@ class Card:
     example: str = '"clip.mp4"'
     metric_note: str = ""
     knowledge: str = "classes"
-    has_space: bool = False
+    has_space: bool = True
     reads_captions: bool = True
     captions: str = 'captions={"visual": "what is seen", "audio": "what is heard"}'
     caption_note: str = "Captions of the picture and the sound are optional."

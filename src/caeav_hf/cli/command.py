@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..command_line import ArgumentParser, run_command
-from . import build, captions, convert, export, misalign, predict, prepare, robustness, toy, visual_3d
+from . import app, build, captions, convert, export, misalign, predict, prepare, robustness, toy, visual_3d
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -14,6 +14,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"caeav-hf {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     predict.add_command(commands)
+    app.add_command(commands)
     captions.add_commands(commands)
     convert.add_command(commands)
     build.add_command(commands)

@@ -35,7 +35,7 @@ def add_commands(commands: Any) -> None:
     push.add_argument("repo", metavar="REPO", help="repository of the model, NAME/MODEL, created if missing")
     add_options(push)
     push.add_argument("--private", action="store_true", help="create repositories as private ones")
-    push.add_argument("--space", metavar="REPO", help="event localization: also upload a Space that runs the model")
+    push.add_argument("--space", metavar="REPO", help="also upload a Space: the page of `caeav app` for the model")
     push.set_defaults(run=_push)
 
 

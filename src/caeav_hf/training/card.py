@@ -136,9 +136,9 @@ def add_scores(folder: str | Path, results: list[EvalResult]) -> None:
         raise CaeAvError(f"{path}: cannot be read as a model card: {error}") from error
 
 
-def space_files(model_id: str, title: str, version: str) -> dict[str, str]:
-    """Return the files of a Space that demonstrates a model of event localization, by name."""
-    values = {"model_id": model_id, "title": title, "version": version}
+def space_files(model_id: str, title: str, version: str, task: Task) -> dict[str, str]:
+    """Return the files of a Space that shows the page of `caeav app` for a model of a task, by name."""
+    values = {"model_id": model_id, "title": title, "version": version, "task": task.card.title}
     files = {}
     for path in sorted((TEMPLATES / "space").iterdir()):
         if path.is_file():

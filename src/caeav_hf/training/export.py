@@ -123,22 +123,23 @@ def push(
     Args:
         repo_id: Repository of the model, created if missing.
         private: Whether to create private repositories.
-        space: Repository of the Space, created if missing; for models of event localization.
+        space: Repository of the Space, created if missing: the page of `caeav app` for this model.
 
     Returns:
         The URLs of the commits.
 
     Raises:
         CaeAvError: As [`export`]; or a repository name is invalid, the towers of an adapter-only model are local
-            folders, there is no Space for the task, or the Hub refuses the upload.
+            folders, the task has no pipeline or no Space, or the Hub refuses the upload.
     """
     for name in (repo_id, *([] if space is None else [space])):
         check_name(name)
     with tempfile.TemporaryDirectory(prefix="caeav-") as temporary:
         folder = Path(temporary) / "model"
         model = export(source, folder, adapter_only=adapter_only, towers=towers, merge_lora=merge_lora)
-        if space is not None and not get_task(model.config.task).card.has_space:
-            raise CaeAvError(f"{space}: a Space needs a model of event localization, this one is for another task")
+        task = get_task(model.config.task)
+        if space is not None and (task.pipeline_name is None or not task.card.has_space):
+            raise CaeAvError(f"{space}: a Space needs a model whose task has a pipeline and a page, not {task.name}")
         _hide_paths(folder / "config.json", needed=adapter_only)
         card = folder / "README.md"
         if card.is_file():
@@ -147,7 +148,7 @@ def push(
         if space is not None:
             page = Path(temporary) / "space"
             page.mkdir()
-            for name, text in space_files(repo_id, repo_id.split("/")[-1], __version__).items():
+            for name, text in space_files(repo_id, repo_id.split("/")[-1], __version__, task).items():
                 (page / name).write_text(text, encoding="utf-8")
             urls.append(upload(page, space, "space", "Show the model", private=private, space_sdk="gradio"))
     return urls

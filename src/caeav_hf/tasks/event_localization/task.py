@@ -22,7 +22,7 @@ TASKS = (
         pipeline_name="audio-visual-event-localization",
         prediction="caeav_hf.cli.outputs:Events",
         view="caeav_hf.app.views:Events",
-        card=Card(title="audio-visual event localization", has_space=True),
+        card=Card(title="audio-visual event localization"),
         misalignment=f"{_HERE}.misalignment:EventCorrection",
     ),
 )
