@@ -4,22 +4,23 @@ import json
 import re
 import runpy
 import shutil
-import sys
+from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
 from huggingface_hub import HfApi, ModelCard
 from huggingface_hub.errors import LocalTokenNotFoundError
-from transformers import pipeline
 
 from caeav_hf import CaeAvForEventLocalization, CaeAvProcessor, SsuFormerForSoundSourceUnderstanding
+from caeav_hf import task as task_module
 from caeav_hf.assets import toy_towers
 from caeav_hf.cli import main as caeav
+from caeav_hf.task import Card, get_task, tasks
 from caeav_hf.training import load_recipe
-from caeav_hf.training.card import TEMPLATES, RunCard
+from caeav_hf.training.card import TEMPLATES, RunCard, space_files
 from caeav_hf.training.command import main
 from caeav_hf.training.recipe import RECIPES
 from caeav_hf.training.run_folder import environment
@@ -163,30 +164,28 @@ def test_a_space_shows_the_model(hub, run, tmp_path, capsys, monkeypatch):
     assert hub.created == [("me/model", "model", False, None), ("me/page", "space", False, "gradio")]
     page = hub.folder / "me" / "page"
     assert sorted(path.name for path in page.iterdir()) == ["README.md", "app.py", "requirements.txt"]
-    assert "caeav-hf==" in (page / "requirements.txt").read_text()
+    assert "caeav-hf[app]==" in (page / "requirements.txt").read_text()
     assert ModelCard.load(page / "README.md", ignore_metadata_errors=True).data.sdk == "gradio"
     pushed = CaeAvForEventLocalization.from_pretrained(hub.folder / "me/model")
     assert not any("base_layer" in name for name in pushed.state_dict())
 
-    # The Space's page, with a substitute for gradio.
-    gradio = ModuleType("gradio")
-    gradio.Error = type("Error", (Exception,), {})
-    for name in ("Interface", "Video", "Textbox", "Slider", "Plot", "Dataframe"):
-        setattr(gradio, name, lambda *args, **kwargs: SimpleNamespace(**kwargs))
-    monkeypatch.setitem(sys.modules, "gradio", gradio)
-    monkeypatch.chdir(hub.folder)  # "me/model" is a folder from here
-    page = runpy.run_path(str(page / "app.py"))["page"]
-    (clip,) = toy_clips(1)
-    figure, rows = page.fn(clip, "a thing", "a noise", 0.05)
-    expected = pipeline("audio-visual-event-localization", model="me/model")(
-        clip, threshold=0.05, captions={"visual": "a thing", "audio": "a noise"}
-    )
-    assert [row[:3] for row in rows] == [[e["label"], e["start"], e["end"]] for e in expected["intervals"]]
-    figure.savefig(tmp_path / "timeline.png")
-    broken = tmp_path / "broken.mp4"
-    broken.write_bytes(b"no clip")
-    with pytest.raises(gradio.Error, match="broken"):
-        page.fn(str(broken), "", "", 0.5)
+    # The Space's page is that of `caeav app`, for this model.
+    served = []
+    monkeypatch.setattr("caeav_hf.app.launch_page", lambda *args, **options: served.append((args, options)))
+    runpy.run_path(str(page / "app.py"), run_name="__main__")
+    # It listens where the Space says.
+    assert served == [((["me/model"],), {"host": None})]
+
+
+def test_every_task_with_a_pipeline_has_a_space():
+    for task in tasks().values():
+        files = space_files("me/model", "model", "1.2.3", task)
+        assert files["requirements.txt"] == "caeav-hf[app]==1.2.3\n"
+        assert task.card.title in files["README.md"]
+        compile(files["app.py"], "app.py", "exec")
+        assert not any("{{" in text for text in files.values())
+        assert task.pipeline_name is not None
+        assert task.card.has_space
 
 
 @pytest.mark.slow
@@ -195,11 +194,13 @@ def test_push_says_what_is_wrong(hub, run, tmp_path, capsys, monkeypatch):
     towers = {kind: Path(shutil.copytree(folder, moved / kind)) for kind, folder in toy_towers().items()}
     model = CaeAvForEventLocalization.from_backbones(**towers, size="toy")
     model.save_pretrained(tmp_path / "here")
+    without_page = replace(get_task("avs_ms3"), card=Card(has_space=False))
+    monkeypatch.setitem(task_module._REGISTERED, "avs_ms3", without_page)
     for arguments, message in (
         ([str(run), "not a name"], "not a name"),
         ([str(tmp_path / "nothing"), "me/model"], "checkpoints/best"),
         ([str(tmp_path / "here"), "me/model", "--adapter-only"], "--tower audio=NAME"),
-        ([str(mask_model()), "me/model", "--space", "me/page"], "needs a model of event localization"),
+        ([str(mask_model()), "me/model", "--space", "me/page"], "has a pipeline and a page, not avs_ms3"),
         ([str(run), "me/model", "--adapter-only", "--merge-lora"], "only one of them"),
     ):
         assert caeav(["push", *arguments]) == 2

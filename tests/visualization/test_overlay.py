@@ -234,3 +234,20 @@ def test_errors_name_what_is_wrong(tmp_path):
         write_overlay(path, masks, tmp_path / "o.mp4", colour="orange")
     assert sorted(file.name for file in Path(tmp_path).iterdir()) == ["clip.mp4", "song.m4a"]
     assert path.read_bytes() == before
+
+
+def test_another_sound_replaces_the_own_one(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", seconds=2.0, audio_start=0.3)
+    none = np.zeros((0, 48, 64), bool)
+    times = np.arange(2 * RATE) / RATE
+    sound = np.where(times < 1, 0, 0.5 * np.sin(2 * np.pi * 440 * times)).astype(np.float32)
+    write_overlay(path, none, tmp_path / "out.mp4", sound=sound, sampling_rate=RATE)
+    given, written = decode(path), decode(tmp_path / "out.mp4")
+    assert len(written[0]) == len(given[0])
+    assert written[1] == pytest.approx(given[1], abs=1e-6)
+    heard = load_clip(tmp_path / "out.mp4", num_segments=2, sampling_rate=RATE).waveform
+    # The encoder smears the beginning by less than a hundredth of a second.
+    assert np.abs(heard[: round(0.98 * RATE)]).max() < 0.01
+    assert np.sqrt(np.mean(heard[round(1.1 * RATE) : round(1.9 * RATE)] ** 2)) == pytest.approx(0.5 / 2**0.5, rel=0.1)
+    with pytest.raises(CaeAvError, match="belong together"):
+        write_overlay(path, none, tmp_path / "out.mp4", sound=sound)

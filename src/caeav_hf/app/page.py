@@ -293,13 +293,12 @@ class _Page:
             )
             for name in self.controls
         ]
-        captions = view.captions if view.reads_captions else ()
         return [
             self._said(_note(model.note)),
             *controls,
-            gr.update(visible="visual" in captions),
-            gr.update(visible="audio" in captions),
-            gr.update(visible=bool(captions), value="same"),
+            gr.update(visible="visual" in view.captions),
+            gr.update(visible="audio" in view.captions),
+            gr.update(visible=bool(view.captions), value="same"),
         ]
 
     def use_toy_clip(self, title: str, number: int) -> list[Any]:
@@ -404,7 +403,7 @@ class _Result:
 
 
 def _captions_text(kind: str, model: Model) -> str:
-    if not model.view.reads_captions:
+    if not model.view.captions:
         return "no captions"
     return {"same": "the same captions", "none": "no captions", "edited": "edited captions"}[kind]
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from ..constants import MODALITIES
 from ..errors import CaeAvError, MediaError
-from ..hub import short_name, task_of_model
+from ..hub import read_config_and_task, short_name
 from ..media.clip import Clip, load_clip, probe
 from ..media.containers import MediaFile, best_stream
 from ..media.segments import is_spread
@@ -25,6 +25,14 @@ from .views import View
 
 # Toy clips of a task, pixels of a side, and frames per second.
 _TOY_CLIPS, _TOY_SIDE, _TOY_RATE = 3, 192, 12
+# Exports of results by their suffix: functions of `visualization`.
+_EXPORTS = {
+    ".vtt": "write_webvtt",
+    ".srt": "write_srt",
+    ".csv": "write_csv",
+    ".eaf": "write_eaf",
+    ".txt": "write_audacity",
+}
 # What browsers play: suffixes of files, and codecs in them.
 _CONTAINERS, _CODECS = (".mp4", ".m4v", ".webm"), ("h264", "vp8", "vp9", "av1")
 
@@ -64,7 +72,8 @@ class Model:
 
     def __init__(self, name: str, device: Any = None) -> None:
         self.name, self.device = str(name), device
-        self.task: Task = task_of_model(self.name)
+        self.task: Task
+        _, self.task = read_config_and_task(self.name)
         self.title = f"{short_name(name)}: {self.task.card.title}"
         self._lock, self._pipeline = threading.Lock(), None
 
@@ -171,12 +180,14 @@ class Shown:
         html: The timeline and what is below it.
         summary: What is compared with another prediction, as short texts by name.
         data: The result without arrays, and what it is of.
+        annotations: What has a beginning and an end, see `visualization.annotations_of`.
     """
 
     video: Path
     html: str
     summary: Mapping[str, str]
     data: Mapping[str, Any]
+    annotations: Sequence[Any] = ()
 
 
 @dataclass
@@ -321,7 +332,14 @@ def predict(
         "captions": {name.removesuffix("_caption"): text for name, text in given.items()},
         "result": view.data(result),
     }
-    return Shown(shown, timeline + view.details(result, seconds), view.summary(result), data)
+    from ..visualization import annotations_of
+
+    found = (
+        annotations_of(result, segment_seconds=processor.segment_seconds, file=clip.name)
+        if view.has_times(result)
+        else []
+    )
+    return Shown(shown, timeline + view.details(result, seconds), view.summary(result), data, found)
 
 
 def compare(one: Mapping[str, str], other: Mapping[str, str]) -> str:
@@ -341,11 +359,26 @@ def compare(one: Mapping[str, str], other: Mapping[str, str]) -> str:
 
 
 def write_files(shown: Shown, folder: Path, name: str) -> list[Path]:
-    """Write what can be downloaded of a prediction: the result as JSON."""
-    stem = f"{Path(shown.data['clip']).stem} {name.lower()}"
-    path = folder / f"{stem}.json"
+    """
+    Write what can be downloaded of a prediction: the result as JSON, and, if it has times, as subtitles, a table, a
+    document of ELAN and a label track of Audacity.
+
+    Args:
+        folder: Folder for the files.
+        name: Which prediction of the clip it is, for their names.
+    """
+    from .. import visualization
+
+    clip = str(shown.data["clip"])
+    path = folder / f"{Path(clip).stem} {name.lower()}.json"
     path.write_text(json.dumps(shown.data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return [path]
+    if not shown.annotations:
+        return [path]
+    for suffix, writer in _EXPORTS.items():
+        write = getattr(visualization, writer)
+        # ELAN looks for the clip beside its document.
+        write(shown.annotations, path.with_suffix(suffix), **({"media": folder / clip} if suffix == ".eaf" else {}))
+    return [path, *(path.with_suffix(suffix) for suffix in _EXPORTS)]
 
 
 def _captions(view: View, captions: Mapping[str, str | None]) -> dict[str, str]:
@@ -353,8 +386,6 @@ def _captions(view: View, captions: Mapping[str, str | None]) -> dict[str, str]:
     Raises:
         CaeAvError: Only one of two captions is given.
     """
-    if not view.reads_captions:
-        return {}
     texts = {name: (captions.get(name) or "").strip() for name in view.captions}
     given = {f"{name}_caption": text for name, text in texts.items() if text}
     if given and len(given) < len(texts):
@@ -373,7 +404,7 @@ def _video(opened: OpenClip, view: View, result: Any, sound: Sound, heard: np.nd
 
     if masks is None:
         masks = np.zeros((len(sentences or ()), *opened.clip.size), bool)
-    other = {} if sound.kind == "own" else {"sound": heard, "sampling_rate": opened.clip.sampling_rate}
+    is_changed = sound.kind != "own"
     path = folder / f"{opened.path.stem}-{sound.kind}.mp4"
     write_overlay(
         opened.path,
@@ -381,7 +412,8 @@ def _video(opened: OpenClip, view: View, result: Any, sound: Sound, heard: np.nd
         path,
         segment_seconds=view.pipeline.processor.segment_seconds,
         captions=sentences,
-        **other,
+        sound=heard if is_changed else None,
+        sampling_rate=opened.clip.sampling_rate if is_changed else None,
     )
     return path
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from ..constants import MODALITIES
 from ..errors import CaeAvError
+from ..task import get_task
 from .timeline import Lane, Moment, lanes_of, span
 
 
@@ -28,16 +28,16 @@ class View:
     controls: tuple[str, ...] = ()
     # Values of controls that differ from those of the page.
     defaults: ClassVar[Mapping[str, Any]] = {}
-    # Captions that the model reads.
-    captions: tuple[str, ...] = MODALITIES
 
     def __init__(self, pipeline: Any) -> None:
         self.pipeline = pipeline
 
     @property
-    def reads_captions(self) -> bool:
-        """Whether the model reads captions."""
-        return bool(self.pipeline.model.config.reads_captions)
+    def captions(self) -> tuple[str, ...]:
+        """Captions that the model reads, of `"visual"` and `"audio"`."""
+        config = self.pipeline.model.config
+        task = get_task(config.task, config.interaction)
+        return task.captions if config.reads_captions and task.card.reads_captions else ()
 
     def inputs(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Return the inputs beside the clip, from the values of the controls."""
@@ -74,6 +74,10 @@ class View:
     def data(self, result: Any) -> Any:
         """Return what of the result can be downloaded as JSON: all but large arrays."""
         return _without_arrays(result)
+
+    def has_times(self, result: Any) -> bool:
+        """Return whether the result has something with a beginning and an end, for subtitles and other exports."""
+        return type(self) is not View
 
 
 class _Agreeing(View):
@@ -233,11 +237,12 @@ class Masks(View):
         covered = {} if masks is None else {"covered": masks.mean((1, 2)).tolist()}
         return {**_without_arrays(result), **covered}
 
+    def has_times(self, result: Any) -> bool:
+        return "intervals" in result
+
 
 class Descriptions(Masks):
     """Sound source understanding: masks over the playing video, and sentences below them."""
-
-    captions = ("visual",)
 
     def lanes(self, result: Any, seconds: float) -> list[Lane]:
         lanes = super().lanes(result, seconds)
@@ -273,10 +278,6 @@ class Labels(View):
     """Zero-shot classification: labels of the user's choice, and the best one in each segment."""
 
     controls = ("candidate_labels",)
-
-    @property
-    def reads_captions(self) -> bool:
-        return False
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
         labels = (values.get("candidate_labels") or "").strip()
