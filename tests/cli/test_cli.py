@@ -273,7 +273,9 @@ def test_models_of_masks_or_sentences_alone(tmp_path, capsys, broken):
 
 
 def test_what_a_model_lacks_is_refused_before_anything_is_loaded(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("caeav_hf.cli.predict._load_pipeline", lambda *_: pytest.fail("the model is loaded"))
+    monkeypatch.setattr(
+        "caeav_hf.pipelines.loading.load_pipeline", lambda *_, **__: pytest.fail("the model is loaded")
+    )
     clip = mask_clips(1)[0]
     for outputs, option, needed in (
         ("masks", ["--srt", str(tmp_path / "srt")], "--srt needs a model that describes what sounds"),
@@ -295,7 +297,7 @@ def test_visual_captions_are_enough_for_sentences(tmp_path, capsys, monkeypatch)
             given.extend(clips)
             return iter([{"error": "not read"}])
 
-    monkeypatch.setattr("caeav_hf.cli.predict._load_pipeline", lambda *_: Model())
+    monkeypatch.setattr("caeav_hf.pipelines.loading.load_pipeline", lambda *_, **__: Model())
     captions = tmp_path / "captions.json"
     captions.write_text(json.dumps({Path(clip).stem: {"visual": "a violin plays"}}))
     assert understand(clip, "--captions", captions) == 2
