@@ -36,6 +36,15 @@ def test_intervals_are_written_with_their_mean() -> None:
     assert (runs.text([1.0, 2.0, 3.0], sign="+"), runs.text([-0.01])) == ("+2.0 ± 2.5", "0.0")
 
 
+def test_models_of_their_own_have_rows_where_there_are_recipes(methods) -> None:
+    assert methods.has_row("ave", "lavish")
+    for name, (method, _) in methods.OTHER_MODELS.items():
+        rows = {task for task in methods.BUILDERS if methods.has_row(task, name)}
+        assert rows == {"avs_s4", "avs_ms3"}
+        assert all(methods.find_recipe(task, "toy", method).is_file() for task in rows)
+        assert methods.head_alone("avs_ms3", name) == "ssuformer_decoder_alone"
+
+
 @pytest.mark.slow
 def test_the_command_continues_and_writes_its_table(methods, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run(methods, monkeypatch, tmp_path)
