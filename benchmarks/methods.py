@@ -243,11 +243,11 @@ def draw(
 ) -> None:
     """Draw one panel per task: the scores of every method at each level, and the constant guess as a dashed line."""
     columns = min(2, len(tasks))
-    figure = new_figure(7.5 * columns, 4.4 * -(-len(tasks) // columns))
+    figure = new_figure(8 * columns, 4.6 * -(-len(tasks) // columns))
     panels = figure.subplots(-(-len(tasks) // columns), columns, squeeze=False).flat
     for axis, task in zip(panels, tasks, strict=False):
         runs = {
-            NAMES.get(method, method): [
+            NAMES.get(method, method).replace(" ", "\n"): [
                 {"scores": {level: run[level]["score"] for level in levels}} for run in of_method
             ]
             for method in methods
@@ -256,6 +256,7 @@ def draw(
         for color, level in zip(SERIES, levels, strict=False):
             axis.axhline(guesses[task][level][1], color=color, linestyle="--", linewidth=1)
         draw_scores(axis, runs, {f"{level} level": level for level in levels})
+        axis.tick_params(axis="x", labelsize=11)
         name, value = max(guesses[task].values(), key=lambda guess: guess[1])
         axis.annotate(name, (-0.3, value), xytext=(0, 3), textcoords="offset points", fontsize=10)
         axis.set_title(TITLES[task], loc="left", fontsize=13)
