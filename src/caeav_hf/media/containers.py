@@ -11,6 +11,7 @@ a file that breaks off ends the reading.
 import errno
 import io
 import os
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
@@ -41,6 +42,10 @@ _FORMATS = (
     "mov,mp4,matroska,webm,avi,asf,flv,mpeg,mpegts,mpegvideo,h264,hevc,m4v,ogg,wav,w64,aiff,au,caf,mp3,aac,flac,ac3,"
     "eac3,amr,dts,mxf,nut,dv,rm,wv,tta,ape"
 )
+# Addresses that streams are read from, and the formats and protocols that these need in turn.
+STREAM_PROTOCOLS = ("http", "https", "rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp", "tcp")
+_STREAM_FORMATS = "hls,rtsp,rtp,mpjpeg"
+_PROTOCOLS = f"{','.join(STREAM_PROTOCOLS)},tls,crypto,httpproxy"
 _EXPECTED = "expected a media file with a video and an audio stream, such as mp4, mkv, webm, mov or avi"
 
 
@@ -105,16 +110,50 @@ class MediaFile:
             return cls(fetch(path) if _is_remote(path) else _checked_path(path, name), name)
         return cls(_checked_file(content, name), name)
 
+    @classmethod
+    def of_stream(cls, source: MediaSource, name: str | None) -> "MediaFile":
+        """
+        Return the file of a source that is read once, in order: files, pipes, and addresses that FFmpeg itself reads
+        while they run (see `STREAM_PROTOCOLS`), which are not fetched first.
+        """
+        name = name or source_name(source)
+        content = _content_of(source)
+        if isinstance(content, str | os.PathLike):
+            path = os.fsdecode(os.fspath(content))
+            if is_address(path) and path.partition("://")[0].lower() in STREAM_PROTOCOLS:
+                return cls(path, name)
+            if stat.S_ISFIFO(_mode_of(path)):
+                return cls(f"file:{path}", name)
+        elif hasattr(content, "read") and not isinstance(content, io.TextIOBase) and _is_pipe(content):
+            return cls(content, name)
+        return cls.of(source, name)
+
+    @property
+    def is_address(self) -> bool:
+        """Whether FFmpeg itself reads from an address, rather than from a file or an object."""
+        return isinstance(self.target, str) and not self.target.startswith("file:")
+
     @contextmanager
-    def open(self) -> Iterator[Any]:
-        """Open the container at its beginning; it is closed at the end of the `with`."""
+    def open(self, timeout: float | None = None) -> Iterator[Any]:
+        """
+        Open the container at its beginning; it is closed at the end of the `with`.
+
+        Args:
+            timeout: Seconds to wait for an address, to open it and for each read; `None` for no limit.
+        """
+        # The formats of streams open further addresses, but no files.
         options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
+        if self.is_address:
+            options = {"format_whitelist": f"{_FORMATS},{_STREAM_FORMATS}", "protocol_whitelist": _PROTOCOLS}
+        limits = {"timeout": timeout} if self.is_address and timeout is not None else {}
         try:
-            if not isinstance(self.target, str):
+            if not isinstance(self.target, str) and not _is_pipe(self.target):
                 self.target.seek(0)
             # Not PyAV's `options`: older versions pass them to streams too, and crash if a stream is found late.
             # Metadata need not be UTF-8, and none of it is read here.
-            with av.open(self.target, mode="r", container_options=options, metadata_errors="replace") as container:
+            with av.open(
+                self.target, mode="r", container_options=options, metadata_errors="replace", **limits
+            ) as container:
                 yield container
         except (av.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
@@ -122,6 +161,13 @@ class MediaFile:
                 # FFmpeg's only message for a format that is not allowed.
                 reason = "its format is not one that holds a clip"
             raise MediaError(f"{self.name}: cannot be read as media ({reason}); {_EXPECTED}") from error
+
+
+def _mode_of(path: str) -> int:
+    try:
+        return os.stat(path).st_mode
+    except OSError:
+        return 0
 
 
 def _checked_path(path: str, name: str) -> str:
@@ -210,8 +256,11 @@ def announced_end(stream: Any, container: Any) -> float | None:
     return in_seconds(container.duration, Fraction(1, av.time_base)) if end is None else end
 
 
-def packets_of(container: Any, streams: list[Any]) -> Iterator[tuple[Any, Any]]:
-    """Yield streams and their packets in the order of the file. If it breaks off, the last packet of each is None."""
+def packets_of(container: Any, streams: list[Any], errors: list[Exception] | None = None) -> Iterator[tuple[Any, Any]]:
+    """
+    Yield streams and their packets in the order of the file. If it breaks off, the last packet of each is None, and
+    the error is added to `errors`.
+    """
     packets = container.demux(*streams)
     while True:
         try:
@@ -224,6 +273,8 @@ def packets_of(container: Any, streams: list[Any]) -> Iterator[tuple[Any, Any]]:
             continue
         except (av.FFmpegError, OSError) as error:
             logger.debug(f"demuxing ended early: {error}")
+            if errors is not None:
+                errors.append(error)
             # The demuxer cannot continue, but the frames that the decoders still hold are good.
             yield from ((stream, None) for stream in streams)
             return

@@ -5,6 +5,7 @@ Sound that ends early is filled with silence, later sound is cut. A packet that 
 the same length.
 """
 
+import math
 from typing import Any
 
 import av
@@ -192,6 +193,34 @@ class AudioTrack:
                 waveform[first:last] = piece[first - offset : last - offset]
         waveform *= np.float32(2**-31)  # a power of two: exact
         return waveform
+
+    @property
+    def end_time(self) -> float:
+        """Seconds on the time line up to which the sound is known."""
+        return self._cursor / self.rate if self._format is not None else -math.inf
+
+    def take(self, first: int, last: int) -> tuple[np.ndarray, int]:
+        """
+        Return the sound of the samples `first` to `last`, exclusive, (last - first,) float32, and how many of them are
+        known; the others are silent. What is earlier than `last` is then forgotten.
+        """
+        waveform, known = np.zeros(last - first, dtype=np.float32), 0
+        for offset, piece in self._pieces:
+            low, high = max(offset, first), min(offset + len(piece), last)
+            if high > low:
+                waveform[low - first : high - first] = piece[low - offset : high - offset]
+                known += high - low
+        self.forget(last)
+        waveform *= np.float32(2**-31)  # a power of two: exact
+        return waveform, known
+
+    def forget(self, first: int) -> None:
+        """Drop sound that ends before the sample `first`."""
+        self._pieces = [(offset, piece) for offset, piece in self._pieces if offset + len(piece) > first]
+
+    def finish(self) -> None:
+        """Add what the resampler still holds, at the end of the sound."""
+        self._flush()
 
     @property
     def silence(self) -> float:

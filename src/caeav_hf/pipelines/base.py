@@ -23,6 +23,7 @@ from ..processing import CaeAvProcessor
 from ..task import get_task
 from .captions import CAPTIONS, attach_captions, split_captions
 from .clips import GivenClip, assemble, read_given
+from .segments import SegmentResults
 
 
 logger = logging.get_logger(__name__)
@@ -324,6 +325,43 @@ class CaeAvPipeline(Pipeline):
 
     def join(self, clip: dict[str, Any], results: list[Any], **parameters: Any) -> dict[str, Any]:
         """Combine the results of a clip's windows; `parameters` are those of `describe`."""
+        raise NotImplementedError
+
+    def window_scores(
+        self, windows: list[list[dict[str, torch.Tensor]]], given: dict[str, Any], **forward_parameters: Any
+    ) -> list[dict[str, Any]]:
+        """
+        Return the scores of the segments of windows, which [`~streaming.stream`] averages over overlapping windows.
+
+        Args:
+            windows: The model's inputs for each window, as `_model_inputs` returns them for a clip of its length.
+            given: The pipeline's inputs besides clips and captions.
+            forward_parameters: Arguments of `_forward`.
+
+        Returns:
+            A dict per window: arrays (T, ...) are averaged; of lists of T items, those of the window are used in which
+            the segment is nearest to the middle.
+        """
+        clips = [{"windows": window, "given": given} for window in windows]
+        _, outputs = self.forward(clips, **forward_parameters)
+        return [scores for batch, _ in outputs for scores in self.segment_scores(batch, len(windows[0]))]
+
+    def segment_scores(self, model_outputs: Any, rows: int) -> list[dict[str, Any]]:
+        """Convert a batch's outputs of `_forward` to the scores of each window, of which each has `rows` rows."""
+        raise CaeAvError(
+            f"{type(self).__name__} does not process streams; a pipeline that does defines `segment_scores` and "
+            "`segment_results`"
+        )
+
+    def segment_results(self, scores: dict[str, Any], size: tuple[int, int], **parameters: Any) -> SegmentResults:
+        """
+        Convert the scores of consecutive segments, means over windows, to results.
+
+        Args:
+            scores: As `segment_scores` returns them, with one item per segment.
+            size: (H, W) of the frames.
+            parameters: Those of `describe`.
+        """
         raise NotImplementedError
 
     def postprocess(

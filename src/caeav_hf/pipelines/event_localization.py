@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from ..tasks.event_localization.results import LocalizedSegments
+from ..tasks.event_localization.results import LocalizedSegments, localized_of, segment_scores
 from .base import CaeAvPipeline
+from .segments import Found, SegmentResults, label_entries, with_agreement
 
 
 class AudioVisualEventLocalizationPipeline(CaeAvPipeline):
@@ -46,3 +47,23 @@ class AudioVisualEventLocalizationPipeline(CaeAvPipeline):
     def join(self, clip: dict[str, Any], results: list[LocalizedSegments], **parameters: Any) -> dict[str, Any]:
         """Return the events of all windows, joined across their borders."""
         return self.processor.events_of(LocalizedSegments.joined(results))
+
+    def segment_scores(self, model_outputs: Any, rows: int) -> list[dict[str, Any]]:
+        """Return the probabilities of classes in the segments of each window."""
+        return [{name: part for name, part in one.items() if name != "real"} for one in segment_scores(model_outputs)]
+
+    def segment_results(
+        self, scores: dict[str, Any], size: tuple[int, int], threshold: float = 0.5, **parameters: Any
+    ) -> SegmentResults:
+        """Return the event of each segment."""
+        segments = localized_of(scores, threshold)
+        labels = [self.processor.label_name(label_id) for label_id in segments.label_ids.tolist()]
+        found: list[dict[Found, float | None]] = [
+            {Found("intervals", label_entries(label, label_id)): score} if active else {}
+            for label, label_id, active, score in zip(
+                labels, segments.label_ids.tolist(), segments.active, segments.scores.tolist(), strict=True
+            )
+        ]
+        named = [label if active else "background" for label, active in zip(labels, segments.active, strict=True)]
+        values = {"segments": named, "scores": segments.scores.tolist()}
+        return with_agreement(SegmentResults(values, found), scores)

@@ -8,6 +8,7 @@ import torch
 from ..errors import CaeAvError
 from ..media.clip import Clip
 from .base import CaeAvPipeline
+from .segments import Found, SegmentResults
 
 
 class AudioVisualQuestionAnsweringPipeline(CaeAvPipeline):
@@ -107,6 +108,33 @@ class AudioVisualQuestionAnsweringPipeline(CaeAvPipeline):
             return {"question": question, **joined[0], **timestamps}
         named = zip(question, joined, strict=True)
         return {"questions": [{"question": text, **result, **timestamps} for text, result in named]}
+
+    def segment_scores(self, model_outputs: Any, rows: int) -> list[dict[str, Any]]:
+        """Return the probabilities of all answers to each question in each window, the same in all its segments."""
+        probabilities = model_outputs["logits"].detach().float().softmax(-1).cpu().unflatten(0, (-1, rows))
+        counts = model_outputs["frame_mask"].sum(-1)[::rows].tolist()
+        return [
+            {"answers": window.expand(count, *window.shape).numpy()}
+            for window, count in zip(probabilities, counts, strict=True)
+        ]
+
+    def segment_results(self, scores: dict[str, Any], size: tuple[int, int], **parameters: Any) -> SegmentResults:
+        """Return the most likely answer to each question in each segment."""
+        questions = parameters["question"]
+        questions = [questions] if isinstance(questions, str) else questions
+        found: list[dict[Found, float | None]] = []
+        for segment in scores["answers"]:
+            best = segment.argmax(-1).tolist()
+            found.append(
+                {
+                    Found(
+                        "answers",
+                        (("question", text), ("answer", self.processor.label_name(answer)), ("label_id", answer)),
+                    ): float(chances[answer])
+                    for text, answer, chances in zip(questions, best, segment, strict=True)
+                }
+            )
+        return SegmentResults({}, found, ("answers",))
 
 
 def _count_questions(clip: dict[str, Any]) -> int:

@@ -3,8 +3,11 @@
 from typing import Any
 
 import numpy as np
+import torch
 
+from ..tasks.segmentation.results import maps_of, segment_logits
 from .base import CaeAvPipeline
+from .segments import SegmentResults
 
 
 class AudioVisualSegmentationPipeline(CaeAvPipeline):
@@ -47,3 +50,14 @@ class AudioVisualSegmentationPipeline(CaeAvPipeline):
         """Concatenate the maps of all windows."""
         maps = {name: np.concatenate([result[name] for result in results]) for name in ("masks", "probabilities")}
         return {"timestamps": clip["frame_times"].tolist(), **maps}
+
+    def segment_scores(self, model_outputs: Any, rows: int) -> list[dict[str, Any]]:
+        """Return the logits of each window, at the model's own resolution."""
+        return [{"logits": maps.cpu().numpy()} for maps in segment_logits(model_outputs)]
+
+    def segment_results(
+        self, scores: dict[str, Any], size: tuple[int, int], threshold: float = 0.5, **parameters: Any
+    ) -> SegmentResults:
+        """Return the mask and the probabilities of each segment."""
+        maps = maps_of(torch.as_tensor(scores["logits"], dtype=torch.float32), size, threshold)
+        return SegmentResults(dict(maps), [{} for _ in maps["masks"]], ())

@@ -7,8 +7,10 @@ import torch
 
 from ..errors import CaeAvError
 from ..media.clip import Clip
+from ..tasks.segmentation.results import maps_of, segment_logits
 from ..tasks.sound_source_understanding.results import description_intervals
 from .base import CaeAvPipeline
+from .segments import Found, SegmentResults
 
 
 _LENGTHS = ("max_length", "max_new_tokens")
@@ -90,3 +92,29 @@ class SoundSourceUnderstandingPipeline(CaeAvPipeline):
             joined["descriptions"] = [text for result in results for text in result["descriptions"]]
             joined["intervals"] = description_intervals(joined["descriptions"], self.processor.segment_seconds)
         return joined
+
+    def segment_scores(self, model_outputs: Any, rows: int) -> list[dict[str, Any]]:
+        """Return the logits, at the model's own resolution, and the sentences of each window."""
+        windows = [
+            {"descriptions": window["descriptions"]} if "descriptions" in window else {}
+            for window in self.processor.post_process_sound_source_understanding(model_outputs)
+        ]
+        if model_outputs.get("logits") is None:
+            return windows
+        logits = segment_logits(model_outputs)
+        return [{**window, "logits": maps.cpu().numpy()} for window, maps in zip(windows, logits, strict=True)]
+
+    def segment_results(
+        self, scores: dict[str, Any], size: tuple[int, int], threshold: float = 0.5, **parameters: Any
+    ) -> SegmentResults:
+        """Return the mask, the probabilities and the sentence of each segment."""
+        values: dict[str, Any] = {}
+        if "logits" in scores:
+            values |= maps_of(torch.as_tensor(scores["logits"], dtype=torch.float32), size, threshold)
+        if "descriptions" not in scores:
+            return SegmentResults(values, [{} for _ in values["masks"]], ())
+        values["descriptions"] = scores["descriptions"]
+        said = [
+            Found("intervals", (("description", text),), None) if text else None for text in scores["descriptions"]
+        ]
+        return SegmentResults(values, [{} if one is None else {one: None} for one in said])

@@ -6,8 +6,9 @@ import torch
 
 from ..errors import CaeAvError
 from ..media.clip import Clip
-from ..tasks.video_parsing.results import ParsedSegments
+from ..tasks.video_parsing.results import ParsedSegments, parsed_of, segment_scores
 from .base import CaeAvPipeline
+from .segments import Found, SegmentResults, label_entries, with_agreement
 
 
 class AudioVisualVideoParsingPipeline(CaeAvPipeline):
@@ -81,3 +82,32 @@ class AudioVisualVideoParsingPipeline(CaeAvPipeline):
     def join(self, clip: dict[str, Any], results: list[ParsedSegments], **parameters: Any) -> dict[str, Any]:
         """Return the tracks of all windows, joined across their borders."""
         return self.processor.parsing_tracks(ParsedSegments.joined(results))
+
+    def segment_scores(self, model_outputs: Any, rows: int) -> list[dict[str, Any]]:
+        """Return the probabilities of classes in the segments of each window."""
+        return segment_scores(model_outputs)
+
+    def segment_results(
+        self,
+        scores: dict[str, Any],
+        size: tuple[int, int],
+        threshold: float = 0.5,
+        video_threshold: float = 0.5,
+        **parameters: Any,
+    ) -> SegmentResults:
+        """Return what is heard and seen in each segment."""
+        segments = parsed_of(scores, threshold, video_threshold)
+        tracks = {
+            "audible": (segments.audible, segments.audible_scores),
+            "visible": (segments.visible, segments.visible_scores),
+            "both": (segments.audible & segments.visible, segments.audible_scores * segments.visible_scores),
+        }
+        found: list[dict[Found, float | None]] = [
+            {
+                Found(track, label_entries(self.processor.label_name(label_id), label_id)): float(values[t, label_id])
+                for track, (active, values) in tracks.items()
+                for label_id in active[t].nonzero()[0].tolist()
+            }
+            for t in range(len(segments.audible))
+        ]
+        return with_agreement(SegmentResults({}, found, tuple(tracks)), scores)

@@ -7,6 +7,7 @@ import torch
 from ..errors import CaeAvError
 from ..tasks.few_shot_localization.results import ranked
 from .base import CaeAvPipeline
+from .segments import Found, SegmentResults, label_entries
 
 
 # Description of a sound in the authors' code.
@@ -95,6 +96,27 @@ class AudioVisualZeroShotClassificationPipeline(CaeAvPipeline):
         labels = ranked(torch.cat(results), self._own_labels if candidate_labels is None else candidate_labels)
         kept = ("score", "label", *(["segments"] if return_segments else []))
         return {"labels": [{name: label[name] for name in kept} for label in labels[:top_k]]}
+
+    def segment_scores(self, model_outputs: Any, rows: int) -> list[dict[str, Any]]:
+        """Return the scores of the labels in the segments of each window."""
+        return [{"logits": scores.cpu().numpy()} for scores in self.describe(model_outputs, [])]
+
+    def segment_results(
+        self,
+        scores: dict[str, Any],
+        size: tuple[int, int],
+        candidate_labels: list[str] | None = None,
+        **parameters: Any,
+    ) -> SegmentResults:
+        """Return the most likely label of each segment."""
+        labels = self._own_labels if candidate_labels is None else candidate_labels
+        chances = torch.as_tensor(scores["logits"]).softmax(-1)
+        values, best = (part.tolist() for part in chances.max(-1))
+        found: list[dict[Found, float | None]] = [
+            {Found("intervals", label_entries(labels[index], index)): score}
+            for index, score in zip(best, values, strict=True)
+        ]
+        return SegmentResults({"segments": [labels[index] for index in best], "scores": values}, found)
 
     def postprocess(self, model_outputs: Any, return_arrays: bool = True, **describe_parameters: Any) -> list[Any]:
         """Return the labels, or the error, of each clip of a batch."""

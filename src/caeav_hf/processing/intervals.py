@@ -1,6 +1,6 @@
 """Intervals of time, agreement, and checks of a model's outputs, shared by the results of several tasks."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -100,6 +100,20 @@ def last_agreement(outputs: Any) -> torch.Tensor | None:
     found = [outputs.get(name) for name in ("agreement_probs", "agreement")]
     stages = next((value for value in found if value is not None and len(value)), None)
     return None if stages is None else stages[-1].detach().float().cpu()
+
+
+def agreement_scores(outputs: Any) -> dict[str, torch.Tensor]:
+    """Return the agreement (B, T) at the last stage by `"calibrated_agreement"` or `"agreement"`; `{}` without one."""
+    agreement = last_agreement(outputs)
+    if agreement is None:
+        return {}
+    return {"agreement" if outputs.get("agreement_probs") is None else "calibrated_agreement": agreement}
+
+
+def agreement_of_scores(scores: Mapping[str, Any]) -> tuple[np.ndarray | None, bool]:
+    """Return the agreement (T,) among the scores of a clip's segments, or `None`, and whether it is calibrated."""
+    is_calibrated = "calibrated_agreement" in scores
+    return scores.get("calibrated_agreement" if is_calibrated else "agreement"), is_calibrated
 
 
 def _runs(segments: Sequence[int]) -> list[list[int]]:

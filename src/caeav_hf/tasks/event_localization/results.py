@@ -1,6 +1,6 @@
 """Conversion of event localization's output to labelled segments and intervals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +9,12 @@ import torch
 
 from ...errors import CaeAvError
 from ...processing.intervals import (
+    agreement_of_scores,
     agreement_of_segments,
+    agreement_scores,
     check_threshold,
     intervals_of,
     joined_agreement,
-    last_agreement,
     real_frames,
 )
 
@@ -86,11 +87,18 @@ class LocalizedSegments:
         }
 
 
-def localized_segments(
-    outputs: Any, threshold: float = 0.5, frame_mask: torch.Tensor | None = None
-) -> list[LocalizedSegments]:
-    """Return the segments of each clip, see [`CaeAvProcessor.localized_segments`]."""
-    check_threshold("threshold", threshold)
+def segment_scores(outputs: Any, frame_mask: torch.Tensor | None = None) -> list[dict[str, np.ndarray]]:
+    """
+    Return the scores that [`localized_of`] decides by, for the segments of each clip up to its last real one.
+
+    Returns:
+        For each clip a dict of **real** (T,) bool; **classes** (T, C), the probability that the segment has an event
+        of a class; **events** (T,), the probability that it has any, or with head `mlp` **background** (T,), that it
+        has none; and **agreement** or, if the model was trained for it, **calibrated_agreement** (T,).
+
+    Raises:
+        CaeAvError: A tensor has a wrong shape.
+    """
     event_logits, class_logits = outputs["event_logits"], outputs["class_logits"]
     if event_logits.ndim != 2 or class_logits.ndim != 2 or len(event_logits) != len(class_logits):
         raise CaeAvError(
@@ -98,34 +106,57 @@ def localized_segments(
             f"{tuple(event_logits.shape)} and {tuple(class_logits.shape)}"
         )
     real = real_frames(outputs, frame_mask, event_logits.shape, "event_logits").bool().cpu()
-    agreement = last_agreement(outputs)
+    scores = {"real": real}
     frame_log_probs = outputs.get("frame_log_probs")
     if frame_log_probs is None:
         events = event_logits.detach().float().sigmoid().cpu()
-        chances, labels = class_logits.detach().float().softmax(-1).max(-1)
-        scores = events * chances.cpu()[:, None]
-        labels = labels.cpu()[:, None].expand_as(events)
+        scores |= {
+            "events": events,
+            "classes": events[..., None] * class_logits.detach().float().softmax(-1).cpu()[:, None],
+        }
     else:
         expected = (*event_logits.shape, class_logits.shape[1] + 1)
         if frame_log_probs.shape != expected:
             raise CaeAvError(f"expected `frame_log_probs` {expected}, got shape {tuple(frame_log_probs.shape)}")
-        # In single precision, a sigmoid just above one half could be rounded to it.
-        best, labels = frame_log_probs[..., :-1].detach().cpu().double().max(-1)
-        events = (best - frame_log_probs[..., -1].detach().cpu().double()).sigmoid()
-        scores = best.exp().float()
+        # In single precision, the share of an event just above one half could be rounded to it.
+        probabilities = frame_log_probs.detach().cpu().double().exp()
+        scores |= {"classes": probabilities[..., :-1], "background": probabilities[..., -1]}
+    scores |= agreement_scores(outputs)
     # Remove padding at the end, so that the segments of a clip's next window can be appended.
     lengths = [int(mask.nonzero().max()) + 1 if mask.any() else 0 for mask in real]
     return [
-        LocalizedSegments(
-            real=real[clip, :length].numpy(),
-            label_ids=labels[clip, :length].numpy(),
-            active=(events[clip, :length] > threshold).numpy(),
-            scores=scores[clip, :length].numpy(),
-            agreement=None if agreement is None else agreement[clip, :length].numpy(),
-            is_calibrated=outputs.get("agreement_probs") is not None,
-        )
-        for clip, length in enumerate(lengths)
+        {name: values[clip, :length].numpy() for name, values in scores.items()} for clip, length in enumerate(lengths)
     ]
+
+
+def localized_of(scores: Mapping[str, np.ndarray], threshold: float = 0.5) -> LocalizedSegments:
+    """
+    Decide which segments have an event.
+
+    Args:
+        scores: Those of [`segment_scores`], or their means over several windows.
+        threshold: From 0 to 1.
+    """
+    check_threshold("threshold", threshold)
+    best = scores["classes"].max(-1, initial=0)
+    events = best / (best + scores["background"]) if "background" in scores else scores["events"]
+    agreement, is_calibrated = agreement_of_scores(scores)
+    return LocalizedSegments(
+        real=scores.get("real", np.ones(len(best), bool)),
+        label_ids=scores["classes"].argmax(-1),
+        active=events > threshold,
+        scores=best.astype(np.float32),
+        agreement=agreement,
+        is_calibrated=is_calibrated,
+    )
+
+
+def localized_segments(
+    outputs: Any, threshold: float = 0.5, frame_mask: torch.Tensor | None = None
+) -> list[LocalizedSegments]:
+    """Return the segments of each clip, see [`CaeAvProcessor.localized_segments`]."""
+    check_threshold("threshold", threshold)
+    return [localized_of(scores, threshold) for scores in segment_scores(outputs, frame_mask)]
 
 
 def events_of(processor: Any, segments: LocalizedSegments, segment_seconds: float | None = None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Conversion of video parsing's output to tracks of labelled intervals."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,31 +9,33 @@ import torch
 
 from ...errors import CaeAvError
 from ...processing.intervals import (
+    agreement_of_scores,
     agreement_of_segments,
+    agreement_scores,
     check_threshold,
     intervals_of,
     joined_agreement,
-    last_agreement,
     real_frames,
 )
 
 
-def has_class(
-    frame_probs: torch.Tensor, clip_probs: torch.Tensor, threshold: float = 0.5, video_threshold: float = 0.5
-) -> torch.Tensor:
+def has_class(frame_probs: Any, clip_probs: Any, threshold: float = 0.5, video_threshold: float = 0.5) -> Any:
     """
     Return whether segments have a class in a modality: if their own probability reaches `threshold` and that of the
     whole clip reaches `video_threshold`.
 
     Args:
         frame_probs: (B, T, C) probabilities of the modality's segments.
-        clip_probs: (B, C) probabilities of the modality in the whole clip.
+        clip_probs: (B, C) probabilities of the modality in the whole clip, or (B, T, C), those of the clips around
+            each segment.
         threshold, video_threshold: From 0 to 1.
 
     Returns:
-        (B, T, C) bool.
+        (B, T, C) bool, a tensor or an array as the arguments are.
     """
-    return (frame_probs >= threshold) & (clip_probs >= video_threshold)[:, None]
+    if clip_probs.ndim < frame_probs.ndim:
+        clip_probs = clip_probs[:, None]
+    return (frame_probs >= threshold) & (clip_probs >= video_threshold)
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,15 +105,18 @@ class ParsedSegments:
         }
 
 
-def parsed_segments(
-    outputs: Any,
-    threshold: float = 0.5,
-    video_threshold: float = 0.5,
-    frame_mask: torch.Tensor | None = None,
-) -> list[ParsedSegments]:
-    """Return the segments of each clip, see [`CaeAvProcessor.parsed_segments`]."""
-    check_threshold("threshold", threshold)
-    check_threshold("video_threshold", video_threshold)
+def segment_scores(outputs: Any, frame_mask: torch.Tensor | None = None) -> list[dict[str, np.ndarray]]:
+    """
+    Return the scores that [`parsed_of`] decides by, for the real segments of each clip.
+
+    Returns:
+        For each clip a dict of **audio**, **visual** (T, C), probabilities of the segments; **audio_clip**,
+        **visual_clip** (T, C), those of the whole clip, repeated; and **agreement** or, if the model was trained for
+        it, **calibrated_agreement** (T,).
+
+    Raises:
+        CaeAvError: A tensor has a wrong shape.
+    """
     shapes = {
         name: tuple(outputs[name].shape)
         for name in ("audio_frame_probs", "visual_frame_probs", "audio_probs", "visual_probs")
@@ -123,24 +128,51 @@ def parsed_segments(
             f"(B, C), got shapes {', '.join(map(str, shapes.values()))}"
         )
     real = real_frames(outputs, frame_mask, torch.Size(whole[:2]), "audio_frame_probs").bool().cpu()
-    agreement = last_agreement(outputs)
-    active, scores = {}, {}
+    scores = agreement_scores(outputs)
     for modality in ("audio", "visual"):
-        frames = outputs[f"{modality}_frame_probs"].detach().float().cpu()
+        scores[modality] = outputs[f"{modality}_frame_probs"].detach().float().cpu()
         clips = outputs[f"{modality}_probs"].detach().float().cpu()
-        active[modality] = has_class(frames, clips, threshold, video_threshold)
-        scores[modality] = frames.clamp(max=1.0)
-    return [
-        ParsedSegments(
-            audible=active["audio"][clip, mask].numpy(),
-            visible=active["visual"][clip, mask].numpy(),
-            audible_scores=scores["audio"][clip, mask].numpy(),
-            visible_scores=scores["visual"][clip, mask].numpy(),
-            agreement=None if agreement is None else agreement[clip, mask].numpy(),
-            is_calibrated=outputs.get("agreement_probs") is not None,
-        )
-        for clip, mask in enumerate(real)
-    ]
+        scores[f"{modality}_clip"] = clips[:, None].expand_as(scores[modality])
+    return [{name: values[clip, mask].numpy() for name, values in scores.items()} for clip, mask in enumerate(real)]
+
+
+def parsed_of(
+    scores: Mapping[str, np.ndarray], threshold: float = 0.5, video_threshold: float = 0.5
+) -> ParsedSegments:
+    """
+    Decide which classes are heard and seen in segments.
+
+    Args:
+        scores: Those of [`segment_scores`], or their means over several windows.
+        threshold, video_threshold: From 0 to 1.
+    """
+    check_threshold("threshold", threshold)
+    check_threshold("video_threshold", video_threshold)
+    active = {
+        modality: has_class(scores[modality][None], scores[f"{modality}_clip"][None], threshold, video_threshold)[0]
+        for modality in ("audio", "visual")
+    }
+    agreement, is_calibrated = agreement_of_scores(scores)
+    return ParsedSegments(
+        audible=active["audio"],
+        visible=active["visual"],
+        audible_scores=scores["audio"].clip(max=1.0),
+        visible_scores=scores["visual"].clip(max=1.0),
+        agreement=agreement,
+        is_calibrated=is_calibrated,
+    )
+
+
+def parsed_segments(
+    outputs: Any,
+    threshold: float = 0.5,
+    video_threshold: float = 0.5,
+    frame_mask: torch.Tensor | None = None,
+) -> list[ParsedSegments]:
+    """Return the segments of each clip, see [`CaeAvProcessor.parsed_segments`]."""
+    check_threshold("threshold", threshold)
+    check_threshold("video_threshold", video_threshold)
+    return [parsed_of(scores, threshold, video_threshold) for scores in segment_scores(outputs, frame_mask)]
 
 
 def parsing_tracks(processor: Any, segments: ParsedSegments) -> dict[str, Any]:

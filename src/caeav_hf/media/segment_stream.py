@@ -1,0 +1,425 @@
+"""
+Read a video of any length segment by segment, in constant memory, while it runs.
+
+Segments lie on an absolute grid: segment t covers the seconds [t * segment_seconds, (t + 1) * segment_seconds) after
+time zero, wherever reading starts, and its frame is the one on show at its middle, as in `media.clip`. Time zero of a
+file or an address is the first timestamp of its video; a [`Feed`] has a clock of its own.
+
+What cannot be read is a [`Gap`], and reading goes on after it. A picture that is lost for less than a segment leaves
+the one before it on show; lost sound is silent up to half a segment. A frame that stands long without any loss, as in
+recordings of a screen, is no gap if the file gives its duration, or for `LONGEST_HOLD` seconds.
+"""
+
+import heapq
+import math
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import av
+import numpy as np
+from transformers.utils import logging
+
+from ..errors import CaeAvError, MediaError
+from .containers import (
+    MediaFile,
+    announced_end,
+    audio_stream,
+    best_stream,
+    frame_rate_of,
+    in_seconds,
+    packets_of,
+    start_time,
+    try_packet,
+    upright,
+    video_stream,
+)
+from .inputs import as_frames, as_waveform
+from .segments import SEGMENT_REST, TIME_EPSILON, check_range
+from .sound import AudioTrack
+
+
+logger = logging.get_logger(__name__)
+
+# Seconds for which a frame without a duration stays on show if no other follows.
+LONGEST_HOLD = 10.0
+# Seconds by which the picture may run ahead of the sound, in a file and in a running source, before the sound that is
+# missing is taken for silence.
+_FILE_SKEW, _LIVE_SKEW = 10.0, 2.0
+# Seconds of sound that wait for their picture; earlier ones are forgotten.
+_WAITING_SOUND = 30.0
+# Share of a segment's sound that must be known.
+_KNOWN_SOUND = 0.5
+_NO_PICTURE, _NO_SOUND = "its picture cannot be decoded", "its sound cannot be decoded"
+# Seconds by which seeking aims earlier than wanted: decoders of sound need some packets before they are exact.
+_SEEK_MARGIN = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """
+    A segment of a stream.
+
+    Attributes:
+        index: Its place on the grid.
+        image: (H, W, 3) uint8 RGB, the frame at its middle, upright.
+        time: Timestamp of the frame in seconds after time zero.
+        sound: (samples of a segment,) float32, mono, in [-1, 1].
+        has_audio: Whether the stream has sound. If not, `sound` is silence.
+    """
+
+    index: int
+    image: np.ndarray
+    time: float
+    sound: np.ndarray
+    has_audio: bool
+
+
+@dataclass(frozen=True)
+class Gap:
+    """
+    A stretch without results.
+
+    Attributes:
+        start, end: Seconds after time zero; `end` is `None` as long as it is not known.
+        reason: What happened, for the user.
+    """
+
+    start: float
+    end: float | None
+    reason: str
+
+
+@dataclass
+class Feed:
+    """
+    A running source of frames and sound, such as a camera.
+
+    Args:
+        items: Pairs of a time in seconds and an array: (H, W, 3) uint8 for a frame, (samples,) or (channels, samples)
+            of floats in [-1, 1], int16 or int32 for sound. Frames and sound come in the order of their times, each by
+            itself, in chunks of any size.
+        sampling_rate: Samples per second of the sound; `None` for a source without sound.
+        name: Name in results and errors.
+        live: Whether the source runs on by itself, so that a slow model has to leave out what it cannot keep up with;
+            otherwise the source is read only as fast as it is processed.
+    """
+
+    items: Iterable[tuple[float, Any]]
+    sampling_rate: int | None = None
+    name: str = "<feed>"
+    live: bool = True
+
+
+def is_live(source: Any) -> bool:
+    """Return whether a source runs on by itself: a [`Feed`] says so, and of addresses all but those of http."""
+    if isinstance(source, Feed):
+        return source.live
+    return isinstance(source, str) and source.partition("://")[0].lower() in (
+        *("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp", "tcp"),
+    )
+
+
+def read_segments(
+    source: Any,
+    *,
+    segment_seconds: float,
+    sampling_rate: int,
+    start: float = 0.0,
+    end: float | None = None,
+    name: str | None = None,
+    on_missing_audio: str = "silence",
+    timeout: float | None = None,
+    num_threads: int = 0,
+) -> Iterator[Segment | Gap]:
+    """
+    Yield the segments of a source, and the gaps between them, in order.
+
+    Args:
+        source: A file, as for [`~media.clip.load_clip`], a pipe, an address that FFmpeg reads, or a [`Feed`].
+        segment_seconds: Seconds of a segment.
+        sampling_rate: Samples per second of the returned sound.
+        start, end: Part to read, in seconds after time zero: from the segment that contains `start` to the one that
+            `end` lies in or borders on.
+        name: Name in errors.
+        on_missing_audio: `"silence"` or `"error"`, for a source without sound.
+        timeout: Seconds to wait for an address.
+        num_threads: Threads of the video decoder; 0 lets FFmpeg choose.
+
+    Raises:
+        MediaError: The source cannot be opened, has no video, or none of it can be decoded. Errors after the first
+            frame are gaps.
+        CaeAvError: An argument is out of range, or an item of a feed is no frame or sound.
+    """
+    check_range(start, end, sampling_rate)
+    first = math.floor(start / segment_seconds + TIME_EPSILON)
+    last = math.inf if end is None else math.ceil(end / segment_seconds - TIME_EPSILON)
+    skew = _LIVE_SKEW if is_live(source) else _FILE_SKEW
+    assembler = _Assembler(segment_seconds, sampling_rate, first, last, skew)
+    if isinstance(source, Feed):
+        has_audio = source.sampling_rate is not None
+        events: Iterator[None] = _feed(source, assembler)
+        name = name or source.name
+        return _assembled(assembler, events, name, has_audio, on_missing_audio)
+    media = MediaFile.of_stream(source, name)
+    return _of_media(media, assembler, start, on_missing_audio, timeout, num_threads)
+
+
+def _of_media(
+    media: MediaFile,
+    assembler: "_Assembler",
+    start: float,
+    on_missing_audio: str,
+    timeout: float | None,
+    num_threads: int,
+) -> Iterator[Segment | Gap]:
+    with media.open(timeout) as container:
+        video = video_stream(container, media.name)
+        video.thread_type = "AUTO"
+        video.codec_context.thread_count = num_threads
+        audio = None if best_stream(container, "audio") is None else audio_stream(container, media.name)
+        events = _decode(container, video, audio, assembler, start)
+        yield from _assembled(assembler, events, media.name, audio is not None, on_missing_audio)
+
+
+def _assembled(
+    assembler: "_Assembler", events: Iterator[None], name: str, has_audio: bool, on_missing_audio: str
+) -> Iterator[Segment | Gap]:
+    """Yield what the assembler has completed after each event."""
+    if not has_audio and on_missing_audio == "error":
+        raise MediaError(f"{name}: no audio stream; expected one, or `on_missing_audio='silence'`")
+    assembler.has_audio = has_audio
+    for _ in events:
+        yield from assembler.completed()
+        if assembler.is_done:
+            yield from assembler.close_gap()
+            return
+    if not assembler.has_started:
+        reason = f" ({assembler.failure})" if assembler.failure else ""
+        raise MediaError(f"{name}: no frame could be decoded{reason}; expected a readable video stream")
+    yield from assembler.finished()
+
+
+def _decode(container: Any, video: Any, audio: Any, assembler: "_Assembler", start: float) -> Iterator[None]:
+    """Decode a container into the assembler; yield after each packet."""
+    origin, rate = start_time(video, container), frame_rate_of(video)
+    assembler.track.begin = origin
+    assembler.begins_at_first = True
+    if start > _SEEK_MARGIN:
+        try:
+            container.seek(round((origin + start - _SEEK_MARGIN) * av.time_base))
+        except (av.FFmpegError, OSError, OverflowError) as error:
+            logger.debug(f"reading from the beginning, since seeking failed: {error}")
+    reformatter = av.video.reformatter.VideoReformatter()
+    size: list[int] = []
+    waiting: list[float] = []  # times of packets whose frames have not come out of the decoder
+    errors: list[Exception] = []
+    read_until = -math.inf
+
+    def to_rgb(frame: Any) -> np.ndarray:
+        if not size:  # a stream that changes its size keeps that of its first frame
+            size.extend((frame.width, frame.height))
+        return upright(reformatter.reformat(frame, *size, "rgb24").to_ndarray(), frame)
+
+    for stream, packet in packets_of(container, [video] if audio is None else [video, audio], errors):
+        if stream.index != video.index:
+            for frame in try_packet(stream, packet) or ():
+                assembler.add_sound(frame)
+            yield
+            continue
+        if packet is not None and packet.size and not packet.is_discard:
+            time = in_seconds(packet.pts, packet.time_base)
+            if time is not None:
+                heapq.heappush(waiting, time - origin)
+                length = in_seconds(packet.duration, packet.time_base) or (1 / rate if rate else 0.0)
+                read_until = max(read_until, time - origin + length)
+        for frame in try_packet(stream, packet) or ():
+            if frame.is_corrupt:
+                continue
+            time = in_seconds(frame.pts, frame.time_base)
+            # Raw streams carry no timestamps: their frames follow each other at the stream's rate.
+            time = max(assembler.shown_until, 0.0) if time is None else time - origin
+            lost = False
+            while waiting and waiting[0] <= time + TIME_EPSILON:
+                # Frames come in the order of their times: an earlier packet has none.
+                lost |= assembler.shown_time + TIME_EPSILON < heapq.heappop(waiting) < time - TIME_EPSILON
+            length = in_seconds(frame.duration, frame.time_base)
+            assembler.add_frame(time, lambda frame=frame: to_rgb(frame), length or (1 / rate if rate else 0.0), lost)
+        yield
+    assembler.read_until = read_until
+    announced = announced_end(video, container)
+    if errors:
+        assembler.failure = f"cannot be read on: {errors[0]}"
+    elif announced is not None:
+        assembler.failure = f"breaks off before the end at {announced:.2f} s that it announces"
+    assembler.announced = announced
+
+
+def _feed(source: Feed, assembler: "_Assembler") -> Iterator[None]:
+    """Read a feed into the assembler; yield after each item."""
+    items = iter(source.items)
+    expected = "expected pairs of a time in seconds and a frame (H, W, 3) uint8 or sound (samples,)"
+    while True:
+        try:
+            item = next(items)
+        except StopIteration:
+            return
+        except CaeAvError:
+            raise
+        except Exception as error:
+            # Whatever a camera's driver raises ends the source, but not what was found before.
+            assembler.failure = f"the source failed: {error or type(error).__name__}"
+            return
+        try:
+            time, array = item
+            time = float(time)
+        except (TypeError, ValueError) as error:
+            raise CaeAvError(f"{source.name}: gave a {type(item).__name__}; {expected}") from error
+        if not math.isfinite(time):
+            raise CaeAvError(f"{source.name}: gave the time {time}; {expected}")
+        if np.ndim(array) == 3:
+            image = as_frames([array], source.name)[0]
+            assembler.add_frame(time, lambda image=image: image, 0.0, lost=False)
+        elif np.size(array):
+            rate = source.sampling_rate
+            sound = as_waveform(array, f"the sound of {source.name}", sampling_rate=rate, wanted=rate or 0)
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound)[None], format="fltp", layout="mono")
+            frame.sample_rate, frame.time_base = rate, Fraction(1, rate or 1)
+            frame.pts = round(time * frame.sample_rate)
+            assembler.add_sound(frame)
+        yield
+
+
+class _Assembler:
+    """Puts frames and sound together to segments; holds one decoded frame and the segments that wait for sound."""
+
+    def __init__(self, seconds: float, rate: int, first: int, last: float, skew: float) -> None:
+        self.seconds, self.last, self.skew = seconds, last, skew
+        self.samples = round(seconds * rate)
+        self.track = AudioTrack(rate, 0.0, None)
+        self.has_audio = True
+        # Whether the source has pictures from the first segment on, so that earlier ones are missing.
+        self.begins_at_first = False
+        # What ended the source, and what a file says of its pictures: the end of its header, that of its packets.
+        self.failure = ""
+        self.announced: float | None = None
+        self.read_until = -math.inf
+        self.shown_time = self.shown_until = -math.inf
+        self._next = first  # the next segment without a picture
+        self._image: Callable[[], np.ndarray] | None = None
+        self._converted: np.ndarray | None = None
+        self._pictures: deque[tuple[int, np.ndarray | None, float, str]] = deque()
+        self._gap: tuple[int, int, str] | None = None
+
+    @property
+    def has_started(self) -> bool:
+        """Whether there was a frame."""
+        return self._image is not None
+
+    @property
+    def is_done(self) -> bool:
+        """Whether all wanted segments are complete."""
+        return self._next >= self.last and not self._pictures
+
+    def add_frame(self, time: float, image: Callable[[], np.ndarray], duration: float, lost: bool) -> None:
+        """
+        Add the next frame.
+
+        Args:
+            time: Seconds after time zero; a frame that is not later than the one before is ignored.
+            image: Returns it as (H, W, 3) uint8.
+            duration: Seconds for which it is shown; 0 if they are unknown.
+            lost: Whether frames before it are known to be missing.
+        """
+        if time <= self.shown_time:
+            return
+        if self._image is None:
+            begin = math.floor(time / self.seconds + TIME_EPSILON)
+            if self.begins_at_first:
+                begin = min(begin, self.last) if math.isfinite(self.last) else begin
+                self._pictures += [(index, None, 0.0, _NO_PICTURE) for index in range(self._next, int(begin))]
+            self._next = max(self._next, int(begin))
+            # A frame that comes after the middle of its segment is the nearest one to it.
+            shown = min(time, (self._next + 0.5) * self.seconds)
+        else:
+            while self._next < self.last and (self._next + 0.5) * self.seconds < time - TIME_EPSILON:
+                self._take_picture(lost)
+            shown = time
+        self._image, self._converted = image, None
+        self.shown_time, self.shown_until = shown, time + duration
+
+    def add_sound(self, frame: Any) -> None:
+        """Add the next frame of sound, whose timestamp is on the time line of the track."""
+        self.track.push(frame)
+        waiting = self._pictures[0][0] if self._pictures else self._next
+        if self.track.end_time > waiting * self.seconds + _WAITING_SOUND:
+            self.track.forget(round((self.track.end_time - _WAITING_SOUND) * self.track.rate))
+
+    def completed(self, sound_is_over: bool = False) -> Iterator[Segment | Gap]:
+        """Yield the segments that are complete, and the gaps before them."""
+        track = self.track
+        while self._pictures:
+            index, image, time, reason = self._pictures[0]
+            begin, until = index * self.seconds, (index + 1) * self.seconds
+            goes_on = track.end_time >= until
+            is_late = self.shown_time - max(track.end_time, begin) >= self.skew
+            if self.has_audio and not (goes_on or sound_is_over or is_late):
+                return
+            self._pictures.popleft()
+            has_begun = track.first_time is not None and track.first_time - track.begin <= begin + TIME_EPSILON
+            first = round(begin * track.rate)
+            sound, known = track.take(first, first + self.samples)
+            if image is not None and has_begun and goes_on and known < _KNOWN_SOUND * self.samples:
+                image, reason = None, _NO_SOUND
+            if image is None:
+                yield from self._miss(index, reason)
+            else:
+                yield from self.close_gap()
+                yield Segment(index, image, time, sound, self.has_audio)
+
+    def finished(self) -> Iterator[Segment | Gap]:
+        """Yield the rest, at the end of the source."""
+        self.track.finish()
+        read_until = max(self.shown_until, self.shown_time, self.read_until)
+        lost = self.read_until > self.shown_until + self.seconds
+        count = math.ceil(read_until / self.seconds - SEGMENT_REST - TIME_EPSILON)
+        while self._next < min(count, self.last):
+            self._take_picture(lost)
+        yield from self.completed(sound_is_over=True)
+        if self._next < self.last:
+            # A header's end may be that of the sound.
+            rest = -math.inf if self.announced is None else self.announced - max(read_until, self.track.end_time)
+            if rest > self.seconds or (self.failure and self.announced is None):
+                first = self._next if self._gap is None else self._gap[0]
+                self._gap = None
+                yield Gap(first * self.seconds, self.announced, self.failure)
+        yield from self.close_gap()
+
+    def close_gap(self) -> Iterator[Gap]:
+        """Yield the gap before the next segment, if there is one."""
+        if self._gap is not None:
+            first, last, reason = self._gap
+            self._gap = None
+            yield Gap(first * self.seconds, last * self.seconds, reason)
+
+    def _take_picture(self, lost: bool) -> None:
+        """Give the frame on show to the next segment, unless it was gone at its middle."""
+        assert self._image is not None, "there is no frame yet"
+        if (self._next + 0.5) * self.seconds > self.shown_until + (self.seconds if lost else LONGEST_HOLD):
+            reason = _NO_PICTURE if lost else f"no frame for more than {LONGEST_HOLD:g} s"
+            self._pictures.append((self._next, None, 0.0, reason))
+        else:
+            if self._converted is None:
+                self._converted = self._image()
+            self._pictures.append((self._next, self._converted, self.shown_time, ""))
+        self._next += 1
+
+    def _miss(self, index: int, reason: str) -> Iterator[Gap]:
+        """Add a segment to the gap before the next one; yield the one before if it has another reason."""
+        if self._gap is not None and self._gap[2] == reason:
+            self._gap = (self._gap[0], index + 1, reason)
+            return
+        yield from self.close_gap()
+        self._gap = (index, index + 1, reason)
