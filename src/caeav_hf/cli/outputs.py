@@ -2,14 +2,20 @@
 
 import argparse
 import json
+import math
+import tempfile
+import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ..errors import CaeAvError
 from ..task import tasks
-from .targets import Target, target_of, write_json, write_mask
+from .targets import MaskFiles, Target, mask_path, target_of, write_json, write_mask
 
 
+# Seconds between two times that the results of a running stream are written, and the share of time to write them.
+SAVE_INTERVAL, SAVE_SHARE = 2.0, 0.05
 # Files for other programs, by their option: the suffix, the function of `caeav_hf.visualization` that writes one, and
 # whether one file may hold several clips.
 EXPORTS = {
@@ -36,6 +42,8 @@ class Output:
     task = "another task"
     purpose = "has a task of its own"
     own_options: tuple[str, ...] = ()
+    # Whether long clips are processed as streams.
+    streams = True
 
     def __init__(self, options: argparse.Namespace) -> None:
         for name in SPECIAL_OPTIONS:
@@ -54,6 +62,8 @@ class Output:
         }
         # Of all clips, for exports in one file.
         self.annotations: list[Any] = []
+        # Clips that were processed as streams.
+        self.streamed: set[str] = set()
 
     @classmethod
     def check(cls, options: argparse.Namespace, config: Any) -> None:
@@ -82,9 +92,49 @@ class Output:
         """Add the result of a clip; raise a [`~errors.MediaError`] if the clip cannot be read again for a picture."""
         raise NotImplementedError
 
-    def export(self, model: Any, clip: str, result: Any) -> None:
+    def collect(self, model: Any, clip: str, updates: Iterable[Any]) -> Any:
         """
-        Write the result of a clip to the files for other programs.
+        Return the result of a clip that is processed as a stream, in the form of the pipeline's. What was found so far
+        is written every few seconds, and at an interruption.
+        """
+        from ..streaming import JoinedResult
+
+        self.streamed.add(clip)
+        joined = JoinedResult(model.processor.segment_seconds)
+        saved, interval = time.monotonic(), SAVE_INTERVAL
+        try:
+            for update in updates:
+                joined.add(update)
+                self.take(model, clip, update)
+                if time.monotonic() > saved + interval:
+                    begun = time.monotonic()
+                    self.save(model, clip, joined.result())
+                    saved = time.monotonic()
+                    interval = max(SAVE_INTERVAL, (saved - begun) / SAVE_SHARE)
+        except KeyboardInterrupt:
+            if joined.has_started:
+                self.save(model, clip, joined.result(), is_last=True)
+            raise
+        return joined.result()
+
+    def take(self, model: Any, clip: str, update: Any) -> None:
+        """Take what is not kept in memory from an update of a stream."""
+
+    def save(self, model: Any, clip: str, result: Any, is_last: bool = False) -> None:
+        """Write the result of a stream so far; with `is_last` keep it, since there will be no other."""
+        raise NotImplementedError
+
+    def clip_to_draw(self, model: Any, clip: str) -> Any:
+        """Return a clip for its picture; of one that was processed as a stream, small frames and the sound's peaks."""
+        if clip not in self.streamed:
+            return model.load_clip(clip)
+        from ..streaming.preview import preview
+
+        return preview(clip, model.processor)
+
+    def export(self, model: Any, clip: str, result: Any, is_last: bool = True) -> None:
+        """
+        Write the result of a clip to the files for other programs, of a stream the result so far unless `is_last`.
 
         Raises:
             CaeAvError: The result has nothing with a beginning and an end, or a file cannot be written.
@@ -94,11 +144,15 @@ class Output:
         from .. import visualization
 
         found = visualization.annotations_of(result, segment_seconds=model.processor.segment_seconds, file=clip)
-        self.annotations += found if "csv" in self.exports else []
+        earlier = list(self.annotations)
         for name, target in self.exports.items():
             write = getattr(visualization, EXPORTS[name][1])
             if target.one_per_clip or not EXPORTS[name][2]:
                 write(found, target(clip), **({"media": clip} if name == "eaf" else {}))
+            elif not is_last:
+                write([*earlier, *found], target.path)
+        if is_last and "csv" in self.exports:
+            self.annotations += found
 
     def finish(self) -> None:
         """Write what covers all clips."""
@@ -139,6 +193,15 @@ class JsonOutput(Output):
         if self.picture is not None and "error" not in result:
             self.draw(model, clip, result, self.picture(clip))
 
+    def save(self, model: Any, clip: str, result: Any, is_last: bool = False) -> None:
+        result = self.for_json(result)
+        if self.file is not None:
+            content = result if self.file.one_per_clip else [*self.results, result]
+            write_json(self.file(clip) if self.file.one_per_clip else self.file.path, content)
+        self.export(model, clip, result, is_last)
+        if is_last:
+            self.results.append(result)
+
     def finish(self) -> None:
         super().finish()
         if self.file is None:
@@ -158,7 +221,9 @@ class Events(JsonOutput):
         from ..visualization import plot_event_timeline
 
         seconds = model.processor.segment_seconds
-        plot_event_timeline(model.load_clip(clip), result, path=path, segment_seconds=seconds, title=Path(clip).name)
+        plot_event_timeline(
+            self.clip_to_draw(model, clip), result, path=path, segment_seconds=seconds, title=Path(clip).name
+        )
 
 
 class Tracks(JsonOutput):
@@ -184,7 +249,9 @@ class Tracks(JsonOutput):
         from ..visualization import plot_parsing_timeline
 
         seconds = model.processor.segment_seconds
-        plot_parsing_timeline(model.load_clip(clip), result, path=path, segment_seconds=seconds, title=Path(clip).name)
+        plot_parsing_timeline(
+            self.clip_to_draw(model, clip), result, path=path, segment_seconds=seconds, title=Path(clip).name
+        )
 
 
 class Answers(JsonOutput):
@@ -192,6 +259,8 @@ class Answers(JsonOutput):
 
     task = "question answering"
     purpose = "answers questions"
+    # Each answer is about the whole clip.
+    streams = False
     own_options = ("question", *EXPORTS)
 
     def __init__(self, options: argparse.Namespace) -> None:
@@ -224,6 +293,18 @@ class Labels(JsonOutput):
     def parameters(self) -> dict[str, Any]:
         return {**super().parameters(), **({"return_segments": True} if self.exports else {})}
 
+    def collect(self, model: Any, clip: str, updates: Iterable[Any]) -> Any:
+        import torch
+
+        from ..tasks.few_shot_localization.results import ranked
+
+        segments = super().collect(model, clip, updates)["logits"]
+        names = [model.model.config.id2label[index] for index in range(model.model.config.num_labels)]
+        return ranked(torch.tensor([scores for scores in segments if scores is not None]), names)
+
+    def save(self, model: Any, clip: str, result: Any, is_last: bool = False) -> None:
+        """Do nothing: the labels are those of the whole clip."""
+
     def for_json(self, result: Any) -> Any:
         # The probabilities in each segment are for the exports alone.
         if not isinstance(result, list):
@@ -250,6 +331,10 @@ class Masks(Output):
         self.video = target_of(options.overlay, options.clips, ".mp4", one_file_holds_all=False)
         self.show_frames = not several
         self.index: list[dict[str, Any]] = []
+        # Entries of the frames of the clip that is being processed as a stream, and where its masks are.
+        self.frames: list[dict[str, Any]] = []
+        self.masks: MaskFiles | None = None
+        self.temporary: tempfile.TemporaryDirectory | None = None
 
     def parameters(self) -> dict[str, Any]:
         return {**super().parameters(), "return_arrays": True}  # masks as arrays, to write as images
@@ -259,18 +344,12 @@ class Masks(Output):
             self.index.append(result)
             return
         seconds, masks = model.processor.segment_seconds, result.get("masks")
-        frames = []
-        for number, time in enumerate(result["timestamps"]):
-            frame = {"timestamp": time, "start": number * seconds, "end": (number + 1) * seconds}
-            if masks is not None and self.folder is not None:
-                path = self.folder(clip) / f"{number:05d}.png"
-                write_mask(path, masks[number])
-                frame["mask"] = path.relative_to(self.folder.path).as_posix()
-            frames.append({**frame, **self.of_frame(result, number)})
-        entry = {name: result[name] for name in ("file", "duration", "has_audio", "analyzed")}
-        if masks is not None:
-            entry["height"], entry["width"] = masks.shape[1:]
-        self.index.append({**entry, **self.of_clip(result), "frames": frames})
+        if clip in self.streamed:
+            masks = self.masks
+        else:
+            self.frames, self.masks = [], None
+            self.add_frames(clip, result, 0, seconds)
+        self.index.append(self.entry(result, masks))
         if self.picture is not None:
             self.draw(model, clip, result, self.picture(clip))
         if self.video is not None:
@@ -279,15 +358,72 @@ class Masks(Output):
             from ..visualization.overlay import write_overlay
 
             if masks is None:
-                masks = np.zeros((len(frames), *model.load_clip(clip).size), dtype=bool)
+                height, width = model.processor.load_clip(clip, num_segments=1, on_missing_audio="silence").size
+                count = 1 + round(self.frames[-1]["start"] / seconds)
+                masks = np.broadcast_to(np.zeros((height, width), dtype=bool), (count, height, width))
+            said = {round(frame["start"] / seconds): frame.get("description", "") for frame in self.frames}
             write_overlay(
                 clip,
                 masks,
                 self.video(clip),
                 segment_seconds=seconds,
-                captions=result.get("descriptions"),
+                captions=[said.get(index, "") for index in range(len(masks))] if "descriptions" in result else None,
                 show_progress=self.show_frames,
             )
+
+    def add_frames(self, clip: str, result: Any, first: int, seconds: float) -> None:
+        """Write the masks of consecutive segments from index `first` on, and their entries of the index."""
+        masks = result.get("masks")
+        for number, time_shown in enumerate(result["timestamps"]):
+            index = first + number
+            frame = {"timestamp": time_shown, "start": index * seconds, "end": (index + 1) * seconds}
+            if masks is not None and self.folder is not None:
+                path = mask_path(self.folder(clip), index)
+                write_mask(path, masks[number])
+                frame["mask"] = path.relative_to(self.folder.path).as_posix()
+            elif self.masks is not None and self.masks.folder is not None:
+                write_mask(mask_path(self.masks.folder, index), masks[number])
+            if self.masks is not None:
+                self.masks.count = index + 1
+            self.frames.append({**frame, **self.of_frame(result, number)})
+
+    def entry(self, result: dict[str, Any], masks: Any) -> dict[str, Any]:
+        """Return the index's entry of a clip."""
+        names = ("file", "duration", "has_audio", "analyzed", "gaps")
+        entry = {name: result[name] for name in names if name in result}
+        if masks is not None:
+            entry["height"], entry["width"] = masks.shape[1:]
+        return {**entry, **self.of_clip(result), "frames": self.frames}
+
+    def collect(self, model: Any, clip: str, updates: Iterable[Any]) -> Any:
+        self.frames, self.masks = [], None
+        return super().collect(model, clip, updates)
+
+    def take(self, model: Any, clip: str, update: Any) -> None:
+        if not update.num_segments:
+            return
+        seconds = model.processor.segment_seconds
+        if self.masks is None and "masks" in update.values:
+            self.masks = MaskFiles(self._place(clip), update.values["masks"].shape[1:])
+        self.add_frames(clip, update.values, round(update.start / seconds), seconds)
+
+    def save(self, model: Any, clip: str, result: Any, is_last: bool = False) -> None:
+        entry = self.entry(result, self.masks)
+        if self.folder is not None:
+            write_json(self.folder.path / "index.json", [*self.index, entry])
+        self.export(model, clip, result, is_last)
+        if is_last:
+            self.index.append(entry)
+
+    def _place(self, clip: str) -> Path | None:
+        """Return the folder of a stream's masks: that of the clip, or a temporary one if only pictures need them."""
+        if self.folder is not None:
+            return self.folder(clip)
+        if self.video is None and self.picture is None:
+            return None
+        if self.temporary is None:
+            self.temporary = tempfile.TemporaryDirectory(prefix="caeav-masks-")
+        return Path(self.temporary.name) / str(len(self.index))
 
     def of_frame(self, result: dict[str, Any], number: int) -> dict[str, Any]:
         """Return what the index says of a frame besides its times and its mask."""
@@ -299,12 +435,27 @@ class Masks(Output):
 
     def draw(self, model: Any, clip: str, result: dict[str, Any], path: Path) -> None:
         """Plot the picture of a clip."""
-        from ..visualization import plot_masks
+        from ..visualization import MAX_COLUMNS, plot_masks
 
-        plot_masks(model.load_clip(clip), result["masks"], path=path, title=Path(clip).name)
+        shown: Any = None
+        masks: Any = result.get("masks")
+        if clip in self.streamed:
+            import numpy as np
+
+            step = max(1, math.ceil(len(self.frames) / MAX_COLUMNS))
+            starts = [frame["start"] for frame in self.frames[::step]]
+            from ..streaming.preview import segments_at
+
+            shown = segments_at(clip, model.processor, starts)
+            indices = [round(start / model.processor.segment_seconds) for start in starts]
+            assert self.masks is not None, "only models that predict masks have a sheet"
+            masks = np.stack([self.masks[index] for index in indices])
+        plot_masks(shown or model.load_clip(clip), masks, path=path, title=Path(clip).name)
 
     def finish(self) -> None:
         super().finish()
+        if self.temporary is not None:
+            self.temporary.cleanup()
         if self.folder is None:
             print(json.dumps(self.index, indent=2))
         else:
@@ -349,5 +500,5 @@ class Descriptions(Masks):
 
         seconds = model.processor.segment_seconds
         plot_description_timeline(
-            model.load_clip(clip), result, path=path, segment_seconds=seconds, title=Path(clip).name
+            self.clip_to_draw(model, clip), result, path=path, segment_seconds=seconds, title=Path(clip).name
         )

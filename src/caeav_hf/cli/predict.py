@@ -4,13 +4,19 @@ import argparse
 import glob
 import json
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from ..constants import MEDIA_SUFFIXES
 from ..errors import CaeAvError, MediaError
 from .captions import add_server_options, server_captioner
+
+
+# Of a long clip: seconds of video that were processed, time that has passed and is left, and speed.
+_BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} s of video [{elapsed}<{remaining}{postfix}]"
 
 
 def add_command(commands: Any) -> None:
@@ -93,6 +99,13 @@ def add_command(commands: Any) -> None:
         help="windows of clips that are longer than the model's input: all (default) or only the first",
     )
     predict.add_argument(
+        "--stride",
+        type=int,
+        metavar="N",
+        help="segments from one window of a longer clip to the next, which overlap; as many as a window has for no "
+        "overlap (default: half of these)",
+    )
+    predict.add_argument(
         "--on-missing-audio",
         choices=("silence", "error"),
         help="for a clip without a sound track: use silence (default) or report an error",
@@ -124,10 +137,16 @@ def _predict(options: argparse.Namespace) -> int:
     model = load_pipeline(options.model, task, options.device, on_error="skip", **output.parameters())
     failed = []
     captioner = server_captioner(options)
-    stream = model((clip for clip in clips), batch_size=options.batch_size, captioner=captioner)
+    streams = output.streams and captioner is None and can_stream(model, options.windows)
+    if options.stride is not None and not streams:
+        raise CaeAvError(
+            "--stride is for long clips, which this model does not process in overlapping windows, or not with "
+            "--windows first or a caption server"
+        )
+    results = _results(model, clips, options, output, captioner, streams)
     try:
         with tqdm(total=len(clips), unit="clip", disable=len(clips) == 1) as progress:
-            for clip, result in zip(options.clips, stream, strict=True):
+            for clip, result in zip(options.clips, results, strict=True):
                 try:
                     output.add(model, clip, result)
                     output.export(model, clip, result)
@@ -144,6 +163,77 @@ def _predict(options: argparse.Namespace) -> int:
     for message in failed:
         print(f"caeav: error: {message}", file=sys.stderr)
     return 2 if failed else 0
+
+
+def can_stream(model: Any, windows: str | None) -> bool:
+    """Return whether a pipeline processes clips that are longer than a window as streams."""
+    from ..media.segments import is_spread
+    from ..pipelines import CaeAvPipeline
+
+    has_scores = type(model).segment_scores is not CaeAvPipeline.segment_scores
+    return has_scores and windows != "first" and not is_spread(model.processor.frame_sampling)
+
+
+def _results(
+    model: Any, clips: list[dict[str, Any]], options: argparse.Namespace, output: Any, captioner: Any, streams: bool
+) -> Iterator[Any]:
+    """Yield the result of each clip: of short ones by the pipeline, in batches, of long ones as a stream."""
+    named = zip(options.clips, clips, strict=True)
+    for is_long, group in groupby(named, key=lambda item: streams and _is_long(model, item[0])):
+        if is_long:
+            for name, clip in group:
+                yield _streamed(model, name, clip, options, output)
+        else:
+            yield from model((clip for _, clip in group), batch_size=options.batch_size, captioner=captioner)
+
+
+def _is_long(model: Any, clip: str) -> bool:
+    """Return whether a clip is longer than a window of the model, or its length is not known."""
+    from ..media.remote import download_limits, is_address
+    from ..media.segment_stream import announced_seconds, is_live
+    from ..media.segments import count_segments
+
+    if is_live(clip):
+        return True
+    if is_address(clip) and not clip.lower().startswith(("http:", "https:", "file:")):
+        return False  # it is fetched
+    try:
+        seconds = announced_seconds(clip, download_limits()[1])
+    except MediaError:
+        return False  # the pipeline reports it
+    processor = model.processor
+    return seconds is None or count_segments(seconds, processor.segment_seconds) > processor.num_frames
+
+
+def _streamed(model: Any, name: str, clip: dict[str, Any], options: argparse.Namespace, output: Any) -> Any:
+    """Return the result of a long clip, with a progress bar in seconds of video."""
+    from tqdm import tqdm
+
+    from ..media.remote import download_limits
+    from ..media.segment_stream import announced_seconds, is_live
+    from ..streaming import stream
+
+    parameters = {key: value for key, value in clip.items() if key != "clip"}
+    begun = time.monotonic()
+    try:
+        updates = stream(model, name, stride=options.stride, batch_size=options.batch_size, **parameters)
+        total = None if is_live(name) else announced_seconds(name, download_limits()[1])
+        with tqdm(
+            total=None if total is None else round(total),
+            desc=Path(name).name,
+            bar_format=_BAR if total is not None else None,
+            unit="s of video",
+        ) as bar:
+
+            def watched() -> Iterator[Any]:
+                for update in updates:
+                    bar.update(round(update.end) - bar.n)
+                    bar.set_postfix_str(f"{update.end / (time.monotonic() - begun):.1f}x real time", refresh=False)
+                    yield update
+
+            return output.collect(model, name, watched())
+    except MediaError as error:
+        return {"file": name, "error": str(error)}
 
 
 def find_clips(names: Sequence[str]) -> list[str]:

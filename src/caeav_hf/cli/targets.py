@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CaeAvError
+from ..files import write_text
 
 
 class Target:
@@ -62,9 +63,52 @@ def write_mask(path: Path, mask: Any) -> None:
         raise CaeAvError(f"{path}: cannot be written: {error}") from error
 
 
+def mask_path(folder: Path, index: int) -> Path:
+    """Return the file of a segment's mask in the folder of a clip."""
+    return folder / f"{index:05d}.png"
+
+
+class MaskFiles:
+    """
+    The masks of a clip in a folder, of which one at a time is read: (T, H, W) bool, without any where a segment has no
+    file.
+
+    Args:
+        folder: The folder; `None` for masks that are not kept.
+        size: (H, W).
+    """
+
+    def __init__(self, folder: Path | None, size: tuple[int, ...]) -> None:
+        self.folder, self.size, self.count = folder, size, 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(T, H, W)."""
+        return (self.count, *self.size)
+
+    @property
+    def dtype(self) -> Any:
+        """The type of the masks' elements."""
+        import numpy as np
+
+        return np.dtype(bool)
+
+    def __getitem__(self, index: int) -> Any:
+        import numpy as np
+        from PIL import Image
+
+        if self.folder is None or not (path := mask_path(self.folder, index)).exists():
+            return np.zeros(self.size, dtype=bool)
+        with Image.open(path) as image:
+            return np.asarray(image) > 127
+
+
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON-serializable content; raise a [`~errors.CaeAvError`] if the file cannot be written."""
+    """Write JSON-serializable content, atomically; raise a [`~errors.CaeAvError`] if the file cannot be written."""
     try:
-        path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(content, indent=2) + "\n")
     except OSError as error:
         raise CaeAvError(f"{path}: cannot be written: {error}") from error

@@ -133,6 +133,13 @@ class MediaFile:
         """Whether FFmpeg itself reads from an address, rather than from a file or an object."""
         return isinstance(self.target, str) and not self.target.startswith("file:")
 
+    @property
+    def is_pipe(self) -> bool:
+        """Whether the content can be read only once."""
+        if isinstance(self.target, str):
+            return stat.S_ISFIFO(_mode_of(self.target.removeprefix("file:")))
+        return _is_pipe(self.target)
+
     @contextmanager
     def open(self, timeout: float | None = None) -> Iterator[Any]:
         """
@@ -147,7 +154,7 @@ class MediaFile:
             options = {"format_whitelist": f"{_FORMATS},{_STREAM_FORMATS}", "protocol_whitelist": _PROTOCOLS}
         limits = {"timeout": timeout} if self.is_address and timeout is not None else {}
         try:
-            if not isinstance(self.target, str) and not _is_pipe(self.target):
+            if not isinstance(self.target, str) and not self.is_pipe:
                 self.target.seek(0)
             # Not PyAV's `options`: older versions pass them to streams too, and crash if a stream is found late.
             # Metadata need not be UTF-8, and none of it is read here.

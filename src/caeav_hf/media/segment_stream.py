@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import partial
 from typing import Any
 
 import av
@@ -120,6 +121,21 @@ def is_live(source: Any) -> bool:
     return isinstance(source, str) and source.partition("://")[0].lower() in (
         *("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp", "tcp"),
     )
+
+
+def announced_seconds(source: Any, timeout: float | None = None) -> float | None:
+    """
+    Return the seconds of video that the header of a file or an address announces; `None` if it does not say, as that
+    of a running source, or of one that can be read only once.
+
+    Raises:
+        MediaError: The source cannot be opened, or has no video.
+    """
+    media = MediaFile.of_stream(source, None)
+    if media.is_pipe:
+        return None
+    with media.open(timeout) as container:
+        return announced_end(video_stream(container, media.name), container)
 
 
 def read_segments(
@@ -238,15 +254,15 @@ def _decode(container: Any, video: Any, audio: Any, assembler: "_Assembler", sta
         for frame in try_packet(stream, packet) or ():
             if frame.is_corrupt:
                 continue
-            time = in_seconds(frame.pts, frame.time_base)
+            shown = in_seconds(frame.pts, frame.time_base)
             # Raw streams carry no timestamps: their frames follow each other at the stream's rate.
-            time = max(assembler.shown_until, 0.0) if time is None else time - origin
+            begin = max(assembler.shown_until, 0.0) if shown is None else shown - origin
             lost = False
-            while waiting and waiting[0] <= time + TIME_EPSILON:
+            while waiting and waiting[0] <= begin + TIME_EPSILON:
                 # Frames come in the order of their times: an earlier packet has none.
-                lost |= assembler.shown_time + TIME_EPSILON < heapq.heappop(waiting) < time - TIME_EPSILON
+                lost |= assembler.shown_time + TIME_EPSILON < heapq.heappop(waiting) < begin - TIME_EPSILON
             length = in_seconds(frame.duration, frame.time_base)
-            assembler.add_frame(time, lambda frame=frame: to_rgb(frame), length or (1 / rate if rate else 0.0), lost)
+            assembler.add_frame(begin, partial(to_rgb, frame), length or (1 / rate if rate else 0.0), lost)
         yield
     assembler.read_until = read_until
     announced = announced_end(video, container)
@@ -281,7 +297,7 @@ def _feed(source: Feed, assembler: "_Assembler") -> Iterator[None]:
             raise CaeAvError(f"{source.name}: gave the time {time}; {expected}")
         if np.ndim(array) == 3:
             image = as_frames([array], source.name)[0]
-            assembler.add_frame(time, lambda image=image: image, 0.0, lost=False)
+            assembler.add_frame(time, partial(np.asarray, image), 0.0, lost=False)
         elif np.size(array):
             rate = source.sampling_rate
             sound = as_waveform(array, f"the sound of {source.name}", sampling_rate=rate, wanted=rate or 0)
@@ -336,11 +352,10 @@ class _Assembler:
         if time <= self.shown_time:
             return
         if self._image is None:
-            begin = math.floor(time / self.seconds + TIME_EPSILON)
+            begin = int(min(math.floor(time / self.seconds + TIME_EPSILON), self.last))
             if self.begins_at_first:
-                begin = min(begin, self.last) if math.isfinite(self.last) else begin
-                self._pictures += [(index, None, 0.0, _NO_PICTURE) for index in range(self._next, int(begin))]
-            self._next = max(self._next, int(begin))
+                self._pictures += [(index, None, 0.0, _NO_PICTURE) for index in range(self._next, begin)]
+            self._next = max(self._next, begin)
             # A frame that comes after the middle of its segment is the nearest one to it.
             shown = min(time, (self._next + 0.5) * self.seconds)
         else:

@@ -116,7 +116,8 @@ class AudioVisualZeroShotClassificationPipeline(CaeAvPipeline):
             {Found("intervals", label_entries(labels[index], index)): score}
             for index, score in zip(best, values, strict=True)
         ]
-        return SegmentResults({"segments": [labels[index] for index in best], "scores": values}, found)
+        named = [labels[index] for index in best]
+        return SegmentResults({"segments": named, "scores": values, "logits": scores["logits"].tolist()}, found)
 
     def postprocess(self, model_outputs: Any, return_arrays: bool = True, **describe_parameters: Any) -> list[Any]:
         """Return the labels, or the error, of each clip of a batch."""

@@ -139,6 +139,11 @@ class JoinedResult:
             elif value is None:
                 self._values[name] = None
 
+    @property
+    def has_started(self) -> bool:
+        """Whether there was an update."""
+        return self._last is not None
+
     def result(self) -> dict[str, Any]:
         """
         Return the result so far, in which intervals that have not ended end with the last segment.

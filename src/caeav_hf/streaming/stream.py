@@ -146,7 +146,7 @@ class _Settings:
             raise CaeAvError("`captioner` needs the whole clip, which a stream does not hold; expected captions")
         if parameters.pop("windows", "all") != "all":
             raise CaeAvError("`windows` must be 'all' for a stream; for its beginning, give `end`")
-        split_captions(None, parameters)
+        split_captions(None, parameters, pipe._caption_sides)
         preparing, forward, describing = pipe._sanitize_parameters(**parameters)
         preparing = {**pipe._preprocess_params, **preparing}
         forward, describing = {**pipe._forward_params, **forward}, {**pipe._postprocess_params, **describing}

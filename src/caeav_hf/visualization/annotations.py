@@ -102,9 +102,16 @@ def _of_result(result: Mapping[str, Any]) -> list[_Item] | None:
         **{tier: result.get(tier) for tier in (*_OVERLAPPING_TIERS, "misaligned", "gaps")},
     }
     questions = result.get("questions", [result] if "question" in result else None)
-    if questions is None and not any(tiers[name] is not None for name in ("events", *_OVERLAPPING_TIERS)):
+    answers = [item for item in result.get("answers", ()) if "start" in item]  # of a stream, in which they change
+    if (
+        questions is None
+        and not answers
+        and not any(tiers[name] is not None for name in ("events", *_OVERLAPPING_TIERS))
+    ):
         return None
-    found: list[_Item] = []
+    found: list[_Item] = [
+        (item["start"], item["end"], item["answer"], item["question"], item["score"]) for item in answers
+    ]
     for tier, items in tiers.items():
         for item in items or ():
             if tier == "misaligned":
@@ -118,12 +125,7 @@ def _of_result(result: Mapping[str, Any]) -> list[_Item] | None:
                 label, score = item["label"], item["score"]
             found.append((item["start"], item["end"], label, tier, score))
     for one in questions or ():
-        if "intervals" in one:  # of a stream, in which answers change
-            found += [
-                (item["start"], item["end"], item["answer"], one["question"], item["score"])
-                for item in one["intervals"]
-            ]
-        elif one["answers"]:
+        if one["answers"]:
             best, part = one["answers"][0], result["analyzed"]
             found.append((part["start"], part["end"], best["answer"], one["question"], best["score"]))
     return found

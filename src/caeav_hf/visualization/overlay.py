@@ -70,8 +70,8 @@ def write_overlay(
 
     Args:
         source: The clip: a path, bytes, a binary file object or a mapping, as for [`~media.clip.load_clip`].
-        masks: (T, H, W) bool, one per segment, at the clip's own upright resolution, as the pipeline returns them; T
-            may be 0.
+        masks: (T, H, W) bool, one per segment, at the clip's own upright resolution, as the pipeline returns them; or
+            an object with `shape`, `dtype`, `len` and `[index]` that loads one at a time. T may be 0.
         path: The file to write. It appears when it is complete.
         segment_seconds: Seconds of a segment.
         colour: Colour of the tint, as `#RRGGBB`.
@@ -87,8 +87,9 @@ def write_overlay(
             `path` is the source itself or cannot be written.
     """
     path = Path(path)
-    masks = np.asarray(masks)
-    if masks.ndim != 3 or masks.dtype != bool:
+    if not hasattr(masks, "shape"):
+        masks = np.asarray(masks)
+    if len(masks.shape) != 3 or masks.dtype != bool:
         raise CaeAvError(f"`masks` must be (T, H, W) bool, got shape {masks.shape} of {masks.dtype}")
     if captions is not None and len(captions) != len(masks):
         raise CaeAvError(f"`captions` must be one per mask ({len(masks)}), got {len(captions)}")
