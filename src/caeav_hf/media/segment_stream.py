@@ -7,7 +7,8 @@ file or an address is the first timestamp of its video; a [`Feed`] has a clock o
 
 What cannot be read is a [`Gap`], and reading goes on after it. A picture that is lost for less than a segment leaves
 the one before it on show; lost sound is silent up to half a segment. A frame that stands long without any loss, as in
-recordings of a screen, is no gap if the file gives its duration, or for `LONGEST_HOLD` seconds.
+recordings of a screen, is no gap if the file gives its duration, or for `LONGEST_HOLD` seconds; in a feed, for
+`FEED_HOLD` seconds.
 """
 
 import heapq
@@ -44,8 +45,8 @@ from .sound import AudioTrack
 
 logger = logging.get_logger(__name__)
 
-# Seconds for which a frame without a duration stays on show if no other follows.
-LONGEST_HOLD = 10.0
+# Seconds for which a frame of a file, and of a feed, stays on show beyond its duration if no other follows.
+LONGEST_HOLD, FEED_HOLD = 10.0, 2.0
 # Seconds by which the picture may run ahead of the sound, in a file and in a running source, before the sound that is
 # missing is taken for silence.
 _FILE_SKEW, _LIVE_SKEW = 10.0, 2.0
@@ -53,7 +54,7 @@ _FILE_SKEW, _LIVE_SKEW = 10.0, 2.0
 _WAITING_SOUND = 30.0
 # Share of a segment's sound that must be known.
 _KNOWN_SOUND = 0.5
-_NO_PICTURE, _NO_SOUND = "its picture cannot be decoded", "its sound cannot be decoded"
+_NO_PICTURE, _NO_SOUND = "the picture is lost", "the sound is lost"
 # Seconds by which seeking aims earlier than wanted: decoders of sound need some packets before they are exact.
 _SEEK_MARGIN = 0.5
 
@@ -173,7 +174,8 @@ def read_segments(
     first = math.floor(start / segment_seconds + TIME_EPSILON)
     last = math.inf if end is None else math.ceil(end / segment_seconds - TIME_EPSILON)
     skew = _LIVE_SKEW if is_live(source) else _FILE_SKEW
-    assembler = _Assembler(segment_seconds, sampling_rate, first, last, skew)
+    hold = FEED_HOLD if isinstance(source, Feed) else LONGEST_HOLD
+    assembler = _Assembler(segment_seconds, sampling_rate, first, last, skew, hold)
     if isinstance(source, Feed):
         has_audio = source.sampling_rate is not None
         events: Iterator[None] = _feed(source, assembler)
@@ -261,8 +263,8 @@ def _decode(container: Any, video: Any, audio: Any, assembler: "_Assembler", sta
             while waiting and waiting[0] <= begin + TIME_EPSILON:
                 # Frames come in the order of their times: an earlier packet has none.
                 lost |= assembler.shown_time + TIME_EPSILON < heapq.heappop(waiting) < begin - TIME_EPSILON
-            length = in_seconds(frame.duration, frame.time_base)
-            assembler.add_frame(begin, partial(to_rgb, frame), length or (1 / rate if rate else 0.0), lost)
+            length = in_seconds(frame.duration, frame.time_base) or (1 / rate if rate else 0.0)
+            assembler.add_frame(begin, partial(to_rgb, frame), length, lost)
         yield
     assembler.read_until = read_until
     announced = announced_end(video, container)
@@ -311,10 +313,10 @@ def _feed(source: Feed, assembler: "_Assembler") -> Iterator[None]:
 class _Assembler:
     """Puts frames and sound together to segments; holds one decoded frame and the segments that wait for sound."""
 
-    def __init__(self, seconds: float, rate: int, first: int, last: float, skew: float) -> None:
-        self.seconds, self.last, self.skew = seconds, last, skew
+    def __init__(self, seconds: float, rate: int, first: int, last: float, skew: float, hold: float) -> None:
+        self.seconds, self.last, self.skew, self.hold = seconds, last, skew, hold
         self.samples = round(seconds * rate)
-        self.track = AudioTrack(rate, 0.0, None)
+        self.track = AudioTrack(rate, 0.0, None, is_aligned=True)
         self.has_audio = True
         # Whether the source has pictures from the first segment on, so that earlier ones are missing.
         self.begins_at_first = False
@@ -389,7 +391,7 @@ class _Assembler:
             if image is not None and has_begun and goes_on and known < _KNOWN_SOUND * self.samples:
                 image, reason = None, _NO_SOUND
             if image is None:
-                yield from self._miss(index, reason)
+                self._miss(index, reason)
             else:
                 yield from self.close_gap()
                 yield Segment(index, image, time, sound, self.has_audio)
@@ -422,8 +424,8 @@ class _Assembler:
     def _take_picture(self, lost: bool) -> None:
         """Give the frame on show to the next segment, unless it was gone at its middle."""
         assert self._image is not None, "there is no frame yet"
-        if (self._next + 0.5) * self.seconds > self.shown_until + (self.seconds if lost else LONGEST_HOLD):
-            reason = _NO_PICTURE if lost else f"no frame for more than {LONGEST_HOLD:g} s"
+        if (self._next + 0.5) * self.seconds > self.shown_until + (self.seconds if lost else self.hold):
+            reason = _NO_PICTURE if lost else f"no frame for more than {self.hold:g} s"
             self._pictures.append((self._next, None, 0.0, reason))
         else:
             if self._converted is None:
@@ -431,10 +433,9 @@ class _Assembler:
             self._pictures.append((self._next, self._converted, self.shown_time, ""))
         self._next += 1
 
-    def _miss(self, index: int, reason: str) -> Iterator[Gap]:
-        """Add a segment to the gap before the next one; yield the one before if it has another reason."""
-        if self._gap is not None and self._gap[2] == reason:
-            self._gap = (self._gap[0], index + 1, reason)
-            return
-        yield from self.close_gap()
-        self._gap = (index, index + 1, reason)
+    def _miss(self, index: int, reason: str) -> None:
+        """Add a segment to the gap before the next one."""
+        first, known = (index, "") if self._gap is None else (self._gap[0], self._gap[2])
+        if reason not in known:
+            known = f"{known}; {reason}" if known else reason
+        self._gap = (first, index + 1, known)

@@ -27,6 +27,8 @@ from .segments import TIME_EPSILON, FrameSampling, check_range, middles_of_parts
 
 # Longer gaps (seconds) in a sound file are taken for damaged timestamps.
 _LONGEST_SILENCE = 3600.0
+# Longest time (seconds) from one sample that two rates share to the next for which a track is aligned to it.
+_LONGEST_PERIOD = 0.1
 
 
 def load_audio(
@@ -131,10 +133,14 @@ class AudioTrack:
 
     Frames that follow each other without a gap run through one resampler. Where a timestamp jumps (a lost packet) or
     the sound's format changes, a new run begins at the place that its own timestamp gives.
+
+    With `is_aligned`, the samples lie at the same instants, multiples of `1 / rate` after `begin`, wherever a run
+    begins: the first samples of a run, a few milliseconds, are dropped up to one that falls on such an instant.
     """
 
-    def __init__(self, rate: int, begin: float, end: float | None):
+    def __init__(self, rate: int, begin: float, end: float | None, is_aligned: bool = False):
         self.rate = rate
+        self.is_aligned = is_aligned
         self.begin = begin
         self.end = end
         self.first_time: float | None = None
@@ -157,6 +163,10 @@ class AudioTrack:
             return True
         described = (frame.format.name, frame.layout.name, frame.sample_rate)
         if described != self._format or abs(time - expected) > AUDIO_JITTER:
+            if self.is_aligned:
+                frame, time = self._aligned(frame, time)
+                if frame is None:
+                    return False
             self._flush()
             # Integer samples, because swresample then scales a downmix so that it cannot exceed full scale (stereo
             # becomes the mean of its channels); in floating point it would add the channels' powers.
@@ -231,6 +241,20 @@ class AudioTrack:
     def _length(self) -> int:
         """Samples from the beginning of the time line to the end of the sound."""
         return max((offset + len(piece) for offset, piece in self._pieces), default=0)
+
+    def _aligned(self, frame: Any, time: float) -> tuple[Any, float]:
+        """Return the first frame of a run without the samples before one of the track, and its time."""
+        period = frame.sample_rate // math.gcd(frame.sample_rate, self.rate)
+        skipped = -round((time - self.begin) * frame.sample_rate) % period
+        if not skipped or period > _LONGEST_PERIOD * frame.sample_rate:
+            return frame, time
+        if skipped >= frame.samples:
+            return None, time
+        channels = 1 if frame.format.is_planar else frame.layout.nb_channels
+        rest = np.ascontiguousarray(frame.to_ndarray()[:, skipped * channels :])
+        cut = av.AudioFrame.from_ndarray(rest, format=frame.format.name, layout=frame.layout.name)
+        cut.sample_rate = frame.sample_rate
+        return cut, time + skipped / frame.sample_rate
 
     def _flush(self) -> None:
         if self._resampler is not None:

@@ -80,7 +80,7 @@ class StreamUpdate:
             `"audible"`; an interval is in one update only.
         ongoing: Those that have not ended, as they are so far, in the same form.
         gaps: Gaps that were noticed: dicts of `start`, `end` and `reason`. One that lasts has the end `None`; once it
-            is over, it comes again with its end.
+            is over, it comes again with its end, which is its start if nothing is missing after all.
     """
 
     file: str
@@ -120,6 +120,9 @@ class JoinedResult:
         self._last = update
         for gap in update.gaps:
             self._gaps[gap["start"]] = gap
+            if gap["end"] == gap["start"]:
+                del self._gaps[gap["start"]]  # what was late has come
+                continue
             self._duration = max(self._duration, gap["end"] or gap["start"])
         for name, items in update.ended.items():
             self._intervals.setdefault(name, []).extend(items)

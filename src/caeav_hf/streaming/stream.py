@@ -202,11 +202,15 @@ class _Stream:
     timeout: float | None
     patience: float | None
     name: str
+    # Index of the first segment that was read.
+    first: int | None = None
 
     def read(self, segments: Iterator[Segment | Gap], read: Channel) -> None:
         """Stage 1: decode."""
         with closing(segments):  # type: ignore[type-var]
             for item in segments:
+                if self.first is None and isinstance(item, Segment):
+                    self.first = item.index
                 if self.live:
                     read.put_at_once(item, lambda waiting: isinstance(waiting, Segment), self.cutter.size)
                 else:
@@ -236,6 +240,7 @@ class _Stream:
                     return
                 continue
             quiet = 0.0
+            expected = self.first if expected is None else expected
             if isinstance(item, Segment):
                 if stalled is not None:
                     prepared.put(Gap(stalled.start, item.index * seconds, stalled.reason))
