@@ -14,6 +14,8 @@ import caeav_hf
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization, CaeAvForVideoParsing, CaeAvProcessor
 from caeav_hf.assets import toy_towers
 from caeav_hf.cli import main
+from caeav_hf.pipelines import register
+from caeav_hf.streaming import JoinedResult
 from caeav_hf.visualization import annotations_of
 from tests.media_factory import write_clip
 from tests.training.toy_files import (
@@ -326,6 +328,91 @@ def test_events_are_exported(tmp_path, capsys):
     assert f'MEDIA_URL="{Path(clips[0]).as_uri()}"' in (tmp_path / "eaf" / f"{Path(clips[0]).stem}.eaf").read_text()
     assert predict(*clips, "--eaf", tmp_path / "one.eaf") == 2
     assert "expected a folder" in errors(capsys)[-1]
+
+
+@pytest.fixture(scope="module")
+def long_clip(tmp_path_factory):
+    """A clip of 23 seconds: more than two windows of ten."""
+    return write_clip(tmp_path_factory.mktemp("long") / "long.mp4", seconds=23.0, fps=4)
+
+
+def test_a_long_clip_is_processed_as_a_stream(tmp_path, capsys, long_clip, broken):
+    short = toy_clips(1)[0]
+    out, picture = tmp_path / "out.json", tmp_path / "plots"
+    flags = ["--out", out, "--plot", picture, "--csv", tmp_path / "all.csv"]
+    assert predict(short, long_clip, broken, *flags, "--threshold", "0") == 2
+    one, several, failed = json.loads(out.read_text())
+    assert "gaps" not in one
+    assert several["gaps"] == []
+    assert several.keys() == one.keys() | {"gaps"}
+    assert len(several["segments"]) == len(several["scores"]) == 23
+    assert several["analyzed"] == {"start": 0.0, "end": 23.0, "segments": 23}
+    assert (several["intervals"][0]["start"], several["intervals"][-1]["end"]) == (0.0, 23.0)
+    assert "error" in failed
+    assert "real time" in capsys.readouterr().err
+    assert (picture / "long.png").read_bytes().startswith(b"\x89PNG")
+    assert {line.split(",")[0] for line in (tmp_path / "all.csv").read_text().splitlines()[1:]} == {
+        short,
+        str(long_clip),
+    }
+
+
+@pytest.mark.slow
+def test_windows_of_a_long_clip(tmp_path, capsys, long_clip):
+    assert predict(long_clip, "--windows", "first") == 0
+    assert len(json.loads(capsys.readouterr().out)[0]["segments"]) == 10
+    assert predict(long_clip, "--stride", "10") == 0
+    (result,) = json.loads(capsys.readouterr().out)
+    register()
+    expected = pipeline("audio-visual-event-localization", model=str(toy_model()), device="cpu")(str(long_clip))
+    # Without overlap, windows are those of the pipeline.
+    assert result["segments"] == expected["segments"]
+    assert result["scores"] == pytest.approx(expected["scores"], abs=1e-4)
+    for arguments in (["--stride", "11"], ["--stride", "5", "--windows", "first"]):
+        assert predict(long_clip, *arguments) == 2
+        assert "stride" in errors(capsys)[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("several", [False, True])
+def test_what_was_found_is_kept_when_a_long_clip_is_interrupted(tmp_path, capsys, monkeypatch, long_clip, several):
+    monkeypatch.setattr("caeav_hf.cli.outputs.SAVE_INTERVAL", 0.0)
+    monkeypatch.setattr("caeav_hf.cli.outputs.SAVE_SHARE", 1e9)
+    out = tmp_path / ("out" if several else "out.json")
+    file = out / "long.json" if several else out
+    seen = []
+    joined = JoinedResult.add
+
+    def interrupted(self, update):
+        if file.exists():
+            content = json.loads(file.read_text())
+            seen.append(len((content if several else content[-1])["segments"]))
+        if update.end > 12:
+            raise KeyboardInterrupt
+        joined(self, update)
+
+    monkeypatch.setattr(JoinedResult, "add", interrupted)
+    assert predict(long_clip, "--out", out, "--vtt", tmp_path / "vtt", "--threshold", "0") == 130
+    assert seen == [5, 10]  # before the interruption, as by then
+    content = json.loads(file.read_text())
+    assert len((content if several else content[0])["segments"]) == 10
+    assert "00:00:00.000 --> 00:00:10.000" in (tmp_path / "vtt" / "long.vtt").read_text()
+
+
+@pytest.mark.slow
+def test_masks_of_a_long_clip_go_to_files(tmp_path, capsys):
+    path = write_clip(tmp_path / "long.mp4", seconds=13.0, fps=4)
+    common = [str(path), "--model", str(mask_model()), "--device", "cpu", "--overlay"]
+    assert main(["predict", *common, str(tmp_path / "a.mp4"), "--out", str(tmp_path / "out")]) == 0
+    (entry,) = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert [frame["start"] for frame in entry["frames"]] == list(range(13))
+    with Image.open(tmp_path / "out" / entry["frames"][7]["mask"]) as image:
+        assert image.size == (entry["width"], entry["height"])
+    assert main(["predict", *common, str(tmp_path / "b.mp4"), "--plot", str(tmp_path / "sheet.png")]) == 0
+    for name in ("a.mp4", "b.mp4", "sheet.png"):
+        assert (tmp_path / name).stat().st_size > 1000
+    # The overlay made from temporary files is the same.
+    assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
 
 
 @pytest.mark.slow

@@ -170,7 +170,8 @@ def can_stream(model: Any, windows: str | None) -> bool:
     from ..media.segments import is_spread
     from ..pipelines import CaeAvPipeline
 
-    has_scores = type(model).segment_scores is not CaeAvPipeline.segment_scores
+    scores = getattr(type(model), "segment_scores", CaeAvPipeline.segment_scores)
+    has_scores = scores is not CaeAvPipeline.segment_scores
     return has_scores and windows != "first" and not is_spread(model.processor.frame_sampling)
 
 

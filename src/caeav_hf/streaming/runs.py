@@ -56,11 +56,16 @@ class Runs:
 
 
 def by_list(items: list[tuple[str, dict[str, Any]]], names: Any) -> dict[str, list[dict[str, Any]]]:
-    """Return intervals by the name of their list, those of each sorted by their start."""
+    """Return intervals by the name of their list, in order."""
     lists: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     for name, item in items:
         lists.setdefault(name, []).append(item)
-    return {name: sorted(found, key=lambda item: item["start"]) for name, found in lists.items()}
+    return {name: sorted(found, key=_order) for name, found in lists.items()}
+
+
+def _order(item: Mapping[str, Any]) -> tuple[float, int]:
+    """Sort intervals by their start, those of one start by their class."""
+    return item["start"], item.get("label_id", 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +170,7 @@ class JoinedResult:
             "duration": self._duration,
             "has_audio": self._last.has_audio,
             "analyzed": {"start": start, "end": max(start, self._end), "segments": self._num_segments},
-            **{name: sorted(items, key=lambda item: item["start"]) for name, items in found.items()},
+            **{name: sorted(items, key=_order) for name, items in found.items()},
             **{name: list(value) if isinstance(value, list) else value for name, value in self._values.items()},
             "gaps": [self._gaps[begin] for begin in sorted(self._gaps)],
         }
