@@ -83,6 +83,7 @@ def models(workplace: Path) -> Path:
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.symlink_to(made())
     write_clip(workplace / "clip.mp4")
+    write_clip(workplace / "long.mp4", seconds=23.0, fps=4)
     return workplace
 
 
@@ -139,6 +140,7 @@ def test_inference_guide(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "answers.json",
         "answers.png",
         *(f"clip.{suffix}" for suffix in ("vtt", "csv", "eaf", "txt")),
+        *(f"long.{suffix}" for suffix in ("json", "vtt", "png")),
     ):
         assert (models / name).stat().st_size, name
 

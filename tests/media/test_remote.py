@@ -8,6 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import fsspec
+import numpy as np
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
@@ -16,6 +17,7 @@ from fsspec.registry import _registry
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
 from caeav_hf.errors import CaeAvError, MediaError
 from caeav_hf.media.clip import probe
+from caeav_hf.media.segment_stream import announced_seconds, read_segments
 from caeav_hf.media.sound import load_audio
 from caeav_hf.pipelines import AudioVisualEventLocalizationPipeline
 from caeav_hf.processing import CaeAvProcessor
@@ -84,6 +86,20 @@ def server(path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def processor() -> CaeAvProcessor:
     return CaeAvProcessor.from_config(CaeAvConfig.from_preset("ave", size="toy"))
+
+
+def test_streams_read_from_an_address_while_it_runs(tmp_path: Path, server: str) -> None:
+    path = write_clip(tmp_path / "clip.mp4", seconds=2, index_first=True)
+    Handler.content = path.read_bytes()
+    form = {"segment_seconds": 1.0, "sampling_rate": 8000, "timeout": 30.0}
+    address = f"{server}/a%20dog.mp4"
+    segments = list(read_segments(address, **form))
+    for segment, expected in zip(segments, read_segments(path, **form), strict=True):
+        np.testing.assert_array_equal(segment.image, expected.image)
+        np.testing.assert_array_equal(segment.sound, expected.sound)
+    assert announced_seconds(address) == pytest.approx(2.0)
+    with pytest.raises(MediaError, match=r"missing\.mp4"):
+        list(read_segments(f"{server}/missing.mp4", **form))
 
 
 def test_addresses_are_read_as_files(processor: CaeAvProcessor, path: Path, server: str) -> None:
