@@ -219,7 +219,7 @@ def summarize(out: Path, variants: Sequence[str], seeds: Sequence[int]) -> None:
         lines.append(f"| {variant} | {', '.join(map(str, by_seed))} | {' | '.join(cells)} |")
     names = " | ".join(SCORES[score] for score in MAIN_SCORES)
     head = f" | seeds | {names} |\n|---|---|{'---:|' * len(MAIN_SCORES)}"
-    lines += ["", f"| against the variant before{head}"]
+    gains = []
     for before, variant in zip(list(PARTS), list(PARTS)[1:], strict=False):
         pairs = {
             seed: (run["scores"], found[before][seed]["scores"])
@@ -228,7 +228,9 @@ def summarize(out: Path, variants: Sequence[str], seeds: Sequence[int]) -> None:
         }
         if pairs:
             cells = [text([a[score] - b[score] for a, b in pairs.values()], "+", 3) for score in MAIN_SCORES]
-            lines.append(f"| {variant} | {', '.join(map(str, pairs))} | {' | '.join(cells)} |")
+            gains.append(f"| {variant} | {', '.join(map(str, pairs))} | {' | '.join(cells)} |")
+    if gains:
+        lines += ["", f"| against the variant before{head}", *gains]
     if WHOLE in found:
         lines += ["", f"| whole design, of another clip{head}"]
         for name in FOREIGN:
