@@ -22,8 +22,9 @@ from PIL import Image
 
 BROWSER_VARIABLE = "CAEAV_BROWSER"
 _NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+_DESK, _PHONE = {"width": 1100, "height": 800}, {"width": 390, "height": 844}
 # Milliseconds to wait for a model on a busy machine.
-PATIENCE = 60_000
+PATIENCE = 120_000
 
 
 def find_browser() -> str | None:
@@ -77,6 +78,7 @@ def main() -> None:
         help="name of a picture, model folder and clip; may be repeated",
     )
     parser.add_argument("--dark", action="append", default=[], metavar="NAME", help="take this one in dark mode")
+    parser.add_argument("--phone", action="append", default=[], metavar="NAME", help="take this one at 390 pixels")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="output folder")
     options = parser.parse_args()
     from caeav_hf.app.page import serve_page
@@ -84,7 +86,8 @@ def main() -> None:
     with run_browser() as browser:
         for name, model, clip in options.page:
             scheme = "dark" if name in options.dark else "light"
-            context = browser.new_context(viewport={"width": 1200, "height": 800}, color_scheme=scheme)
+            viewport = _PHONE if name in options.phone else _DESK
+            context = browser.new_context(viewport=viewport, color_scheme=scheme)
             with serve_page([model], quiet=True) as served:
                 page = visit(context, served.local_url)
                 upload(page, clip)
@@ -102,13 +105,13 @@ def main() -> None:
 
 
 def save(picture: bytes, path: Path) -> None:
-    """Write a picture with 256 colours, which are enough for a page and take a third of the bytes."""
+    """Write a picture with few colours, which are enough for a page and take a fraction of the bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(suffix=".png") as file:
         file.write(picture)
         file.flush()
         with Image.open(file.name) as image:
-            image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
+            image.convert("RGB").quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

@@ -353,6 +353,20 @@ def test_models_are_found(tmp_path: Path) -> None:
     assert all("untrained" in toy.note for toy in toys.values())
 
 
+@pytest.mark.slow
+def test_toy_models_show_something_of_toy_clips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_TOY_CLIPS", 1), ("_TOY_SIDE", 64), ("_TOY_RATE", 4)):
+        monkeypatch.setattr(prediction, name, value)
+    clips = prediction.ToyClips(tmp_path)
+    for model in find_models([], device="cpu").values():
+        clip, captions = clips.get(model.task.name, 5)
+        assert set(captions) == {"visual", "audio"}
+        opened = OpenClip.read(str(clip), model, Limits())
+        shown = predict(model, opened, folder=tmp_path, video="v", captions=captions)
+        assert shown.summary
+        assert shown.data["task"] == model.task.name
+
+
 def test_command_says_what_is_missing(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("caeav_hf.app.page.find_spec", lambda name: True)
     assert caeav(["app", "no/such/model"]) == 2

@@ -38,6 +38,8 @@ _MOST_WAITING = 20
 _SOUNDS = (("its own", "own"), ("muted", "muted"), ("delayed", "delayed"), ("of another file", "swapped"))
 _CAPTIONS = (("the same", "same"), ("left out", "none"), ("edited", "edited"))
 _LATEST = 5.0
+# Components that say what is changed.
+_NUM_CHANGES = 6
 _DEFAULT_LIMITS = Limits()
 
 
@@ -123,7 +125,9 @@ def launch_page(
         CaeAvError: Gradio is not installed, a model does not exist, or the port is taken.
     """
     options: dict[str, Any] = {"host": host, "port": port, "share": share, "device": device, "limits": limits}
-    with serve_page(models, **options, inbrowser=open_browser) as page:
+    with serve_page(models, **options, inbrowser=open_browser, quiet=True) as page:
+        addresses = " and ".join(filter(None, [page.local_url, page.share_url]))
+        print(f"caeav app: {addresses}; Ctrl-C stops it", flush=True)
         page.block_thread()
 
 
@@ -177,7 +181,7 @@ class _Page:
     def _build(self) -> None:
         gr = self.gr
         self._html("<h1>Sound and picture</h1>")
-        # The folder of the visitor's last results, and the number of the next toy clip.
+        # The folder of the visitor's last results and whether they compare, and the number of the next toy clip.
         self.results = gr.State(None, time_to_live=_DELETE_AFTER, delete_callback=_remove)
         self.next_clip = gr.State(0)
         with gr.Row(elem_classes="caeav-page"):
@@ -279,6 +283,8 @@ class _Page:
         }
         self.predict.click(self.show_one, given, outputs, **running)
         self.compare.click(self.show_both, [*given, *change], outputs, **running)
+        for name in ("threshold", "video_threshold"):
+            self.controls[name].release(self.show_again, [*given, *change], outputs, **running)
 
     def choose(self, title: str) -> list[Any]:
         """Show what belongs to a model."""
@@ -321,27 +327,36 @@ class _Page:
 
     def show_both(self, *values: Any) -> Iterator[list[Any]]:
         """Show the prediction beside that for the changed clip."""
-        yield from self._show(values[:-6], values[-6:])
+        yield from self._show(values[:-_NUM_CHANGES], values[-_NUM_CHANGES:])
+
+    def show_again(self, *values: Any) -> Iterator[list[Any]]:
+        """Show what is shown once more, with another threshold."""
+        before = values[-_NUM_CHANGES - 1]
+        if before is None:
+            yield [self.gr.skip()] * (3 + len(self.one.outputs) + len(self.other.outputs))
+        else:
+            yield from self.show_both(*values) if before["compares"] else self.show_one(*values[:-_NUM_CHANGES])
 
     def _show(self, given: Sequence[Any], change: Sequence[Any] | None) -> Iterator[list[Any]]:
         title, path, seen, heard, *rest = given
         controls, before = dict(zip(self.controls, rest[:-1], strict=True)), rest[-1]
         model, captions = self.models[title], {"visual": seen, "audio": heard}
         folder = Path(tempfile.mkdtemp(dir=self.folder))
+        after = {"folder": str(folder), "compares": change is not None}
         hidden = self.gr.update(visible=False, value="")
         try:
             opened = OpenClip.read(path, model, self.limits)
             one = predict(model, opened, folder=folder, video=self.one.video_id, captions=captions, values=controls)
             shown = self.one.show(one, folder, f"{model.title}{', untrained' if isinstance(model, ToyModel) else ''}")
             if change is None:
-                yield [self._said(""), hidden, *shown, *self.other.hide(), str(folder)]
+                yield [self._said(""), hidden, *shown, *self.other.hide(), after]
                 return
             yield [
-                _hint("Predicting the changed clip \N{HORIZONTAL ELLIPSIS}"),
+                self._said(_hint("Predicting the changed clip \N{HORIZONTAL ELLIPSIS}")),
                 hidden,
                 *shown,
                 *self.other.hide(),
-                str(folder),
+                after,
             ]
             sound, changed = self._changed(captions, change)
             other = predict(
@@ -354,9 +369,9 @@ class _Page:
             )
             text = ", ".join([sound.text, _captions_text(change[3], model)])
             table = self.gr.update(visible=True, value=compare(one.summary, other.summary))
-            yield [self._said(""), table, *shown, *self.other.show(other, folder, text), str(folder)]
+            yield [self._said(""), table, *shown, *self.other.show(other, folder, text), after]
         except CaeAvError as error:
-            yield [self._said(_alert(str(error))), hidden, *self.one.hide(), *self.other.hide(), str(folder)]
+            yield [self._said(_alert(str(error))), hidden, *self.one.hide(), *self.other.hide(), after]
         finally:
             _remove(before)
 
@@ -421,7 +436,7 @@ def _hint(text: str) -> str:
     return f'<p class="caeav-hint" role="status">{escape(text)}</p>'
 
 
-def _remove(folder: str | None) -> None:
+def _remove(results: Mapping[str, Any] | None) -> None:
     """Remove the folder of a visitor's results."""
-    if folder is not None:
-        shutil.rmtree(folder, ignore_errors=True)
+    if results is not None:
+        shutil.rmtree(results["folder"], ignore_errors=True)
