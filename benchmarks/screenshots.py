@@ -61,8 +61,10 @@ def upload(page: Any, clip: str | Path) -> None:
 
 def timeline(page: Any, name: str = "one") -> Any:
     """Wait for the timeline of a result, `"one"` or `"other"`, and return it."""
-    found = page.locator(f"#caeav-result-{name} .caeav-timeline")
-    found.wait_for()
+    found, alert = page.locator(f"#caeav-result-{name} .caeav-timeline"), page.locator("[role=alert]")
+    found.or_(alert).first.wait_for()
+    if alert.count():
+        raise RuntimeError(f"the page says: {alert.first.inner_text()}")
     return found
 
 
@@ -105,13 +107,14 @@ def main() -> None:
 
 
 def save(picture: bytes, path: Path) -> None:
-    """Write a picture with few colours, which are enough for a page and take a fraction of the bytes."""
+    """Write a picture with 256 colours, which are enough for a page and take a fraction of the bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile(suffix=".png") as file:
         file.write(picture)
         file.flush()
         with Image.open(file.name) as image:
-            image.convert("RGB").quantize(96, dither=Image.Dither.NONE).save(path, optimize=True)
+            colours = image.convert("RGB").quantize(256, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+            colours.save(path, optimize=True)
     print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 

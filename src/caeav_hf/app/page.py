@@ -217,8 +217,13 @@ class _Page:
                 label="Labels, separated by commas", placeholder="the classes that the model was trained on", lines=2
             ),
         }
-        self.seen = gr.Textbox(label="Caption: what is seen (optional)", lines=2)
-        self.heard = gr.Textbox(label="Caption: what is heard (optional)", lines=2)
+        # What is known of the first model before it is loaded; `choose` completes it.
+        task = self.first.task
+        for name, control in self.controls.items():
+            control.visible = name in task.view_class.controls
+            control.value = task.view_class.defaults.get(name, control.value)
+        self.seen = gr.Textbox(label="Caption: what is seen (optional)", lines=2, visible="visual" in task.captions)
+        self.heard = gr.Textbox(label="Caption: what is heard (optional)", lines=2, visible="audio" in task.captions)
         self.predict = gr.Button("Predict", variant="primary", elem_id="caeav-predict")
         with gr.Group(elem_classes="caeav-change"):
             self._html("<h2>Compare with a change</h2>", padding=True)
@@ -252,7 +257,9 @@ class _Page:
         depends = [self.note, *self.controls.values(), self.seen, self.heard, self.captions]
         # The endpoints are the page's own.
         quiet: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-        gr.on([self.blocks.load, self.model.change], self.choose, [self.model], depends, **quiet)
+        gr.on(
+            [self.blocks.load, self.model.change], self.choose, [self.model, *self.controls.values()], depends, **quiet
+        )
         self.toy_clip.click(
             self.use_toy_clip,
             [self.model, self.next_clip],
@@ -286,7 +293,7 @@ class _Page:
         for name in ("threshold", "video_threshold"):
             self.controls[name].release(self.show_again, [*given, *change], outputs, **running)
 
-    def choose(self, title: str) -> list[Any]:
+    def choose(self, title: str, *values: Any) -> list[Any]:
         """Show what belongs to a model."""
         gr, model = self.gr, self.models[title]
         try:
@@ -294,10 +301,12 @@ class _Page:
         except CaeAvError as error:
             return [self._said(_alert(str(error))), *[gr.update()] * (len(self.controls) + 3)]
         controls = [
+            # Once there is a value, it is the visitor's.
             gr.update(
-                visible=name in view.controls, **({"value": view.defaults[name]} if name in view.defaults else {})
+                visible=name in view.controls,
+                **({"value": view.defaults[name]} if name in view.defaults and not value else {}),
             )
-            for name in self.controls
+            for name, value in zip(self.controls, values, strict=True)
         ]
         return [
             self._said(_note(model.note)),
