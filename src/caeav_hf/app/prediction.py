@@ -354,7 +354,7 @@ def compare(one: Mapping[str, str], other: Mapping[str, str]) -> str:
     if not rows:
         return '<p class="caeav-hint">Neither finds anything.</p>'
     heading = '<tr><th></th><th scope="col">As given</th><th scope="col">Changed</th></tr>'
-    equal = "" if one != other else '<p class="caeav-hint">The change makes no difference.</p>'
+    equal = "" if one != other else '<p class="caeav-hint">The change makes no difference to this summary.</p>'
     return f'{equal}<table class="caeav-compared">{heading}{"".join(rows)}</table>'
 
 

@@ -300,7 +300,12 @@ class Labels(View):
         return _bars((label["label"], label["score"]) for label in result)
 
     def summary(self, result: Any) -> dict[str, str]:
-        return {label["label"]: f"{label['score']:.2f}" for label in result}
+        texts = {label["label"]: f"{label['score']:.2f}" for label in result}
+        seconds = len(result[0]["segments"]) * self.pipeline.processor.segment_seconds
+        for lane in self.lanes(result, seconds):
+            times = (f"{moment.start:g}\N{EN DASH}{moment.end:g} s" for moment in lane.moments)
+            texts[f"Best: {lane.name}"] = ", ".join(times)
+        return texts
 
 
 def _weighted(weights: Sequence[float], times: Sequence[float], seconds: float, name: str) -> tuple[Moment, ...]:
