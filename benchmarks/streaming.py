@@ -160,6 +160,8 @@ def main() -> None:
     scenes = json.loads((corpus / "toy.json").read_text(encoding="utf-8"))["clips"]
     names = [name for name, scene in scenes.items() if scene["split"] == arguments.split]
     names = names[: len(names) // 2 * 2]
+    if not names:
+        parser.error(f"{corpus} has no two clips in the split {arguments.split!r}")
     clips = [corpus / "media" / f"{name}.mp4" for name in names]
     seconds = math.ceil(arguments.hours * 360) * 10
     path = out / "long.mp4"
