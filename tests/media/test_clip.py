@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from caeav_hf.errors import CaeAvError, MediaError
 from caeav_hf.media import clip as media
 from caeav_hf.media.clip import Clip, load_clip, probe
-from caeav_hf.media.sound import load_audio
+from caeav_hf.media.sound import AudioTrack, delay_sound, load_audio, spread_sound
 from tests.lanes import slow_after
 from tests.media_factory import (
     corner_image,
@@ -602,3 +602,26 @@ def test_spread_refuses_what_it_cannot_read(tmp_path, clip_path):
         spread(write_clip(tmp_path / "sound.mp4", video=False))
     with pytest.raises(MediaError, match=r"silent\.mp4: no audio stream"):
         spread(write_clip(tmp_path / "silent.mp4", audio=False))
+
+
+@pytest.mark.parametrize("frame_sampling", ["spread", "spread_to_ends"])
+@pytest.mark.parametrize("delay", [0.0, 1.3, -2.1])
+def test_spread_sound_is_that_of_the_whole_but_little_is_kept(clip_path, monkeypatch, frame_sampling, delay) -> None:
+    form = {"segment_seconds": 0.6, "sampling_rate": 8000}
+    kept = []
+    finish = AudioTrack.finish
+    monkeypatch.setattr(
+        AudioTrack, "finish", lambda track: (finish(track), kept.append(sum(len(p) for _, p in track._pieces)))
+    )
+    clip = load_clip(clip_path, num_segments=4, frame_sampling=frame_sampling, sound_delay=delay, **form)
+    whole = load_clip(clip_path, num_segments=20, end=10.0, **form).waveform[:80_000]
+    expected = spread_sound(
+        delay_sound(whole, round(8000 * delay)),
+        num_segments=4,
+        segment_seconds=0.6,
+        sampling_rate=8000,
+        seconds=10.0,
+        frame_sampling=frame_sampling,
+    )
+    np.testing.assert_array_equal(clip.waveform, expected)
+    assert kept[0] < 4 * (0.6 * 8000 + 2 * 1024)

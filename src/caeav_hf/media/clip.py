@@ -60,7 +60,7 @@ from .segments import (
     sample_times,
 )
 from .skipping import FrameSkipper, UnevenTimestampsError
-from .sound import AudioTrack, delay_sound, spread_sound
+from .sound import AudioTrack, delay_sound, spread_starts
 
 
 logger = logging.get_logger(__name__)
@@ -269,6 +269,22 @@ class _Request:
         return stop if self.end is None else min(stop, self.end)
 
     @property
+    def kept_sound(self) -> list[tuple[int, int]] | None:
+        """Ranges of samples of the sound in the file that spread segments read; `None` for all of it."""
+        if not self.spread:
+            return None
+        samples = round(self.segment_seconds * self.sampling_rate)
+        delay = round(self.sound_delay * self.sampling_rate)
+        return [(start - delay, start - delay + samples) for start in self.spread_starts]
+
+    @property
+    def spread_starts(self) -> list[int]:
+        """First samples of spread segments."""
+        return spread_starts(
+            self.num_segments, self.segment_seconds, self.sampling_rate, self.stop - self.start, self.frame_sampling
+        )
+
+    @property
     def spread(self) -> bool:
         return is_spread(self.frame_sampling)
 
@@ -356,7 +372,9 @@ def _read_clip(media: MediaFile, request: _Request, seek: bool, skip: bool) -> C
         targets = [origin + middle for middle in request.middles]
         picker = _FramePicker(targets, frame_rate_of(video))
         skipper = FrameSkipper(video, targets) if skip and FrameSkipper.suits(video) else None
-        track = AudioTrack(request.sampling_rate, origin + request.start, origin + request.stop)
+        track = AudioTrack(
+            request.sampling_rate, origin + request.start, origin + request.stop, kept=request.kept_sound
+        )
 
         # Packets of both streams alternate in the file, and one may be complete long before the other: a stream whose
         # index is in `done` is not decoded any further.
@@ -453,15 +471,16 @@ def _sound_of(track: AudioTrack, request: _Request, count: int) -> np.ndarray:
     if not request.spread:
         samples = count * round(request.segment_seconds * request.sampling_rate)
         return delay_sound(track.waveform(samples), delay)
-    seconds = request.stop - request.start
-    return spread_sound(
-        delay_sound(track.waveform(round(seconds * request.sampling_rate)), delay),
-        num_segments=count,
-        segment_seconds=request.segment_seconds,
-        sampling_rate=request.sampling_rate,
-        seconds=seconds,
-        frame_sampling=request.frame_sampling,
-    )
+    # Segment by segment, as the sound of a long clip would take much memory.
+    track.finish()
+    samples = round(request.segment_seconds * request.sampling_rate)
+    whole = round((request.stop - request.start) * request.sampling_rate)
+    waveform = np.zeros((count, samples), np.float32)
+    for part, start in zip(waveform, request.spread_starts, strict=True):
+        first, last = max(start, delay, 0), min(start + samples, whole, whole + delay)
+        if last > first:
+            part[first - start : last - start] = track.read(first - delay, last - delay)[0]
+    return waveform.ravel()
 
 
 class _FramePicker:

@@ -6,6 +6,7 @@ the same length.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import av
@@ -101,14 +102,21 @@ def spread_sound(
     sound = np.zeros(max(whole, samples), waveform.dtype)
     kept = min(len(waveform), whole)
     sound[:kept] = waveform[:kept]
+    starts = spread_starts(num_segments, segment_seconds, sampling_rate, seconds, frame_sampling)
+    return np.concatenate([sound[start : start + samples] for start in starts])
+
+
+def spread_starts(
+    num_segments: int, segment_seconds: float, sampling_rate: int, seconds: float, frame_sampling: FrameSampling
+) -> list[int]:
+    """Return the first samples of spread segments, see [`spread_sound`]."""
+    samples, whole = round(segment_seconds * sampling_rate), round(seconds * sampling_rate)
     if frame_sampling == "spread_to_ends":
-        starts = spaced_starts(num_segments, whole, segment_seconds, sampling_rate)
-        return np.concatenate([sound[start : start + samples] for start in starts])
-    starts = [
-        min(max(round((middle - segment_seconds / 2) * sampling_rate), 0), len(sound) - samples)
+        return spaced_starts(num_segments, whole, segment_seconds, sampling_rate)
+    return [
+        min(max(round((middle - segment_seconds / 2) * sampling_rate), 0), max(whole, samples) - samples)
         for middle in middles_of_parts(num_segments, seconds)
     ]
-    return np.concatenate([sound[start : start + samples] for start in starts])
 
 
 def delay_sound(waveform: np.ndarray, samples: int) -> np.ndarray:
@@ -136,11 +144,21 @@ class AudioTrack:
 
     With `is_aligned`, the samples lie at the same instants, multiples of `1 / rate` after `begin`, wherever a run
     begins: the first samples of a run, a few milliseconds, are dropped up to one that falls on such an instant.
+
+    Of a long track, only the sound that overlaps one of the ranges `kept`, from sample to sample, may be kept.
     """
 
-    def __init__(self, rate: int, begin: float, end: float | None, is_aligned: bool = False):
+    def __init__(
+        self,
+        rate: int,
+        begin: float,
+        end: float | None,
+        is_aligned: bool = False,
+        kept: Sequence[tuple[int, int]] | None = None,
+    ):
         self.rate = rate
         self.is_aligned = is_aligned
+        self.kept = kept
         self.begin = begin
         self.end = end
         self.first_time: float | None = None
@@ -214,13 +232,18 @@ class AudioTrack:
         Return the sound of the samples `first` to `last`, exclusive, (last - first,) float32, and how many of them are
         known; the others are silent. What is earlier than `last` is then forgotten.
         """
+        waveform, known = self.read(first, last)
+        self.forget(last)
+        return waveform, known
+
+    def read(self, first: int, last: int) -> tuple[np.ndarray, int]:
+        """Do as [`take`], but keep everything."""
         waveform, known = np.zeros(last - first, dtype=np.float32), 0
         for offset, piece in self._pieces:
             low, high = max(offset, first), min(offset + len(piece), last)
             if high > low:
                 waveform[low - first : high - first] = piece[low - offset : high - offset]
                 known += high - low
-        self.forget(last)
         waveform *= np.float32(2**-31)  # a power of two: exact
         return waveform, known
 
@@ -266,6 +289,7 @@ class AudioTrack:
             # Mono has one plane, whose memory is the frame's and may be longer than its samples.
             piece = np.frombuffer(frame.planes[0], np.int32, frame.samples).copy()
             # Seeking brings along sound from before the beginning, which is dropped.
-            if self._cursor + len(piece) > 0:
+            until = self._cursor + len(piece)
+            if until > 0 and (self.kept is None or any(a < until and self._cursor < b for a, b in self.kept)):
                 self._pieces.append((self._cursor, piece))
-            self._cursor += len(piece)
+            self._cursor = until
