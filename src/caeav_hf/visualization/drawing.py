@@ -32,7 +32,7 @@ COLOURS = {
 }
 # Minimum height of a row of frames in inches.
 _LOWEST_STRIP = 0.5
-SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SERIES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8C510A", "#999999")
 
 
 def frames_of(clip: Any) -> np.ndarray:
