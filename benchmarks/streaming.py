@@ -13,7 +13,7 @@ those of the clips by themselves. Writes `memory.png` and `results.json` to `--o
 import argparse
 import json
 import math
-import threading
+import os
 import time
 from fractions import Fraction
 from pathlib import Path
@@ -86,40 +86,27 @@ def join_clips(clips: list[Path], seconds: float, path: Path) -> None:
                 output.mux(packet)
 
 
-class MemoryWatch:
-    """Records the resident memory of this process, once a second of time."""
-
-    def __init__(self) -> None:
-        self.position = 0.0
-        self.points: list[tuple[float, float]] = []
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "MemoryWatch":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        while True:
-            pages = int(Path("/proc/self/statm").read_text().split()[1])
-            self.points.append((self.position, pages * 4096 / 1e9))
-            if self._over.wait(1.0):
-                return
+def resident_memory() -> float:
+    """Return the resident memory of this process in GB."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e9
 
 
-def run(model: Any, path: Path, stride: int, seconds: float) -> tuple[dict[str, Any], MemoryWatch, float]:
-    """Return the joined result of the first seconds of a video, its memory and the seconds that it took."""
+def run(
+    model: Any, path: Path, stride: int, seconds: float
+) -> tuple[dict[str, Any], list[tuple[float, float]], float]:
+    """
+    Return the joined result of the first seconds of a video, the memory in GB after each of its parts, and the seconds
+    that it took.
+    """
     joined, begun = JoinedResult(model.processor.segment_seconds), time.monotonic()
-    with MemoryWatch() as watch, tqdm(total=round(seconds), unit="s of video", desc=f"stride {stride}") as bar:
+    memory = []
+    with tqdm(total=round(seconds), unit="s of video", desc=f"stride {stride}") as bar:
         for update in stream(model, path, stride=stride, end=seconds):
             joined.add(update)
-            watch.position = update.end
+            memory.append((update.end, resident_memory()))
             bar.update(round(update.end) - bar.n)
-    return joined.result(), watch, time.monotonic() - begun
+    return joined.result(), memory, time.monotonic() - begun
 
 
 def true_labels(clip: dict[str, Any]) -> list[str]:
@@ -131,9 +118,9 @@ def true_labels(clip: dict[str, Any]) -> list[str]:
     ]
 
 
-def draw(watch: MemoryWatch, path: Path) -> None:
+def draw(points: list[tuple[float, float]], path: Path) -> None:
     """Draw the memory over the seconds of video."""
-    positions, memory = zip(*watch.points, strict=True)
+    positions, memory = zip(*points, strict=True)
     figure = new_figure(9.0, 3.2)
     axis = figure.add_axes((0.09, 0.17, 0.88, 0.76))
     make_bare(axis, keep=("bottom", "left"))
@@ -183,9 +170,9 @@ def main() -> None:
         "accuracy of short clips": float(np.mean([a == b for a, b in zip(alone, truth, strict=True)])),
     }
     for stride, part in ((size // 2, seconds), (size, min(seconds, 10 * len(clips)))):
-        result, watch, took = run(model, path, stride, part)
+        result, points, took = run(model, path, stride, part)
         found = result["segments"]
-        memory = [value for position, value in watch.points if position >= min(60, part / 4)]
+        memory = [value for position, value in points if position >= min(60, part / 4)]
         differences = np.abs(np.array(result["scores"]) - scores[:part])
         results[f"stride {stride}"] = {
             "accuracy": float(np.mean([a == b for a, b in zip(found, truth[:part], strict=True)])),
@@ -198,7 +185,7 @@ def main() -> None:
             "memory (GB)": {"least": min(memory), "most": max(memory), "last": memory[-1]},
         }
         if stride == size // 2:
-            draw(watch, out / "memory.png")
+            draw(points, out / "memory.png")
         (out / "results.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(results, indent=1))
 
