@@ -72,7 +72,7 @@ class View:
         return {}
 
     def data(self, result: Any) -> Any:
-        """Return what of the result can be downloaded as JSON: all but large arrays."""
+        """Return the result for download as JSON, without large arrays."""
         return _without_arrays(result)
 
     def has_times(self, result: Any) -> bool:

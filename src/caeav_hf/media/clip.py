@@ -36,6 +36,7 @@ from transformers.utils import logging
 
 from ..errors import CaeAvError, MediaError
 from .containers import (
+    SEEK_MARGIN,
     MediaFile,
     MediaSource,
     announced_end,
@@ -73,9 +74,6 @@ if hasattr(os, "register_at_fork"):
 
 MissingAudio = Literal["error", "silence"]
 """Whether a file without an audio stream is an error, or a clip whose sound is silence."""
-
-# Seeking aims this much earlier than wanted (seconds): decoders of sound need some packets before they are exact.
-_SEEK_MARGIN = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +206,7 @@ def load_clip(
         request = replace(request, end=last if end is None else min(end, last))
     # Try the fast way first: seek, and skip frames. Damaged files are decoded frame by frame, and those without a
     # valid index from their beginning.
-    for seek in (True, False) if start > _SEEK_MARGIN else (False,):
+    for seek in (True, False) if start > SEEK_MARGIN else (False,):
         for skip in (True, False):
             try:
                 return _read_clip(media, request, seek, skip)
@@ -368,7 +366,7 @@ def _read_clip(media: MediaFile, request: _Request, seek: bool, skip: bool) -> C
         video, audio = _streams_of(container, media.name, request)
         origin = start_time(video, container)
         if seek:
-            _seek(container, origin + request.start - _SEEK_MARGIN)
+            _seek(container, origin + request.start - SEEK_MARGIN)
         targets = [origin + middle for middle in request.middles]
         picker = _FramePicker(targets, frame_rate_of(video))
         skipper = FrameSkipper(video, targets) if skip and FrameSkipper.suits(video) else None

@@ -35,6 +35,8 @@ A path or address (see `media.remote`), the bytes of a file, an open binary file
 
 # A jump in the sound's timestamps of more than this (seconds, just under one AAC packet at 48 kHz) is a gap.
 AUDIO_JITTER = 0.02
+# Seconds by which seeking aims earlier than wanted: decoders of sound need some packets before they are exact.
+SEEK_MARGIN = 0.5
 
 # Demuxers that read one self-contained file. Playlists and scripts (hls, concat, dash, sdp, ...) are left out because
 # they make FFmpeg open files and addresses other than the given one.

@@ -5,7 +5,7 @@ Segments lie on an absolute grid: segment t covers the seconds [t * segment_seco
 time zero, wherever reading starts, and its frame is the one on show at its middle, as in `media.clip`. Time zero of a
 file or an address is the first timestamp of its video; a [`Feed`] has a clock of its own.
 
-What cannot be read is a [`Gap`], and reading goes on after it. A picture that is lost for less than a segment leaves
+What cannot be read is a [`Gap`], and reading continues after it. A picture that is lost for less than a segment leaves
 the one before it on show; lost sound is silent up to half a segment. A frame that stands long without any loss, as in
 recordings of a screen, is no gap if the file gives its duration, or for `LONGEST_HOLD` seconds; in a feed, for
 `FEED_HOLD` seconds.
@@ -26,6 +26,8 @@ from transformers.utils import logging
 
 from ..errors import CaeAvError, MediaError
 from .containers import (
+    SEEK_MARGIN,
+    STREAM_PROTOCOLS,
     MediaFile,
     announced_end,
     audio_stream,
@@ -55,8 +57,6 @@ _WAITING_SOUND = 30.0
 # Share of a segment's sound that must be known.
 _KNOWN_SOUND = 0.5
 _NO_PICTURE, _NO_SOUND = "the picture is lost", "the sound is lost"
-# Seconds by which seeking aims earlier than wanted: decoders of sound need some packets before they are exact.
-_SEEK_MARGIN = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,9 +119,8 @@ def is_live(source: Any) -> bool:
     """Return whether a source runs on by itself: a [`Feed`] says so, and of addresses all but those of http."""
     if isinstance(source, Feed):
         return source.live
-    return isinstance(source, str) and source.partition("://")[0].lower() in (
-        *("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "srt", "udp", "tcp"),
-    )
+    protocol = source.partition("://")[0].lower() if isinstance(source, str) else ""
+    return protocol in STREAM_PROTOCOLS and protocol not in ("http", "https")
 
 
 def announced_seconds(source: Any, timeout: float | None = None) -> float | None:
@@ -225,9 +224,9 @@ def _decode(container: Any, video: Any, audio: Any, assembler: "_Assembler", sta
     origin, rate = start_time(video, container), frame_rate_of(video)
     assembler.track.begin = origin
     assembler.begins_at_first = True
-    if start > _SEEK_MARGIN:
+    if start > SEEK_MARGIN:
         try:
-            container.seek(round((origin + start - _SEEK_MARGIN) * av.time_base))
+            container.seek(round((origin + start - SEEK_MARGIN) * av.time_base))
         except (av.FFmpegError, OSError, OverflowError) as error:
             logger.debug(f"reading from the beginning, since seeking failed: {error}")
     reformatter = av.video.reformatter.VideoReformatter()

@@ -347,7 +347,7 @@ class CaeAvPipeline(Pipeline):
         return [scores for batch, _ in outputs for scores in self.segment_scores(batch, len(windows[0]))]
 
     def segment_scores(self, model_outputs: Any, rows: int) -> list[dict[str, Any]]:
-        """Convert a batch's outputs of `_forward` to the scores of each window, of which each has `rows` rows."""
+        """Convert a batch's outputs of `_forward` to the scores of each window of `rows` rows."""
         raise CaeAvError(
             f"{type(self).__name__} does not process streams; a pipeline that does defines `segment_scores` and "
             "`segment_results`"

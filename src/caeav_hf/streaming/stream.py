@@ -64,7 +64,7 @@ def stream(
             oldest first, if the model is too slow, and are reported as a gap. By default that of the feed, and true
             for `rtsp://` and similar addresses; other sources are read only as fast as they are processed.
         timeout: Seconds without data after which everything that was read is processed and the gap is reported; by
-            default 10 for live sources and none for others. The stream goes on when the data do.
+            default 10 for live sources and none for others. The stream continues when data arrive again.
         patience: Seconds without data after which the stream ends; by default 60 if there is a `timeout`.
         name: Name of the source in results and errors.
         parameters: Arguments of the pipeline's call: captions, `threshold`, `question`, `candidate_labels`,
