@@ -8,7 +8,6 @@ whatever size the server announces: `CAEAV_DOWNLOAD_MAX_MB`, megabytes (1024 by 
 
 import asyncio
 import io
-import os
 import re
 import tempfile
 import time
@@ -19,7 +18,8 @@ from urllib.request import url2pathname
 import fsspec
 from fsspec.callbacks import Callback
 
-from ..errors import CaeAvError, MediaError
+from ..errors import MediaError
+from .limits import positive_setting
 
 
 REMOTE_SCHEMES = ("https", "http", "hf")
@@ -59,17 +59,8 @@ def download_limits() -> tuple[int, float]:
     Raises:
         CaeAvError: A variable is not a positive number.
     """
-    values = []
-    for name, default in (("CAEAV_DOWNLOAD_MAX_MB", 1024.0), ("CAEAV_DOWNLOAD_TIMEOUT", 120.0)):
-        text = os.environ.get(name)
-        try:
-            value = default if text is None else float(text)
-        except ValueError:
-            value = 0.0
-        if not 0 < value < float("inf"):
-            raise CaeAvError(f"the environment variable {name} is {text!r}; expected a positive number")
-        values.append(value)
-    return round(values[0] * 1_000_000), values[1]
+    megabytes = positive_setting("CAEAV_DOWNLOAD_MAX_MB", 1024.0)
+    return round(megabytes * 1_000_000), positive_setting("CAEAV_DOWNLOAD_TIMEOUT", 120.0)
 
 
 def fetch(address: str) -> FetchedFile:
