@@ -21,18 +21,29 @@ class DecodingLimits:
     Attributes:
         memory_mb: Megabytes of memory beyond the result. They limit the size of frames: a decoder holds several.
         seconds: Seconds beyond those that the result needs.
-        frames_mb: Megabytes of the frames of one clip; larger frames are scaled down as they are decoded.
+        result_mb: Megabytes of the frames and the sound of one clip.
+        frame_megapixels: Megapixels of a returned frame; a larger one is scaled down as it is decoded. The default
+            keeps 4K (4096 x 2160).
+        megapixel_rate: Megapixels per second of a video, on average. The default is 8K (7680 x 4320) at 60 frames.
+        frame_rate: Frames per second of a video, on average.
+        packet_rate: Packets per second of a stream of sound, on average.
+        sampling_rate: Samples per second of a stream of sound.
+        channels: Channels of a stream of sound.
         streams: Streams of a file.
         duration: Seconds of a file, by its timestamps.
-        packet_rate: Packets of one stream per second of it, on average.
     """
 
     memory_mb: float = 1500
     seconds: float = 10
-    frames_mb: float = 256
+    result_mb: float = 4096
+    frame_megapixels: float = 9
+    megapixel_rate: float = 2000
+    frame_rate: float = 2000
+    packet_rate: float = 20_000
+    sampling_rate: float = 1_000_000
+    channels: float = 64
     streams: float = 100
     duration: float = 360_000
-    packet_rate: float = 10_000
 
     @classmethod
     def from_environment(cls) -> "DecodingLimits":
