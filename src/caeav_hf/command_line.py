@@ -1,4 +1,7 @@
-"""Shared by all commands: report misspelled flags, Ctrl-C and a full disk in one line that says what to do next."""
+"""
+Shared by all commands: report misspelled flags, Ctrl-C and a full disk in one line that says what to do next, and
+print nothing that a terminal acts on.
+"""
 
 import argparse
 import difflib
@@ -7,9 +10,10 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
-from .errors import CaeAvError
+from .errors import CaeAvError, printable
 
 
 DEBUG_VARIABLE = "CAEAV_DEBUG"
@@ -56,7 +60,8 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def run_command(program: str, command: Callable[[], int], *, next_step: Callable[[], str], place: str | None) -> int:
     """
-    Run a command; if it fails, print the reason in one line on standard error.
+    Run a command; if it fails, print the reason in one line on standard error. What it prints, logs and raises is
+    escaped so that names and texts cannot act on the terminal.
 
     With the environment variable `CAEAV_DEBUG` set, exceptions of the command are raised instead.
 
@@ -69,6 +74,11 @@ def run_command(program: str, command: Callable[[], int], *, next_step: Callable
     Returns:
         The command's exit code; 1 for a full disk, 2 for another error of the package, 130 for Ctrl-C.
     """
+    with _safe_terminal():
+        return _run(program, command, next_step, place)
+
+
+def _run(program: str, command: Callable[[], int], next_step: Callable[[], str], place: str | None) -> int:
     try:
         return command()
     except KeyboardInterrupt:
@@ -87,8 +97,44 @@ def run_command(program: str, command: Callable[[], int], *, next_step: Callable
             line, code = f"error: {error}", 2
     # Of several processes, only one reports it.
     if os.environ.get("LOCAL_RANK", "0") == "0" or code == 2:
-        print(f"{program}: {line}", file=sys.stderr)
+        print(f"{program}: {printable(line)}", file=sys.stderr)
     return code
+
+
+class _SafeStream:
+    """A stream that escapes control characters, except those by which progress bars move the cursor."""
+
+    # What tqdm writes by itself: lines down or up.
+    _MOVES = re.compile(r"(\n|\x1b\[A)*\r?")
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        if self._MOVES.fullmatch(text) is None:
+            # A bar begins with a return to the start of its line.
+            start = "\r" if text.startswith("\r") else ""
+            text = start + printable(text[len(start) :], kept="\n\t")
+        return self._stream.write(text)
+
+    def writelines(self, lines: Any) -> None:
+        for line in lines:
+            self.write(line)
+
+
+@contextmanager
+def _safe_terminal() -> Iterator[None]:
+    """Escape what is printed. After an exception this stays so, since the interpreter prints it then."""
+    before = sys.stdout, sys.stderr
+    for name in ("stdout", "stderr"):
+        stream: Any = getattr(sys, name)
+        if stream is not None and not isinstance(stream, _SafeStream):
+            setattr(sys, name, _SafeStream(stream))
+    yield
+    sys.stdout, sys.stderr = before
 
 
 def disk_is_full(error: BaseException) -> bool:

@@ -1,10 +1,14 @@
-"""Failures of the command line: misspelled words, Ctrl-C, a full disk, a missing model, a missing tracker."""
+"""Failures of the command line: misspelled words, Ctrl-C, a full disk, a missing model or tracker, strange names."""
 
 import errno
 import importlib.util
+import subprocess
+import sys
 
 import pytest
+from tqdm import tqdm
 
+from caeav_hf import command_line
 from caeav_hf.cli import command as cli
 from caeav_hf.cli import main as caeav
 from caeav_hf.cli.predict import find_clips
@@ -151,3 +155,35 @@ def test_clips_of_folders_and_patterns(tmp_path, monkeypatch):
     for name, expected in (("empty", MEDIA_SUFFIXES[0]), ("b/*.avi", "no file matches")):
         with pytest.raises(CaeAvError, match=f"{expected}"):
             find_clips([name])
+
+
+def test_nothing_that_is_printed_acts_on_the_terminal(monkeypatch, capsys, tmp_path):
+    name = "a\x1b[2Jb\x07\x9b1A\u202ec\udcff.mp4"
+    shown = "a\\x1b[2Jb\\x07\\x9b1A\\u202ec\\udcff.mp4"
+
+    def show(*arguments, **options):
+        print(name)
+        with tqdm(total=1, desc=f"{name}\rfake") as bar:
+            bar.update()
+        raise CaeAvError(f"{name}\ncaeav: all is well")
+
+    monkeypatch.setattr("caeav_hf.demo.run_demo", show)
+    assert caeav(["demo", "--out", str(tmp_path)]) == 2
+    output, errors = capsys.readouterr()
+    assert output == f"{shown}\n"
+    *bars, last = errors.splitlines()
+    assert last == f"caeav: error: {shown} caeav: all is well"
+    # The bar itself returns to the start of its line.
+    assert any(line.startswith(f"{shown}\\rfake: 100%") for line in bars)
+    assert not set("\x1b\x07\x9b\u202e") & set(errors)
+    assert not isinstance(sys.stdout, command_line._SafeStream)
+
+
+def test_tracebacks_do_not_act_on_the_terminal(tmp_path):
+    program = "import sys\nfrom caeav_hf.command_line import run_command\n"
+    program += "class E(Exception): pass\ndef fail(): raise E('a\\x1b]0;t\\x07')\n"
+    program += "run_command('caeav', fail, next_step=str, place=None)"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False, cwd=tmp_path)
+    assert ended.returncode == 1
+    assert b"E: a\\x1b]0;t\\x07" in ended.stderr
+    assert b"\x1b" not in ended.stderr

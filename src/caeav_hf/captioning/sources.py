@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 
 from ..constants import MEDIA_SUFFIXES
 from ..errors import DataError
+from ..files import read_bytes
 from .material import ClipMaterial
 from .settings import CaptionSettings
 
@@ -87,8 +88,8 @@ class _FileLoader:
 
 def _listed_files(path: Path) -> list[Path]:
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_bytes(path, "list of clips").decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected a UTF-8 text file with one clip path per line ({error})") from error
     return [path.parent / line.strip() for line in lines if line.strip()]
 

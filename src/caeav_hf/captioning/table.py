@@ -25,7 +25,7 @@ from ..data.caption_file import (
     write_caption_rows,
 )
 from ..data.store import Journal, claim
-from ..errors import CaeAvError
+from ..errors import CaeAvError, DataError
 
 
 PROVENANCE = ("model", "prompt_version", "settings")
@@ -100,7 +100,13 @@ class CaptionTable:
         self.journal.close()
         rows, schema = read_caption_rows(self.path) if self.path.is_file() else ({}, CAPTION_SCHEMA)
         records = list(self.journal.records())
-        for record in records:
+        for number, record in enumerate(records, 1):
+            captions = record["captions"]
+            texts = [record["clip"], *(captions.values() if isinstance(captions, dict) else [None])]
+            if not all(isinstance(text, str) for text in texts) or not all(
+                isinstance(record[name], str | None) for name in ("file", *PROVENANCE)
+            ):
+                raise DataError(f"{self.journal.path}:{number}: expected texts, got {record}")
             _apply(rows, record)
         if records:
             write_caption_rows(self.path, list(rows.values()), schema)

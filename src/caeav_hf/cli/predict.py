@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..constants import MEDIA_SUFFIXES
-from ..errors import CaeAvError, MediaError
+from ..errors import CaeAvError, MediaError, printable
+from ..files import parse_json, read_bytes
 from .captions import add_server_options, server_captioner
 
 
@@ -221,7 +222,7 @@ def _streamed(model: Any, name: str, clip: dict[str, Any], options: argparse.Nam
         total = None if is_live(name) else announced_seconds(name, download_limits()[1])
         with tqdm(
             total=None if total is None else round(total),
-            desc=Path(name).name,
+            desc=printable(Path(name).name),
             bar_format=_BAR if total is not None else None,
             unit="s of video",
         ) as bar:
@@ -284,9 +285,10 @@ def _read_captions(path: str | None, sides: Sequence[str]) -> dict[str, dict[str
         }
     texts = ", ".join(f'"{side}": text' for side in sides)
     expected = f"expected {{clip: {{{texts}}}}}"
+    content = read_bytes(Path(path), "caption file")
     try:
-        captions = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        captions = parse_json(content.decode())
+    except ValueError as error:
         raise CaeAvError(f"{path}: cannot be read as captions, {expected}: {error}") from error
     if not isinstance(captions, dict):
         raise CaeAvError(f"{path}: {expected}, got a {type(captions).__name__}")

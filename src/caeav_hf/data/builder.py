@@ -31,7 +31,7 @@ from tqdm import tqdm
 from caeav_hf.errors import DataError
 from caeav_hf.hub import check_name, upload
 
-from ..files import write_json, write_text
+from ..files import read_bytes, write_json, write_text
 from .caption_file import read_captions
 from .card import card_text_of
 from .checks import ClipFiles, MediaChecker, MediaPart, Notes, UnusableError
@@ -326,9 +326,15 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
 
     def _checked(self, entry: Entry) -> Checked | UnusableError:
         try:
-            return self.check(entry)
+            checked = self.check(entry)
         except UnusableError as error:
             return error
+        for part in checked.parts:
+            try:
+                str(self.media.path(part.file)).encode()
+            except UnicodeEncodeError:  # a column cannot hold such a name
+                return UnusableError("name_is_not_unicode", part.file)
+        return checked
 
     def _refuse_if_unusable(self, report: BuildReport, report_path: Path | None) -> None:
         skipped, annotated = sum(map(len, report.skipped.values())), sum(report.annotated.values())
@@ -482,13 +488,11 @@ def read_lines(path: Path, report: BuildReport) -> list[tuple[int, str]]:
     Return the lines of an annotation file that are not blank, with their numbers from 1, and add it to the report.
 
     Raises:
-        DataError: The file is missing or not UTF-8.
+        DataError: The file is missing, too large or not UTF-8.
     """
+    content = read_bytes(path, "annotation file")
     try:
-        content = path.read_bytes()
         lines = content.decode("utf-8-sig").splitlines()
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such annotation file") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: expected UTF-8 text ({error})") from error
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]

@@ -29,6 +29,7 @@ from PIL import Image
 from caeav_hf.constants import PREPARED, QUESTIONS
 from caeav_hf.errors import DataError, MediaError
 
+from ..files import parse_json
 from .images import read_frame
 from .schema import audio_feature, image_list_feature
 
@@ -70,7 +71,7 @@ def check_settings(text: str, processor: Any, name: str) -> None:
         DataError: The settings of clip `name` differ; the message names them.
     """
     try:
-        stored = json.loads(text)
+        stored = parse_json(text)
         differing = {key: value for key, value in settings_of(processor).items() if stored[key] != value}
     except (ValueError, KeyError, TypeError) as error:
         raise DataError(f"{name}: its column `{PREPARED}` is not one of this version ({text[:80]!r})") from error

@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 
 from caeav_hf.errors import DataError
 
-from ..files import atomic_write, write_json
+from ..files import atomic_write, parse_json, read_bytes, write_json
 from .schema import SPLITS
 
 
@@ -88,10 +88,13 @@ def keep_settings(folder: Path, settings: Mapping[str, Any], results: str) -> No
             raise DataError(f"{folder}: has {results}, but no settings.json that says how they were made")
         write_json(path, settings)
         return
+    content = read_bytes(path, "file of settings")
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
+        stored = parse_json(content.decode())
     except ValueError as error:
         raise DataError(f"{path}: expected a JSON file ({error})") from error
+    if not isinstance(stored, dict):
+        raise DataError(f"{path}: expected a JSON object, got a {type(stored).__name__}")
     if stored != settings:
         names = [name for name in {**stored, **settings} if stored.get(name) != settings.get(name)]
         raise DataError(f"{folder}: was made with other settings ({', '.join(names)}; see {path}); use another folder")
@@ -130,7 +133,7 @@ class Journal:
         *lines, _incomplete = self.path.read_bytes().split(b"\n")
         for number, line in enumerate(lines, 1):
             try:
-                record = json.loads(line)
+                record = parse_json(line)
                 if not record.keys() >= set(self.keys):
                     raise ValueError("keys are missing")
             except (ValueError, AttributeError) as error:
@@ -252,10 +255,10 @@ def _read_footer(path: Path) -> tuple[str | None, dict[str, Any]]:
     try:
         metadata = pq.read_metadata(path).metadata or {}
         if _OLD_NOTE_KEY in metadata:
-            note = json.loads(metadata[_OLD_NOTE_KEY])
+            note = dict(parse_json(metadata[_OLD_NOTE_KEY]))
             return note.pop("identity"), note
-        return metadata.get(_FINGERPRINT_KEY, b"").decode() or None, json.loads(metadata.get(_NOTE_KEY, b"{}"))
-    except (pa.ArrowException, OSError, ValueError, KeyError):
+        return metadata.get(_FINGERPRINT_KEY, b"").decode() or None, dict(parse_json(metadata.get(_NOTE_KEY, b"{}")))
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError):
         return None, {}
 
 

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 from tqdm import tqdm
 
+from ..data.caption_file import open_texts, text_batches
 from ..data.store import claim
 from ..devices import default_device
 from ..errors import CaeAvError, DataError
@@ -84,11 +84,12 @@ def _captions(folder: Path, sides: Sequence[str]) -> list[str]:
     columns = [f"{side}_caption" for side in sides]
     texts: list[str] = []
     for shard in shards:
-        try:
-            table = pq.read_table(shard, columns=columns)
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{shard}: expected Parquet with the columns {', '.join(columns)} ({error})") from error
-        texts += [text for column in columns for text in table[column].to_pylist() if text]
+        expected = f"{shard}: expected Parquet with the text columns {', '.join(columns)}"
+        with open_texts(shard, expected) as file:
+            if missing := [name for name in columns if name not in file.schema_arrow.names]:
+                raise DataError(f"{expected}; it lacks {', '.join(missing)}")
+            for batch in text_batches(file, columns, expected):
+                texts += [text for name in columns for text in batch[name].cast(pa.string()).to_pylist() if text]
     if not texts:
         raise CaeAvError(f"{folder}: has no captions; pass a caption file to the builder with --captions")
     return texts

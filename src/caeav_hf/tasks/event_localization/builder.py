@@ -7,6 +7,7 @@ AudioSet. Its files of segments say which ten seconds of a video a clip is, whic
 `YTID, start_seconds, end_seconds, positive_labels` a clip.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ def read_annotations(path: Path, categories: tuple[str, ...], report: BuildRepor
             raise DataError(f"{where}: unknown category {category!r}; expected one of {', '.join(categories)}")
         if not video_id or video_id != Path(video_id).name:
             raise DataError(f"{where}: expected a video's name, got {video_id!r}")
-        if not all(time.isascii() and time.isdigit() for time in times):
+        if not all(re.fullmatch(r"\d{1,9}", time, re.ASCII) for time in times):
             raise DataError(f"{where}: expected times in whole seconds, got {times[0]!r} and {times[1]!r}")
         start, end = map(int, times)
         if not start <= end <= AVE_NUM_SEGMENTS:
@@ -159,7 +160,7 @@ def read_clip_times(paths: Sequence[str], report: BuildReport) -> dict[str, tupl
                 raise DataError(
                     f"{where}: expected YTID, start_seconds, end_seconds, positive_labels, got {line!r}"
                 ) from error
-            if not 0 <= start < end:
+            if not 0 <= start < end < float("inf"):
                 raise DataError(f"{where}: expected 0 <= start < end, got {start:g} and {end:g}")
             if times.setdefault(video_id, (start, end)) != (start, end):
                 raise DataError(f"{where}: {video_id} has the seconds {times[video_id]} already, got {(start, end)}")

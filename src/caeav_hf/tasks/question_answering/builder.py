@@ -13,7 +13,6 @@ and `<video_id>.mp4`. `type` is JSON in a string: the modalities that the questi
 
 import ast
 import hashlib
-import json
 import re
 from collections import Counter
 from pathlib import Path
@@ -26,6 +25,7 @@ from caeav_hf.errors import DataError
 from ...data.builder import BuildReport, ClipBuilder, Entry, read_class_names
 from ...data.media_files import Query
 from ...data.schema import MUSIC_AVQA_NUM_SEGMENTS, SPLITS, question_answering_features
+from ...files import parse_json, read_bytes
 from .labels import MUSIC_AVQA_ANSWERS
 
 
@@ -33,6 +33,7 @@ MUSIC_AVQA_SPLIT_FILES = dict(zip(SPLITS, ("avqa-train.json", "avqa-val.json", "
 MUSIC_AVQA_ANSWERS_FILE = "answers.txt"
 QUESTION_TYPES = ("Audio", "Visual", "Audio-Visual")
 
+_LONGEST_VALUES = 2_000
 _SLOT = re.compile(r"<[^<>]+>")
 _FIELDS: dict[str, tuple[type, str]] = {
     "video_id": (str, "a video's name"),
@@ -107,11 +108,9 @@ def read_questions(path: Path, answers: tuple[str, ...], report: BuildReport | N
         DataError: It is no JSON list of questions of the form above, a type or an answer is unknown, or there are not
             as many values as slots. The message begins with the file and the question's number.
     """
+    content = read_bytes(path, "annotation file")
     try:
-        content = path.read_bytes()
-        items = json.loads(content.decode("utf-8-sig"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such annotation file") from error
+        items = parse_json(content.decode("utf-8-sig"))
     except ValueError as error:
         raise DataError(f"{path}: expected a JSON file ({error})") from error
     if not isinstance(items, list):
@@ -124,7 +123,7 @@ def read_questions(path: Path, answers: tuple[str, ...], report: BuildReport | N
 def _read_question(item: Any, path: str, number: int, answers: tuple[str, ...]) -> Question:
     if not isinstance(item, dict):
         raise DataError(f"{path}: item {number}: expected a question, got {item!r}")
-    question_id = item.get("question_id")
+    question_id: Any = item.get("question_id")
     where = f"{path}: item {number}" if question_id is None else f"{path}: question {question_id}"
     for field, (python_type, expected) in _FIELDS.items():
         if not isinstance(item.get(field), python_type) or isinstance(item[field], bool):
@@ -137,11 +136,13 @@ def _read_question(item: Any, path: str, number: int, answers: tuple[str, ...]) 
     kind, subtype = _read_type(item["type"], where)
     if not content:
         raise DataError(f"{where}: expected a question, got {item['question_content']!r}")
+    if not -(2**63) <= question_id < 2**63:
+        raise DataError(f"{where}: expected a whole number of 64 bits as `question_id`")
     if item["anser"] not in answers:
         raise DataError(f"{where}: unknown answer {item['anser']!r}; expected one of {', '.join(answers)}")
     return Question(
         video_id=video_id,
-        question_id=item["question_id"],
+        question_id=question_id,
         type=kind,
         subtype=subtype,
         template=content,
@@ -153,7 +154,7 @@ def _read_question(item: Any, path: str, number: int, answers: tuple[str, ...]) 
 
 def _read_type(text: str, where: str) -> tuple[str, str]:
     try:
-        value = json.loads(text)
+        value = parse_json(text)
     except ValueError:
         value = None
     if not isinstance(value, list) or len(value) != 2 or not all(isinstance(part, str) for part in value):
@@ -165,7 +166,8 @@ def _read_type(text: str, where: str) -> tuple[str, str]:
 
 def _read_values(text: str, where: str) -> list[str]:
     try:
-        values = ast.literal_eval(text)
+        # Python's parser may end the process on long texts; published ones have less than a hundred characters.
+        values = ast.literal_eval(text) if len(text) <= _LONGEST_VALUES else None
     # Raised for strings that are no literals, or that are nested too deeply.
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         values = None

@@ -176,7 +176,7 @@ def read_meta_data(path: Path, columns: Sequence[str], report: BuildReport) -> l
         DataError: A column is missing, a line lacks a value, names no possible file or an unknown split, or is there
             twice. The message begins with the file and the line's number.
     """
-    lines = [(number, _cells(line)) for number, line in read_lines(path, report)]
+    lines = [(number, _cells(line, f"{path}:{number}")) for number, line in read_lines(path, report)]
     header = lines[0][1] if lines else []
     if missing := [column for column in columns if column not in header]:
         raise DataError(f"{path}: expected a header with {', '.join(columns)}; there is no {', '.join(missing)}")
@@ -209,5 +209,8 @@ def _several(queries: Query | tuple[Query, ...]) -> tuple[Query, ...]:
     return queries
 
 
-def _cells(line: str) -> list[str]:
-    return [cell.strip() for cell in next(csv.reader([line]))]
+def _cells(line: str, where: str) -> list[str]:
+    try:
+        return [cell.strip() for cell in next(csv.reader([line]))]
+    except csv.Error as error:
+        raise DataError(f"{where}: expected values with commas between them ({error})") from error

@@ -13,7 +13,6 @@ The media folders may be anywhere in the media folder; frames and masks may also
 """
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,12 +27,15 @@ from ...data.builder import BuildReport, Checked, ClipBuilderConfig, Entry, ensu
 from ...data.checks import MediaPart, UnusableError
 from ...data.media_files import AUDIO_SUFFIXES, IMAGE_SUFFIXES, Query
 from ...data.schema import SPLITS, understanding_features
+from ...files import parse_json, read_bytes
 from ..segmentation.builder import AVSBENCH_SPLITS, AvsBenchAnnotation, AvsBenchBuilder, read_meta_data
 
 
 DESCRIPTIONS = "descriptions.json"
 
 _COLUMNS = ("name", "category", "split")
+# Files are looked for in each second.
+_MOST_SECONDS = 10_000
 
 # Seconds by which a video may be longer than its descriptions: encoders and cuts at key frames round up.
 _ROUNDING = 1.0
@@ -143,18 +145,18 @@ def read_descriptions(path: Path, report: BuildReport) -> dict[str, list[str | N
         ensure_unique((name for name, _ in pairs), path)
         return dict(pairs)
 
+    content = read_bytes(path, "annotation file")
     try:
-        content = path.read_bytes()
-        values = json.loads(content.decode("utf-8-sig"), object_pairs_hook=unique)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such annotation file") from error
+        values = parse_json(content.decode("utf-8-sig"), object_pairs_hook=unique)
     except ValueError as error:
         raise DataError(f"{path}: expected a JSON file ({error})") from error
     if not isinstance(values, dict):
         raise DataError(f"{path}: expected lists of texts by name, got a {type(values).__name__}")
     for name, texts in values.items():
         is_right = isinstance(texts, list) and texts and all(text is None or isinstance(text, str) for text in texts)
-        if not is_right:
-            raise DataError(f"{path}: expected a list of texts and nulls for {name}, one for each second")
+        if not is_right or len(texts) > _MOST_SECONDS:
+            raise DataError(
+                f"{path}: expected a list of at most {_MOST_SECONDS} texts and nulls for {name}, one for each second"
+            )
     report.files[path.name] = {"clips": len(values), "sha256": hashlib.sha256(content).hexdigest()}
     return values

@@ -192,7 +192,7 @@ def read_events(path: Path, categories: Sequence[str], report: BuildReport) -> l
     events = []
     for number, (filename, *times, names) in _read_table(path, EVENT_HEADER, report):
         where = f"{path}:{number}"
-        if not all(re.fullmatch(r"\d+", time, re.ASCII) and int(time) <= LLP_NUM_SEGMENTS for time in times):
+        if not all(re.fullmatch(r"\d{1,9}", time, re.ASCII) and int(time) <= LLP_NUM_SEGMENTS for time in times):
             raise DataError(
                 f"{where}: expected onset and offset in whole seconds from 0 to {LLP_NUM_SEGMENTS}, "
                 f"got {times[0]!r} and {times[1]!r}"
