@@ -23,6 +23,7 @@ silence of the same length. A file that breaks off is a shorter clip, with a war
 """
 
 import gc
+import logging
 import math
 import os
 from collections.abc import Iterator
@@ -32,7 +33,6 @@ from typing import Any, Literal
 
 import av
 import numpy as np
-from transformers.utils import logging
 
 from ..errors import CaeAvError, MediaError
 from .containers import (
@@ -51,6 +51,8 @@ from .containers import (
     video_stream,
     with_decoder,
 )
+from .guard import guarded
+from .memory import keep
 from .segments import (
     FRAME_SAMPLINGS,
     TIME_EPSILON,
@@ -64,7 +66,8 @@ from .skipping import FrameSkipper, UnevenTimestampsError
 from .sound import AudioTrack, delay_sound, spread_starts
 
 
-logger = logging.get_logger(__name__)
+# Not that of Transformers, which would take a decoding worker seconds to import.
+logger = logging.getLogger(__name__)
 
 # FFmpeg's decoders and scalers own threads, and closing them waits for these. A forked process (a loader's worker)
 # inherits the objects but not the threads: if its garbage collector closed what the parent had decoded with, it would
@@ -198,24 +201,7 @@ def load_clip(
         frame_sampling=frame_sampling,
         sound_delay=sound_delay,
     )
-    if request.spread:
-        # The parts depend on the length of the whole clip.
-        last = _video_end(media, segment_seconds)
-        if last <= start + TIME_EPSILON:
-            raise MediaError(_ends_early(media.name, last, start))
-        request = replace(request, end=last if end is None else min(end, last))
-    # Try the fast way first: seek, and skip frames. Damaged files are decoded frame by frame, and those without a
-    # valid index from their beginning.
-    for seek in (True, False) if start > SEEK_MARGIN else (False,):
-        for skip in (True, False):
-            try:
-                return _read_clip(media, request, seek, skip)
-            except UnevenTimestampsError:
-                logger.debug(f"{media.name}: its frames are not what its packets announce")
-            except _SeekMissedError:
-                logger.debug(f"{media.name}: seeking to {start} s missed")
-                break
-    raise AssertionError("reading from the beginning, frame by frame, gives a clip or an error")
+    return _load_clip(media, request)
 
 
 def probe(source: MediaSource, *, name: str | None = None) -> MediaInfo:
@@ -225,7 +211,11 @@ def probe(source: MediaSource, *, name: str | None = None) -> MediaInfo:
     Raises:
         MediaError: `source` is missing, empty or no media file. A missing stream is no error here.
     """
-    media = MediaFile.of(source, name)
+    return _probe(MediaFile.of(source, name))
+
+
+@guarded(MediaInfo)
+def _probe(media: MediaFile) -> MediaInfo:
     with media.open() as container:
         video, audio = best_stream(container, "video"), best_stream(container, "audio")
         for stream in filter(None, (video, audio)):
@@ -302,6 +292,35 @@ def check_missing_audio(value: str) -> None:
     """Raise a [`~errors.CaeAvError`] if `value` is no [`MissingAudio`]."""
     if value not in ("error", "silence"):
         raise CaeAvError(f"`on_missing_audio` must be 'error' or 'silence', got {value!r}")
+
+
+def _seconds_to_read(media: MediaFile, request: _Request) -> float:
+    if request.spread:
+        return math.inf if request.end is None else request.end
+    # From the beginning, as files without a valid index are read.
+    return request.stop
+
+
+@guarded(Clip, seconds=_seconds_to_read)
+def _load_clip(media: MediaFile, request: _Request) -> Clip:
+    if request.spread:
+        # The parts depend on the length of the whole clip.
+        last, start = _video_end(media, request.segment_seconds), request.start
+        if last <= start + TIME_EPSILON:
+            raise MediaError(_ends_early(media.name, last, start))
+        request = replace(request, end=last if request.end is None else min(request.end, last))
+    # Try the fast way first: seek, and skip frames. Damaged files are decoded frame by frame, and those without a
+    # valid index from their beginning.
+    for seek in (True, False) if request.start > SEEK_MARGIN else (False,):
+        for skip in (True, False):
+            try:
+                return _read_clip(media, request, seek, skip)
+            except UnevenTimestampsError:
+                logger.debug(f"{media.name}: its frames are not what its packets announce")
+            except _SeekMissedError:
+                logger.debug(f"{media.name}: seeking to {request.start} s missed")
+                break
+    raise AssertionError("reading from the beginning, frame by frame, gives a clip or an error")
 
 
 def _video_end(media: MediaFile, tolerance: float) -> float:
@@ -540,6 +559,7 @@ class _FramePicker:
             image = self._images[-1]
         else:
             image = upright(self._to_rgb(self._shown), self._shown)
+        keep(image.nbytes)
         self._images.append(image)
         self._times.append(self._shown_time)
 

@@ -10,6 +10,7 @@ a file that breaks off ends the reading.
 
 import errno
 import io
+import logging
 import os
 import stat
 from collections.abc import Iterator, Mapping
@@ -19,13 +20,14 @@ from typing import IO, Any
 
 import av
 import numpy as np
-from transformers.utils import logging
 
 from ..errors import CaeAvError, MediaError
+from .memory import is_short
 from .remote import fetch, is_address, local_path
 
 
-logger = logging.get_logger(__name__)
+# Not that of Transformers, which would take a decoding worker seconds to import.
+logger = logging.getLogger(__name__)
 
 MediaSource = str | os.PathLike | bytes | IO[bytes] | Mapping[str, Any]
 """
@@ -300,6 +302,10 @@ def try_packet(stream: Any, packet: Any) -> list[Any] | None:
     try:
         return stream.decode(packet)
     except av.FFmpegError as error:
+        if isinstance(error, MemoryError):
+            raise
+        if is_short(8 * getattr(stream, "width", 0) * getattr(stream, "height", 0)):
+            raise MemoryError(f"packet of stream {stream.index}") from error
         logger.debug(f"packet of stream {stream.index} skipped: {error}")
         return None
 

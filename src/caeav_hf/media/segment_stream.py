@@ -12,6 +12,7 @@ recordings of a screen, is no gap if the file gives its duration, or for `LONGES
 """
 
 import heapq
+import logging
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -22,7 +23,6 @@ from typing import Any
 
 import av
 import numpy as np
-from transformers.utils import logging
 
 from ..errors import CaeAvError, MediaError
 from .containers import (
@@ -40,12 +40,13 @@ from .containers import (
     upright,
     video_stream,
 )
-from .inputs import as_frames, as_waveform
+from .guard import guarded, guarded_iterator
 from .segments import SEGMENT_REST, TIME_EPSILON, check_range
 from .sound import AudioTrack
 
 
-logger = logging.get_logger(__name__)
+# Not that of Transformers, which would take a decoding worker seconds to import.
+logger = logging.getLogger(__name__)
 
 # Seconds for which a frame of a file, and of a feed, stays on show beyond its duration if no other follows.
 LONGEST_HOLD, FEED_HOLD = 10.0, 2.0
@@ -132,8 +133,11 @@ def announced_seconds(source: Any, timeout: float | None = None) -> float | None
         MediaError: The source cannot be opened, or has no video.
     """
     media = MediaFile.of_stream(source, None)
-    if media.is_pipe:
-        return None
+    return None if media.is_pipe else _announced_seconds(media, timeout)
+
+
+@guarded()
+def _announced_seconds(media: MediaFile, timeout: float | None) -> float | None:
     with media.open(timeout) as container:
         return announced_end(video_stream(container, media.name), container)
 
@@ -174,24 +178,51 @@ def read_segments(
     last = math.inf if end is None else math.ceil(end / segment_seconds - TIME_EPSILON)
     skew = _LIVE_SKEW if is_live(source) else _FILE_SKEW
     hold = FEED_HOLD if isinstance(source, Feed) else LONGEST_HOLD
-    assembler = _Assembler(segment_seconds, sampling_rate, first, last, skew, hold)
+    places = _Places(segment_seconds, sampling_rate, first, last, skew, hold)
     if isinstance(source, Feed):
-        has_audio = source.sampling_rate is not None
+        has_audio, assembler = source.sampling_rate is not None, _Assembler(places)
         events: Iterator[None] = _feed(source, assembler)
         name = name or source.name
         return _assembled(assembler, events, name, has_audio, on_missing_audio)
     media = MediaFile.of_stream(source, name)
-    return _of_media(media, assembler, start, on_missing_audio, timeout, num_threads)
+    return _of_media(media, places, start, on_missing_audio, timeout, num_threads)
 
 
+@dataclass(frozen=True)
+class _Places:
+    """
+    Where segments lie, and how long they wait.
+
+    Args:
+        seconds, rate: Seconds of a segment, and samples per second of its sound.
+        first, last: The segments to make; `last` is exclusive, and may be infinite.
+        skew: Seconds by which the picture may run ahead of the sound.
+        hold: Seconds for which a frame stays on show beyond its duration.
+    """
+
+    seconds: float
+    rate: int
+    first: int
+    last: float
+    skew: float
+    hold: float
+
+
+@guarded_iterator(
+    Segment,
+    Gap,
+    first_seconds=lambda media, places, start, *others: start + places.seconds,
+    seconds=lambda media, places, *others: places.seconds,
+)
 def _of_media(
     media: MediaFile,
-    assembler: "_Assembler",
+    places: _Places,
     start: float,
     on_missing_audio: str,
     timeout: float | None,
     num_threads: int,
 ) -> Iterator[Segment | Gap]:
+    assembler = _Assembler(places)
     with media.open(timeout) as container:
         video = video_stream(container, media.name)
         video.thread_type = "AUTO"
@@ -276,6 +307,9 @@ def _decode(container: Any, video: Any, audio: Any, assembler: "_Assembler", sta
 
 def _feed(source: Feed, assembler: "_Assembler") -> Iterator[None]:
     """Read a feed into the assembler; yield after each item."""
+    # Imported here since a decoding worker, which reads no feeds, should not load PyTorch.
+    from .inputs import as_frames, as_waveform
+
     items = iter(source.items)
     expected = "expected pairs of a time in seconds and a frame (H, W, 3) uint8 or sound (samples,)"
     while True:
@@ -312,10 +346,10 @@ def _feed(source: Feed, assembler: "_Assembler") -> Iterator[None]:
 class _Assembler:
     """Puts frames and sound together to segments; holds one decoded frame and the segments that wait for sound."""
 
-    def __init__(self, seconds: float, rate: int, first: int, last: float, skew: float, hold: float) -> None:
-        self.seconds, self.last, self.skew, self.hold = seconds, last, skew, hold
-        self.samples = round(seconds * rate)
-        self.track = AudioTrack(rate, 0.0, None, is_aligned=True)
+    def __init__(self, places: _Places) -> None:
+        self.seconds, self.last, self.skew, self.hold = places.seconds, places.last, places.skew, places.hold
+        self.samples = round(places.seconds * places.rate)
+        self.track = AudioTrack(places.rate, 0.0, None, is_aligned=True)
         self.has_audio = True
         # Whether the source has pictures from the first segment on, so that earlier ones are missing.
         self.begins_at_first = False
@@ -324,7 +358,7 @@ class _Assembler:
         self.announced: float | None = None
         self.read_until = -math.inf
         self.shown_time = self.shown_until = -math.inf
-        self._next = first  # the next segment without a picture
+        self._next = places.first  # the next segment without a picture
         self._image: Callable[[], np.ndarray] | None = None
         self._converted: np.ndarray | None = None
         self._pictures: deque[tuple[int, np.ndarray | None, float, str]] = deque()

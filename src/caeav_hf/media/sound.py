@@ -23,6 +23,8 @@ from .containers import (
     packets_of,
     start_time,
 )
+from .guard import guarded
+from .memory import keep
 from .segments import TIME_EPSILON, FrameSampling, check_range, middles_of_parts, spaced_starts
 
 
@@ -57,7 +59,11 @@ def load_audio(
         CaeAvError: An argument is out of range.
     """
     check_range(start, end, sampling_rate)
-    media = MediaFile.of(source, name)
+    return _load_audio(MediaFile.of(source, name), sampling_rate, start, end)
+
+
+@guarded(seconds=lambda media, sampling_rate, start, end: math.inf if end is None else end)
+def _load_audio(media: MediaFile, sampling_rate: int, start: float, end: float | None) -> np.ndarray:
     with media.open() as container:
         stream = audio_stream(container, media.name)
         origin = start_time(stream, container)
@@ -291,5 +297,6 @@ class AudioTrack:
             # Seeking brings along sound from before the beginning, which is dropped.
             until = self._cursor + len(piece)
             if until > 0 and (self.kept is None or any(a < until and self._cursor < b for a, b in self.kept)):
+                keep(piece.nbytes)
                 self._pieces.append((self._cursor, piece))
             self._cursor = until
