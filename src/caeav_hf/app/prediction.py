@@ -15,7 +15,6 @@ from ..constants import MODALITIES
 from ..errors import CaeAvError, MediaError
 from ..hub import read_config_and_task, short_name
 from ..media.clip import Clip, load_clip, probe
-from ..media.containers import MediaFile, best_stream
 from ..media.segments import is_spread
 from ..media.sound import load_audio
 from ..task import Task, tasks
@@ -422,9 +421,7 @@ def plays_in_browsers(path: Path) -> bool:
     """Return whether browsers play a video as it is."""
     if path.suffix.lower() not in _CONTAINERS:
         return False
-    with MediaFile.of(str(path), None).open() as container:
-        stream = best_stream(container, "video")
-        return stream is not None and stream.codec_context.name in _CODECS
+    return probe(path).video_codec in _CODECS
 
 
 def _name(path: str | Path) -> str:

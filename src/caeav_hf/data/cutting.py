@@ -14,6 +14,8 @@ import av
 
 from caeav_hf.errors import MediaError
 from caeav_hf.media.containers import MediaFile, audio_stream, packets_of, start_time, video_stream
+from caeav_hf.media.guard import guarded
+from caeav_hf.media.memory import keep
 
 
 # Minimum number of seconds to copy before the clip and after its end: decoded sound is exact only some packets after
@@ -41,11 +43,15 @@ def cut(path: Path, start: float, end: float) -> Piece | None:
     Raises:
         MediaError: The file cannot be read.
     """
-    media = MediaFile.of(path, None)
+    return _cut(MediaFile.of(path, None), start, end)
+
+
+@guarded(Piece, seconds=lambda media, start, end: end)
+def _cut(media: MediaFile, start: float, end: float) -> Piece | None:
     with media.open() as source:
         video, audio = video_stream(source, media.name), audio_stream(source, media.name)
         origin = start_time(video, source)
-        packets = _packets(source, [video, audio], origin + start, origin + end)
+        packets = _packets(source, media.name, [video, audio], origin + start, origin + end)
         first = next((packet.pts for packet in packets if packet.stream is video and packet.is_keyframe), None)
         if first is None:
             return None
@@ -60,7 +66,7 @@ def cut(path: Path, start: float, end: float) -> Piece | None:
     return Piece(content, ".mp4" if is_mp4 else ".mkv", start - shift, end - shift)
 
 
-def _packets(source: Any, streams: list[Any], begin: float, end: float) -> list[Any]:
+def _packets(source: Any, name: str, streams: list[Any], begin: float, end: float) -> list[Any]:
     """Return the packets of the streams from the last key frame before `begin` until both are well past `end`."""
     video = streams[0]
     # Seeking is inexact in some containers; those are read from their start.
@@ -68,7 +74,7 @@ def _packets(source: Any, streams: list[Any], begin: float, end: float) -> list[
         try:
             source.seek(int((begin - _MARGIN) / video.time_base), stream=video)
         except av.FFmpegError as error:
-            raise MediaError(f"{source.name}: seeking to {begin} s failed ({error})") from error
+            raise MediaError(f"{name}: seeking to {begin} s failed ({error})") from error
     packets: list[Any] = []
     running = {stream.index for stream in streams}
     for stream, packet in packets_of(source, streams):
@@ -79,6 +85,7 @@ def _packets(source: Any, streams: list[Any], begin: float, end: float) -> list[
             if not running:
                 break
         else:
+            keep(packet.size)
             packets.append(packet)
     return packets
 

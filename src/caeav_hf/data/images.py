@@ -1,6 +1,7 @@
 """Reading of frames and masks from image files."""
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Mapping
@@ -12,7 +13,8 @@ import numpy as np
 from PIL import Image
 
 from caeav_hf.errors import MediaError
-from caeav_hf.media.containers import source_name
+from caeav_hf.media.containers import MediaFile, source_name
+from caeav_hf.media.guard import guarded
 
 
 ImageSource = str | Path | Mapping[str, Any]
@@ -41,7 +43,12 @@ def read_frame(source: ImageSource) -> np.ndarray:
     Raises:
         MediaError: There is no such file, or it is not an image; the message begins with its name.
     """
-    return np.asarray(_load(source).convert("RGB"))
+    return _read_frame(_file_of(source))
+
+
+@guarded()
+def _read_frame(file: MediaFile) -> np.ndarray:
+    return np.asarray(_load(file).convert("RGB"))
 
 
 def read_mask(source: ImageSource) -> Mask:
@@ -52,7 +59,12 @@ def read_mask(source: ImageSource) -> Mask:
     Raises:
         MediaError: See [`read_frame`].
     """
-    image = _load(source)
+    return _read_mask(_file_of(source))
+
+
+@guarded(Mask)
+def _read_mask(file: MediaFile) -> Mask:
+    image = _load(file)
     values = np.asarray(image)
     if values.ndim == 2:
         values = values[..., None]
@@ -60,15 +72,20 @@ def read_mask(source: ImageSource) -> Mask:
     return Mask((values != 0).any(-1), image.mode in ("P", "PA"))
 
 
-def _load(source: ImageSource) -> Image.Image:
+def _file_of(source: ImageSource) -> MediaFile:
     name = source_name(source)
-    if isinstance(source, Mapping):
-        content = source.get("bytes")
-        target = source.get("path") if content is None else io.BytesIO(content)
-    else:
-        target = source
-    if target is None:
+    path, content = (source.get("path"), source.get("bytes")) if isinstance(source, Mapping) else (source, None)
+    if content is not None:
+        return MediaFile(io.BytesIO(content), name)
+    if path is None:
         raise MediaError(f"{name}: neither bytes nor a path; expected a mapping with `bytes` or `path`")
+    return MediaFile(f"file:{os.fspath(path)}", name)
+
+
+def _load(file: MediaFile) -> Image.Image:
+    name, target = file.name, file.target
+    if isinstance(target, str):
+        target = target.removeprefix("file:")
     try:
         with Image.open(target, formats=_FORMATS) as image:
             image.load()

@@ -121,6 +121,7 @@ class MediaInfo:
         size: (H, W) as stored, before the file's rotation is applied.
         sampling_rate: Samples per second of the stored sound.
         channels: Channels of the stored sound.
+        video_codec: FFmpeg's name of the decoder of the pictures, such as "h264".
     """
 
     name: str
@@ -131,6 +132,7 @@ class MediaInfo:
     size: tuple[int, int] | None = None
     sampling_rate: int | None = None
     channels: int | None = None
+    video_codec: str | None = None
 
 
 def load_clip(
@@ -229,6 +231,7 @@ def _probe(media: MediaFile) -> MediaInfo:
             size=(video.height, video.width) if video is not None else None,
             sampling_rate=audio.sample_rate if audio is not None else None,
             channels=audio.channels if audio is not None else None,
+            video_codec=video.codec_context.name if video is not None else None,
         )
 
 

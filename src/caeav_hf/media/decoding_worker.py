@@ -12,7 +12,6 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import av  # noqa: F401  # before memory is limited
-import numpy as np
 
 from ..errors import CaeAvError
 from . import guard, memory
@@ -124,8 +123,8 @@ class _Server:
         return {"failure": f"{type(error).__name__}: {error}"}
 
     def _restore(self, description: dict[str, Any]) -> Any:
-        if "sequence" in description:
-            return _Sequence(self, description["sequence"], description["shape"], description["dtype"])
+        if "arrays" in description:
+            return guard.OneByOne(_Arrays(self, description["arrays"], description["shape"]))
         target = description["media"]
         if isinstance(target, int):
             raw = _File(self, target, description["size"], description["file_name"])
@@ -133,7 +132,7 @@ class _Server:
         return MediaFile(target, description["name"])
 
     def ask(self, number: int, index: int | None, size: int | None = None) -> Any:
-        """Ask the other process for an item of a sequence, or for bytes of a file."""
+        """Ask the other process for one of several arrays, or for bytes of a file."""
         self.channel.send({"ask": [number, index, size]})
         return self.channel.receive(())
 
@@ -170,16 +169,13 @@ class _File(io.RawIOBase):
         return len(data)
 
 
-class _Sequence:
-    """A sequence of arrays of one shape that the other process makes one at a time."""
+class _Arrays:
+    """Arrays of the other process."""
 
-    def __init__(self, server: _Server, number: int, shape: list[int], dtype: str) -> None:
-        self.server, self.number, self.shape, self.dtype = server, number, tuple(shape), np.dtype(dtype)
+    def __init__(self, server: _Server, number: int, shape: list[int]) -> None:
+        self.server, self.number, self.shape = server, number, shape
 
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, index: int) -> np.ndarray:
+    def __getitem__(self, index: int) -> Any:
         return self.server.ask(self.number, index)
 
 

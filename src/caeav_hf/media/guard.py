@@ -62,6 +62,24 @@ _num_users = 0
 is_worker = False
 
 
+class OneByOne:
+    """
+    Arrays of one shape, which a worker gets one by one.
+
+    Args:
+        arrays: An array, or an object with `shape` and `[index]`, which may make each when it is asked for.
+    """
+
+    def __init__(self, arrays: Any) -> None:
+        self.arrays, self.shape = arrays, tuple(arrays.shape)
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return np.asarray(self.arrays[index])
+
+
 @contextmanager
 def guarded_decoding() -> Iterator[None]:
     """Decode media in workers while the block runs, in all threads of the process."""
@@ -92,7 +110,8 @@ def is_guarded() -> bool:
 
 def guarded(
     *records: type,
-    seconds: Callable[..., float] = lambda *_, **__: 0.0,
+    seconds: Callable[..., float] = lambda *_: 0.0,
+    effort: float = 1.0,
     writes: bool = False,
 ) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
     """
@@ -102,6 +121,7 @@ def guarded(
     Args:
         records: Dataclasses and named tuples of its result, which otherwise holds plain values, bytes and arrays.
         seconds: Returns the seconds of media that a call reads, for its arguments; infinity if that is unknown.
+        effort: Processor time that the call needs, as a multiple of what reading needs.
         writes: Whether the function writes a file.
     """
 
@@ -111,7 +131,7 @@ def guarded(
             if not is_guarded():
                 return function(*args, **kwargs)
             media = cast(MediaFile, args[0])
-            budget = _Budget.of(media, seconds(*args, **kwargs), writes)
+            budget = _Budget.of(media, seconds(*args, **kwargs), effort, writes)
             with _worker() as worker:
                 return cast(Result, worker.call(_Call(function, media.name, args, kwargs, records, budget)))
 
@@ -169,11 +189,13 @@ class _Budget:
     writes: bool
 
     @classmethod
-    def of(cls, media: MediaFile, seconds: float, writes: bool = False, waits: bool = False) -> "_Budget":
+    def of(
+        cls, media: MediaFile, seconds: float, effort: float = 1.0, writes: bool = False, waits: bool = False
+    ) -> "_Budget":
         """Return the budget of a call that reads so many seconds of media."""
         limits = DecodingLimits.from_environment()
         need = min(seconds * _SECONDS_PER_SECOND, _size_of(media) / 1e6 * _SECONDS_PER_MEGABYTE)
-        processor = limits.seconds + need
+        processor = limits.seconds + effort * need
         clock = math.inf if waits else processor * _CLOCK_PER_PROCESSOR_SECOND
         return cls(limits.memory_mb * 1e6, limits.result_mb * 1e6, processor, clock, writes)
 
@@ -337,16 +359,19 @@ class _Worker:
         )
 
     def _describe(self, value: Any) -> dict[str, Any]:
-        """Describe a file, or a sequence of arrays that are made one at a time; both stay in this process."""
+        """Describe what stays in this process: a file, or arrays that the worker gets one by one."""
         if isinstance(value, MediaFile):
             if isinstance(value.target, str):
-                return {"media": value.target, "name": value.name}
+                # The worker keeps the current folder that it was started in.
+                path = value.target.removeprefix("file:")
+                target = value.target if value.is_address else f"file:{os.path.abspath(path)}"
+                return {"media": target, "name": value.name}
             size = None if value.is_pipe else value.target.seek(0, os.SEEK_END)
             name = getattr(value.target, "name", None)
             served = {"size": size, "file_name": name if isinstance(name, str) else None}
             return {"media": self._serve(value.target), "name": value.name, **served}
-        if hasattr(value, "shape") and hasattr(value, "__getitem__"):
-            return {"sequence": self._serve(value), "shape": list(value.shape), "dtype": str(np.dtype(value.dtype))}
+        if isinstance(value, OneByOne):
+            return {"arrays": self._serve(value.arrays), "shape": list(value.shape)}
         raise TypeError(f"a {type(value).__name__}")
 
     def _serve(self, value: Any) -> int:
@@ -354,7 +379,7 @@ class _Worker:
         return len(self._served) - 1
 
     def _answer(self, number: int, index: int | None, size: int | None = None) -> Any:
-        """Return an item of a sequence, or bytes of a file; for an error of the operating system its description."""
+        """Return one of several arrays, or bytes of a file; for an error of the operating system its description."""
         served = self._served[number]
         if size is None:
             return np.asarray(served[index])

@@ -6,8 +6,10 @@ segment tinted, and the source's own sound is copied. Frames are painted as RGB 
 they came with, so the source's colour description stays true.
 """
 
+import math
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -32,6 +34,7 @@ from ..media.containers import (
     upright,
     video_stream,
 )
+from ..media.guard import OneByOne, guarded
 from ..media.segments import SEGMENT_REST
 from .subtitles import CaptionBand
 
@@ -99,18 +102,51 @@ def write_overlay(
         raise CaeAvError(f"{path}: expected a file name that ends in .mp4")
     if isinstance(source, str | os.PathLike) and path.exists() and Path(source).exists() and path.samefile(source):
         raise CaeAvError(f"{path}: is the clip itself; give the overlay another name")
+    try:
+        tint = tuple(int(colour[start : start + 2], 16) for start in (1, 3, 5))
+    except ValueError as error:
+        raise CaeAvError(f"`colour` must be #RRGGBB, got {colour!r}") from error
     media = MediaFile.of(source, None)
-    painter = _Painter(masks, segment_seconds, colour, opacity, captions, media.name)
-    options = {"movflags": "faststart"}
+    style = _Style(segment_seconds, tint, opacity, None if captions is None else list(captions))
+    given = None if sound is None or sampling_rate is None else (sound, sampling_rate)
+    try:
+        with atomic_write(path) as partial:
+            where = (os.path.abspath(partial), str(path))
+            _write_overlay(media, where, OneByOne(masks), style, given, show_progress)
+    except OSError as error:
+        raise CaeAvError(f"{path}: cannot be written: {error}") from error
+
+
+@dataclass(frozen=True)
+class _Style:
+    """How frames are painted: seconds of a segment, tint (RGB), its opacity, and captions."""
+
+    segment_seconds: float
+    tint: tuple[int, ...]
+    opacity: float
+    captions: list[str] | None
+
+
+# Painting and encoding take several times as long as decoding.
+@guarded(seconds=lambda media, *others: math.inf, effort=5.0, writes=True)
+def _write_overlay(
+    media: MediaFile,
+    where: tuple[str, str],
+    masks: OneByOne,
+    style: _Style,
+    given: tuple[np.ndarray, int] | None,
+    show_progress: bool,
+) -> None:
+    """Write the video; `where` is the path, and its name in errors."""
+    path, name = where
     with media.open() as container:
-        given = None if sound is None or sampling_rate is None else (sound, sampling_rate)
-        overlay = _Overlay(container, painter, media.name, given)
+        overlay = _Overlay(container, _Painter(masks, style, media.name), media.name, given)
         # Errors in reading end the reading or are MediaErrors, so any other is about writing.
         try:
-            with atomic_write(path) as partial, av.open(str(partial), "w", format="mp4", options=options) as output:
+            with av.open(path, "w", format="mp4", options={"movflags": "faststart"}) as output:
                 overlay.write(output, show_progress)
         except (av.FFmpegError, OSError) as error:
-            raise CaeAvError(f"{path}: cannot be written: {error}") from error
+            raise CaeAvError(f"{name}: cannot be written: {error}") from error
 
 
 def tint_weights(mask: np.ndarray, opacity: float) -> np.ndarray:
@@ -123,22 +159,10 @@ def tint_weights(mask: np.ndarray, opacity: float) -> np.ndarray:
 class _Painter:
     """Tints upright RGB frames by the mask, and captions them by the text, of the segment that their time is in."""
 
-    def __init__(
-        self,
-        masks: np.ndarray,
-        segment_seconds: float,
-        colour: str,
-        opacity: float,
-        captions: Sequence[str] | None,
-        name: str,
-    ) -> None:
-        self.masks, self.segment_seconds, self.opacity, self.name = masks, segment_seconds, opacity, name
-        self.captions = captions
+    def __init__(self, masks: OneByOne, style: _Style, name: str) -> None:
+        self.masks, self.segment_seconds, self.opacity, self.name = masks, style.segment_seconds, style.opacity, name
+        self.tint, self.captions = style.tint, style.captions
         self._band: CaptionBand | None = None
-        try:
-            self.tint = tuple(int(colour[start : start + 2], 16) for start in (1, 3, 5))
-        except ValueError as error:
-            raise CaeAvError(f"`colour` must be #RRGGBB, got {colour!r}") from error
         self._segment: int | None = None
         self._weights: Image.Image | None = None
 
