@@ -27,10 +27,10 @@ from caeav_hf.media.skipping import FrameSkipper
 WIDTH, HEIGHT, FRAME_RATE, SOUND_RATE = 1280, 720, 30, 44_100
 
 
-def write_clip(path: Path, seconds: int, key_frames: int) -> None:
+def write_clip(path: Path, seconds: int, key_frames: int, width: int = WIDTH, height: int = HEIGHT) -> None:
     """Write a clip of the scene above, with at most `key_frames` frames from one key frame to the next."""
     generator = np.random.default_rng(0)
-    scene = np.zeros((HEIGHT + 256, WIDTH + 1024, 3), np.float32)
+    scene = np.zeros((height + 256, width + 1024, 3), np.float32)
     for size in (4, 16, 64):
         blocks = generator.normal(0, 6 * size**0.6, (scene.shape[0] // size + 1, scene.shape[1] // size + 1, 3))
         layer = np.kron(blocks, np.ones((size, size, 1)))[: scene.shape[0], : scene.shape[1]]
@@ -38,19 +38,19 @@ def write_clip(path: Path, seconds: int, key_frames: int) -> None:
             layer = (layer + np.roll(layer, size // 2, axis)) / 2
         scene += layer
     scene = (128 + scene).clip(0, 255).astype(np.int16)
-    noise = generator.integers(-4, 5, (8, HEIGHT, WIDTH, 1), dtype=np.int16)
+    noise = generator.integers(-4, 5, (8, height, width, 1), dtype=np.int16)
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=FRAME_RATE)
-        video.width, video.height, video.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
         video.options = {"g": str(key_frames)}
         sound = container.add_stream("aac", rate=SOUND_RATE, layout="stereo")
         for number in range(seconds * FRAME_RATE):
             x = round(500 + 400 * np.sin(number / 140 + number // 330))  # a cut every eleven seconds
             y = round(100 + 90 * np.cos(number / 90))
-            image = scene[y : y + HEIGHT, x : x + WIDTH] + noise[number % len(noise)]
+            image = scene[y : y + height, x : x + width] + noise[number % len(noise)]
             for k in range(4):
-                left = round(530 + 500 * np.sin(number / (40 + 9 * k) + k))
-                top = round(250 + 230 * np.cos(number / (33 + 7 * k)))
+                left = round((width - 220) / 2 * (1 + 0.94 * np.sin(number / (40 + 9 * k) + k)))
+                top = round((height - 220) / 2 * (1 + 0.92 * np.cos(number / (33 + 7 * k))))
                 image[top : top + 220, left : left + 220] = scene[:220, 300 * k : 300 * k + 220]
             frame = av.VideoFrame.from_ndarray(image.clip(0, 255).astype(np.uint8), format="rgb24")
             container.mux(video.encode(frame))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CaeAvError
+from ..media.guard import guarded_decoding
 from .prediction import (
     OWN_SOUND,
     Limits,
@@ -55,7 +56,7 @@ def serve_page(
     **launching: Any,
 ) -> Iterator[Any]:
     """
-    Serve the page while the block runs.
+    Serve the page while the block runs. Clips are read in workers with limits of memory and time, see `media.guard`.
 
     Args:
         models, host, port, share, device, limits: See [`launch_page`].
@@ -71,24 +72,26 @@ def serve_page(
     page: Any = None
     try:
         page = build_page(models, device=device, limits=limits)
-        try:
-            page.launch(
-                server_name=host,
-                server_port=port,
-                share=share,
-                max_file_size=round(limits.max_megabytes * 1e6),
-                prevent_thread_lock=True,
-                ssr_mode=False,
-                run_history=False,
-                footer_links=[],
-                theme=_theme(),
-                css_paths=[_HERE / "page.css"],
-                head=f"<script>{(_HERE / 'page.js').read_text(encoding='utf-8')}</script>",
-                **launching,
-            )
-        except OSError as error:
-            raise CaeAvError(f"port {port}: cannot be listened at; choose another one with --port: {error}") from error
-        yield page
+        with guarded_decoding():
+            try:
+                page.launch(
+                    server_name=host,
+                    server_port=port,
+                    share=share,
+                    max_file_size=round(limits.max_megabytes * 1e6),
+                    prevent_thread_lock=True,
+                    ssr_mode=False,
+                    run_history=False,
+                    footer_links=[],
+                    theme=_theme(),
+                    css_paths=[_HERE / "page.css"],
+                    head=f"<script>{(_HERE / 'page.js').read_text(encoding='utf-8')}</script>",
+                    **launching,
+                )
+            except OSError as error:
+                reason = f"cannot be listened at; choose another one with --port: {error}"
+                raise CaeAvError(f"port {port}: {reason}") from error
+            yield page
     finally:
         if page is not None:
             page.close(verbose=False)

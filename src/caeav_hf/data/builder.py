@@ -9,7 +9,7 @@ writes the other rows (`store`):
 
 `datasets.load_dataset(<out>)` reads that folder, also with `streaming=True`. Running an interrupted build again
 continues it. The builders are `GeneratorBasedBuilder` subclasses, so `download_and_prepare` and `as_dataset` also
-work.
+work. Media are read in workers with limits of memory and time (`media.guard`).
 """
 
 import dataclasses
@@ -30,6 +30,7 @@ from tqdm import tqdm
 
 from caeav_hf.errors import DataError
 from caeav_hf.hub import check_name, upload
+from caeav_hf.media.guard import guarded_decoding
 
 from ..files import read_bytes, write_json, write_text
 from .caption_file import read_captions
@@ -226,7 +227,7 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         """
         out = Path(out_dir)
         out.mkdir(parents=True, exist_ok=True)
-        with claim(out):
+        with claim(out), guarded_decoding():
             return self._build(out, max_shard_bytes)
 
     def _build(self, out: Path, max_shard_bytes: int) -> BuildReport:
@@ -272,7 +273,8 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
         return datasets.DatasetInfo(description=self.card_text, features=self.row_features(self._annotations))
 
     def _split_generators(self, dl_manager: datasets.DownloadManager) -> list[datasets.SplitGenerator]:
-        report, rows = self._usable_rows()
+        with guarded_decoding():
+            report, rows = self._usable_rows()
         self._refuse_if_unusable(report, None)
         return [
             datasets.SplitGenerator(name=split, gen_kwargs={"rows": checked})
@@ -282,8 +284,9 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
 
     def _generate_examples(self, rows: Sequence[Checked]) -> Iterator[tuple[int, dict[str, Any]]]:
         captions = self._read_captions()
-        for index, checked in enumerate(rows):
-            yield index, self._row(checked, captions)
+        with guarded_decoding():
+            for index, checked in enumerate(rows):
+                yield index, self._row(checked, captions)
 
     @property
     def _annotations(self) -> Path:

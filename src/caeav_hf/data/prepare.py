@@ -6,7 +6,8 @@ The output folder has the layout of a builder's, with the rows of `data.prepared
     <out>/data/<split>-00000-of-00009.parquet ...    <out>/report.json    <out>/README.md
 
 Each shard (`data.store`) has a fixed share of the clips and records which of them failed. An interrupted run continues
-after its last complete shard; the data set can be read once all shards are complete.
+after its last complete shard; the data set can be read once all shards are complete. Clips are read in workers with
+limits of memory and time (`media.guard`).
 """
 
 import hashlib
@@ -25,6 +26,7 @@ import pyarrow as pa
 from tqdm import tqdm
 
 from caeav_hf.errors import DataError, MediaError
+from caeav_hf.media.guard import guarded_decoding
 from caeav_hf.task import get_task
 
 from ..files import write_json, write_text
@@ -133,6 +135,7 @@ def prepare_clips(
     with claim(out):
         keep_settings(out, json.loads(settings), results="data/*.parquet")
         with (
+            guarded_decoding(),
             ThreadPoolExecutor(num_proc) as pool,
             tqdm(total=sum(len(work.clips) for work in works), desc="Preparing", unit="clip") as bar,
         ):

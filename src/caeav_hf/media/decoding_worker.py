@@ -28,8 +28,10 @@ except ImportError:  # Windows
 _MOST_RECORDS = 1000
 # Open files; a call needs a few.
 _MOST_FILES = 256
-# Bytes by which a worker may grow before it is replaced, and that are free for anything but the largest frames.
-_GROWTH, _SLACK = 256_000_000, 32_000_000
+# Bytes by which a worker may grow before it is replaced, at the end of a call and within one.
+_GROWTH, _PEAK_GROWTH = 512_000_000, 768_000_000
+# Bytes that an allocation may need besides those of a frame.
+_SLACK = 32_000_000
 _BUFFER_BYTES = 1 << 18
 # Copies of the result that are made of it at most: its parts, the whole, and what follows from it.
 _COPIES = 3
@@ -78,40 +80,38 @@ class _Server:
         self.channel, self.log = channel, log
         channel.restore = self._restore
         self.limits = _Limits()
+        # The generator of the last call, if it was one.
+        self.items: Iterator[Any] | None = None
 
     def serve(self) -> None:
         """Run calls until the connection ends."""
         self.channel.send({"ready": True})
-        items: Iterator[Any] | None = None
         while True:
             request = self.channel.receive()
             for name in [name for name in os.environ if name.startswith("CAEAV_")]:
                 del os.environ[name]
             os.environ.update(request["environment"])
             logging.getLogger(__name__.partition(".")[0]).setLevel(request["log_level"])
-            self.log.records = []
-            try:
-                if "call" in request:
-                    # Before memory is limited: this may import much.
-                    function = imported(request["call"])
-                    with self.limits.set(request):
-                        result = function(*request["args"], **request["kwargs"])
-                        if request["is_iterator"]:
-                            items = iter(result)
-                        else:
-                            reply = {"result": result}
-                if items is not None:
-                    with self.limits.set(request):
-                        reply = {"result": next(items)}
-            except StopIteration:
-                reply = {"end": True}
-            except Exception as error:
-                reply = self._failure(error)
-            if "result" not in reply:
-                items = None
-            self._reply(reply)
+            self._reply(request)
 
-    def _reply(self, reply: dict[str, Any]) -> None:
+    def _reply(self, request: dict[str, Any]) -> None:
+        """Send the result of a request, the next item of the generator of an earlier one, or an error."""
+        self.log.records = []
+        try:
+            if "call" in request:
+                # Before memory is limited: this may import much.
+                function = imported(request["call"])
+                with self.limits.set(request):
+                    result = function(*request["args"], **request["kwargs"])
+                self.items = result if request["is_iterator"] else None
+            if self.items is not None:
+                with self.limits.set(request):
+                    result = next(self.items)
+            reply = {"result": result}
+        except StopIteration:
+            reply = {"end": True}
+        except Exception as error:
+            reply = self._failure(error)
         self.channel.send({**reply, "log": self.log.records, "is_spent": self.limits.are_spent})
 
     @staticmethod
@@ -216,7 +216,7 @@ class _Limits:
         size, peak = _memory("VmSize"), _memory("VmPeak")
         if size is None or peak is None or self.begin is None:
             return False
-        return size - self.begin > _GROWTH or peak - self.begin > 2 * _GROWTH
+        return size - self.begin > _GROWTH or peak - self.begin > _PEAK_GROWTH
 
     def keep(self, num_bytes: int) -> None:
         """Allow for so many bytes more of the result."""
