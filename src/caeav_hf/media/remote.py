@@ -26,6 +26,7 @@ REMOTE_SCHEMES = ("https", "http", "hf")
 
 # A single letter is a Windows drive, not a scheme. `Path` turns two slashes into one.
 _ADDRESS = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):/")
+_USER = re.compile(r"^([a-zA-Z][a-zA-Z0-9+.-]+:/+)[^/?#]*@")
 
 
 def is_address(path: str) -> bool:
@@ -37,6 +38,11 @@ class FetchedFile(io.BufferedRandom):
     """A fetched file, open for reading; `name` is its address."""
 
     name: str = ""
+
+
+def without_password(address: str) -> str:
+    """Return an address for messages: without the user's name and password in it."""
+    return _USER.sub(r"\1", address)
 
 
 def local_path(address: str) -> str:
