@@ -29,7 +29,7 @@ Respond = Callable[[str], bytes | Iterable[bytes]]
 
 @contextlib.contextmanager
 def raw_server(respond: Respond | bytes) -> Iterator[RawServer]:
-    """Serve while the block runs. `respond` gets the head of a request and returns bytes, or yields them one by one."""
+    """Serve while the block runs. `respond` gets the head of a request and returns bytes, or yields parts of them."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = RawServer(listener.getsockname()[1])
 

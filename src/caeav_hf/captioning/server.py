@@ -138,11 +138,9 @@ class ServerCaptioner(Captioner):
     async def _post(self, content: bytes) -> _Response:
         import aiohttp
 
-        limit = aiohttp.ClientTimeout(total=self.timeout)
+        limit, no_cookies = aiohttp.ClientTimeout(total=self.timeout), aiohttp.DummyCookieJar()
         async with (
-            aiohttp.ClientSession(
-                timeout=limit, auto_decompress=False, cookie_jar=aiohttp.DummyCookieJar()
-            ) as session,
+            aiohttp.ClientSession(timeout=limit, auto_decompress=False, cookie_jar=no_cookies) as session,
             session.post(
                 self._address, data=content, headers=self._headers, allow_redirects=False, proxy=self._proxy
             ) as response,

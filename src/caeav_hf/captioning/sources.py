@@ -1,5 +1,6 @@
 """Find the clips to caption: rows of a builder's folder, or media files in a folder, in a list or given directly."""
 
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -51,7 +52,7 @@ def find_clips(dataset: str | Path | Sequence[str | Path]) -> list[CaptionClip]:
         DataError: The data set cannot be read, has no clips, or has two files of the same name.
     """
     paths = [Path(dataset)] if isinstance(dataset, str | Path) else [Path(path) for path in dataset]
-    if len(paths) == 1 and paths[0].is_dir():
+    if len(paths) == 1 and os.path.isdir(paths[0]):
         shards = sorted((paths[0] / "data").glob("*.parquet"))
         if shards:
             return _row_clips(shards)
@@ -60,7 +61,7 @@ def find_clips(dataset: str | Path | Sequence[str | Path]) -> list[CaptionClip]:
         files = _listed_files(paths[0])
     else:
         files = paths
-        if folders := [path for path in paths if path.is_dir()]:
+        if folders := [path for path in paths if os.path.isdir(path)]:
             raise DataError(f"{folders[0]}: is a folder; expected media files, or a single folder")
     if not files:
         raise DataError(
@@ -147,10 +148,15 @@ def _row_clips(shards: Sequence[Path]) -> list[CaptionClip]:
                             clip = Path(path).stem
                         else:
                             clip = row.get("filename") or row["video_id"]
+                        if not isinstance(clip, str):
+                            raise DataError(f"{shard}: row {index} of group {group} has no `video_id`")
                         loader = _RowLoader(rows, shard, group, index)
                         clips.setdefault(clip, CaptionClip(clip, path or row["video_id"], loader))
-        except (pa.ArrowException, OSError) as error:
-            raise DataError(f"{shard}: cannot be read as Parquet ({error})") from error
+        except DataError:
+            raise
+        # Texts that are not UTF-8 are ValueErrors; columns of other types lead to the others.
+        except (pa.ArrowException, OSError, ValueError, TypeError, LookupError, AttributeError) as error:
+            raise DataError(f"{shard}: cannot be read as the rows of a builder ({error})") from error
     if not clips:
         raise DataError(f"{shards[0].parent}: the shards have no rows")
     return list(clips.values())

@@ -3,6 +3,7 @@
 import argparse
 import glob
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -211,6 +212,7 @@ def _streamed(model: Any, name: str, clip: dict[str, Any], options: argparse.Nam
     """Return the result of a long clip, with a progress bar in seconds of video."""
     from tqdm import tqdm
 
+    from ..media.containers import source_name
     from ..media.remote import download_limits
     from ..media.segment_stream import announced_seconds, is_live
     from ..streaming import stream
@@ -235,7 +237,7 @@ def _streamed(model: Any, name: str, clip: dict[str, Any], options: argparse.Nam
 
             return output.collect(model, name, watched())
     except MediaError as error:
-        return {"file": name, "error": str(error)}
+        return {"file": source_name(name), "error": str(error)}
 
 
 def find_clips(names: Sequence[str]) -> list[str]:
@@ -251,11 +253,11 @@ def find_clips(names: Sequence[str]) -> list[str]:
     clips: list[str] = []
     for name in names:
         path = Path(name)
-        if path.is_dir():
+        if os.path.isdir(name):  # false, unlike `Path.is_dir`, for a name that is too long
             files = (file for file in path.rglob("*") if file.suffix.lower() in MEDIA_SUFFIXES)
             found = sorted(str(file) for file in files if file.is_file() and not file.name.startswith("."))
             expected = f"expected a folder with media files ({', '.join(MEDIA_SUFFIXES)})"
-        elif "://" not in name and not path.exists() and glob.has_magic(name):
+        elif "://" not in name and not os.path.exists(name) and glob.has_magic(name):
             found = sorted(file for file in glob.iglob(name, recursive=True) if Path(file).is_file())
             expected = "no file matches this pattern"
         else:

@@ -12,7 +12,7 @@ from transformers.utils import logging
 from caeav_hf.constants import MISALIGNMENT
 from caeav_hf.errors import DataError, MediaError
 
-from .items import ItemMaker
+from .items import ItemMaker, row_errors
 from .prepared import MEDIA_COLUMNS, PREPARED, QUESTIONS, check_settings, question_rows
 from .shards import load_rows
 
@@ -76,6 +76,8 @@ class CaeAvDataset(torch.utils.data.Dataset):
         # Prepared clips with several questions are stored separately from the questions.
         self._clips = None
         if QUESTIONS in self.rows.column_names:
+            if missing := [name for name in MEDIA_COLUMNS if name not in self.rows.column_names]:
+                raise DataError(f"{rows}: its rows lack {', '.join(missing)}; expected prepared clips")
             self._clips, self.rows = self.rows.select_columns(list(MEDIA_COLUMNS)), question_rows(self.rows)
         if not use_captions:
             self.rows = self.rows.remove_columns([name for name in _CAPTIONS if name in self.rows.column_names])
@@ -112,7 +114,10 @@ class CaeAvDataset(torch.utils.data.Dataset):
         raise DataError(f"none of the {len(self)} clips can be decoded")
 
     def _item(self, index: int) -> dict[str, Any]:
-        row, clip = self.rows[index], None
+        try:
+            row, clip = self.rows[index], None
+        except ValueError as error:  # a text that is not UTF-8
+            raise DataError(f"{self._make_item.source} row {index} cannot be read ({error})") from error
         if self._clips is not None:
             clip = row["clip"]
             if not self._make_item.holds(clip):
@@ -128,7 +133,8 @@ class CaeAvDataset(torch.utils.data.Dataset):
 
     def column(self, name: str) -> list[Any]:
         """Return the values of a column, one per item, without reading other columns."""
-        return self.rows.select_columns(name)[name]
+        with row_errors({}, self._make_item.source):
+            return list(self.rows.select_columns(name)[name])
 
     @property
     def groups(self) -> list[int] | None:

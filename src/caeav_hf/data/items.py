@@ -3,7 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers.utils import logging
 
 from ..constants import IGNORED_LABEL
+from ..errors import CaeAvError, DataError, MediaError
 from ..files import atomic_write
 from .prepared import question_features
-from .rows import RowForm, task_of_rows
+from .rows import RowForm, check_types, task_of_rows
 
 
 logger = logging.get_logger(__name__)
@@ -48,6 +50,8 @@ class ItemMaker:
     ) -> None:
         columns = [*features, *question_features(features)]
         self.task = task_of_rows(columns, task, source)
+        check_types(self.task.row_form, {**features, **question_features(features)}, source)
+        self.source = source
         self.processor = processor
         self.form: RowForm = self.task.row_form(processor, mask_size, features)
         self._cache = None if cache_dir is None or processor is None else Path(cache_dir) / _settings_digest(processor)
@@ -63,15 +67,17 @@ class ItemMaker:
 
         Raises:
             MediaError: The clip, or a mask, cannot be decoded.
+            DataError: The row does not have the documented form.
         """
-        features = self._media_features(row, clip)
-        targets = self.form.targets(row, features["frame_mask"])
-        return {
-            **features,
-            **targets,
-            **self._captions(row.get("visual_caption"), row.get("audio_caption")),
-            "video_id": row["video_id"],
-        }
+        with row_errors(row, self.source):
+            features = self._media_features(row, clip)
+            targets = self.form.targets(row, features["frame_mask"])
+            return {
+                **features,
+                **targets,
+                **self._captions(row.get("visual_caption"), row.get("audio_caption")),
+                "video_id": row["video_id"],
+            }
 
     def replacement(self, item: Mapping[str, Any], index: int) -> dict[str, Any]:
         """
@@ -127,6 +133,22 @@ class ItemMaker:
             if not caption:
                 item[f"{modality}_caption_mask"] = torch.zeros_like(item[f"{modality}_caption_mask"])
         return item
+
+
+@contextmanager
+def row_errors(row: Mapping[str, Any], source: str) -> Iterator[None]:
+    """Raise a [`~errors.DataError`] for what a row of unexpected nulls, lengths or numbers leads to."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (TypeError, ValueError, LookupError, OverflowError, AttributeError, RuntimeError) as error:
+        if isinstance(error, MediaError):
+            raise
+        reason = str(error) if isinstance(error, CaeAvError) else f"{type(error).__name__}: {error}"
+        raise DataError(
+            f"{source} the row of {row.get('video_id')!r} does not have the documented form ({reason})"
+        ) from error
 
 
 def _settings_digest(processor: Any) -> str:

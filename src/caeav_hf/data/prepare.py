@@ -32,6 +32,7 @@ from caeav_hf.task import get_task
 from ..files import write_json, write_text
 from .card import front_matter
 from .images import read_mask
+from .items import row_errors
 from .prepared import (
     MEDIA_COLUMNS,
     PREPARED,
@@ -42,7 +43,7 @@ from .prepared import (
     prepared_features,
     settings_text,
 )
-from .rows import RowForm, task_of_rows
+from .rows import RowForm, check_types, task_of_rows
 from .schema import SPLITS
 from .shards import find_shards, load_rows
 from .store import Shard, claim, keep_settings, write_shards
@@ -159,7 +160,7 @@ class _Split:
     """The clips of a split and their shards."""
 
     def __init__(self, source: Path, name: str, processor: Any, task: str | None, settings: str) -> None:
-        self.name, self.processor = name, processor
+        self.source, self.name, self.processor = source, name, processor
         self.rows = load_rows(source, name)
         if PREPARED in self.rows.column_names:
             raise DataError(f"{source}: is prepared already; expected what a builder wrote")
@@ -168,6 +169,7 @@ class _Split:
             raise DataError(f"{source}: is a data set for {task_of_rows(columns).name}; the model is for {task}")
         self.task = task_of_rows(columns, task)
         # Masks are stored unchanged, so their size in training does not matter.
+        check_types(self.task.row_form, self.rows.features, f"{source}:")
         self.form: RowForm = self.task.row_form(processor, 1, self.rows.features)
         self.features = prepared_features(self.rows.features)
         self.clips = self._clips()
@@ -221,7 +223,8 @@ class _Split:
 
         def make(rows: list[dict[str, Any]]) -> dict[str, Any] | MediaError:
             try:
-                return self._prepared_row(rows, image_format)
+                with row_errors(rows[0], f"{self.source}:"):
+                    return self._prepared_row(rows, image_format)
             except MediaError as error:
                 return error
 
@@ -284,7 +287,7 @@ def _paths(row: Mapping[str, Any]) -> list[str]:
 def _file_state(path: str) -> list[Any]:
     try:
         state = os.stat(path)
-    except OSError:
+    except (OSError, ValueError):  # or a NUL in the path
         return [path, None]
     return [path, state.st_size, state.st_mtime_ns]
 
@@ -292,8 +295,9 @@ def _file_state(path: str) -> list[Any]:
 def _embedded_mask(mask: Mapping[str, Any]) -> dict[str, Any]:
     """Return a mask with its bytes; raises a `MediaError` if it cannot be read."""
     read_mask(mask)
-    content = mask["bytes"]
-    return {"bytes": Path(mask["path"]).read_bytes() if content is None else content, "path": Path(mask["path"]).name}
+    content, path = mask["bytes"], mask["path"]
+    name = None if path is None else Path(path).name
+    return {"bytes": Path(path).read_bytes() if content is None else content, "path": name}
 
 
 def _digest_files(paths: Iterable[Path]) -> str:

@@ -141,7 +141,10 @@ def question_features(features: Mapping[str, Any]) -> Mapping[str, Any]:
     nested = features.get(QUESTIONS)
     if nested is None:
         return {}
-    return nested[0] if isinstance(nested, list) else nested.feature
+    found = nested[0] if isinstance(nested, list) and nested else getattr(nested, "feature", None)
+    if not isinstance(found, Mapping):
+        raise DataError(f"the column `{QUESTIONS}` is {nested}; expected lists of questions")
+    return found
 
 
 def question_rows(clips: datasets.Dataset) -> datasets.Dataset:
@@ -166,7 +169,7 @@ def rows_of_questions(clip: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         yield dict(clip)
         return
     of_clip = {name: value for name, value in clip.items() if name != QUESTIONS}
-    for question in clip[QUESTIONS]:
+    for question in clip[QUESTIONS] or ():
         yield {**of_clip, **question}
 
 

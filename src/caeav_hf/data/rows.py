@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+import datasets
 import numpy as np
+import pyarrow as pa
 import torch
 
 from caeav_hf.errors import DataError, MediaError
@@ -22,6 +24,25 @@ from .schema import media_part
 
 Row = Mapping[str, Any]
 
+ColumnType = Any
+"""`str`, `int`, `float`, `FILE` for bytes with a path, or a list of one of these."""
+
+FILE = dict[str, Any]
+
+_TYPES: Mapping[str, ColumnType] = {
+    "video_id": str,
+    "media": FILE,
+    "frames": [FILE],
+    "audio": FILE,
+    "masks": [FILE],
+    "media_start": float,
+    "media_end": float,
+    "visual_caption": str,
+    "audio_caption": str,
+    PREPARED: str,
+}
+_TYPE_NAMES = {str: "text", int: "whole numbers", float: "numbers", FILE: "{bytes, path}"}
+
 
 class RowForm(ABC):
     """
@@ -35,6 +56,8 @@ class RowForm(ABC):
 
     # Required columns.
     columns: ClassVar[tuple[str, ...]]
+    # Types of the task's own columns, see `check_types`.
+    types: ClassVar[Mapping[str, ColumnType]] = {}
 
     def __init__(
         self, processor: Any, mask_size: int | None = None, features: Mapping[str, Any] | None = None
@@ -113,8 +136,10 @@ class RowForm(ABC):
             digest, part = _content_digest(row["media"]), media_part(row)
             if part != (0.0, None):
                 digest = hashlib.sha256(f"{digest} {part}".encode()).hexdigest()
+        elif row.get("frames") is None:
+            raise MediaError(f"{row['video_id']}: has no `media`; expected `frames` and `audio` instead")
         else:
-            files = [*row["frames"], *([] if row["audio"] is None else [row["audio"]])]
+            files = [*row["frames"], *([] if row.get("audio") is None else [row["audio"]])]
             digest = hashlib.sha256("".join(map(_content_digest, files)).encode()).hexdigest()
         if change is None:
             return digest
@@ -161,8 +186,59 @@ def task_of_rows(column_names: Sequence[str], name: str | None = None, source: s
     return task
 
 
+def check_types(form: type[RowForm], features: Mapping[str, Any], source: str) -> None:
+    """
+    Check the types of the columns that a task reads, before any row is read. Columns without any value have no type.
+
+    Raises:
+        DataError: A column is of another type.
+    """
+    for name, expected in {**_TYPES, **form.types}.items():
+        if name not in features:
+            continue
+        found = datasets.Features({name: features[name]}).arrow_schema.field(0).type
+        if not _fits(found, expected):
+            raise DataError(f"{source} the column `{name}` has the type {found}; expected {_type_name(expected)}")
+
+
+def _fits(found: pa.DataType, expected: ColumnType) -> bool:
+    kinds = pa.types
+    if kinds.is_null(found):
+        return True
+    if isinstance(expected, list):
+        is_list = kinds.is_list(found) or kinds.is_large_list(found) or kinds.is_fixed_size_list(found)
+        return is_list and _fits(found.value_type, expected[0])
+    if expected is FILE:
+        if not kinds.is_struct(found):
+            return False
+        types = {found.field(number).name: found.field(number).type for number in range(found.num_fields)}
+        return {"bytes", "path"} <= set(types) and _is_bytes(types["bytes"]) and _fits(types["path"], str)
+    if expected is str:
+        return kinds.is_string(found) or kinds.is_large_string(found) or kinds.is_string_view(found)
+    return kinds.is_integer(found) or (expected is float and kinds.is_floating(found))
+
+
+def _is_bytes(found: pa.DataType) -> bool:
+    return any(
+        check(found)
+        for check in (
+            pa.types.is_null,
+            pa.types.is_binary,
+            pa.types.is_large_binary,
+            pa.types.is_fixed_size_binary,
+            pa.types.is_binary_view,
+        )
+    )
+
+
+def _type_name(expected: ColumnType) -> str:
+    return f"lists of {_type_name(expected[0])}" if isinstance(expected, list) else _TYPE_NAMES[expected]
+
+
 def _content_digest(media: Mapping[str, Any]) -> str:
     content = media["bytes"]
+    if content is None and not media["path"]:
+        raise MediaError("a row has a file without bytes and without a path; expected one of them")
     if content is None:
         try:
             content = Path(media["path"]).read_bytes()

@@ -2,14 +2,19 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-from caeav_hf.errors import DataError
+from caeav_hf.errors import CaeAvError, DataError
 
 
 def local_folder(name: str | os.PathLike) -> Path:
@@ -32,7 +37,7 @@ def local_folder(name: str | os.PathLike) -> Path:
 def _name_on_hub(name: str | os.PathLike) -> tuple[str, str | None] | None:
     """Return the repository and the revision that `name` refers to, or `None` if it is a folder."""
     repository, _, revision = str(name).partition("@")
-    if Path(name).exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+    if os.path.exists(name) or not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
         return None
     return repository, revision or None
 
@@ -67,7 +72,59 @@ def load_rows(folder: Path, split: str | None) -> datasets.Dataset:
     if split is None:
         raise DataError(f"{folder}: `split` must say which split to read")
     shards = [str(path) for path in find_shards(folder, split)]
-    return datasets.load_dataset("parquet", data_files={split: shards}, split=split)
+    return read_parquet(shards, split)
+
+
+def read_parquet(shards: Sequence[str], split: str = "train", **options: Any) -> Any:
+    """
+    Read Parquet files with `datasets`, without decoding of media.
+
+    Args:
+        shards: The files.
+        split: Name of the split.
+        options: Options of `load_dataset`, as for streaming.
+
+    Raises:
+        DataError: A file is no Parquet, or `datasets` cannot read it.
+    """
+    for shard in shards:
+        try:
+            pq.read_schema(shard)
+        except (pa.ArrowException, OSError, ValueError) as error:
+            raise DataError(f"{shard}: cannot be read as Parquet ({error})") from error
+    with _errors_of_datasets(f"{shards[0]}: cannot be read as a data set"):
+        rows = datasets.load_dataset("parquet", data_files={split: list(shards)}, split=split, **options)
+        for name, feature in (rows.features or {}).items():
+            if (stored := _undecoded(feature)) != feature:
+                rows = rows.cast_column(name, stored)
+        return rows
+
+
+def iterate(rows: Iterable[dict[str, Any]], name: str | os.PathLike) -> Iterator[dict[str, Any]]:
+    """Yield streamed rows; raise a [`~errors.DataError`] where a file ends early or is damaged."""
+    with _errors_of_datasets(f"{name}: its rows cannot be read"):
+        yield from rows
+
+
+@contextmanager
+def _errors_of_datasets(what: str) -> Iterator[None]:
+    try:
+        yield
+    except CaeAvError:
+        raise
+    # For foreign and damaged files `datasets`, and the libraries below it, raise errors without a common class.
+    except Exception as error:
+        cause = error.__cause__ or error
+        raise DataError(f"{what} ({type(cause).__name__}: {cause})") from error
+
+
+def _undecoded(feature: Any) -> Any:
+    """Return the type of a column whose files are not decoded."""
+    if isinstance(feature, datasets.Video | datasets.Audio | datasets.Image):
+        return replace(feature, decode=False)
+    if isinstance(feature, datasets.List | datasets.LargeList):
+        return replace(feature, feature=_undecoded(feature.feature))
+    return feature
 
 
 def stream_rows(name: str | os.PathLike, split: str, columns: Sequence[str] | None = None) -> datasets.IterableDataset:
@@ -85,9 +142,7 @@ def stream_rows(name: str | os.PathLike, split: str, columns: Sequence[str] | No
     columns = None if columns is None else list(columns)
     if (on_hub := _name_on_hub(name)) is None:
         shards = [str(path) for path in find_shards(Path(name), split)]
-        return datasets.load_dataset(
-            "parquet", data_files={split: shards}, split=split, streaming=True, columns=columns
-        )
+        return read_parquet(shards, split, streaming=True, columns=columns)
     repository, revision = on_hub
     try:
         return datasets.load_dataset(repository, revision=revision, split=split, streaming=True, columns=columns)

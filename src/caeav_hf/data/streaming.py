@@ -21,7 +21,7 @@ from caeav_hf.errors import DataError, MediaError
 from .items import ItemMaker
 from .prepared import check_settings, question_features, rows_of_questions
 from .schema import caption_features
-from .shards import stream_rows
+from .shards import iterate, stream_rows
 
 
 logger = logging.get_logger(__name__)
@@ -87,7 +87,7 @@ class StreamedClips(torch.utils.data.Dataset):
             rows.features, processor, cache_dir=cache_dir, mask_size=mask_size, task=task, source=f"{data}:"
         )
         if processor is not None and PREPARED in rows.features:
-            for row in stream_rows(data, split, [PREPARED]).take(1):
+            for row in iterate(stream_rows(data, split, [PREPARED]).take(1), data):
                 check_settings(row[PREPARED], processor, str(data))
         self.shuffle_buffer = shuffle_buffer
         if shuffle_buffer is not None:
@@ -109,9 +109,10 @@ class StreamedClips(torch.utils.data.Dataset):
         """Return the values of a column, one per item, in the order of the files, without reading other columns."""
         data, split = self._source
         if name in stream_rows(data, split).features:
-            values = [row[name] for row in stream_rows(data, split, [name])]
+            values = [row[name] for row in iterate(stream_rows(data, split, [name]), data)]
             return [value for value, items in zip(values, self._items_of_rows, strict=True) for _ in range(items)]
-        return [question[name] for row in stream_rows(data, split, [QUESTIONS]) for question in row[QUESTIONS]]
+        rows = iterate(stream_rows(data, split, [QUESTIONS]), data)
+        return [question[name] for row in rows for question in row[QUESTIONS] or ()]
 
     def batches(self, batch_size: int, *, epoch: int = 0, start: int = 0) -> Iterator[list[StreamedRow]]:
         """
@@ -124,7 +125,7 @@ class StreamedClips(torch.utils.data.Dataset):
         self.rows.set_epoch(epoch)
         places = range(self.process_index, self.num_rows, self.num_processes)
         skipped = len(range(self.process_index, start, self.num_processes))
-        rows = islice(zip(places, self.rows, strict=False), skipped, None)
+        rows = islice(zip(places, iterate(self.rows, self._source[0]), strict=False), skipped, None)
         for _ in range(start, self.num_rows, batch_size * self.num_processes):
             yield [item for place, row in islice(rows, batch_size) for item in self._items(epoch, place, row)]
 
@@ -138,7 +139,7 @@ class StreamedClips(torch.utils.data.Dataset):
     @cached_property
     def _replacement(self) -> dict[str, Any]:
         """The first item of the split that can be decoded, which does not depend on share and order."""
-        for row in stream_rows(*self._source, self._columns):
+        for row in iterate(stream_rows(*self._source, self._columns), self._source[0]):
             try:
                 return self._make_item(next(rows_of_questions(row)))
             except MediaError:
@@ -153,8 +154,8 @@ class StreamedClips(torch.utils.data.Dataset):
     def _items_of_rows(self) -> list[int]:
         data, split = self._source
         if QUESTIONS in self.features:
-            return [len(row[QUESTIONS]) for row in stream_rows(data, split, [QUESTIONS])]
-        return [1 for _ in stream_rows(data, split, ["video_id"])]
+            return [len(row[QUESTIONS] or ()) for row in iterate(stream_rows(data, split, [QUESTIONS]), data)]
+        return [1 for _ in iterate(stream_rows(data, split, ["video_id"]), data)]
 
     @cached_property
     def _firsts(self) -> list[int]:

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..errors import CaeAvError, MediaError
 from .memory import is_short
-from .remote import fetch, is_address, local_path
+from .remote import check_characters, fetch, is_address, local_path, without_password
 
 
 # Not that of Transformers, which would take a decoding worker seconds to import.
@@ -57,11 +57,11 @@ def source_name(source: MediaSource) -> str:
     """Return the name of a source in error messages: its path, that of its file object, or its number of bytes."""
     if isinstance(source, Mapping):
         path = source.get("path")
-        return str(path) if path else source_name(source.get("bytes") or b"")
+        return without_password(str(path)) if path else source_name(source.get("bytes") or b"")
     if isinstance(source, bytes | bytearray | memoryview):
         return f"<{len(source)} bytes>"
     if isinstance(source, str | os.PathLike):
-        return os.fsdecode(os.fspath(source))
+        return without_password(os.fsdecode(os.fspath(source)))
     name = getattr(source, "name", None)
     return name if isinstance(name, str) else f"<{type(source).__name__}>"
 
@@ -125,6 +125,7 @@ class MediaFile:
         if isinstance(content, str | os.PathLike):
             path = os.fsdecode(os.fspath(content))
             if is_address(path) and path.partition("://")[0].lower() in STREAM_PROTOCOLS:
+                check_characters(path)
                 return cls(path, name)
             if stat.S_ISFIFO(_mode_of(path)):
                 return cls(f"file:{path}", name)
@@ -177,7 +178,7 @@ class MediaFile:
 def _mode_of(path: str) -> int:
     try:
         return os.stat(path).st_mode
-    except OSError:
+    except (OSError, ValueError):  # or a NUL in the path
         return 0
 
 
@@ -188,6 +189,8 @@ def _checked_path(path: str, name: str) -> str:
         raise MediaError(f"{name}: is a directory; {_EXPECTED}")
     if not os.path.exists(path):
         raise MediaError(f"{name}: no such file; {_EXPECTED}")
+    if stat.S_ISCHR(_mode_of(path)) or stat.S_ISBLK(_mode_of(path)):
+        raise MediaError(f"{name}: is a device; {_EXPECTED}")
     if os.path.isfile(path) and not os.path.getsize(path):
         raise MediaError(f"{name}: empty file; {_EXPECTED}")
     # The prefix keeps FFmpeg from reading a file's name as a protocol ("concat:...", "pipe:0").

@@ -1,6 +1,9 @@
 """
 Fetch clips at an address: `https://`, `http://` and `hf://` through fsspec; `file://` is a local path.
 
+Redirects to other hosts are followed, those to other schemes are not; a password in the address is sent to its host
+alone, and left out of messages.
+
 The content goes to a temporary file, which is deleted with the returned object. Two environment variables limit it,
 whatever size the server announces: `CAEAV_DOWNLOAD_MAX_MB`, megabytes (1024 by default), and
 `CAEAV_DOWNLOAD_TIMEOUT`, seconds for a whole file (120 by default).
@@ -45,6 +48,12 @@ def without_password(address: str) -> str:
     return _USER.sub(r"\1", address)
 
 
+def check_characters(address: str) -> None:
+    """Raise a [`~errors.MediaError`] for line breaks and the like, which could forge the lines of a request."""
+    if not address.isprintable():
+        raise MediaError(f"{without_password(address)}: has characters that no address has; expected them as %XX")
+
+
 def local_path(address: str) -> str:
     """
     Return the path of a `file://` address.
@@ -52,7 +61,10 @@ def local_path(address: str) -> str:
     Raises:
         MediaError: The file is on another host.
     """
-    parts = urlsplit(address)
+    try:
+        parts = urlsplit(address)
+    except ValueError as error:  # brackets that hold no IPv6 address
+        raise MediaError(f"{address}: is no address ({error}); expected file:///path") from error
     if parts.netloc not in ("", "localhost"):
         raise MediaError(f"{address}: is on the host {parts.netloc!r}; expected file:///path, on this machine")
     return url2pathname(parts.path)
@@ -84,26 +96,28 @@ def fetch(address: str) -> FetchedFile:
         MediaError: The file cannot be fetched, is larger or takes longer than allowed; the message begins with the
             address.
     """
+    name = without_password(address)
     scheme, separator, _ = address.partition("://")
     if not separator or scheme.lower() not in REMOTE_SCHEMES:
         raise MediaError(
-            f"{address}: no address that can be read; expected a local path, https://, http://, hf:// or file://"
+            f"{name}: no address that can be read; expected a local path, https://, http://, hf:// or file://"
         )
+    check_characters(address)
     most, seconds = download_limits()
     target = FetchedFile(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
-    target.name = address
+    target.name = name
     try:
-        _filesystem(scheme.lower(), seconds).get_file(address, target, callback=_Limits(address, most, seconds))
+        _filesystem(scheme.lower(), seconds).get_file(address, target, callback=_Limits(name, most, seconds))
     except MediaError:
         target.close()
         raise
     except (TimeoutError, asyncio.TimeoutError) as error:
         target.close()
-        raise _too_slow(address, seconds) from error
+        raise _too_slow(name, seconds) from error
     except Exception as error:
         # Each file system, and each library below it, has its own errors, without a common class.
         target.close()
-        raise MediaError(f"{address}: cannot be fetched ({_reason(error)})") from error
+        raise MediaError(f"{name}: cannot be fetched ({_reason(error).replace(address, name)})") from error
     target.seek(0)
     return target
 

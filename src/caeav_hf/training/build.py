@@ -294,9 +294,12 @@ def class_names(data: Clips, task: Task) -> list[str] | None:
     """Return the class names of a data set in the order of their labels; `None` for a task without classes."""
     if task.class_column is None:
         return None
-    feature = data.features[task.class_column]
+    feature = data.features.get(task.class_column)
     # If clips have several classes, the feature is a list of class labels.
-    return list(getattr(feature, "feature", feature).names)
+    names = getattr(getattr(feature, "feature", feature), "names", None)
+    if names is None:
+        raise CaeAvError(f"the column `{task.class_column}` of the rows is {feature}; expected class labels")
+    return list(names)
 
 
 def read_class_names(recipe: Recipe) -> list[str] | None:

@@ -84,7 +84,7 @@ def write_misaligned(
     """
     levels = list(levels)
     pairs = [(kind, level) for kind in kinds for level in levels]
-    out, source = Path(out_dir), os.path.abspath(data) if Path(data).exists() else str(data)
+    out, source = Path(out_dir), os.path.abspath(data) if os.path.exists(data) else str(data)
     for split in splits:
         find_shards(local_folder(source), split)
     for kind, level in pairs:

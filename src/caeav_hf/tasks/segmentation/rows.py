@@ -8,7 +8,7 @@ import torch
 
 from ...constants import IGNORED_LABEL
 from ...data.images import read_mask
-from ...data.rows import Row, RowForm
+from ...data.rows import ColumnType, Row, RowForm
 from ...errors import DataError
 
 
@@ -16,6 +16,7 @@ class SegmentationRows(RowForm):
     """Frames and sound, or a video file, and masks of some frames."""
 
     columns: ClassVar[tuple[str, ...]] = ("video_id", "frames", "audio", "media", "masks", "mask_frames")
+    types: ClassVar[Mapping[str, ColumnType]] = {"mask_frames": [int]}
 
     def __init__(
         self, processor: Any, mask_size: int | None = None, features: Mapping[str, Any] | None = None
@@ -33,7 +34,7 @@ class SegmentationRows(RowForm):
         size = self.mask_size
         labels = torch.full((len(frame_mask), size, size), IGNORED_LABEL, dtype=torch.int8)
         for frame, source in zip(row["mask_frames"], row["masks"], strict=True):
-            if frame < len(frame_mask) and frame_mask[frame]:
+            if 0 <= frame < len(frame_mask) and frame_mask[frame]:
                 labels[frame] = torch.from_numpy(_resize(read_mask(source).pixels, size))
         return {"labels": labels}
 

@@ -1,8 +1,11 @@
 """Rows of sound source understanding."""
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import torch
 
-from ...data.rows import Row
+from ...data.rows import ColumnType, Row
 from ..segmentation.rows import SegmentationRows
 
 
@@ -13,6 +16,7 @@ class UnderstandingRows(SegmentationRows):
     """
 
     columns = (*SegmentationRows.columns, "descriptions")
+    types: ClassVar[Mapping[str, ColumnType]] = {**SegmentationRows.types, "descriptions": [str]}
 
     def targets(self, row: Row, frame_mask: torch.Tensor) -> dict[str, torch.Tensor]:
         texts = list(row["descriptions"] or ())[: len(frame_mask)]

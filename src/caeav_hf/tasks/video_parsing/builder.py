@@ -12,6 +12,7 @@ A filename is `<VideoID>_<start>_<end>`, the seconds of the video that the clip 
 `<filename>.mp4` or `<VideoID>.mp4`, ten seconds long; or `<VideoID>.mp4` is the video in full length.
 """
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -140,7 +141,7 @@ class LlpBuilder(ClipBuilder):
             return find_features(self.config.visual_3d, (filename, video_id))
         # Features extracted from a full-length video are of its first seconds; the authors' arrays are of the clip.
         path = Path(self.config.visual_3d) / f"{video_id}.npy"
-        return find_features(self.config.visual_3d, (filename,)) or (path if path.is_file() else None)
+        return find_features(self.config.visual_3d, (filename,)) or (path if os.path.isfile(path) else None)
 
     def _row(self, checked: Checked, captions: Mapping[str, Mapping[str, str | None]]) -> dict[str, Any]:
         path = self._features_of(checked)

@@ -1,13 +1,13 @@
 """Rows of video parsing."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import datasets
 import torch
 
 from ...constants import IGNORED_LABEL
-from ...data.rows import Row, RowForm
+from ...data.rows import ColumnType, Row, RowForm
 from ...errors import DataError, MediaError
 
 
@@ -15,6 +15,12 @@ class ParsingRows(RowForm):
     """A video file, the classes of the clip, and those heard and seen in each segment if known."""
 
     columns = ("video_id", "media", "event_labels", "audio_segment_labels", "visual_segment_labels", "visual_3d")
+    types: ClassVar[Mapping[str, ColumnType]] = {
+        "event_labels": [int],
+        "audio_segment_labels": [[int]],
+        "visual_segment_labels": [[int]],
+        "visual_3d": [[float]],
+    }
 
     def __init__(
         self, processor: Any, mask_size: int | None = None, features: Mapping[str, Any] | None = None
@@ -42,6 +48,8 @@ class ParsingRows(RowForm):
         """Return (n, classes) float32, 1 for the classes in each of n lists."""
         hot = torch.zeros(len(classes), self.num_classes)
         for row, present in zip(hot, classes, strict=True):
+            if not all(0 <= label < self.num_classes for label in present):
+                raise DataError(f"has the classes {present}; expected numbers from 0 to {self.num_classes - 1}")
             row[list(present)] = 1.0
         return hot
 

@@ -32,6 +32,7 @@ from caeav_hf.media.containers import MediaSource
 from caeav_hf.media.segments import count_segments
 
 from ...data.schema import LLP_NUM_SEGMENTS, media_part
+from ...data.shards import read_parquet
 from ...data.store import claim, keep_settings
 from ...files import atomic_write, write_json
 
@@ -162,7 +163,7 @@ def find_features(folder: str | os.PathLike, names: Iterable[str]) -> Path | Non
     """
     files = [feature_file(folder, name) for name in names]
     files += [path.with_suffix(".npy") for path in files]
-    return next((path for path in files if path.is_file()), None)
+    return next((path for path in files if os.path.isfile(path)), None)
 
 
 def feature_shape(path: Path) -> tuple[int, int]:
@@ -280,11 +281,14 @@ def _clips(media: Path) -> list[_Clip]:
 
 
 def _row_clips(folder: Path, shards: list[str]) -> list[_Clip]:
-    rows = datasets.load_dataset("parquet", data_files=shards, split="train")
+    rows = read_parquet(shards)
     if missing := [name for name in ("filename", "media") if name not in rows.column_names]:
         raise DataError(f"{folder}: expected what the LLP builder wrote; its rows lack {', '.join(missing)}")
     clips: dict[str, _Clip] = {}
     for number, name in enumerate(rows["filename"]):
+        # The features are written to a file of this name.
+        if not isinstance(name, str) or name in ("", ".", "..") or name != Path(name).name:
+            raise DataError(f"{folder}: row {number}: expected a clip's name as `filename`, got {name!r}")
         clips.setdefault(name, _Clip(name, name, (rows, number)))
     return list(clips.values())
 
