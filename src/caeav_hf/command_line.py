@@ -21,7 +21,7 @@ INTERRUPTED = 130  # exit code of interrupted commands in shells
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # Messages of libraries that hide the operating system's error: safetensors, NumPy's `tofile`, PyTorch's zip writer.
 _FULL_TEXTS = re.compile(
-    r"No space left on device|Disk quota exceeded|\d+ requested and \d+ written"
+    r"No space left on device|Not enough disk space|Disk quota exceeded|\d+ requested and \d+ written"
     r"|inline_container\.cc.*(unexpected pos|failed writing)"
 )
 
@@ -87,14 +87,17 @@ def _run(program: str, command: Callable[[], int], next_step: Callable[[], str],
         line, code = f"stopped; {next_step()}", INTERRUPTED
     except Exception as error:
         is_full = disk_is_full(error)
-        if os.environ.get(DEBUG_VARIABLE) or not (is_full or isinstance(error, CaeAvError)):
+        is_known = isinstance(error, CaeAvError) or (isinstance(error, OSError) and error.filename is not None)
+        if os.environ.get(DEBUG_VARIABLE) or not (is_full or is_known):
             raise
         if is_full:
             where = next((e.filename for e in _chain(error) if isinstance(e, OSError) and e.filename), place)
             line = f"error: the disk with {where or 'the output'} is full; free some space, then {next_step()}"
             code = 1
-        else:
+        elif isinstance(error, CaeAvError):
             line, code = f"error: {error}", 2
+        else:  # of the operating system, about a file
+            line, code = f"error: {error.filename}: {error.strerror or error}", 2  # type: ignore[attr-defined]
     # Of several processes, only one reports it.
     if os.environ.get("LOCAL_RANK", "0") == "0" or code == 2:
         print(f"{program}: {printable(line)}", file=sys.stderr)

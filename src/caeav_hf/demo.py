@@ -12,6 +12,7 @@ from accelerate import Accelerator
 
 from .data import AveBuilder, CaeAvCollator, CaeAvDataset
 from .errors import CaeAvError
+from .files import write_text
 from .pipelines import AudioVisualEventLocalizationPipeline
 from .task import get_task
 from .tasks.agreement import agreement_auc
@@ -118,7 +119,7 @@ def run_demo(out: str | Path, *, seed: int = 0, quick: bool = False) -> dict[str
         )
         chosen[name] = row["video_id"]
     report |= {"pictures": chosen, "seed": seed, "seconds": round(time.perf_counter() - started, 1)}
-    (out / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    write_text(out / "report.json", json.dumps(report, indent=2) + "\n")
     print(
         "The reloaded model has the same weights, bit for bit, and predicts the same: labels and intervals exactly, "
         f"scores to {_TOLERANCE}. Pictures: {out}/aligned.png, {out}/misaligned.png"

@@ -8,6 +8,7 @@ frames through the towers; results are the same.
 import inspect
 import json
 import logging
+import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from . import __version__
 from .configuration_cae_av import CaeAvConfig
 from .errors import CaeAvError
+from .files import make_folder, writing
 from .modeling.modeling_cae_av import CaeAvPreTrainedModel, random_words
 from .task import FRAMES, Target, get_task
 
@@ -245,12 +247,24 @@ def export_onnx(
         "outputs": names,
     }
     written.model.metadata_props["caeav_hf"] = json.dumps(description)
-    try:
-        Path(file).parent.mkdir(parents=True, exist_ok=True)
-        written.save(str(file))
-    except OSError as error:
-        raise CaeAvError(f"{file}: cannot be written: {error}") from error
+    _save(written, Path(file))
     return description
+
+
+def _save(written: Any, file: Path) -> None:
+    """Save a graph; one that is too large for a file has its tensors in another one, which it names."""
+    make_folder(file.parent)
+    partial = file.with_name(f".{file.name}.part")
+    with writing(file):
+        shutil.rmtree(partial, ignore_errors=True)  # left by a killed process
+        try:
+            partial.mkdir()
+            written.save(str(partial / file.name))
+            # The graph comes last.
+            for path in sorted(partial.iterdir(), key=lambda path: path.name == file.name):
+                path.replace(file.with_name(path.name))
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def onnx_difference(

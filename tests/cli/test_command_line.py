@@ -92,6 +92,7 @@ def wrapped(cause):
         # The messages of safetensors, NumPy and PyTorch.
         RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)"),
         OSError("1000000 requested and 131056 written"),
+        OSError("Not enough disk space. Needed: 2.1 GB (download: 0 bytes, generated: 2.1 GB)"),
         RuntimeError("[enforce fail at inline_container.cc:671] . unexpected pos 576 vs 534"),
         wrapped(OSError(errno.ENOSPC, "No space left on device")),
     ],
@@ -110,6 +111,17 @@ def test_a_full_disk_ends_in_one_line(error, monkeypatch, capsys, tmp_path):
     monkeypatch.setenv("CAEAV_DEBUG", "1")
     with pytest.raises(type(error)):
         caeav(["export", "run", "--out", str(tmp_path)])
+
+
+def test_an_error_of_the_operating_system_about_a_file_is_one_line(monkeypatch, capsys):
+    monkeypatch.delenv("CAEAV_DEBUG", raising=False)
+    error = OSError(errno.EROFS, "Read-only file system", "/there/file")
+    monkeypatch.setattr("caeav_hf.training.export.export", failing(error))
+    assert caeav(["export", "run", "--out", "out"]) == 2
+    assert capsys.readouterr().err == "caeav: error: /there/file: Read-only file system\n"
+    monkeypatch.setattr("caeav_hf.training.export.export", failing(ConnectionError("about no file")))
+    with pytest.raises(ConnectionError):
+        caeav(["export", "run", "--out", "out"])
 
 
 def test_other_errors_are_not_taken_for_a_full_disk():

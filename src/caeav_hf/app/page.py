@@ -3,7 +3,9 @@
 import os
 import re
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from html import escape
@@ -12,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CaeAvError
+from ..files import scratch_folder
 from ..media.guard import guarded_decoding
 from .prediction import (
     OWN_SOUND,
@@ -65,7 +68,20 @@ def serve_page(
     Returns:
         The `gradio.Blocks`, whose `local_url` is the page's address.
     """
-    folder = Path(tempfile.mkdtemp(prefix="caeav-app-"))
+    with scratch_folder("caeav-app-") as folder:
+        yield from _serve(folder, models, host, port, share, device, limits, launching)
+
+
+def _serve(
+    folder: Path,
+    models: Sequence[str],
+    host: str | None,
+    port: int | None,
+    share: bool,
+    device: Any,
+    limits: Limits,
+    launching: Mapping[str, Any],
+) -> Iterator[Any]:
     before = os.environ.get(_FOLDER_VARIABLE)
     # Read when the page is built: all files of visitors are below this folder.
     os.environ[_FOLDER_VARIABLE] = str(folder)
@@ -99,7 +115,6 @@ def serve_page(
             del os.environ[_FOLDER_VARIABLE]
         else:
             os.environ[_FOLDER_VARIABLE] = before
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def launch_page(
@@ -113,7 +128,7 @@ def launch_page(
     open_browser: bool = False,
 ) -> None:
     """
-    Serve the page until it is stopped by Ctrl-C. Files of visitors are removed after an hour, and at the end.
+    Serve the page until Ctrl-C or SIGTERM stops it. Files of visitors are removed after an hour, and at the end.
 
     Args:
         models: Model folders or Hub ids; without any, untrained toy models.
@@ -128,10 +143,27 @@ def launch_page(
         CaeAvError: Gradio is not installed, a model does not exist, or the port is taken.
     """
     options: dict[str, Any] = {"host": host, "port": port, "share": share, "device": device, "limits": limits}
-    with serve_page(models, **options, inbrowser=open_browser, quiet=True) as page:
+    with _stopped_by_sigterm(), serve_page(models, **options, inbrowser=open_browser, quiet=True) as page:
         addresses = " and ".join(filter(None, [page.local_url, page.share_url]))
         print(f"caeav app: {addresses}; Ctrl-C stops it", flush=True)
         page.block_thread()
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Let SIGTERM end the block like Ctrl-C does, so that files of visitors are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def build_page(models: Sequence[str] = (), *, device: Any = None, limits: Limits = _DEFAULT_LIMITS) -> Any:

@@ -448,7 +448,9 @@ class ToyClips:
         with self._lock:
             if not (corpus / "captions.json").is_file():
                 look = MediaFormat(frame_size=_TOY_SIDE, frame_rate=_TOY_RATE)
-                generate(corpus, layout, _TOY_CLIPS, split=(0, 0, 1), media_format=look, progress=False)
+                # What is there was interrupted, by a full disk for instance.
+                options: dict[str, Any] = {"overwrite": True, "progress": False}
+                generate(corpus, layout, _TOY_CLIPS, split=(0, 0, 1), media_format=look, **options)
         clips = sorted((corpus / "media").rglob("*.mp4"))
         captions = json.loads((corpus / "captions.json").read_text(encoding="utf-8"))
         clip = clips[number % len(clips)]

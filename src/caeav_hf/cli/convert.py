@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..conversion.flags import FLAGS
 from ..errors import CaeAvError
+from ..files import atomic_folder
 
 
 if TYPE_CHECKING:
@@ -106,17 +107,14 @@ def _convert(options: argparse.Namespace) -> int:
         **_values("--config", options.config),
     )
     out = Path(options.out)
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        model.save_pretrained(out)
-        CaeAvProcessor.from_config(model.config).save_pretrained(out)
-        report = model.conversion_report
-        content = {"mapped": report.mapped, "ignored": report.ignored, "missing": report.missing}
-        content["without_effect"] = report.without_effect
-        (out / "conversion.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        _card(model, options, report.summary()).save(out / "README.md")
-    except OSError as error:
-        raise CaeAvError(f"{out}: cannot be written: {error}") from error
+    report = model.conversion_report
+    content = {"mapped": report.mapped, "ignored": report.ignored, "missing": report.missing}
+    content["without_effect"] = report.without_effect
+    with atomic_folder(out) as folder:
+        model.save_pretrained(folder)
+        CaeAvProcessor.from_config(model.config).save_pretrained(folder)
+        (folder / "conversion.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        _card(model, options, report.summary()).save(folder / "README.md")
     print(report.summary())
     print(f"{type(model).__name__} written to {out}")
     return 0

@@ -3,13 +3,14 @@
 import argparse
 import json
 import math
-import tempfile
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from ..errors import CaeAvError
+from ..files import scratch_folder
 from ..task import tasks
 from .targets import MaskFiles, Target, mask_path, target_of, write_json, write_mask
 
@@ -334,7 +335,8 @@ class Masks(Output):
         # Entries of the frames of the clip that is being processed as a stream, and where its masks are.
         self.frames: list[dict[str, Any]] = []
         self.masks: MaskFiles | None = None
-        self.temporary: tempfile.TemporaryDirectory | None = None
+        self.temporary = ExitStack()
+        self.temporary_folder: Path | None = None
 
     def parameters(self) -> dict[str, Any]:
         return {**super().parameters(), "return_arrays": True}  # masks as arrays, to write as images
@@ -421,9 +423,9 @@ class Masks(Output):
             return self.folder(clip)
         if self.video is None and self.picture is None:
             return None
-        if self.temporary is None:
-            self.temporary = tempfile.TemporaryDirectory(prefix="caeav-masks-")
-        return Path(self.temporary.name) / str(len(self.index))
+        if self.temporary_folder is None:
+            self.temporary_folder = self.temporary.enter_context(scratch_folder("caeav-masks-"))
+        return self.temporary_folder / str(len(self.index))
 
     def of_frame(self, result: dict[str, Any], number: int) -> dict[str, Any]:
         """Return what the index says of a frame besides its times and its mask."""
@@ -454,8 +456,7 @@ class Masks(Output):
 
     def finish(self) -> None:
         super().finish()
-        if self.temporary is not None:
-            self.temporary.cleanup()
+        self.temporary.close()
         if self.folder is None:
             print(json.dumps(self.index, indent=2))
         else:

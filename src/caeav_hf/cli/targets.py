@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CaeAvError
-from ..files import write_text
+from ..files import atomic_write, make_folder, write_text
 
 
 class Target:
@@ -28,10 +28,7 @@ class Target:
         if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
             name = f"{twice[0]}{self.suffix}"
             raise CaeAvError(f"{self.path}: several clips would be written to {name}; rename them or run each alone")
-        try:
-            self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise CaeAvError(f"{self.path}: cannot be created as a folder: {error}") from error
+        make_folder(self.path)
 
 
 def target_of(path: str | None, clips: list[str], suffix: str, *, one_file_holds_all: bool) -> Target | None:
@@ -56,11 +53,9 @@ def write_mask(path: Path, mask: Any) -> None:
     """Write a mask (H, W) bool as a PNG, white where it is true."""
     from PIL import Image
 
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(mask.astype("uint8") * 255).save(path)
-    except OSError as error:
-        raise CaeAvError(f"{path}: cannot be written: {error}") from error
+    make_folder(path.parent)
+    with atomic_write(path) as partial_path:
+        Image.fromarray(mask.astype("uint8") * 255).save(partial_path, "png")
 
 
 def mask_path(folder: Path, index: int) -> Path:
@@ -107,8 +102,5 @@ class MaskFiles:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Write JSON-serializable content, atomically; raise a [`~errors.CaeAvError`] if the file cannot be written."""
-    try:
-        write_text(path, json.dumps(content, indent=2) + "\n")
-    except OSError as error:
-        raise CaeAvError(f"{path}: cannot be written: {error}") from error
+    """Write JSON-serializable content, atomically; raise a [`~files.WriteError`] if the file cannot be written."""
+    write_text(path, json.dumps(content, indent=2) + "\n")

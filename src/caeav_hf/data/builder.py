@@ -32,7 +32,7 @@ from caeav_hf.errors import DataError
 from caeav_hf.hub import check_name, upload
 from caeav_hf.media.guard import guarded_decoding
 
-from ..files import read_bytes, write_json, write_text
+from ..files import make_folder, read_bytes, write_json, write_text
 from .caption_file import read_captions
 from .card import card_text_of
 from .checks import ClipFiles, MediaChecker, MediaPart, Notes, UnusableError
@@ -226,7 +226,7 @@ class ClipBuilder(datasets.GeneratorBasedBuilder):
             DataError: See the class; or another process is writing to this folder.
         """
         out = Path(out_dir)
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         with claim(out), guarded_decoding():
             return self._build(out, max_shard_bytes)
 

@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..constants import IGNORED_LABEL
 from ..errors import CaeAvError, DataError, MediaError
-from ..files import atomic_write
+from ..files import atomic_write, make_folder, remove_leftovers
 from .prepared import question_features
 from .rows import RowForm, check_types, task_of_rows
 
@@ -55,6 +55,8 @@ class ItemMaker:
         self.processor = processor
         self.form: RowForm = self.task.row_form(processor, mask_size, features)
         self._cache = None if cache_dir is None or processor is None else Path(cache_dir) / _settings_digest(processor)
+        if self._cache is not None:
+            remove_leftovers(self._cache)
         self._last_clip: tuple[Any, dict[str, torch.Tensor]] | None = None
 
     def __call__(self, row: Mapping[str, Any], clip: Any = None) -> dict[str, Any]:
@@ -114,7 +116,7 @@ class ItemMaker:
         except SafetensorError as error:
             logger.warning(f"{path}: cannot be read ({error}); it is written again")
         features = self._process(row)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with atomic_write(path, is_cache=True) as partial_path:
             save_file(features, partial_path)
         return features

@@ -29,7 +29,7 @@ from caeav_hf.errors import DataError, MediaError
 from caeav_hf.media.guard import guarded_decoding
 from caeav_hf.task import get_task
 
-from ..files import write_json, write_text
+from ..files import make_folder, write_json, write_text
 from .card import front_matter
 from .images import read_mask
 from .items import row_errors
@@ -117,7 +117,7 @@ def prepare_clips(
         raise DataError(f"{source}: expected a builder's folder with Parquet files in {source / 'data'}")
     if out.resolve() == source.resolve():
         raise DataError(f"{out}: expected another folder than that of the data set")
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     settings = settings_text(processor, image_format)
     works = [_Split(source, split, processor, task, settings) for split in splits]
     report = {work.name: PreparedSplit(clips=len(work.clips)) for work in works}

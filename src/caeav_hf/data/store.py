@@ -32,7 +32,7 @@ import pyarrow.parquet as pq
 
 from caeav_hf.errors import DataError
 
-from ..files import atomic_write, parse_json, read_bytes, write_json
+from ..files import atomic_write, make_folder, parse_json, read_bytes, write_json
 from .schema import SPLITS
 
 
@@ -202,7 +202,7 @@ def write_shards(
         for shard in shards:
             shard.note.update(_read_footer(data / shard.name)[1])
         return 0
-    unfinished.mkdir(parents=True, exist_ok=True)
+    make_folder(unfinished)
     for path in unfinished.iterdir():
         if path.name not in wanted or read_fingerprint(path) != wanted[path.name]:
             path.unlink()

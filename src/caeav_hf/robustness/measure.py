@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CaeAvError
-from ..files import write_json, write_text
+from ..files import make_folder, write_json, write_text
 from ..visualization.robustness import plot_robustness
 from .report import Summary, csv_text, markdown_text
 from .scoring import Scored, ScoredModel, ScoringOptions, score_models
@@ -67,7 +67,7 @@ def write_report(
         The contents of `robustness.json`.
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     results = Summary(scored, methods, reference=reference, resamples=resamples).to_dict()
     write_json(out / "robustness.json", results)
     write_text(out / "robustness.csv", csv_text(results))

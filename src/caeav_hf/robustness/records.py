@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from ..errors import CaeAvError
-from ..files import atomic_write
+from ..files import atomic_write, make_folder
 from ..task import Task
 
 
@@ -154,7 +154,7 @@ class Record:
             "parts": {name: kind and _name(kind) for name, kind in self.sums.parts.items()},
         }
         metadata = {"fingerprint": json.dumps(fingerprint, sort_keys=True), "sums": json.dumps(sums)}
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
         with atomic_write(path) as partial_path:
             save_file({name: np.ascontiguousarray(array) for name, array in arrays.items()}, partial_path, metadata)
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import datasets
@@ -27,6 +26,7 @@ from ..data.schema import clip_features
 from ..data.shards import find_shards, load_rows, local_folder
 from ..devices import default_device
 from ..errors import CaeAvError, DataError
+from ..files import scratch_folder
 from ..hub import check_model, read_config, short_name
 from ..media.segments import is_spread
 from ..task import Task, get_task
@@ -446,6 +446,6 @@ def _digest(files: Iterable[tuple[str, Path]], more: Iterable[str] = ()) -> str:
 
 def _processor_digest(processor: Any) -> str:
     """Return a digest of everything that is saved with a processor."""
-    with TemporaryDirectory() as folder:
+    with scratch_folder("caeav-processor-") as folder:
         processor.save_pretrained(folder)
-        return _digest((path.name, path) for path in sorted(Path(folder).rglob("*")) if path.is_file())
+        return _digest((path.name, path) for path in sorted(folder.rglob("*")) if path.is_file())

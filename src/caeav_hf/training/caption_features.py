@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from transformers.utils import logging
 
 from ..errors import CaeAvError
-from ..files import atomic_write
+from ..files import atomic_write, make_folder
 
 
 logger = logging.get_logger(__name__)
@@ -91,12 +91,12 @@ class CaptionFeatureStore(Mapping[str, torch.Tensor]):
         numbers = [int(path.stem.split("-")[1]) for path in self.folder.glob("features-*.safetensors")]
         path = self.folder / f"features-{max(numbers, default=-1) + 1:05d}.safetensors"
         metadata = {"format": _FORMAT, "text_tower": self.identity}
+        make_folder(self.folder)
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
             tensors = {_PREFIX + text: tensor.contiguous() for text, tensor in features.items()}
             with atomic_write(path) as partial_path:
                 save_file(tensors, partial_path, metadata=metadata)
-        except (OSError, SafetensorError) as error:
+        except SafetensorError as error:
             raise CaeAvError(f"{path}: cannot be written: {error}") from error
         self._open(path)
 

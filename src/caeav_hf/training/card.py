@@ -129,7 +129,7 @@ def add_scores(folder: str | Path, results: list[EvalResult]) -> None:
             raise CaeAvError(f"{path}: expected the model card of a run, with its section for scores")
         new, data = {_identity(result) for result in results}, cast(ModelCardData, card.data)
         data.eval_results = [r for r in data.eval_results or [] if _identity(r) not in new] + results
-        _with_table(card).save(path)
+        write_text(path, str(_with_table(card)))
     except (OSError, ValueError) as error:
         if isinstance(error, CaeAvError):
             raise

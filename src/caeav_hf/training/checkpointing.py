@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ..errors import CaeAvError
+from ..files import make_folder, writing
 from ..towers.frozen import trained_names
 from .run_folder import without_progress_bars
 from .sharding import bare, full_state_dicts, load_optimizer_state
@@ -50,7 +51,7 @@ class CheckpointStore:
         # Mean of the trained weights at the ends of epochs; only the main process has it.
         self.average: dict[str, torch.Tensor] = {}
         if accelerator.is_main_process:
-            folder.mkdir(parents=True, exist_ok=True)
+            make_folder(folder)
             # Left by a run that was killed while it wrote or removed a checkpoint.
             for leftover in folder.glob(".partial-*"):
                 if leftover.is_dir() and not leftover.is_symlink():
@@ -76,6 +77,12 @@ class CheckpointStore:
         Returns:
             The folder of the checkpoint.
         """
+        with writing(self.folder):
+            return self._save(model, processor, optimizer, state, name, is_averaged)
+
+    def _save(
+        self, model: nn.Module, processor: Any, optimizer: Any, state: LoopState, name: str, is_averaged: bool
+    ) -> Path:
         partial = self.folder / ".partial-checkpoint"
         bare_model = bare(model, self.accelerator)
         # What is divided among processes takes all of them to come together.
@@ -156,7 +163,8 @@ class CheckpointStore:
         trained = trained_names(model)
         frozen = {name: tensor for name, tensor in model.state_dict().items() if name not in trained}
         if self.accelerator.is_main_process:
-            self._write_frozen(frozen)
+            with writing(self.folder):
+                self._write_frozen(frozen)
         self.accelerator.wait_for_everyone()
         self.frozen_file = self._frozen_path(frozen)
         return self.frozen_file

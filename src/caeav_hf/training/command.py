@@ -9,6 +9,7 @@ from pathlib import Path
 
 from ..command_line import ArgumentParser, run_command
 from ..errors import CaeAvError
+from ..files import write_text
 from .recipe import Recipe, add_recipe_flags, find_recipe, load_recipe, override_recipe, recipe_flags
 
 
@@ -144,7 +145,4 @@ def _evaluate(options: argparse.Namespace, recipe: Recipe) -> None:
 
             add_scores(options.evaluate, eval_results(recipe, split, metrics))
         if options.out is not None:
-            try:
-                Path(options.out).write_text(text + "\n", encoding="utf-8")
-            except OSError as error:
-                raise CaeAvError(f"{options.out}: cannot be written: {error}") from error
+            write_text(Path(options.out), text + "\n")

@@ -11,6 +11,7 @@ from ..data.caption_file import open_texts, text_batches
 from ..data.store import claim
 from ..devices import default_device
 from ..errors import CaeAvError, DataError
+from ..files import make_folder
 from ..hub import read_config
 from ..processing import clean_caption
 from ..task import get_task
@@ -57,7 +58,7 @@ def encode_captions(
     identity = text_tower_identity(trained)
     trained.to(device or default_device())
     folder = feature_folder(data, identity)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     with claim(folder):
         store = CaptionFeatureStore(data, identity)
         new = [text for text in dict.fromkeys(map(clean_caption, texts)) if text not in store]

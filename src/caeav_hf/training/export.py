@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import tempfile
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from .. import __version__, exporting
 from ..errors import CaeAvError
+from ..files import atomic_folder, scratch_folder
 from ..hub import check_name, read_config, upload
 from ..task import get_task
 from .build import build_processor, load_trained_model
@@ -56,14 +56,12 @@ def export(
     if merge_lora:
         model.merge_lora()
     options = {"adapter_only": True, "towers": towers} if adapter_only else {}
-    try:
+    with atomic_folder(Path(out)) as folder:
         with without_progress_bars():
-            model.save_pretrained(out, **options)
-        processor.save_pretrained(out)
+            model.save_pretrained(folder, **options)
+        processor.save_pretrained(folder)
         if (checkpoint / "README.md").is_file():
-            shutil.copyfile(checkpoint / "README.md", Path(out) / "README.md")
-    except OSError as error:
-        raise CaeAvError(f"{out}: cannot be written: {error}") from error
+            shutil.copyfile(checkpoint / "README.md", folder / "README.md")
     return model
 
 
@@ -134,8 +132,8 @@ def push(
     """
     for name in (repo_id, *([] if space is None else [space])):
         check_name(name)
-    with tempfile.TemporaryDirectory(prefix="caeav-") as temporary:
-        folder = Path(temporary) / "model"
+    with scratch_folder("caeav-push-") as temporary:
+        folder = temporary / "model"
         model = export(source, folder, adapter_only=adapter_only, towers=towers, merge_lora=merge_lora)
         task = get_task(model.config.task)
         if space is not None and (task.pipeline_name is None or not task.card.has_space):
@@ -146,7 +144,7 @@ def push(
             card.write_text(card.read_text(encoding="utf-8").replace(LOCAL_NAME, repo_id), encoding="utf-8")
         urls = [upload(folder, repo_id, "model", "Upload the model", private=private)]
         if space is not None:
-            page = Path(temporary) / "space"
+            page = temporary / "space"
             page.mkdir()
             for name, text in space_files(repo_id, repo_id.split("/")[-1], __version__, task).items():
                 (page / name).write_text(text, encoding="utf-8")

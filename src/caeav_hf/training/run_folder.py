@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from .. import __version__
 from ..errors import CaeAvError
-from ..files import write_text
+from ..files import make_folder, write_text
 from .recipe import Recipe
 
 
@@ -79,7 +79,7 @@ class RunFolder:
     def start(self, recipe: Recipe, accelerator: Accelerator) -> None:
         """Create the folder and write recipe and environment, on the main process."""
         if accelerator.is_main_process:
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             write_text(self.path / "recipe.yaml", recipe.to_yaml())
             write_text(self.path / "environment.json", json.dumps(environment(accelerator), indent=2) + "\n")
         accelerator.wait_for_everyone()

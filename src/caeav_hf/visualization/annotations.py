@@ -316,7 +316,4 @@ def _write(path: str | os.PathLike, suffix: str, text: str) -> None:
     path = Path(path)
     if path.suffix.lower() != suffix:
         raise CaeAvError(f"{path}: expected a file name that ends in {suffix}")
-    try:
-        write_text(path, text)
-    except OSError as error:
-        raise CaeAvError(f"{path}: cannot be written: {error}") from error
+    write_text(path, text)

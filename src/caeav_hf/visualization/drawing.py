@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from ..errors import CaeAvError
-from ..files import atomic_write
+from ..files import WriteError, atomic_write
 from .overlay import TINT
 
 
@@ -55,10 +55,11 @@ def save_figure(figure: Figure, path: str | Path | None) -> None:
         return
     path = Path(path)
     try:
-        with atomic_write(path if path.suffix else path.with_name(f"{path.name}.png"), is_cache=True) as partial_path:
+        with atomic_write(path if path.suffix else path.with_name(f"{path.name}.png")) as partial_path:
             figure.savefig(partial_path, format=path.suffix[1:] or "png")
-    except (OSError, ValueError) as error:
-        raise CaeAvError(f"{path}: cannot be written as a picture: {error}") from error
+    except ValueError as error:  # which a `WriteError` is too
+        reason = error.__cause__ if isinstance(error, WriteError) else error
+        raise CaeAvError(f"{path}: cannot be written as a picture: {reason}") from error
 
 
 def set_label(axis: Axes, text: str, fontsize: int = 13) -> None:

@@ -109,12 +109,9 @@ def write_overlay(
     media = MediaFile.of(source, None)
     style = _Style(segment_seconds, tint, opacity, None if captions is None else list(captions))
     given = None if sound is None or sampling_rate is None else (sound, sampling_rate)
-    try:
-        with atomic_write(path) as partial:
-            where = (os.path.abspath(partial), str(path))
-            _write_overlay(media, where, OneByOne(masks), style, given, show_progress)
-    except OSError as error:
-        raise CaeAvError(f"{path}: cannot be written: {error}") from error
+    with atomic_write(path) as partial:
+        where = (os.path.abspath(partial), str(path))
+        _write_overlay(media, where, OneByOne(masks), style, given, show_progress)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from tqdm import tqdm
 from caeav_hf.constants import MISALIGNMENT
 from caeav_hf.errors import DataError
 
-from ...files import write_text
+from ...files import make_folder, write_text
 from ..card import front_matter
 from ..shards import find_shards, load_rows, local_folder
 from ..store import Shard, claim, write_shards
@@ -88,7 +88,7 @@ def write_misaligned(
     for split in splits:
         find_shards(local_folder(source), split)
     for kind, level in pairs:
-        (out / f"{kind}_{level}").mkdir(parents=True, exist_ok=True)
+        make_folder(out / f"{kind}_{level}")
     write = partial(_write, source, out, splits, seed, task)
     bar = partial(tqdm, total=len(pairs), desc="Misaligning", unit="set")
     if num_proc == 1:

@@ -34,7 +34,7 @@ from caeav_hf.media.segments import count_segments
 from ...data.schema import LLP_NUM_SEGMENTS, media_part
 from ...data.shards import read_parquet
 from ...data.store import claim, keep_settings
-from ...files import atomic_write, write_json
+from ...files import atomic_write, make_folder, write_json
 
 
 FEATURE_SIZE = 512
@@ -111,7 +111,7 @@ def extract_folder(
         if value < 1:
             raise CaeAvError(f"`{name}` must be at least 1, got {value}")
     clips, folder = _clips(Path(media)), Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     settings = {
         "network": "r2plus1d_18",
         "parameters": _parameters_digest(network),
