@@ -49,6 +49,10 @@ class ClipTextTower(TextTransformer):
     def init_parameters(self) -> None:
         """Draw initial weights, as open_clip does."""
         super().init_parameters()
+        # open_clip leaves these to the constructor, whose zeros are lost if the tower is built on the meta device.
+        for block in self.transformer.resblocks:
+            nn.init.zeros_(block.attn.in_proj_bias)
+            nn.init.zeros_(block.attn.out_proj.bias)
         # open_clip calls this before there is a temperature.
         scale = getattr(self, "logit_scale", None)
         if scale is not None:
