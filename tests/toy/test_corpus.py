@@ -241,6 +241,19 @@ def test_a_folder_is_only_overwritten_on_request_and_if_it_is_a_toy_corpus(tmp_p
         generate(tmp_path / "mine" / "media", **small)
 
 
+def test_an_interrupted_corpus_is_overwritten(tmp_path, monkeypatch):
+    small = {"num_clips": 1, "media_format": MediaFormat(32, 2, 16_000), "progress": False}
+
+    def stop(path, value):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("caeav_hf.toy.layout.write_json", stop)
+        generate(tmp_path, **small)
+    generate(tmp_path, **small, overwrite=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["annotations", "captions.json", "media", "toy.json"]
+
+
 def test_command_line(tmp_path, capsys):
     out = str(tmp_path / "toy")
     options = ["--out", out, "--num-clips", "3", "--split", "1", "1", "1", "--misalignment-rate", "1", "--seed", "1"]

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from caeav_hf.errors import DataError
 
-from ..files import write_json, write_text
+from ..files import make_folder, write_json, write_text
 from .classes import CLASSES, HARD_MISALIGNMENTS, LEVELS, MISALIGNMENTS
 from .descriptions import describe_seconds
 from .hard import EVENT_RADIUS, hard_plan, plan_hard_event_clips, plan_hard_multi_source_clips
@@ -33,6 +33,9 @@ from .segmentation import plan_multi_source_clips, plan_single_source_clips
 
 # AVSBench's names of the splits.
 _AVS_SPLITS = {"train": "train", "validation": "val", "test": "test"}
+
+# Marks a folder whose corpus is being written, which may be overwritten after a kill.
+_UNFINISHED = ".unfinished"
 
 _Plan = Callable[[int, Sequence[float], float, Mapping[str, float], int], list[Scene]]
 
@@ -145,6 +148,7 @@ def generate(
     }
     # Written last: a folder with this file is complete.
     write_json(out / "toy.json", truth)
+    (out / _UNFINISHED).unlink()
     return scenes
 
 
@@ -152,9 +156,10 @@ def _prepare_folder(out: Path, entries: Iterable[str], overwrite: bool) -> None:
     if out.is_dir() and any(out.iterdir()):
         if not overwrite:
             raise DataError(f"{out}: not empty; choose another folder, or set `overwrite` to replace the corpus in it")
-        if not (out / "toy.json").is_file():
+        if not any((out / name).is_file() for name in ("toy.json", _UNFINISHED)):
             raise DataError(f"{out}: not empty and not a toy corpus (no toy.json), so it is not overwritten")
-        (out / "toy.json").unlink()
+        (out / _UNFINISHED).touch()
+        (out / "toy.json").unlink(missing_ok=True)
         for entry in entries:
             path = out / entry
             if path.is_dir():
@@ -163,6 +168,9 @@ def _prepare_folder(out: Path, entries: Iterable[str], overwrite: bool) -> None:
                 path.unlink(missing_ok=True)
     elif out.exists() and not out.is_dir():
         raise DataError(f"{out}: expected a folder")
+    else:
+        make_folder(out)
+        (out / _UNFINISHED).touch()
     for entry in entries:
         if not Path(entry).suffix:
             (out / entry).mkdir(parents=True, exist_ok=True)
