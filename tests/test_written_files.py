@@ -42,14 +42,14 @@ def kill_within(context: AbstractContextManager[Path], name: str = "") -> None:
 def test_an_error_names_the_file(tmp_path, is_cache):
     path = tmp_path / "no folder" / "file"
     with (
-        pytest.raises(WriteError, match="^.*file: cannot be written: .*No such file") as caught,
+        pytest.raises(WriteError, match=r"^.*file: cannot be written: .*No such file") as caught,
         atomic_write(path, is_cache=is_cache) as partial,
     ):
         partial.write_text("text")
     assert caught.value.filename == str(path)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     write_text(tmp_path / "file", "")
-    with pytest.raises(WriteError, match="^.*file/below: cannot be created as a folder"):
+    with pytest.raises(WriteError, match=r"^.*file/below: cannot be created as a folder"):
         make_folder(tmp_path / "file" / "below")
 
 
@@ -78,22 +78,23 @@ def test_a_full_disk_leaves_the_old_file_and_no_other(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(WriteError, match="file: cannot be written: .*No space left"):
+    with pytest.raises(WriteError, match=r"file: cannot be written: .*No space left"):
         write_text(tmp_path / "file", "new")
     assert names(tmp_path) == ["file"]
     assert (tmp_path / "file").read_text() == "old"
 
 
-def write_model(folder: Path, text: str, *more: str) -> None:
+def write_model(folder: Path, text: str, *more: str, error: BaseException | None = None) -> None:
     for name in ("config.json", "model.safetensors", *more):
         (folder / name).write_text(text)
+    if error is not None:
+        raise error
 
 
 def test_a_new_folder_appears_with_all_files(tmp_path):
     out = tmp_path / "below" / "model"
     with pytest.raises(KeyboardInterrupt), atomic_folder(out) as folder:
-        write_model(folder, "half")
-        raise KeyboardInterrupt
+        write_model(folder, "half", error=KeyboardInterrupt())
     assert names(tmp_path) == ["below"]
     out.mkdir()  # an empty one is new too
     kill_within(atomic_folder(out), "config.json")
@@ -110,8 +111,7 @@ def test_files_of_an_existing_folder_are_replaced(tmp_path, monkeypatch):
     out.mkdir()
     write_model(out, "old", "model-00001-of-00002.safetensors", "model.safetensors.index.json", "notes.txt")
     with pytest.raises(WriteError, match="model: cannot be written"), atomic_folder(out) as folder:
-        write_model(folder, "half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+        write_model(folder, "half", error=OSError(errno.ENOSPC, "No space left on device"))
     assert len(names(out)) == 5
     replace, seen = Path.replace, []
 

@@ -247,9 +247,10 @@ def test_an_interrupted_corpus_is_overwritten(tmp_path, monkeypatch):
     def stop(path, value):
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr("caeav_hf.toy.layout.write_json", stop)
-        generate(tmp_path, **small)
+        with pytest.raises(KeyboardInterrupt):
+            generate(tmp_path, **small)
     generate(tmp_path, **small, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["annotations", "captions.json", "media", "toy.json"]
 
