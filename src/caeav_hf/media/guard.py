@@ -48,6 +48,8 @@ _CLOCK_PER_PROCESSOR_SECOND = 6.0
 # Idle workers that are kept, of about 40 MB each.
 _MOST_IDLE = 8
 _PIPE_BYTES = 1 << 20
+# Maximum bytes that a worker reads of a file of this process at a time.
+_MOST_READ = 1 << 26
 _START = "import sys; sys.path[:] = sys.argv[1:]; from caeav_hf.media.decoding_worker import main; main()"
 _ERRORS = {error.__name__: error for error in (CaeAvError, DataError, MediaError)}
 
@@ -302,6 +304,7 @@ class _Worker:
             try:
                 with self._ended_after(left):
                     reply = self.channel.receive(call.records, budget.result)
+                self._check(reply)
             # A worker that was taken over may send anything.
             except Exception as error:
                 raise self._death(call, budget) from error
@@ -309,11 +312,33 @@ class _Worker:
             if "ask" not in reply:
                 for name, level, text in reply["log"]:
                     logging.getLogger(name).log(level, "%s", text)
-                return reply
+                return cast(dict[str, Any], reply)
             try:
                 self.channel.send(self._answer(*reply["ask"]))
             except (BrokenPipeError, ConnectionError) as error:
                 raise self._death(call, budget) from error
+
+    def _check(self, reply: Any) -> None:
+        """
+        Raises:
+            ValueError, TypeError, KeyError, AttributeError: It is no reply.
+        """
+        if "ask" in reply:
+            number, index, size = reply["ask"]
+            served = self._served[number]
+            most = len(served) if isinstance(served, OneByOne) else sys.maxsize
+            if isinstance(served, OneByOne) != (size is None) or not (index is None or 0 <= index < most):
+                raise ValueError(f"asks for item {index}")
+            if size is not None and not 0 <= size <= _MOST_READ:
+                raise ValueError(f"asks for {size} bytes")
+            return
+        texts = [reply["failure"]] if "failure" in reply else reply.get("error", [])
+        for name, level, text in reply["log"]:
+            texts = [*texts, name, text]
+            if not name.startswith("caeav_hf.") or not isinstance(level, int):
+                raise ValueError("not a record of the package's log")
+        if not all(isinstance(text, str) for text in texts) or not isinstance(reply["is_spent"], bool):
+            raise ValueError("no reply")
 
     def _finish(self, reply: dict[str, Any]) -> None:
         self._served = []
@@ -371,7 +396,7 @@ class _Worker:
             served = {"size": size, "file_name": name if isinstance(name, str) else None}
             return {"media": self._serve(value.target), "name": value.name, **served}
         if isinstance(value, OneByOne):
-            return {"arrays": self._serve(value.arrays), "shape": list(value.shape)}
+            return {"arrays": self._serve(value), "shape": list(value.shape)}
         raise TypeError(f"a {type(value).__name__}")
 
     def _serve(self, value: Any) -> int:
@@ -382,7 +407,7 @@ class _Worker:
         """Return one of several arrays, or bytes of a file; for an error of the operating system its description."""
         served = self._served[number]
         if size is None:
-            return np.asarray(served[index])
+            return served[index]
         try:
             if index is not None:
                 served.seek(index)
