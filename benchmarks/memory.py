@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 import torch
 from accelerate import Accelerator
 from machine import peak_memory, reset_peak_memory
-from throughput import Settings, describe_machine, make_inputs, seconds
+from throughput import Settings, describe_machine, make_config, make_inputs, seconds
 from tqdm.auto import tqdm
 
 from caeav_hf import CaeAvConfig
@@ -62,7 +62,7 @@ def measure(arguments: tuple[Settings, str]) -> tuple[float, float, float]:
     """Return GB before the first step, peak GB, and seconds of the fastest step except the first."""
     settings, switches = arguments
     torch.set_num_threads(settings.threads)
-    config = CaeAvConfig.from_preset(settings.task, settings.size)
+    config = make_config(settings)
     inputs = make_inputs(config, settings)
     model = get_task(settings.task).model_class(config).to(settings.device).train()
     checkpointing = "gradient-checkpointing" in switches
@@ -111,7 +111,8 @@ def main() -> None:
     settings = Settings(
         task="ave",
         size=arguments.size,
-        formulation="paper",
+        method=None,
+        formulation=None,
         device=arguments.device,
         threads=arguments.threads,
         batch_size=1,
