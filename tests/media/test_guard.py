@@ -184,7 +184,7 @@ def test_memory_is_limited(monkeypatch):
     with guarded_decoding():
         assert guarded_functions.take_memory(NONE, 100) == 1
         with pytest.raises(MediaError, match=r"^some.mp4: takes more than 200 MB of memory .*_MEMORY_MB"):
-            guarded_functions.take_memory(NONE, 300)
+            guarded_functions.take_memory(NONE, 600)
 
 
 def test_a_decoder_that_lacks_memory_does_not_pass_for_a_damaged_packet(kinds, monkeypatch):

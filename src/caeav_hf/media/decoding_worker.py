@@ -30,6 +30,8 @@ _MOST_RECORDS = 1000
 _MOST_FILES = 256
 # Bytes by which a worker may grow before it is replaced, at the end of a call and within one.
 _GROWTH, _PEAK_GROWTH = 512_000_000, 768_000_000
+# Bytes of addresses that are limited but need no memory: stacks of threads, reserves of heaps.
+_RESERVED = 256_000_000
 # Bytes that an allocation may need besides those of a frame.
 _SLACK = 32_000_000
 _BUFFER_BYTES = 1 << 18
@@ -199,7 +201,7 @@ class _Limits:
             resource.RLIMIT_FSIZE: math.inf if request["writes"] else 0,
         }
         if size is not None:
-            self.most = wanted[resource.RLIMIT_AS] = size + request["memory"]
+            self.most = wanted[resource.RLIMIT_AS] = size + request["memory"] + _RESERVED
         before = {kind: resource.getrlimit(kind) for kind in wanted}
         for kind, (_, hard) in before.items():
             resource.setrlimit(kind, (_lower(wanted[kind], hard), hard))
