@@ -46,8 +46,7 @@ _SECONDS_PER_SECOND, _SECONDS_PER_MEGABYTE = 4.0, 20.0
 # A busy machine gives a worker only a share of its time.
 _CLOCK_PER_PROCESSOR_SECOND = 6.0
 # Idle workers that are kept, of about 40 MB each.
-_MOST_IDLE = 8
-_PIPE_BYTES = 1 << 20
+_MOST_IDLE = max(8, os.cpu_count() or 1)
 # Maximum bytes that a worker reads of a file of this process at a time.
 _MOST_READ = 1 << 26
 _START = "import sys; sys.path[:] = sys.argv[1:]; from caeav_hf.media.decoding_worker import main; main()"
@@ -227,7 +226,6 @@ class _Worker:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 bufsize=0,
-                pipesize=_PIPE_BYTES,
                 start_new_session=True,
                 # One thread for arithmetic, and few heaps: each takes addresses, which are what is limited.
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "2"},
