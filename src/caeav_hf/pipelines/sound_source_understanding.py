@@ -43,8 +43,8 @@ class SoundSourceUnderstandingPipeline(CaeAvPipeline):
     A model with `outputs="masks"` gives no sentences, one with `outputs="descriptions"` no masks. Further arguments:
 
     - **threshold** (`float`, defaults to 0.5): probability above which a pixel is in a mask.
-    - **max_new_tokens** (`int`, *optional*): most ids of a sentence, its end among them.
-    - **max_length** (`int`, *optional*): likewise with its start, by default the configuration's
+    - **max_new_tokens** (`int`, *optional*): most ids of a sentence, including its end.
+    - **max_length** (`int`, *optional*): most ids including its start too, by default the configuration's
       `max_description_length`. Give one of the two.
 
     The model reads `visual_caption` alone, the text of a video-language model on the clip (MoHE), so that it may be

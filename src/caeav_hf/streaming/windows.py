@@ -104,8 +104,8 @@ class ScoreJoiner:
         Args:
             start: Its place on the grid.
             first: Index of its first segment.
-            scores: Arrays (T, ...), which are averaged, and lists of T items, of which that with the most weight is
-                used, of equal ones the earlier window's.
+            scores: Arrays (T, ...), which are averaged, and lists of T items, where the item with the most weight
+                wins, and the earlier window's if two have the same.
         """
         arrays = {name: values for name, values in scores.items() if not isinstance(values, list)}
         lists = {name: values for name, values in scores.items() if isinstance(values, list)}

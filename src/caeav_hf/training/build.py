@@ -115,7 +115,7 @@ def build_model(recipe: Recipe, class_names: list[str] | None = None, question_t
 
     Args:
         class_names: Names of the classes, for tasks that have any.
-        question_tokenizer: Tokenizer of the questions, likewise.
+        question_tokenizer: Tokenizer of the questions, for tasks that have any.
 
     Raises:
         CaeAvError: No model or towers are named, something cannot be loaded, or `model_config` is invalid.

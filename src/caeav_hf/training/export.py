@@ -39,7 +39,7 @@ def export(
         source: Model folder, or run folder, whose best checkpoint is exported.
         out: Output folder, created if missing.
         adapter_only: Leave out the towers, see `CaeAvPreTrainedModel.save_pretrained`.
-        towers: Where to load the towers from, likewise.
+        towers: Where to load the towers from, see `CaeAvPreTrainedModel.from_pretrained`.
         merge_lora: Merge LoRA into the towers.
 
     Returns:

@@ -46,7 +46,7 @@ class Recipe:
     vision_tower: str | None = _value(None, "weights of the frozen visual tower: a file, a folder or a Hub id")
     audio_tower: str | None = _value(None, "weights of the frozen audio tower: a file, a folder or a Hub id")
     text_tower: str | None = _value(None, "weights of the frozen text tower: a file, a folder or a Hub id")
-    region_tower: str | None = _value(None, "likewise of the tower of masked frames, for models that have one")
+    region_tower: str | None = _value(None, "weights of the frozen tower of masked frames (SSUFormer): as above")
     model_config: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "changes to the model configuration, as KEY=VALUE ..."}
     )
