@@ -120,6 +120,9 @@ class Trial:
         self.counts["failed"] += 1
         lines = [line for line in said.splitlines() if ": error: " in line]
         problems = ["it hangs"] if None in codes else []
+        if not self.command.is_command:  # the app reports it to the visitor, and goes on
+            self.note(what, problems)
+            return
         if "Traceback (most recent call last)" in said and self.command.processes == 1:
             problems.append(f"a traceback: {said.strip().splitlines()[-1]}")
         if not any(str(folder) in line for line in lines):
@@ -200,14 +203,14 @@ def fill_disk(trial: Trial) -> None:
     place = trial.place
     needed = _bytes(place.work)
     for share in _SHARES_OF_DISK:
-        with mounted(place.work, "size=64m"):
+        with mounted(place.work, "size=256m"):
             place.clear()
             there = _bytes(place.work)
             size = there + round(share * (needed - there))
             _mount("-o", f"remount,size={-(-size // 4096) * 4}k", place.work)
             what = f"{share:.0%} of the room"
             trial.fail(what, place.work)
-            _mount("-o", "remount,size=256m", place.work)
+            _mount("-o", "remount,size=512m", place.work)
             trial.go_on(what)
 
 
@@ -215,7 +218,7 @@ def forbid_writing(trial: Trial, rng: random.Random) -> None:
     """Run a command where it cannot write, then allow it and continue; and where it cannot write to its inputs."""
     place = trial.place
     for half in (False, True):
-        with mounted(place.out, "size=64m"):
+        with mounted(place.out, "size=512m"):
             place.clear()
             if half:
                 processes = start(trial.command, place, trial.log)

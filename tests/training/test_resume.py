@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from caeav_hf.errors import CaeAvError
 from caeav_hf.training.build import load_trained_model
 from caeav_hf.training.checkpointing import find_checkpoint, read_loop_state
+from tests.lanes import slow_after
 from tests.training.tiny_training import TinyData, TinyModel, tiny_recipe, tiny_trainer
 
 
@@ -101,6 +102,30 @@ def test_a_killed_run_resumes_exactly(killed, uninterrupted, moment):
     history = [json.loads(line) for line in (tmp_path / "history.jsonl").read_text().splitlines()]
     assert [record["step"] for record in history] == [record["step"] for record in loop["history"]]
     assert (tmp_path / "checkpoints" / "best").resolve().is_dir()
+
+
+@pytest.mark.parametrize("max_steps", slow_after(1, [4, 3]))  # inside an epoch, and at the end of one
+def test_a_run_that_stops_between_its_last_step_and_the_evaluation_is_evaluated(tmp_path, max_steps, monkeypatch):
+    recipe = tiny_recipe(save_steps=1, max_steps=max_steps, epochs=9)
+    uninterrupted, stopped = tmp_path / "uninterrupted", tmp_path / "stopped"
+    tiny_trainer(uninterrupted, recipe, train=TinyData(9)).fit()
+    trainer = tiny_trainer(stopped, recipe, train=TinyData(9))
+    evaluate_and_save = trainer._evaluate_and_save
+
+    def stop(started):
+        if trainer.state.step == max_steps:
+            raise KeyboardInterrupt
+        evaluate_and_save(started)
+
+    monkeypatch.setattr(trainer, "_evaluate_and_save", stop)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    resume(stopped, recipe, train=TinyData(9)).fit()
+    assert final_state(stopped)[1] == final_state(uninterrupted)[1]
+    assert find_checkpoint(stopped).name == find_checkpoint(uninterrupted).name
+    assert {record["step"] for record in final_state(stopped)[1]["history"]} >= {3, max_steps}
+    # A finished run stays as it is.
+    assert len(resume(stopped, recipe, train=TinyData(9)).fit().history) == max_steps - 2
 
 
 def test_resuming_inside_an_epoch_does_not_read_its_first_clips_again(tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import CaeAvError
-from ..files import scratch_folder
+from ..files import scratch_folder, writing
 from ..media.guard import guarded_decoding
 from .prediction import (
     OWN_SOUND,
@@ -385,7 +385,8 @@ class _Page:
         title, path, seen, heard, *rest = given
         controls, before = dict(zip(self.controls, rest[:-1], strict=True)), rest[-1]
         model, captions = self.models[title], {"visual": seen, "audio": heard}
-        folder = Path(tempfile.mkdtemp(dir=self.folder))
+        with writing("results"):
+            folder = Path(tempfile.mkdtemp(dir=self.folder))
         after = {"folder": str(folder), "compares": change is not None}
         hidden = self.gr.update(visible=False, value="")
         try:

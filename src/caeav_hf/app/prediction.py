@@ -13,6 +13,7 @@ import numpy as np
 
 from ..constants import MODALITIES
 from ..errors import CaeAvError, MediaError
+from ..files import write_text
 from ..hub import read_config_and_task, short_name
 from ..media.clip import Clip, load_clip, probe
 from ..media.segments import is_spread
@@ -370,7 +371,7 @@ def write_files(shown: Shown, folder: Path, name: str) -> list[Path]:
 
     clip = str(shown.data["clip"])
     path = folder / f"{Path(clip).stem} {name.lower()}.json"
-    path.write_text(json.dumps(shown.data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_text(path, json.dumps(shown.data, indent=2, ensure_ascii=False) + "\n")
     if not shown.annotations:
         return [path]
     for suffix, writer in _EXPORTS.items():

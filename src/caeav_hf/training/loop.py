@@ -139,7 +139,9 @@ class Trainer:
             started = time.perf_counter()
             self._train_epoch()
             self._evaluate_and_save(started)
-        if not self.state.history:
+        # Without epochs, or resumed from the checkpoint of the last step, before the evaluation that follows it.
+        if not self.state.history or self.state.history[-1]["step"] != self.state.step:
+            self._end_epoch()
             self._evaluate_and_save(time.perf_counter())
         if self.state.averaged_epochs:
             self.store.save_average(self.model, self.processor, self.optimizer)
@@ -214,9 +216,13 @@ class Trainer:
                     self._save(self.store.new_name(state.step))
                 if state.step == recipe.max_steps:
                     break
-        if state.clips_done >= self.num_rows:
-            state.epoch += 1
-            state.clips_done = 0
+        self._end_epoch()
+
+    def _end_epoch(self) -> None:
+        """Count the running epoch if all its clips are done."""
+        if self.state.clips_done >= self.num_rows:
+            self.state.epoch += 1
+            self.state.clips_done = 0
 
     def _step(self, window: list[ClipBatch]) -> float | None:
         """
