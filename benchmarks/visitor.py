@@ -61,7 +61,10 @@ class Visitor:
             RefusedError: The page answers with an error.
         """
         endpoint = self.endpoint(element)
-        data = [self._value(number, values) for number in endpoint["inputs"]]
+        return self.ask(endpoint, self.values(endpoint, values))
+
+    def ask(self, endpoint: dict[str, Any], data: list[Any]) -> dict[str, Any]:
+        """Do what happens at a click with the values of all components that it reads; see [`click`]."""
         joined = self.join(endpoint["id"], data)
         if joined.status_code != 200:
             raise RefusedError(f"{joined.status_code}: {joined.text[:200]}")
@@ -96,6 +99,15 @@ class Visitor:
         """Predict for an uploaded clip; return what the page shows."""
         clip = None if path is None else file_data(path, name)
         return self.click("caeav-predict", {"caeav-clip": clip, **values})
+
+    def values(self, endpoint: dict[str, Any], values: dict[str, Any]) -> list[Any]:
+        """Return the values of the components that an endpoint reads."""
+        return [self._value(number, values) for number in endpoint["inputs"]]
+
+    def choices(self, element: str) -> list[Any]:
+        """Return the choices of an element."""
+        (props,) = (one["props"] for one in self.components.values() if one["props"].get("elem_id") == element)
+        return [choice[1] for choice in props["choices"]]
 
     def _value(self, number: int, values: dict[str, Any]) -> Any:
         props = self.components[number]["props"]
