@@ -91,7 +91,7 @@ def write_input(door: Door, originals: Path, seed: int, number: int, folder: Pat
     for name in original.names():
         if name not in changes:
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(original.folder / name, folder / name)
+            os.link(original.folder / name, folder / name)
     for name, change in changes.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -170,7 +170,7 @@ def hand_over(door: Door, folder: Path, traces: Traces) -> Outcome:
         with traces.watched(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             door.open(folder)
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # panics of libraries in Rust are no `Exception`
         outcome.kind = _kind(door, folder, error)
         outcome.error = f"{type(error).__module__}.{type(error).__qualname__}".removeprefix("builtins.")
         outcome.place = _place(traceback.extract_tb(error.__traceback__))

@@ -1,24 +1,667 @@
 """The doors of models: weights, configurations, processor and tokenizer files, recipes, authors' checkpoints."""
 
+import io
+import json
+import random
 import shutil
+import struct
+import warnings
+import zipfile
+from collections import OrderedDict
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
+from typing import Any
 
-from hostile_mutators import Door, mutate_files
+import numpy as np
+import torch
+from hostile_mutators import (
+    NUMBERS,
+    STRINGS,
+    Change,
+    Door,
+    Link,
+    Original,
+    Pairs,
+    encode,
+    mutate_bytes,
+    mutate_file,
+    mutate_files,
+    mutate_tree,
+    read_tree,
+    to_tree,
+    value,
+    weighted,
+    write_tree,
+)
+from safetensors.torch import save_file
 
+from caeav_hf import CaeAvConfig, CaeAvProcessor
+from caeav_hf.conversion import from_official, load_checkpoint
+from caeav_hf.hub import read_config_and_task
+from caeav_hf.pipelines.loading import load_pipeline
+from caeav_hf.robustness.records import Record
+from caeav_hf.task import get_task
+from caeav_hf.training.build import build_model, build_processor, load_trained_model
+from caeav_hf.training.caption_features import FOLDER, CaptionFeatureStore, feature_folder
+from caeav_hf.training.checkpointing import read_loop_state
 from caeav_hf.training.recipe import RECIPES, Recipe, load_recipe
+
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def _is_even(folder: Path) -> bool:
+    """Return whether the number of an input, which ends the name of its folder, is even."""
+    return int(folder.name.rpartition("-")[2]) % 2 == 0
+
+
+# Weights in safetensors files
+
+_DTYPES = ("F32", "F64", "F16", "BF16", "I64", "I8", "U8", "BOOL", "F8_E4M3", "C64", "F4", "f32", "")
+
+
+def mutate_safetensors(rng: random.Random, data: bytes) -> bytes:
+    """Change a safetensors file: its header as a tree, what it says about one tensor, its length, or the values."""
+    length = int.from_bytes(data[:8], "little")
+    header, body = data[8 : 8 + length], data[8 + length :]
+    kind = rng.randrange(10)
+    if kind == 0:
+        return mutate_bytes(rng, data)
+    if kind == 1:
+        lie = rng.choice([0, 1, length - 1, length + 1, len(data), 2**31, 100_000_001, 2**63 - 1, 2**64 - 1])
+        return struct.pack("<Q", lie) + header + body
+    if kind == 2:
+        cut = rng.randrange(len(body) + 1)
+        return data[: 8 + length] + rng.choice([body[:cut], b"", body + b"\0" * rng.choice([1, 4096])])
+    if kind == 3:
+        values = rng.choice([np.nan, np.inf, 3e38, 0.0])
+        return data[: 8 + length] + np.full(len(body) // 4, values, np.float32).tobytes() + body[: len(body) % 4]
+    tree = read_tree(header.decode())
+    if kind < 7:
+        tree = mutate_tree(rng, tree)
+    else:
+        for _ in range(rng.choice([1, 1, 2])):
+            index = rng.randrange(len(tree))
+            tree[index] = (tree[index][0], _lie(rng, tree[index][1], len(body)))
+    text = encode(rng, write_tree(tree))
+    return struct.pack("<Q", len(text)) + text + body
+
+
+def _lie(rng: random.Random, entry: Any, size: int) -> Any:
+    """Change what a header says about a tensor."""
+    entry = Pairs(entry) if isinstance(entry, list) else Pairs()
+    shapes = [
+        [10**12],
+        [2**63],
+        [2**32, 2**32],
+        [-1],
+        [],
+        [0],
+        [1] * 100,
+        [[1]],
+        ["1"],
+        [1.5],
+        [None],
+        [0, 10**18],
+        None,
+    ]
+    offsets = [[0, 4], [4, 0], [0, size], [size, size + 4], [-4, 0], [0, 10**18], [0], [1, 2, 3], "0", [0, 2**64]]
+    lies = {"dtype": rng.choice(_DTYPES), "shape": rng.choice(shapes), "data_offsets": rng.choice(offsets)}
+    name = rng.choice(list(lies))
+    return Pairs((key, lies[name] if key == name else old) for key, old in entry)
+
+
+@cache
+def _toy_recipe(name: str) -> tuple[Recipe, list[str] | None]:
+    recipe = load_recipe(RECIPES / f"{name}.yaml")
+    return recipe, None if get_task(recipe.task).class_column is None else ["dog", "bell"]
+
+
+def _save_toy_model(name: str, folder: Path, **options: Any) -> None:
+    recipe, names = _toy_recipe(name)
+    torch.manual_seed(0)
+    tokenizer = None
+    if get_task(recipe.task).question_words is not None:
+        from caeav_hf.processing import build_question_tokenizer
+
+        tokenizer = build_question_tokenizer(["what is this", "is it loud"])
+    model = build_model(recipe, names, tokenizer)
+    model.save_pretrained(folder, **options)
+    build_processor(model, question_tokenizer=tokenizer).save_pretrained(folder)
+
+
+def _make_weights(folder: Path) -> None:
+    _save_toy_model("ave_toy", folder / "whole")
+    _save_toy_model("ave_toy", folder / "shards", max_shard_size="4MB")
+    _save_toy_model("ave_toy", folder / "adapters", adapter_only=True)
+    _save_toy_model("avs_ms3_toy", folder / "masks")
+    shutil.copytree(folder / "adapters", folder / "pickled")
+    weights = folder / "pickled" / "model.safetensors"
+    torch.save(load_checkpoint(weights), folder / "pickled" / "pytorch_model.bin")
+    weights.unlink()
+
+
+def _mutate_weights(rng: random.Random, original: Original) -> Change:
+    if rng.random() < 0.02:
+        return {name: mutate_file(rng, name, original.read(name)) for name in original.names("*.safetensors")[:1]}
+    if original.names("*.bin"):
+        return _mutate_checkpoint(rng, original)
+    indexes = original.names("*.index.json")
+    if not indexes or rng.random() < 0.3:
+        name = rng.choice(original.names("*.safetensors"))
+        return {name: mutate_safetensors(rng, original.read(name))}
+    index = json.loads(original.read(indexes[0]))
+    shard = original.names("*.safetensors")[0]
+    if rng.random() < 0.4:
+        return {indexes[0]: encode(rng, write_tree(mutate_tree(rng, to_tree(index))))}
+    absolute = str(original.folder / shard)
+    names = [f"../{shard}", absolute, "/etc/passwd", "", ".", "..", "config.json", indexes[0], shard + "\0", 3, None]
+    chosen = rng.choice([*names, [shard], "missing.safetensors", rng.choice(STRINGS)])
+    keys = rng.sample(sorted(index["weight_map"]), rng.choice([1, 1, len(index["weight_map"])]))
+    index["weight_map"] |= dict.fromkeys(keys, chosen)
+    changes: dict[str, bytes | Link | None] = {indexes[0]: json.dumps(index).encode()}
+    if rng.random() < 0.2:
+        changes[shard] = Link(rng.choice([shard, absolute, "/etc/passwd", "/dev/null", "nowhere"]))
+    return changes
+
+
+def _open_model(folder: Path) -> Any:
+    """Load a model as the commands do, or through its class."""
+    if _is_even(folder):
+        _, task = read_config_and_task(folder)
+        return load_pipeline(str(folder), task, "cpu")
+    architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architectures"][0]
+    task = next(task for task in _records() if task.model_name == architecture)
+    return task.model_class.from_pretrained(folder)
+
+
+def _records() -> list[Any]:
+    from caeav_hf.task import tasks
+
+    return [record for task in tasks().values() for record in task.records()]
+
+
+# Configurations
+
+_CONFIGS = (
+    "ave_toy",
+    "avvp_toy",
+    "avs_ms3_toy",
+    "avqa_toy",
+    "ra_ssu_toy",
+    "ssuformer_avs_ms3_toy",
+    "ave_few_shot_toy",
+)
+_METHODS = ("dg_sct_ave_toy", "lavish_ave_toy", "stg_cma_ave_toy")
+
+_CODE = "hostile_code.Hostile"
+_EVIL: dict[str, tuple[Any, ...]] = {
+    "auto_map": ({"AutoConfig": _CODE, "AutoModel": _CODE, "AutoProcessor": _CODE}, "os.system", {"AutoConfig": 3}, [_CODE]),
+    "custom_pipelines": ({"audio-visual-event-localization": {"impl": _CODE, "pt": [_CODE], "type": "multimodal"}}, 3),
+    "torch_dtype": ("os.system", "load", "float31", 3, "auto", {"a": "float32"}, "__class__", "int8", "complex64"),
+    "dtype": ("os.system", "load", "float31", 3, "hub", "nn", "bfloat16", "uint4"),
+    "_name_or_path": ("../../etc", "https://example.invalid/x", "a/b", "\0"),
+    "architectures": (["os.system"], [], "CaeAvModel", [None], ["CaeAvForQuestionAnswering"], 3),
+    "model_type": ("cae_av_vision", "bert", "os", "../x", 3, None, "", "ssuformer", "timm_wrapper", "clap_audio_model"),
+    "quantization_config": ({"quant_method": "bitsandbytes"}, {"quant_method": "awq"}, {}, 3, {"load_in_4bit": True}),
+    "num_labels": (10**9, -1, 0, "2", 1.5),
+    "id2label": ({"a": "b"}, {"10000000000": "x"}, [1], {}, {"0": ["a"]}),
+    "attn_implementation": ("eager", "flash_attention_2", "hub/kernel", "os.system"),
+    "_attn_implementation": ("flash_attention_2", "kernels-community/x", 3),
+    "transformers_weights": ("../model.safetensors", "x.bin"),
+    "tower_sources": ({"vision": {"name": "/etc/passwd", "revision": None, "sha256": ""}}, {"vision": "x"}, [], "x"),
+    "adapter_only": (True, "yes", 3),
+    "lora": ({"r": 10**9, "target_modules": ".*"}, {"r": 8}, {}, "x", {"r": 8, "auto_mapping": {"x": "os.system"}}),
+    "tokenizer_class": ("os.system", "CLIPTokenizerFast", "BertTokenizer", 3),
+    "processor_class": ("os.system", "CLIPProcessor", 3),
+    "task": ("ave", "avqa", "os.system", 3, None, ["ave"]),
+    "interaction": ("dg_sct", "lavish", "os.system", 3, "none"),
+    "interaction_options": ({"x": 1}, {"reduction": 0}, {"reduction": 10**9}, [], 3),
+    "per_layer_config": ({"0": {"hidden_size": 3}}, [1], 3),
+    "gradient_checkpointing": (True, "x"),
+    "transformers_version": ("99.0", "x", 3, None),
+    "rope_scaling": ({"type": "x"}, 3),
+}  # fmt: skip
+
+
+def _make_configs(folder: Path) -> None:
+    for name in (*_CONFIGS, *_METHODS):
+        _save_toy_model(name, folder / name)
+
+
+def _mutate_config(rng: random.Random, original: Original) -> Change:
+    data = original.read("config.json")
+    kind = rng.randrange(10)
+    if kind == 0:
+        return {"config.json": mutate_file(rng, "config.json", data)}
+    if kind == 1:
+        adapter = {
+            "peft_type": "LORA",
+            "base_model_name_or_path": rng.choice(["../x", "/etc", "a/b", str(original.folder)]),
+        }
+        adapter |= rng.choice(
+            [{}, {"auto_mapping": {"base_model_class": "system", "parent_library": "os"}}, {"r": -1}]
+        )
+        return {"adapter_config.json": encode(rng, write_tree(mutate_tree(rng, to_tree(adapter))))}
+    tree = read_tree(data.decode())
+    if kind < 5:
+        for _ in range(rng.choice([1, 1, 2])):
+            key = rng.choice(list(_EVIL))
+            holders = [tree, *(item for _, item in tree if isinstance(item, Pairs))]
+            holder = tree if rng.random() < 0.7 else rng.choice(holders)
+            holder[:] = [pair for pair in holder if pair[0] != key] + [(key, to_tree(rng.choice(_EVIL[key])))]
+    elif kind < 8:  # another number for a number
+        places = []
+        for node in [tree, *(item for _, item in tree if isinstance(item, Pairs))]:
+            places += [(node, index) for index, (_, item) in enumerate(node) if isinstance(item, int | float | list)]
+        for node, index in rng.sample(places, rng.choice([1, 1, 2, 3])):
+            key, old = node[index]
+            new = rng.choice(
+                [rng.choice(NUMBERS), rng.choice([old, 1]) if isinstance(old, list) else old * 10**6, -1, 0]
+            )
+            if isinstance(old, list) and old and rng.random() < 0.8:
+                at = rng.randrange(len(old))
+                new = [*old[:at], rng.choice([new, value(rng)]), *old[at + 1 :]]
+            node[index] = (key, new)
+    else:
+        tree = mutate_tree(rng, tree)
+    return {"config.json": encode(rng, write_tree(tree)), "hostile_code.py": _HOSTILE_CODE}
+
+
+# Never imported unless the user trusts it.
+_HOSTILE_CODE = b"import os\n\nos.system('touch hostile')\n\n\nclass Hostile:\n    pass\n"
+
+
+def _open_config(folder: Path) -> Any:
+    if _is_even(folder):
+        config, task = read_config_and_task(folder)
+        return load_pipeline(str(folder), task, "cpu")
+    config = CaeAvConfig.from_pretrained(folder)
+    return load_trained_model(get_task(config.task, config.interaction).model_class, folder)
+
+
+# Processors and tokenizers
+
+
+def _make_processors(folder: Path) -> None:
+    for name in ("ave_toy", "avqa_toy", "ave_few_shot_toy", "ra_ssu_toy"):
+        _save_toy_model(name, folder / name)
+        for path in folder.glob(f"{name}/*.safetensors"):
+            path.unlink()
+    processor = CaeAvProcessor.from_pretrained(folder / "ave_toy")
+    (folder / "parts").mkdir()
+    # As saved before the parts of a processor shared a file.
+    for part in (processor.feature_extractor, processor.tokenizer):
+        part.save_pretrained(folder / "parts")
+    vocabulary = json.loads((folder / "ave_toy" / "tokenizer.json").read_text(encoding="utf-8"))["model"]
+    (folder / "parts" / "vocab.json").write_text(json.dumps(vocabulary["vocab"]), encoding="utf-8")
+    merges = "\n".join(" ".join(pair) for pair in vocabulary["merges"])
+    (folder / "parts" / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", encoding="utf-8")
+    shutil.copyfile(folder / "ave_toy" / "processor_config.json", folder / "parts" / "processor_config.json")
+    (folder / "parts" / "tokenizer.json").unlink()
+
+
+_EVIL_TOKENIZER: tuple[tuple[tuple[str, ...], tuple[Any, ...]], ...] = (
+    (("pre_tokenizer",), ({"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Removed", "invert": False}, None)),
+    (("normalizer",), ({"type": "Replace", "pattern": {"Regex": "(.*)*(.*)*x"}, "content": "a" * 10**6}, {"type": "Nmt"})),
+    (("normalizer",), ({"type": "Replace", "pattern": {"String": ""}, "content": "aa"}, {"type": "Prepend", "prepend": ""})),
+    (("normalizer",), ({"type": "Precompiled", "precompiled_charsmap": "AAAA"}, {"type": "os.system"})),
+    (("truncation",), ({"direction": "Right", "max_length": 0, "strategy": "LongestFirst", "stride": 10**9},)),
+    (("padding",), ({"strategy": {"Fixed": 10**10}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
+      "pad_type_id": 0, "pad_token": "!"},)),
+    (("model", "type"), ("Unigram", "WordPiece", "WordLevel", "os.system", 3)),
+    (("model", "dropout"), (2.0, -1, "x")),
+    (("model", "vocab"), ({}, {"a": 4294967295}, {"a": -1}, {"a": 0, "b": 0}, [], {"!": 10**12})),
+    (("model", "merges"), ([["x", "y"]], ["a"], [["a"] * 3], "x", [[]])),
+    (("added_tokens",), ([{"id": 4294967295, "content": "x"}], [{"id": 10**9, "content": "a", "single_word": False,
+      "lstrip": False, "rstrip": False, "normalized": False, "special": True}], [])),
+    (("post_processor",), ({"type": "TemplateProcessing", "single": [], "pair": [], "special_tokens": {}}, None)),
+    (("decoder",), ({"type": "Sequence", "decoders": [{"type": "Sequence", "decoders": []}] * 1000}, None)),
+)  # fmt: skip
+_EVIL_SETTINGS: dict[str, tuple[Any, ...]] = {
+    "auto_map": ({"AutoTokenizer": [_CODE, _CODE], "AutoProcessor": _CODE}, "os.system"),
+    "tokenizer_class": ("os.system", "Hostile", "BertTokenizer", "CaeAvProcessor", 3),
+    "processor_class": ("os.system", "CLIPProcessor", 3),
+    "model_max_length": (10**30, -1, 0, "x", 10**9, 1.5),
+    "chat_template": ("{{ ''.__class__.__mro__ }}", "{% for i in range(10**9) %}a{% endfor %}", 3),
+    "tokenizer_file": ("/etc/passwd", "../tokenizer.json"),
+    "vocab_file": ("/etc/passwd",),
+    "added_tokens_decoder": ({"4294967295": {"content": "x"}}, {"a": 1}, {"0": {"content": 3}}),
+    "extra_special_tokens": ({"x": "y"}, [1], ["a" * 10**6]),
+    "feature_extractor_type": ("os.system", "ClapFeatureExtractor", 3),
+    "video_processor_type": ("os.system", "CLIPVideoProcessor", 3),
+    "feature_size": (10**9, 0, -1, 1.5), "sampling_rate": (10**9, 1, 0, -1), "fft_window_size": (10**9, 1, 2, 0, 10**6),
+    "hop_length": (1, 0, -1, 10**9), "frequency_max": (10**9, 0, float("nan")), "segment_seconds": (10**9, 0, 1e-9, float("nan")),
+    "tile_seconds": (10**9, 0, 1e-9), "spectrogram_frames": (10**9, 0), "filter_sampling_rate": (10**12, 1),
+    "size": ({"height": 10**6, "width": 10**6}, {"height": 0, "width": 1}, {"shortest_edge": 10**5}, 3, {"a": 1}),
+    "crop_size": ({"height": 10**6, "width": 10**6}, -1), "resample": (99, -1, "x"), "rescale_factor": (0, float("nan"), "x"),
+    "image_mean": ([0], [1, 2, 3, 4], "x"), "image_std": ([0, 0, 0], 0), "num_frames": (10**9, 0, -1, "x"),
+    "mask_size": (10**9, 0), "id2label": ({"x": "y"}, [], 3), "frame_sampling": ("x", 3),
+    "default_to_square": ("x",), "fps": (10**9,), "do_sample_frames": (True,), "padding_side": ("up",), "device": ("cuda:99", "x"),
+}  # fmt: skip
+
+
+def _mutate_processor(rng: random.Random, original: Original) -> Change:
+    names = original.names(
+        "*tokenizer*.json", "*processor_config.json", "*special_tokens_map.json", "*vocab*", "*merges*"
+    )
+    name = rng.choice(names)
+    if rng.random() < 0.4 or name.endswith((".txt", "vocab.json")):
+        return {name: mutate_file(rng, name, original.read(name))}
+    values = json.loads(original.read(name))
+    for _ in range(rng.choice([1, 1, 2])):
+        if name.endswith("tokenizer.json"):
+            (*path, last), choices = rng.choice(_EVIL_TOKENIZER)
+            holder = values
+            for key in path:
+                holder = holder[key]
+        else:
+            last = rng.choice(list(_EVIL_SETTINGS))
+            choices = _EVIL_SETTINGS[last]
+            holders = [values, *(item for item in values.values() if isinstance(item, dict))]
+            with_key = [holder for holder in holders if last in holder]
+            holder = rng.choice(with_key or holders)
+        holder[last] = rng.choice(choices)
+    return {name: encode(rng, write_tree(to_tree(values))), "hostile_code.py": _HOSTILE_CODE}
+
+
+def _open_processor(folder: Path) -> Any:
+    processor = CaeAvProcessor.from_pretrained(folder)
+    questions = None if processor.question_tokenizer is None else ["is it loud"]
+    generator = np.random.default_rng(0)
+    frames = generator.integers(0, 256, (2, 48, 64, 3), dtype=np.uint8)
+    sound = generator.normal(0, 0.1, 32_000).astype(np.float32)
+    texts = ["a dog barks " + "a" * 40]
+    return processor([frames], [sound], texts, texts, 16_000, questions=questions)
+
+
+# Other files of tensors: caption features, robustness scores, training states
+
+
+def _make_tensors(folder: Path) -> None:
+    features = folder / "features" / FOLDER / ("0" * 16)
+    features.mkdir(parents=True)
+    tensors = {f"caption: {text}": torch.rand(5, 8) for text in ("a dog", "a bell", "rain")}
+    save_file(
+        tensors,
+        features / "features-00000.safetensors",
+        {"format": "caeav-caption-features-1", "text_tower": "0" * 64},
+    )
+
+
+def _mutate_tensors(rng: random.Random, original: Original) -> Change:
+    name = rng.choice(original.names("*.safetensors"))
+    return {name: mutate_safetensors(rng, original.read(name))}
+
+
+def _open_tensors(folder: Path) -> Any:
+    store = CaptionFeatureStore(folder, "0" * 64)
+    return [store[text] for text in store]
 
 
 # Recipes
 
 
 def _make_recipes(folder: Path) -> None:
-    for name in ("ave", "avqa_toy", "ra_ssu_toy"):
+    for name in ("ave", "avqa_toy", "ra_ssu_toy", "dg_sct_ave_toy", "avs_ms3_toy"):
         (folder / name).mkdir()
         shutil.copyfile(RECIPES / f"{name}.yaml", folder / name / "recipe.yaml")
 
 
-def _open_recipe(folder: Path) -> Recipe:
-    return load_recipe(folder / "recipe.yaml")
+def _open_recipe(folder: Path) -> Any:
+    """Do what training does before it reads data."""
+    recipe = load_recipe(folder / "recipe.yaml")
+    return build_model(recipe, ["dog", "bell"], None)
 
 
-DOORS = (Door("recipes", _make_recipes, mutate_files("*.yaml"), _open_recipe),)
+# Checkpoints of the authors: pickles are assembled from a small grammar, so that they are well-formed and malicious
+
+
+@dataclass(frozen=True)
+class _Name:
+    """A class or function, by name."""
+
+    module: str
+    name: str
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call that unpickling makes; `opcode` is that of `REDUCE`, or `NEWOBJ` for a class."""
+
+    name: _Name
+    arguments: Any
+    opcode: bytes = b"R"
+    state: Any = None
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """A reference to a storage: its class, key and number of elements."""
+
+    kind: str
+    key: str
+    numel: int
+
+
+@dataclass(frozen=True)
+class _Nested:
+    """Tuples nested by references: of `levels` levels with 2 ** `levels` leaves."""
+
+    levels: int
+
+
+def _assemble(item: Any) -> bytes:
+    """Return the opcodes of a value in protocol 2, which PyTorch writes."""
+    if item is None or isinstance(item, bool):
+        return {None: b"N", True: b"\x88", False: b"\x89"}[item]
+    if isinstance(item, int):
+        if -(2**31) <= item < 2**31:
+            return b"J" + struct.pack("<i", item)
+        digits = item.to_bytes(item.bit_length() // 8 + 1, "little", signed=True)
+        return b"\x8a" + bytes([len(digits)]) + digits
+    if isinstance(item, float):
+        return b"G" + struct.pack(">d", item)
+    if isinstance(item, str):
+        text = item.encode("utf-8", "surrogatepass")
+        return b"X" + struct.pack("<I", len(text)) + text
+    if isinstance(item, tuple):
+        return b"(" + b"".join(map(_assemble, item)) + b"t"
+    if isinstance(item, list):
+        return b"](" + b"".join(map(_assemble, item)) + b"e"
+    if isinstance(item, dict):
+        return b"}(" + b"".join(_assemble(key) + _assemble(value) for key, value in item.items()) + b"u"
+    if isinstance(item, _Name):
+        return f"c{item.module}\n{item.name}\n".encode()
+    if isinstance(item, _Call):
+        state = b"" if item.state is None else _assemble(item.state) + b"b"
+        return _assemble(item.name) + _assemble(item.arguments) + item.opcode + state
+    if isinstance(item, _Stored):
+        return _assemble(("storage", _Name("torch", item.kind), item.key, "cpu", item.numel)) + b"Q"
+    assert isinstance(item, _Nested)
+    # The memo's numbers are out of the way of others.
+    levels = b"".join(
+        b"r" + struct.pack("<I", 5000 + n) + b"j" + struct.pack("<I", 5000 + n) + b"\x86" for n in range(item.levels)
+    )
+    return _assemble("x") + levels
+
+
+def _tensor(rng: random.Random, key: str, shape: tuple[int, ...], *, is_good: bool) -> _Call:
+    """Return a tensor of a storage of 12 floats, or one that lies about it."""
+    stride = tuple(int(np.prod(shape[place + 1 :])) for place in range(len(shape)))
+    kind, numel, offset = "FloatStorage", 12, 0
+    if not is_good:
+        lie = rng.randrange(6)
+        huge = rng.choice([10**6, 2**31 - 1, 10**12, 10**15, 2**62, 2**63 - 1, 2**64])
+        if lie == 0:
+            shape = rng.choice([(huge,), (huge, huge), (-1, 3), (0, huge), (4, 3.5), ("4", 3), (2,) * 100])
+            stride = rng.choice([stride, (1,) * len(shape), (0,) * len(shape)])
+        elif lie == 1:
+            stride = rng.choice([(-3, 1), (0, 0), (1, 1), (huge, 1), (3,), ()])
+        elif lie == 2:
+            offset = rng.choice([huge, -1, 11, "0"])
+        elif lie == 3:
+            kind = rng.choice(
+                ["DoubleStorage", "BoolStorage", "ComplexDoubleStorage", "QInt8Storage", "Tensor", "system"]
+            )
+        elif lie == 4:
+            numel = rng.choice([huge, -1, 0, 13, 10**9])
+        else:
+            key = rng.choice(["9", "../../version", "/etc/passwd", "0\0", "", 0, "data.pkl"])
+    arguments = (
+        _Stored(kind, key, numel),
+        offset,
+        shape,
+        stride,
+        False,
+        _Call(_Name("collections", "OrderedDict"), ()),
+    )
+    return _Call(_Name("torch._utils", "_rebuild_tensor_v2"), arguments)
+
+
+_TOUCH = "touch hostile"
+_CODE_LINE = f"__import__('os').system('{_TOUCH}')"
+_CALLS = (
+    ("os", "system", (_TOUCH,)), ("posix", "system", (_TOUCH,)), ("nt", "system", (_TOUCH,)),
+    ("builtins", "eval", (_CODE_LINE,)), ("builtins", "exec", (_CODE_LINE,)), ("__builtin__", "eval", (_CODE_LINE,)),
+    ("subprocess", "Popen", (["touch", "hostile"],)), ("subprocess", "check_output", (["touch", "hostile"],)),
+    ("builtins", "__import__", ("antigravity",)), ("importlib", "import_module", ("antigravity",)),
+    ("builtins", "getattr", ("a", "b")), ("builtins", "open", ("hostile", "w")), ("pathlib", "Path.touch", ("hostile",)),
+    ("torch", "load", ("best.pth",)), ("torch.hub", "load", ("a/b", "c")), ("torch.serialization", "load", ("best.pth",)),
+    ("torch.jit", "load", ("best.pth",)), ("torch.utils.cpp_extension", "load", ("x", "y")), ("pickle", "loads", ("x",)),
+    ("caeav_hf.towers.checkpoint_files", "load_checkpoint", ("best.pth",)), ("caeav_hf.cli", "main", (["--help"],)),
+    ("caeav_hf.towers.checkpoint_files", "_Inert", ()), ("runpy", "run_path", ("x",)), ("code", "interact", ()),
+    ("builtins", "bytearray", (10**12,)), ("builtins", "bytearray", (3 * 10**9,)), ("builtins", "set", ((1, 2),)),
+    ("torch", "FloatStorage", (10**12,)), ("torch", "FloatStorage", (2 * 10**9,)), ("torch", "Size", ((10**18, 10**18),)),
+    ("torch", "FloatTensor", (10**10,)), ("torch", "Tensor", (10**10,)), ("torch.nn", "Parameter", ()),
+    ("torch._utils", "_rebuild_meta_tensor_no_storage", (_Name("torch", "float32"), (10**6, 10**6), (10**6, 1), False)),
+    ("torch._utils", "_rebuild_wrapper_subclass", (_Name("torch", "Tensor"), _Name("torch", "float32"), (3,), (1,), 0)),
+    ("torch._utils", "_rebuild_sparse_tensor", (_Name("torch", "sparse_coo"), ())),
+    ("torch._utils", "_rebuild_device_tensor_from_numpy", ([1], _Name("torch", "float32"), "cuda:0", False)),
+    ("torch._tensor", "_rebuild_from_type_v2", (_Name("os", "system"), _Name("torch", "Tensor"), (_TOUCH,), {})),
+    ("_codecs", "encode", ("x" * 100, "rot13")), ("_codecs", "encode", ("x", "os.system")), ("_codecs", "encode", ("x",)),
+    ("collections", "Counter", ((_Nested(80),),)), ("collections", "OrderedDict", (((_Nested(80), 1),),)),
+    ("collections", "OrderedDict", (5,)), ("builtins", "complex", ("x",)), ("argparse", "Namespace", ()),
+    ("numpy.core.multiarray", "_reconstruct", (_Name("numpy", "ndarray"), (10**9,), "b")), ("numpy", "load", ("x",)),
+    ("pytorch_lightning.callbacks", "ModelCheckpoint", ()), ("os", "system\n(x", ()), ("", "", ()), ("__main__", "main", ()),
+)  # fmt: skip
+
+
+def _evil(rng: random.Random) -> Any:
+    """Draw a value that no good checkpoint holds."""
+    kind = rng.randrange(10)
+    if kind < 6:
+        module, name, arguments = rng.choice(_CALLS)
+        state = rng.choice([None, None, None, {"a": 1}, (None, {"__class__": 1}), 3, ({}, {"x": 2}), _Nested(3)])
+        return _Call(_Name(module, name), arguments, rng.choice([b"R", b"R", b"R", b"\x81"]), state)
+    if kind == 6:
+        return _Nested(rng.choice([3, 30, 80, 5000]))
+    if kind == 7:
+        module, name, _ = rng.choice(_CALLS)
+        return _Name(module, name)
+    return rng.choice([rng.choice(NUMBERS), rng.choice(STRINGS), None, [], {}, {1: 2}, [[[]]], (1,), "x" * 10**6, 1.5])
+
+
+def _pickled(rng: random.Random) -> bytes:
+    """Return a checkpoint's pickle with one to three faults."""
+    content: dict[Any, Any] = {f"layer{n}.weight": _tensor(rng, str(n), (4, 3), is_good=True) for n in range(3)}
+    for _ in range(rng.choice([1, 1, 1, 2, 3])):
+        key = rng.choice(
+            [*content, "more", rng.choice([*STRINGS[:20], 3, None, (1, 2), _Nested(80), _Name("os", "system")])]
+        )
+        is_tensor = rng.random() < 0.5
+        content[key] = _tensor(rng, str(rng.randrange(3)), (4, 3), is_good=False) if is_tensor else _evil(rng)
+    layout = rng.randrange(6)
+    whole: Any = content
+    if layout == 0:
+        whole = {"state_dict": content, "epoch": 3}
+    elif layout == 1:
+        whole = {"model": {"state_dict": content}, "args": _evil(rng)}
+    elif layout == 2:
+        whole = _Call(_Name("collections", "OrderedDict"), (), state=content)
+    elif layout == 3:
+        whole = rng.choice([[content], (content,), _evil(rng), _tensor(rng, "0", (4, 3), is_good=True)])
+    opcodes = b"\x80\x02" + _assemble(whole) + b"."
+    if rng.random() < 0.2:
+        opcodes = mutate_bytes(rng, opcodes)
+    return opcodes
+
+
+def _archive(rng: random.Random, entries: dict[str, bytes]) -> bytes:
+    """Return a zip archive as PyTorch reads it, with or without a trick."""
+    file, trick = io.BytesIO(), rng.choice([None, None, None, *range(10)])
+    with zipfile.ZipFile(file, "w") as archive, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about names that occur twice
+        for name, data in entries.items():
+            compression = zipfile.ZIP_STORED
+            if trick == 0 and name.endswith(rng.choice(["data.pkl", "data/0", "version"])):
+                data, compression = data + b"\0" * rng.choice([10**6, 3 * 10**7]), zipfile.ZIP_DEFLATED
+            elif trick == 1:
+                compression = rng.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+            elif trick == 2:
+                name = name.replace("best", rng.choice(["..", "/best", "best/best", "a\\b", "\u202e", ""]))
+            archive.writestr(name, data, compression)
+            if trick == 3 and rng.random() < 0.5:
+                archive.writestr(name, rng.choice([b"", data[::-1], b"x" * 10_000]))
+        if trick == 4:
+            for number in range(rng.choice([1, 3000])):
+                archive.writestr(f"best/data/extra{number}", b"")
+    data = bytearray(file.getvalue())
+    end = data.rfind(b"PK\x05\x06")
+    directory = data.find(b"PK\x01\x02")
+    if trick == 5:  # encrypted, or another version or method
+        data[directory + rng.choice([4, 6, 8, 10])] |= rng.choice([1, 8, 99])
+    elif trick == 6:  # sizes, offsets
+        place = directory + rng.choice([20, 24, 28, 30, 42])
+        data[place : place + 4] = struct.pack("<I", rng.choice([0, 1, 2**31, 2**32 - 1]))
+    elif trick == 7:
+        place = end + rng.choice([8, 10, 12, 16])
+        data[place : place + 2] = struct.pack("<H", rng.choice([0, 1, 0xFFFF]))
+    elif trick == 8:
+        data += rng.choice([b"\0" * 70_000, bytes(data), b"PK\x05\x06" + b"\xff" * 18, b"x"])
+    elif trick == 9:
+        data = bytearray(rng.choice([b"x", b"\x80\x02", b"\0" * 1000])) + data
+    return bytes(data)
+
+
+def _mutate_checkpoint(rng: random.Random, original: Original) -> Change:
+    (name,) = original.names("*.pt*", "*.bin")
+    data = original.read(name)
+    if rng.random() < 0.15:
+        return {name: mutate_bytes(rng, data)}
+    if not zipfile.is_zipfile(io.BytesIO(data)):  # the format before zip archives: pickles, then storages
+        begin = data.find(b"\x80\x02}")
+        return {name: data[:begin] + _pickled(rng) + data[rng.randrange(begin, len(data)) :]}
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = {entry: archive.read(entry) for entry in archive.namelist()}
+    kind = rng.randrange(8)
+    chosen = rng.choice(list(entries))
+    if kind == 0:
+        entries[chosen] = mutate_bytes(rng, entries[chosen])
+    elif kind == 1:
+        del entries[chosen]
+    if kind > 2:
+        entries[next(entry for entry in entries if entry.endswith("data.pkl"))] = _pickled(rng)
+    return {name: _archive(rng, entries)}
+
+
+def _make_checkpoints(folder: Path) -> None:
+    state = OrderedDict((f"layer{n}.weight", torch.rand(4, 3)) for n in range(3))
+    for name, is_zip in (("archive", True), ("stream", False)):
+        (folder / name).mkdir()
+        torch.save(dict(state), folder / name / "best.pth", _use_new_zipfile_serialization=is_zip)
+
+
+def _open_checkpoint(folder: Path) -> Any:
+    return load_checkpoint(folder / "best.pth")
+
+
+DOORS = (
+    Door("weights", _make_weights, _mutate_weights, _open_model, allowed=(OSError, ValueError)),
+    Door("config.json", _make_configs, _mutate_config, _open_config, memory=2500, allowed=(OSError, ValueError)),
+    Door("processors", _make_processors, _mutate_processor, _open_processor, allowed=(OSError, ValueError)),
+    Door("feature files", _make_tensors, _mutate_tensors, _open_tensors),
+    Door("recipes", _make_recipes, mutate_files("*.yaml"), _open_recipe, names=tuple(f.name for f in fields(Recipe))),
+    Door("checkpoints", _make_checkpoints, _mutate_checkpoint, _open_checkpoint),
+)

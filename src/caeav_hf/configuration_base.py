@@ -1,6 +1,7 @@
 """What the configurations of all models share: checks of fields, and the base class of those on frozen towers."""
 
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
@@ -8,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from transformers import GenerationConfig, PreTrainedConfig
 
-from .errors import CaeAvError
+from .errors import CaeAvError, reading, shown
 from .remote_code import RegisteredPipelines, auto_map, custom_pipelines, write_stub
 from .task import Task, get_task
 
@@ -23,6 +24,39 @@ _KEYS_OF_TRANSFORMERS = {
     *("tokenizer_class", "processor_class", "bos_token_id", "pad_token_id", "eos_token_id", "sep_token_id"),
     "decoder_start_token_id",
 }
+
+
+# Fields that say how many modules a model has, how many a model may have, and how many names of classes.
+_COUNTS = re.compile(r"depth|layer|block|expert|_stages")
+_MOST_MODULES = 1000
+_MOST_LABELS = 1_000_000
+_LARGEST = 2**31 - 1
+
+
+def refuse_huge(values: Any, name: str = "") -> None:
+    """
+    Reject numbers that no model has, before anything is built by them: a file of a few bytes must not ask for a
+    billion layers or classes.
+
+    Args:
+        values: Fields by name, sub-configurations among them, or the value of one.
+        name: Name of the field.
+
+    Raises:
+        CaeAvError: A number is out of range.
+    """
+    if isinstance(values, PreTrainedConfig):
+        values = vars(values)
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            refuse_huge(value, str(key))
+    elif isinstance(values, list | tuple):
+        for value in values:
+            refuse_huge(value, name)
+    elif isinstance(values, int | float):
+        most = _MOST_MODULES if _COUNTS.search(name) else _MOST_LABELS if name == "num_labels" else _LARGEST
+        if abs(values) > most:
+            raise CaeAvError(f"`{name}` must be at most {most:,}, got {shown(values)}")
 
 
 def refuse_unknown(config_class: type[PreTrainedConfig], names: Iterable[str]) -> None:
@@ -95,6 +129,26 @@ class TowersConfig(PreTrainedConfig):
         if "custom_pipelines" in kwargs:
             kwargs["custom_pipelines"] = RegisteredPipelines(kwargs["custom_pipelines"])
         super().__post_init__(**kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """
+        Load a configuration; see `PreTrainedConfig.from_pretrained`.
+
+        Raises:
+            CaeAvError: The file is broken, or a value is rejected by the validation.
+            OSError: There is no such file, or it is not JSON.
+        """
+        with reading(pretrained_model_name_or_path, f"a {cls.__name__}", passing=(OSError,)):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """See `PreTrainedConfig.from_dict`; `AutoConfig`, which reads the file, calls it with its `name_or_path`."""
+        if "name_or_path" not in kwargs:
+            return super().from_dict(config_dict, **kwargs)
+        with reading(kwargs["name_or_path"], f"a {cls.__name__}"):
+            return super().from_dict(config_dict, **kwargs)
 
     @classmethod
     def register_for_auto_class(cls, auto_class: Any = "AutoConfig") -> None:

@@ -13,7 +13,15 @@ from transformers import AutoConfig, ClapAudioConfig, ClapTextConfig, PreTrained
 from transformers.configuration_utils import SubConfigSpec
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from .configuration_base import TowersConfig, divisible, positive, probability, refuse_unknown, tuples_to_lists
+from .configuration_base import (
+    TowersConfig,
+    divisible,
+    positive,
+    probability,
+    refuse_huge,
+    refuse_unknown,
+    tuples_to_lists,
+)
 from .errors import CaeAvError
 from .task import get_task
 
@@ -877,6 +885,7 @@ class CaeAvConfig(TowersConfig):
     adapter_only: bool = False
 
     def __post_init__(self, **kwargs):
+        refuse_huge({**vars(self), **kwargs})
         refuse_unknown(type(self), kwargs)
         if (count := kwargs.get("num_labels")) is not None and not (isinstance(count, int) and count > 0):
             raise CaeAvError(f"`num_labels` of CaeAvConfig must be a positive whole number, got {count!r}")

@@ -14,7 +14,15 @@ from transformers import AutoConfig, GPT2Config
 from transformers.configuration_utils import SubConfigSpec
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from .configuration_base import TowersConfig, divisible, positive, probability, refuse_unknown, tuples_to_lists
+from .configuration_base import (
+    TowersConfig,
+    divisible,
+    positive,
+    probability,
+    refuse_huge,
+    refuse_unknown,
+    tuples_to_lists,
+)
 from .configuration_cae_av import (
     _TOY,
     AudioFrontEnd,
@@ -139,6 +147,7 @@ class SsuFormerConfig(TowersConfig):
     adapter_only: bool = False
 
     def __post_init__(self, **kwargs):
+        refuse_huge({**vars(self), **kwargs})
         refuse_unknown(type(self), kwargs)
         tuples_to_lists(self, "region_image_mean", "region_image_std")
         if self.region_config is None:

@@ -1,4 +1,18 @@
-"""Errors of the package, with one base class to catch them all."""
+"""Errors of the package, with one base class to catch them all, and how errors of libraries become one of them."""
+
+import os
+import reprlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pickle import UnpicklingError
+from typing import Any
+
+
+# Limits of values in messages.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 4
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = 20
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
 
 import re
 
@@ -35,3 +49,49 @@ class MediaError(CaeAvError):
 
 class DataError(CaeAvError):
     """An annotation file, data set or row does not have the documented form."""
+
+
+def shown(value: Any) -> str:
+    """Return the `repr` of a value for a message, shortened: what is read from a file may be huge or hold itself."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer of more digits than Python converts
+        return f"a {type(value).__name__} of too many digits"
+
+
+def last_line(error: BaseException) -> str:
+    """Return the line of a library's error message that states the cause: the last, earlier ones give context."""
+    lines = (str(error).strip() or type(error).__name__).splitlines()
+    # PyTorch's messages on pickles end with advice.
+    line = lines[0 if isinstance(error, UnpicklingError) else -1].strip()
+    return line if len(line) <= 1000 else f"{line[:1000]} ..."
+
+
+@contextmanager
+def reading(source: str | os.PathLike, expected: str, passing: tuple[type[Exception], ...] = ()) -> Iterator[None]:
+    """
+    Convert whatever libraries raise while they read files that were handed over to one error that names them.
+
+    Parsers raise errors of all kinds on broken files, KeyError, TypeError or RecursionError among them. A lack of
+    memory says nothing about a file and passes.
+
+    Args:
+        source: Name of the file or folder in the message.
+        expected: What it was read as, such as "a model".
+        passing: Errors of libraries that pass if they name `source`, as those of this package do, for functions whose
+            callers expect them.
+
+    Raises:
+        CaeAvError: The block failed.
+    """
+    try:
+        yield
+    except (MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # panics of libraries in Rust are no `Exception`
+        is_named = str(source) in str(error)
+        if type(error).__name__ == "OutOfMemoryError" or (is_named and isinstance(error, (CaeAvError, *passing))):
+            raise
+        if isinstance(error, CaeAvError):
+            raise CaeAvError(f"{source}: {error}") from error
+        raise CaeAvError(f"{source}: cannot be read as {expected}: {last_line(error)}") from error

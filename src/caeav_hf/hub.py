@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi
-from huggingface_hub.errors import HFValidationError, HTTPError, StrictDataclassError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from huggingface_hub.utils import validate_repo_id
 
-from .errors import CaeAvError
+from .errors import CaeAvError, reading
 from .task import Task, get_task
 
 
@@ -57,11 +57,9 @@ def read_config(model: str | os.PathLike) -> Any:
     from transformers import AutoConfig
 
     check_model(model)
-    try:
+    with reading(model, "a model"):
         config = AutoConfig.from_pretrained(model)
         get_task(config.task)
-    except (AttributeError, OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise CaeAvError(f"{model}: cannot be loaded as a model: {str(error).strip().splitlines()[-1]}") from error
     return config
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..conversion.flags import FLAGS
-from ..errors import CaeAvError
+from ..errors import CaeAvError, reading
 from ..files import atomic_folder
 
 
@@ -95,17 +95,21 @@ def _convert(options: argparse.Namespace) -> int:
         if twice := sorted(set(state) & set(tensors)):
             raise CaeAvError(f"{path}: holds {twice[0]!r}, which is in another file too")
         state |= tensors
-    model = from_official(
-        state,
-        options.task,
-        options=_values("--option", options.option),
-        vision=_values("--vision", options.vision),
-        audio=_values("--audio", options.audio),
-        text=options.text,
-        method=options.method,
-        copy=False,  # a copy beside the mapped file would double the memory
+    arguments: dict[str, Any] = {
+        "options": _values("--option", options.option),
+        "vision": _values("--vision", options.vision),
+        "audio": _values("--audio", options.audio),
         **_values("--config", options.config),
-    )
+    }
+    with reading(", ".join(options.checkpoint), "a checkpoint of the authors"):
+        model = from_official(
+            state,
+            options.task,
+            text=options.text,
+            method=options.method,
+            copy=False,  # a copy beside the mapped file would double the memory
+            **arguments,
+        )
     out = Path(options.out)
     report = model.conversion_report
     content = {"mapped": report.mapped, "ignored": report.ignored, "missing": report.missing}

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..errors import CaeAvError
+from ..errors import CaeAvError, reading
 from ..task import get_task, tasks
 
 
@@ -80,7 +80,6 @@ def _prepare(options: argparse.Namespace) -> int:
 
 def _processor_of(options: argparse.Namespace) -> tuple[str, Any]:
     """Return the task and the processor of the model that the options name."""
-    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoConfig
 
     from ..hub import check_model
@@ -96,12 +95,6 @@ def _processor_of(options: argparse.Namespace) -> tuple[str, Any]:
         )
         return config.task, CaeAvProcessor.from_config(config)
     check_model(options.model)
-    try:
+    with reading(options.model, "a model and its processor"):
         config = AutoConfig.from_pretrained(options.model)
         return config.task, CaeAvProcessor.from_pretrained(options.model)
-    except CaeAvError:
-        raise
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
-        raise CaeAvError(
-            f"{options.model}: expected a model and its processor: {str(error).strip().splitlines()[-1]}"
-        ) from error

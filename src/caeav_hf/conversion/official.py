@@ -2,8 +2,9 @@
 
 import argparse
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any, cast
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 from transformers.utils import logging
 
 from ..configuration_cae_av import CaeAvConfig
-from ..errors import CaeAvError
+from ..errors import CaeAvError, last_line
 from ..modeling.modeling_cae_av import CaeAvPreTrainedModel
 from ..task import get_task
 from ..towers.checkpoint_files import without_prefix
@@ -34,6 +35,22 @@ _CLASS_TEXTS = "class names, of which the checkpoint holds no ids; store them wi
 _NO_TEXT = "text tower, not in the authors' checkpoints; pass `text`, or give caption features to the model"
 
 
+def _refuse_misshapen(convert: Callable[..., CaeAvPreTrainedModel]) -> Callable[..., CaeAvPreTrainedModel]:
+    """Convert what reading tensors of other shapes than the authors' raises to an error of the package."""
+
+    @wraps(convert)
+    def convert_or_raise(*args: Any, **kwargs: Any) -> CaeAvPreTrainedModel:
+        try:
+            return convert(*args, **kwargs)
+        except CaeAvError:
+            raise
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise CaeAvError(f"`state_dict` has no tensors of the authors' shapes: {last_line(error)}") from error
+
+    return convert_or_raise
+
+
+@_refuse_misshapen
 def from_official(
     state_dict: Mapping[str, Tensor],
     task: str,

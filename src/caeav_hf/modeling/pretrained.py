@@ -4,16 +4,17 @@ Base classes of models on frozen towers: initialization, freezing, LoRA, and che
 Training, export and the pipelines rely on what is defined here, whatever the model under a task's head.
 """
 
+import json
 import os
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Iterable, Mapping
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..errors import CaeAvError
+from ..errors import CaeAvError, reading, shown
 from ..task import tasks
 from ..towers import lora
 from ..towers.frozen import freeze, is_adapted
@@ -24,6 +25,23 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
     from ..towers.loading import PretrainedTower
+
+
+def _refuse_shards_elsewhere(folder: Any) -> None:
+    """
+    Raises:
+        CaeAvError: The index of a local folder names shards that are not in it.
+    """
+    for index in Path(folder or "").glob("*.index.json") if folder and os.path.isdir(folder) else ():
+        for shard in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()):
+            if not isinstance(shard, str) or PurePath(shard).name != shard:
+                raise CaeAvError(f"{index}: expected names of files in its folder, got {shown(shard)}")
+
+
+# Most bytes of weights and constants that loading initialises because no file has them, such as a text tower or a head
+# for other classes; and of an adapter-only checkpoint, which lacks all towers.
+_MOST_MISSING = 2 * 10**9
+_MOST_MISSING_TOWERS = 8 * 10**9
 
 
 class TowerPreTrainedModel(PreTrainedModel):
@@ -198,11 +216,16 @@ class TowerPreTrainedModel(PreTrainedModel):
                 `from_backbones` takes them.
 
         Raises:
-            CaeAvError: The checkpoint belongs to another task's class, a tower cannot be loaded or differs from the
-                one that the checkpoint was trained on, or `towers` are given but the checkpoint contains its own.
+            CaeAvError: A file is broken, the checkpoint belongs to another task's class, a tower cannot be loaded or
+                differs from the one that the checkpoint was trained on, or `towers` are given but the checkpoint
+                contains its own.
+            OSError: There is no such model, or a file of it is missing.
         """
-        cls._refuse_other_task(*args[:1], **kwargs)
-        loaded = super().from_pretrained(*args, **kwargs)
+        source = next(iter(args), kwargs.get("pretrained_model_name_or_path"))
+        with reading(source or cls.__name__, f"a {cls.__name__}", passing=(OSError,)):
+            _refuse_shards_elsewhere(source)
+            cls._refuse_other_task(*args[:1], **kwargs)
+            loaded = super().from_pretrained(*args, **kwargs)
         model = loaded[0] if isinstance(loaded, tuple) else loaded
         if model.config.adapter_only:
             attach_towers(model, towers or {})
@@ -212,6 +235,27 @@ class TowerPreTrainedModel(PreTrainedModel):
         # `super().from_pretrained` leaves every loaded parameter trainable.
         model._bare.freeze_towers()
         return loaded
+
+    def _move_missing_keys_from_meta_to_device(self, missing_keys: Iterable[str], *args: Any, **kwargs: Any) -> None:
+        """
+        Materialise weights that no file has, as the base class does, unless a configuration asks for absurdly many: up
+        to here nothing of the model takes memory, and what a file has cannot exceed its size.
+
+        Raises:
+            CaeAvError: They take more than 2 GB, or 8 GB with all towers.
+        """
+        most = _MOST_MISSING_TOWERS if self.config.adapter_only else _MOST_MISSING
+        named = {name: self.get_parameter_or_buffer(name) for name in missing_keys}
+        named |= dict(self.named_non_persistent_buffers())
+        size = sum(tensor.numel() * tensor.element_size() for tensor in named.values())
+        if size > most:
+            largest = max(named, key=lambda name: named[name].numel())
+            raise CaeAvError(
+                f"the sizes of the configuration ask for {size / 1e9:.1f} GB of tensors that are in no file, the "
+                f"largest {largest!r} of the shape {tuple(named[largest].shape)}; expected at most "
+                f"{most / 1e9:.1f} GB"
+            )
+        super()._move_missing_keys_from_meta_to_device(missing_keys, *args, **kwargs)
 
     @classmethod
     def _refuse_other_task(cls, pretrained_model_name_or_path: Any = None, **kwargs: Any) -> None:

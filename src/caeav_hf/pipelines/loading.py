@@ -5,7 +5,7 @@ from typing import Any
 from transformers import pipeline
 from transformers.utils import logging
 
-from ..errors import CaeAvError
+from ..errors import reading
 from ..task import Task
 from . import register
 
@@ -27,9 +27,5 @@ def load_pipeline(model: str, task: Task, device: Any = None, **parameters: Any)
     logging.disable_progress_bar()
     chosen = {} if device is None else {"device": device}
     name: Any = task.pipeline_name
-    try:
+    with reading(model, "a model"):
         return pipeline(name, model=model, **parameters, **chosen)
-    except CaeAvError:
-        raise
-    except (OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        raise CaeAvError(f"{model}: cannot be loaded as a model: {str(error).strip().splitlines()[-1]}") from error

@@ -10,7 +10,7 @@ from transformers.audio_utils import mel_filter_bank
 from transformers.feature_extraction_sequence_utils import SequenceFeatureExtractor
 from transformers.feature_extraction_utils import BatchFeature
 
-from ..errors import CaeAvError
+from ..errors import CaeAvError, shown
 from ..media.segments import count_segments, spaced_starts
 
 
@@ -22,6 +22,20 @@ _PREEMPHASIS = 0.97
 _VGGISH_OFFSET = 0.01
 # Frames of VGGish's input if the settings name no other number.
 _VGGISH_FRAMES = 96
+
+
+# Most of each setting, far beyond any model, which keeps a file of a few bytes from asking for terabytes.
+_MOST: dict[str, float] = {
+    "feature_size": 4096,
+    "sampling_rate": 10**6,
+    "fft_window_size": 2**18,
+    "hop_length": 10**6,
+    "segment_seconds": 600,
+    "tile_seconds": 600,
+    "spectrogram_frames": 10**5,
+    "filter_sampling_rate": 10**6,
+    "window_seconds": 600,
+}
 
 
 class CaeAvFeatureExtractor(SequenceFeatureExtractor):
@@ -94,6 +108,10 @@ class CaeAvFeatureExtractor(SequenceFeatureExtractor):
         **kwargs: Any,
     ):
         super().__init__(feature_size=feature_size, sampling_rate=sampling_rate, padding_value=padding_value, **kwargs)
+        given = locals()
+        for name, most in _MOST.items():
+            if given[name] is not None and not 0 < given[name] <= most:
+                raise CaeAvError(f"`{name}` must be positive and at most {most:,}, got {shown(given[name])}")
         # Filters may end above the Nyquist frequency, as in a public HTS-AT at 16 kHz; bands there stay empty.
         filter_rate = filter_sampling_rate or sampling_rate
         if not 0 <= frequency_min < min(frequency_max, filter_rate / 2) or frequency_max > filter_rate:

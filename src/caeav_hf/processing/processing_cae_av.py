@@ -13,7 +13,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.utils import cached_file
 
 from ..constants import IGNORED_LABEL
-from ..errors import CaeAvError
+from ..errors import CaeAvError, reading, shown
 from ..media.clip import Clip, MissingAudio, check_missing_audio, load_clip
 from ..media.containers import MediaSource, source_name
 from ..media.inputs import (
@@ -41,6 +41,9 @@ from .video_processing_cae_av import CaeAvVideoProcessor
 _QUESTION_TOKENIZER = "question_tokenizer"
 # Likewise for the optional tokenizer of descriptions of sounds.
 _SOUND_TOKENIZER = "sound_tokenizer"
+# Most segments of a clip, and most pixels of a frame's side.
+_MOST_FRAMES = 100_000
+_MOST_PIXELS = 8192
 # Maximum number of words that an error lists.
 _SHOWN_WORDS = 40
 
@@ -83,8 +86,8 @@ class CaeAvProcessor(ProcessorMixin):
         frame_sampling: FrameSampling = "consecutive",
         sound_tokenizer: Any = None,
     ):
-        if num_frames < 1:
-            raise CaeAvError(f"`num_frames` must be at least 1, got {num_frames}")
+        if not 1 <= num_frames <= _MOST_FRAMES:
+            raise CaeAvError(f"`num_frames` must be from 1 to {_MOST_FRAMES:,}, got {shown(num_frames)}")
         self.num_frames = num_frames
         # Keys of JSON objects are strings.
         self.id2label = None if id2label is None else {int(index): name for index, name in id2label.items()}
@@ -168,6 +171,34 @@ class CaeAvProcessor(ProcessorMixin):
             frame_sampling=config.frame_sampling,
             sound_tokenizer=sound_tokenizer,
         )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Any:
+        """
+        Load a processor; see `ProcessorMixin.from_pretrained`.
+
+        Raises:
+            CaeAvError: A file is broken.
+            OSError: There is no such processor, or a file of it is missing.
+        """
+        with reading(pretrained_model_name_or_path, f"a {cls.__name__}", passing=(OSError,)):
+            processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            processor._try()
+        return processor
+
+    def _try(self) -> None:
+        """Process a black, silent segment, so that settings which do not work fail where their file is known."""
+        size: Any = self.video_processor.size
+        crop: Any = self.video_processor.crop_size
+        for side in filter(None, (*vars(size).values(), *vars(crop or size).values())):
+            if not 0 < side <= _MOST_PIXELS:
+                raise CaeAvError(f"`size` must be positive and at most {_MOST_PIXELS:,} pixels, got {shown(side)}")
+        frames = np.zeros((1, 2, 2, 3), np.uint8)
+        sound = np.zeros(self.feature_extractor.segment_samples, np.float32)
+        self([frames], [sound], ["a"], ["a"], self.feature_extractor.sampling_rate)
+        for tokenizer in (self.question_tokenizer, self.sound_tokenizer):
+            if tokenizer is not None:
+                tokenizer("a", padding="max_length", truncation=True)
 
     @classmethod
     def get_attributes(cls) -> list[str]:

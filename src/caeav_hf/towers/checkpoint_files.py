@@ -2,15 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from ..errors import CaeAvError
+from ..errors import CaeAvError, reading, shown
+from .pickles import check_saved
 
 
 SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors")
@@ -31,10 +30,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if path.suffix not in SUFFIXES:
         raise CaeAvError(f"{path}: expected a checkpoint, a file ending in {', '.join(SUFFIXES)}")
-    try:
+    with reading(path, "a checkpoint"):
         content = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
-    except (OSError, RuntimeError, ValueError, EOFError, UnpicklingError, SafetensorError) as error:
-        raise CaeAvError(f"{path}: cannot be read as a checkpoint: {str(error).strip().splitlines()[0]}") from error
     for name in ("state_dict", "model_state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
             content = content[name]
@@ -43,8 +40,37 @@ def load_checkpoint(path: str | Path) -> dict[str, Tensor]:
     tensors = {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
     if len(tensors) != len(content) or not tensors:
         other = next((key for key, value in content.items() if not isinstance(value, Tensor)), None)
-        raise CaeAvError(f"{path}: expected tensors by name, got {'nothing' if other is None else repr(other)} beside")
+        raise CaeAvError(
+            f"{path}: expected tensors by name, got {'nothing' if other is None else shown(other)} beside"
+        )
+    size = path.stat().st_size
+    for name, tensor in tensors.items():
+        if problem := _problem(tensor, size):
+            raise CaeAvError(f"{path}: {shown(name)} {problem}; expected tensors whose values are in the file")
     return tensors
+
+
+def _problem(tensor: Tensor, size: int) -> str | None:
+    """Return what keeps a tensor from being one whose values are stored in a file of `size` bytes, or `None`."""
+    if type(tensor) not in (Tensor, nn.Parameter):
+        return f"is a {type(tensor).__name__}"
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        return f"is {tensor.layout}, {tensor.dtype}, on {tensor.device}"
+    stored = tensor.untyped_storage().nbytes()
+    if stored > size or tensor.numel() * tensor.element_size() > stored:
+        return f"has the shape {tuple(tensor.shape)}, and {stored:,} bytes in a file of {size:,}"
+    return None
+
+
+def load_saved(path: Path) -> Any:
+    """
+    Load what `torch.save` wrote: tensors, numbers and texts in plain containers, on the CPU. No code in it is run.
+
+    Raises:
+        CaeAvError: See `pickles.check_saved`; what PyTorch raises on broken files comes on top.
+    """
+    check_saved(path)
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def without_prefix(state: Mapping[str, Tensor], prefix: str = "module.") -> Mapping[str, Tensor]:
@@ -55,13 +81,22 @@ def without_prefix(state: Mapping[str, Tensor], prefix: str = "module.") -> Mapp
 
 
 class _Inert:
-    """Placeholder for a class named in a checkpoint, which is not imported."""
+    """Placeholder for a class named in a checkpoint, which is not imported. It keeps nothing of what it is given."""
+
+    __slots__ = ()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> "_Inert":
+        return super().__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         """Ignore all arguments."""
 
+    def __setstate__(self, state: Any) -> None:
+        """Ignore the state, which could otherwise set any attribute."""
+
 
 def _load_torch(path: Path) -> Any:
+    check_saved(path)
     try:
         named = torch.serialization.get_unsafe_globals_in_checkpoint(path)
     except ValueError:  # The format before zip archives cannot be inspected or memory-mapped.

@@ -9,11 +9,10 @@ import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import AutocastKwargs, LoggerType
-from huggingface_hub.errors import StrictDataclassError
 
 from ..data import CaeAvDataset
 from ..data.streaming import StreamedClips
-from ..errors import CaeAvError
+from ..errors import CaeAvError, last_line, reading, shown
 from ..hub import check_model, read_config
 from ..processing import CaeAvProcessor, build_question_tokenizer, clean_caption
 from ..task import Task, get_task
@@ -166,12 +165,12 @@ def _build_model(recipe: Recipe, class_names: list[str] | None, question_tokeniz
                 f"pretrained towers ({', '.join(f'{kind}_tower' for kind in needed)})"
             )
         return task.model_class.from_backbones(**towers, task=recipe.task, size=recipe.size, **values, **labels)
-    except CaeAvError:
+    except (CaeAvError, ImportError, MemoryError):
         raise
-    except (OSError, ValueError, TypeError, StrictDataclassError) as error:
+    except Exception as error:  # the values may be of any type and size
         source = recipe.model or f"preset {recipe.task}, {recipe.size}"
         raise CaeAvError(
-            f"{source}: no model can be built with model_config {recipe.model_config}: {_last_line(error)}"
+            f"{source}: no model can be built with model_config {shown(recipe.model_config)}: {last_line(error)}"
         ) from error
 
 
@@ -199,17 +198,15 @@ def load_trained_model(model_class: Any, folder: str | Path) -> Any:
         CaeAvError: There is no model of this class.
     """
     check_model(folder)
-    try:
-        with without_progress_bars():
-            return aligned(model_class.from_pretrained(folder))
-    except (OSError, ValueError, StrictDataclassError) as error:
-        raise CaeAvError(f"{folder}: cannot be loaded as a {model_class.__name__}: {_last_line(error)}") from error
+    with reading(folder, f"a {model_class.__name__}"), without_progress_bars():
+        return aligned(model_class.from_pretrained(folder))
 
 
 def build_processor(model: Any, folder: str | Path | None = None, question_tokenizer: Any = None) -> CaeAvProcessor:
     """Load the processor saved in a model folder, or build one from the model's configuration."""
     if folder is not None and (Path(folder) / "processor_config.json").is_file():
-        processor = CaeAvProcessor.from_pretrained(folder)
+        with reading(folder, "a processor"):
+            processor = CaeAvProcessor.from_pretrained(folder)
         processor.id2label = dict(model.config.id2label)
         return processor
     return CaeAvProcessor.from_config(model.config, question_tokenizer=question_tokenizer)
@@ -377,8 +374,3 @@ def _captions(data: Clips, sides: Sequence[str]) -> Iterator[str]:
     for side in sides:
         if f"{side}_caption" in data.features:
             yield from filter(None, data.column(f"{side}_caption"))
-
-
-def _last_line(error: Exception) -> str:
-    """Return the last line of a library's error message, which states the cause; earlier ones give context."""
-    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()

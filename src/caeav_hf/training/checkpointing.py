@@ -18,7 +18,6 @@ complete. Only the newest and the best one are kept.
 import hashlib
 import json
 import os
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -28,8 +27,9 @@ from accelerate import Accelerator
 from safetensors.torch import save_file
 from torch import nn
 
-from ..errors import CaeAvError
+from ..errors import CaeAvError, reading
 from ..files import make_folder, writing
+from ..towers.checkpoint_files import load_saved
 from ..towers.frozen import trained_names
 from .run_folder import without_progress_bars
 from .sharding import bare, full_state_dicts, load_optimizer_state
@@ -271,11 +271,8 @@ def find_checkpoint(path: str | Path) -> Path:
 def read_loop_state(checkpoint: Path) -> LoopState:
     """Read the loop's counters from a checkpoint folder."""
     path = checkpoint / STATE_FOLDER / "loop.json"
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CaeAvError(f"{path}: cannot be read as a training state: {error}") from error
-    return LoopState.from_dict(values, str(path))
+    with reading(path, "a training state"):
+        return LoopState.from_dict(json.loads(path.read_text(encoding="utf-8")), str(path))
 
 
 def restore_training_state(
@@ -291,8 +288,8 @@ def restore_training_state(
         CaeAvError: A file is missing or broken, or belongs to a model with other trained parameters.
     """
     folder = checkpoint / STATE_FOLDER
-    try:
-        saved = torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True)
+    with reading(folder, "a training state"):
+        saved = load_saved(folder / "optimizer.pt")
         load_optimizer_state(bare(model, accelerator), optimizer.optimizer, saved["optimizer"])
         scaler = getattr(accelerator, "scaler", None)
         if scaler is not None and saved["scaler"] is not None:
@@ -300,7 +297,5 @@ def restore_training_state(
         # With more processes than before, the additional ones keep the generators they were seeded with.
         random_file = folder / f"random-{accelerator.process_index}.pt"
         if random_file.exists():
-            set_random_state(torch.load(random_file, map_location="cpu", weights_only=True))
+            set_random_state(load_saved(random_file))
         return saved.get("average", {})
-    except (OSError, ValueError, KeyError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CaeAvError(f"{folder}: cannot be read as a training state: {error}") from error

@@ -1,6 +1,7 @@
 """Recipes: all values of a training run in one flat YAML file, each also a command-line flag."""
 
 import argparse
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from ..errors import CaeAvError
+from ..errors import CaeAvError, reading, shown
 from ..task import get_task
 
 
@@ -23,6 +24,9 @@ _OFF = {
     **dict.fromkeys(("erasing", "sound_mixing"), "0"),
 }
 AUGMENTATIONS = tuple(_OFF)
+
+# Most values of a recipe file.
+_MOST_VALUES = 100_000
 
 
 def _value(default: Any, text: str) -> Any:
@@ -212,7 +216,7 @@ def _check_switches(task: str, switches: Mapping[str, Any]) -> None:
 
 def _require(condition: bool, name: str, expected: str, value: Any) -> None:
     if not condition:
-        raise CaeAvError(f"recipe value {name!r} must be {expected}, got {value!r}")
+        raise CaeAvError(f"recipe value {name!r} must be {expected}, got {shown(value)}")
 
 
 def available_recipes() -> list[str]:
@@ -244,21 +248,36 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
         CaeAvError: The file cannot be read, or a key or a value is invalid; the message names the file and the key.
     """
     path = Path(path)
-    try:
+    with reading(path, "a recipe"):
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise CaeAvError(f"{path}: cannot be read as a recipe: {error}") from error
+        size = _size(values, {})
+    if size > _MOST_VALUES:
+        raise CaeAvError(f"{path}: its aliases stand for more than {_MOST_VALUES:,} values; expected a recipe")
     if not isinstance(values, dict):
         raise CaeAvError(f"{path}: expected a mapping of names to values, got {type(values).__name__}")
     hints = typing.get_type_hints(Recipe)
     for key in values:
         if key not in hints:
-            raise CaeAvError(f"{path}: unknown recipe key {key!r}; known keys are {', '.join(sorted(hints))}")
+            raise CaeAvError(f"{path}: unknown recipe key {shown(key)}; known keys are {', '.join(sorted(hints))}")
     try:
         recipe = Recipe(**{key: _coerce(key, value, hints[key]) for key, value in values.items()})
     except CaeAvError as error:
         raise CaeAvError(f"{path}: {error}") from error
     return override_recipe(recipe, overrides or {})
+
+
+def _size(value: Any, sizes: dict[int, float]) -> float:
+    """
+    Return the number of values in a tree of YAML, each alias counted as what it stands for. A few hundred bytes of
+    nested aliases stand for billions of values, and an alias within its own anchor for infinitely many.
+    """
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in sizes:
+        sizes[id(value)] = math.inf
+        items = [*value, *value.values()] if isinstance(value, dict) else value
+        sizes[id(value)] = 1 + sum(_size(item, sizes) for item in items)
+    return sizes[id(value)]
 
 
 def override_recipe(recipe: Recipe, overrides: dict[str, Any]) -> Recipe:
@@ -300,7 +319,7 @@ def _coerce(name: str, value: Any, hint: Any) -> Any:
             pass
     elif isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
         return value
-    raise CaeAvError(f"recipe value {name!r} must be {_EXPECTED[origin]}, got {value!r}")
+    raise CaeAvError(f"recipe value {name!r} must be {_EXPECTED[origin]}, got {shown(value)}")
 
 
 _EXPECTED = {
@@ -322,7 +341,11 @@ class _KeyValues(argparse.Action):
             key, equals, text = item.partition("=")
             if not key or not equals:
                 parser.error(f"{option_string} expects KEY=VALUE, got {item!r}")
-            collected[key] = yaml.safe_load(text)
+            try:
+                with reading(item, "KEY=VALUE"):
+                    collected[key] = yaml.safe_load(text)
+            except CaeAvError as error:
+                parser.error(f"{option_string}: {error}")
         setattr(namespace, self.dest, collected)
 
 

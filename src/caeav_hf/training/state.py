@@ -1,13 +1,14 @@
 """Progress of a run: the loop's counters, and the state of all random generators."""
 
 import random
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import CaeAvError
+from ..errors import CaeAvError, shown
 
 
 @dataclass
@@ -46,12 +47,26 @@ class LoopState:
         Build the state from the output of `to_dict`.
 
         Raises:
-            CaeAvError: The values are from another version; `source` names their file in the message.
+            CaeAvError: The values are from another version or of another type; `source` names their file in the
+                message.
         """
         try:
-            return cls(**values)
+            state = cls(**values)
         except TypeError as error:
             raise CaeAvError(f"{source}: not a training state of this version: {error}") from error
+        for item in fields(cls):
+            value, default = getattr(state, item.name), getattr(cls(), item.name)
+            is_fine = type(value) is type(default)
+            if default is None:
+                kinds = (str,) if item.name == "best_checkpoint" else (int, float)
+                is_fine = value is None or (isinstance(value, kinds) and not isinstance(value, bool))
+            if not is_fine or (isinstance(default, int) and not 0 <= value < 2**63):
+                raise CaeAvError(f"{source}: not a training state: {item.name!r} is {shown(value)}")
+        if state.best_checkpoint is not None and Path(state.best_checkpoint).name != state.best_checkpoint:
+            raise CaeAvError(
+                f"{source}: 'best_checkpoint' must name a folder beside, got {shown(state.best_checkpoint)}"
+            )
+        return state
 
 
 def random_state() -> dict[str, Any]:

@@ -35,6 +35,7 @@ from ...data.schema import LLP_NUM_SEGMENTS, media_part
 from ...data.shards import read_parquet
 from ...data.store import claim, keep_settings
 from ...files import atomic_write, make_folder, write_json
+from ...towers.checkpoint_files import load_saved
 
 
 FEATURE_SIZE = 512
@@ -297,7 +298,7 @@ def _read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise DataError(f"{path}: no such file of weights")
     try:
-        state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
+        state = load_file(path) if path.suffix == ".safetensors" else load_saved(path)
     # Readers of damaged or foreign files raise a dozen types of errors.
     except Exception as error:
         raise DataError(f"{path}: expected tensors by name and nothing else ({error})") from error
