@@ -1,20 +1,17 @@
 """The doors of models: weights, configurations, processor and tokenizer files, recipes, authors' checkpoints."""
 
-import io
 import json
 import random
 import shutil
 import struct
-import warnings
-import zipfile
-from collections import OrderedDict
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from hostile_checkpoints import make_checkpoints, mutate_checkpoint, open_checkpoint
 from hostile_mutators import (
     NUMBERS,
     STRINGS,
@@ -31,20 +28,17 @@ from hostile_mutators import (
     read_tree,
     to_tree,
     value,
-    weighted,
     write_tree,
 )
 from safetensors.torch import save_file
 
 from caeav_hf import CaeAvConfig, CaeAvProcessor
-from caeav_hf.conversion import from_official, load_checkpoint
+from caeav_hf.conversion import load_checkpoint
 from caeav_hf.hub import read_config_and_task
 from caeav_hf.pipelines.loading import load_pipeline
-from caeav_hf.robustness.records import Record
 from caeav_hf.task import get_task
 from caeav_hf.training.build import build_model, build_processor, load_trained_model
-from caeav_hf.training.caption_features import FOLDER, CaptionFeatureStore, feature_folder
-from caeav_hf.training.checkpointing import read_loop_state
+from caeav_hf.training.caption_features import FOLDER, CaptionFeatureStore
 from caeav_hf.training.recipe import RECIPES, Recipe, load_recipe
 
 
@@ -146,7 +140,7 @@ def _mutate_weights(rng: random.Random, original: Original) -> Change:
     if rng.random() < 0.02:
         return {name: mutate_file(rng, name, original.read(name)) for name in original.names("*.safetensors")[:1]}
     if original.names("*.bin"):
-        return _mutate_checkpoint(rng, original)
+        return mutate_checkpoint(rng, original)
     indexes = original.names("*.index.json")
     if not indexes or rng.random() < 0.3:
         name = rng.choice(original.names("*.safetensors"))
@@ -197,13 +191,15 @@ _METHODS = ("dg_sct_ave_toy", "lavish_ave_toy", "stg_cma_ave_toy")
 
 _CODE = "hostile_code.Hostile"
 _EVIL: dict[str, tuple[Any, ...]] = {
-    "auto_map": ({"AutoConfig": _CODE, "AutoModel": _CODE, "AutoProcessor": _CODE}, "os.system", {"AutoConfig": 3}, [_CODE]),
+    "auto_map": ({"AutoConfig": _CODE, "AutoModel": _CODE, "AutoProcessor": _CODE}, "os.system",
+        {"AutoConfig": 3}, [_CODE]),
     "custom_pipelines": ({"audio-visual-event-localization": {"impl": _CODE, "pt": [_CODE], "type": "multimodal"}}, 3),
     "torch_dtype": ("os.system", "load", "float31", 3, "auto", {"a": "float32"}, "__class__", "int8", "complex64"),
     "dtype": ("os.system", "load", "float31", 3, "hub", "nn", "bfloat16", "uint4"),
     "_name_or_path": ("../../etc", "https://example.invalid/x", "a/b", "\0"),
     "architectures": (["os.system"], [], "CaeAvModel", [None], ["CaeAvForQuestionAnswering"], 3),
-    "model_type": ("cae_av_vision", "bert", "os", "../x", 3, None, "", "ssuformer", "timm_wrapper", "clap_audio_model"),
+    "model_type": ("cae_av_vision", "bert", "os", "../x", 3, None, "", "ssuformer", "timm_wrapper",
+        "clap_audio_model"),
     "quantization_config": ({"quant_method": "bitsandbytes"}, {"quant_method": "awq"}, {}, 3, {"load_in_4bit": True}),
     "num_labels": (10**9, -1, 0, "2", 1.5),
     "id2label": ({"a": "b"}, {"10000000000": "x"}, [1], {}, {"0": ["a"]}),
@@ -303,9 +299,12 @@ def _make_processors(folder: Path) -> None:
 
 
 _EVIL_TOKENIZER: tuple[tuple[tuple[str, ...], tuple[Any, ...]], ...] = (
-    (("pre_tokenizer",), ({"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Removed", "invert": False}, None)),
-    (("normalizer",), ({"type": "Replace", "pattern": {"Regex": "(.*)*(.*)*x"}, "content": "a" * 10**6}, {"type": "Nmt"})),
-    (("normalizer",), ({"type": "Replace", "pattern": {"String": ""}, "content": "aa"}, {"type": "Prepend", "prepend": ""})),
+    (("pre_tokenizer",), ({"type": "Split", "pattern": {"Regex": "(a+)+$"}, "behavior": "Removed",
+     "invert": False}, None)),
+    (("normalizer",), ({"type": "Replace", "pattern": {"Regex": "(.*)*(.*)*x"}, "content": "a" * 10**6},
+     {"type": "Nmt"})),
+    (("normalizer",), ({"type": "Replace", "pattern": {"String": ""}, "content": "aa"}, {"type": "Prepend",
+     "prepend": ""})),
     (("normalizer",), ({"type": "Precompiled", "precompiled_charsmap": "AAAA"}, {"type": "os.system"})),
     (("truncation",), ({"direction": "Right", "max_length": 0, "strategy": "LongestFirst", "stride": 10**9},)),
     (("padding",), ({"strategy": {"Fixed": 10**10}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0,
@@ -331,14 +330,18 @@ _EVIL_SETTINGS: dict[str, tuple[Any, ...]] = {
     "extra_special_tokens": ({"x": "y"}, [1], ["a" * 10**6]),
     "feature_extractor_type": ("os.system", "ClapFeatureExtractor", 3),
     "video_processor_type": ("os.system", "CLIPVideoProcessor", 3),
-    "feature_size": (10**9, 0, -1, 1.5), "sampling_rate": (10**9, 1, 0, -1), "fft_window_size": (10**9, 1, 2, 0, 10**6),
-    "hop_length": (1, 0, -1, 10**9), "frequency_max": (10**9, 0, float("nan")), "segment_seconds": (10**9, 0, 1e-9, float("nan")),
+    "feature_size": (10**9, 0, -1, 1.5), "sampling_rate": (10**9, 1, 0, -1), "fft_window_size": (10**9, 1, 2,
+        0, 10**6),
+    "hop_length": (1, 0, -1, 10**9), "frequency_max": (10**9, 0, float("nan")), "segment_seconds": (10**9, 0,
+        1e-9, float("nan")),
     "tile_seconds": (10**9, 0, 1e-9), "spectrogram_frames": (10**9, 0), "filter_sampling_rate": (10**12, 1),
     "size": ({"height": 10**6, "width": 10**6}, {"height": 0, "width": 1}, {"shortest_edge": 10**5}, 3, {"a": 1}),
-    "crop_size": ({"height": 10**6, "width": 10**6}, -1), "resample": (99, -1, "x"), "rescale_factor": (0, float("nan"), "x"),
+    "crop_size": ({"height": 10**6, "width": 10**6}, -1), "resample": (99, -1, "x"), "rescale_factor": (0,
+        float("nan"), "x"),
     "image_mean": ([0], [1, 2, 3, 4], "x"), "image_std": ([0, 0, 0], 0), "num_frames": (10**9, 0, -1, "x"),
     "mask_size": (10**9, 0), "id2label": ({"x": "y"}, [], 3), "frame_sampling": ("x", 3),
-    "default_to_square": ("x",), "fps": (10**9,), "do_sample_frames": (True,), "padding_side": ("up",), "device": ("cuda:99", "x"),
+    "default_to_square": ("x",), "fps": (10**9,), "do_sample_frames": (True,), "padding_side": ("up",),
+        "device": ("cuda:99", "x"),
 }  # fmt: skip
 
 
@@ -415,253 +418,11 @@ def _open_recipe(folder: Path) -> Any:
     return build_model(recipe, ["dog", "bell"], None)
 
 
-# Checkpoints of the authors: pickles are assembled from a small grammar, so that they are well-formed and malicious
-
-
-@dataclass(frozen=True)
-class _Name:
-    """A class or function, by name."""
-
-    module: str
-    name: str
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A call that unpickling makes; `opcode` is that of `REDUCE`, or `NEWOBJ` for a class."""
-
-    name: _Name
-    arguments: Any
-    opcode: bytes = b"R"
-    state: Any = None
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """A reference to a storage: its class, key and number of elements."""
-
-    kind: str
-    key: str
-    numel: int
-
-
-@dataclass(frozen=True)
-class _Nested:
-    """Tuples nested by references: of `levels` levels with 2 ** `levels` leaves."""
-
-    levels: int
-
-
-def _assemble(item: Any) -> bytes:
-    """Return the opcodes of a value in protocol 2, which PyTorch writes."""
-    if item is None or isinstance(item, bool):
-        return {None: b"N", True: b"\x88", False: b"\x89"}[item]
-    if isinstance(item, int):
-        if -(2**31) <= item < 2**31:
-            return b"J" + struct.pack("<i", item)
-        digits = item.to_bytes(item.bit_length() // 8 + 1, "little", signed=True)
-        return b"\x8a" + bytes([len(digits)]) + digits
-    if isinstance(item, float):
-        return b"G" + struct.pack(">d", item)
-    if isinstance(item, str):
-        text = item.encode("utf-8", "surrogatepass")
-        return b"X" + struct.pack("<I", len(text)) + text
-    if isinstance(item, tuple):
-        return b"(" + b"".join(map(_assemble, item)) + b"t"
-    if isinstance(item, list):
-        return b"](" + b"".join(map(_assemble, item)) + b"e"
-    if isinstance(item, dict):
-        return b"}(" + b"".join(_assemble(key) + _assemble(value) for key, value in item.items()) + b"u"
-    if isinstance(item, _Name):
-        return f"c{item.module}\n{item.name}\n".encode()
-    if isinstance(item, _Call):
-        state = b"" if item.state is None else _assemble(item.state) + b"b"
-        return _assemble(item.name) + _assemble(item.arguments) + item.opcode + state
-    if isinstance(item, _Stored):
-        return _assemble(("storage", _Name("torch", item.kind), item.key, "cpu", item.numel)) + b"Q"
-    assert isinstance(item, _Nested)
-    # The memo's numbers are out of the way of others.
-    levels = b"".join(
-        b"r" + struct.pack("<I", 5000 + n) + b"j" + struct.pack("<I", 5000 + n) + b"\x86" for n in range(item.levels)
-    )
-    return _assemble("x") + levels
-
-
-def _tensor(rng: random.Random, key: str, shape: tuple[int, ...], *, is_good: bool) -> _Call:
-    """Return a tensor of a storage of 12 floats, or one that lies about it."""
-    stride = tuple(int(np.prod(shape[place + 1 :])) for place in range(len(shape)))
-    kind, numel, offset = "FloatStorage", 12, 0
-    if not is_good:
-        lie = rng.randrange(6)
-        huge = rng.choice([10**6, 2**31 - 1, 10**12, 10**15, 2**62, 2**63 - 1, 2**64])
-        if lie == 0:
-            shape = rng.choice([(huge,), (huge, huge), (-1, 3), (0, huge), (4, 3.5), ("4", 3), (2,) * 100])
-            stride = rng.choice([stride, (1,) * len(shape), (0,) * len(shape)])
-        elif lie == 1:
-            stride = rng.choice([(-3, 1), (0, 0), (1, 1), (huge, 1), (3,), ()])
-        elif lie == 2:
-            offset = rng.choice([huge, -1, 11, "0"])
-        elif lie == 3:
-            kind = rng.choice(
-                ["DoubleStorage", "BoolStorage", "ComplexDoubleStorage", "QInt8Storage", "Tensor", "system"]
-            )
-        elif lie == 4:
-            numel = rng.choice([huge, -1, 0, 13, 10**9])
-        else:
-            key = rng.choice(["9", "../../version", "/etc/passwd", "0\0", "", 0, "data.pkl"])
-    arguments = (
-        _Stored(kind, key, numel),
-        offset,
-        shape,
-        stride,
-        False,
-        _Call(_Name("collections", "OrderedDict"), ()),
-    )
-    return _Call(_Name("torch._utils", "_rebuild_tensor_v2"), arguments)
-
-
-_TOUCH = "touch hostile"
-_CODE_LINE = f"__import__('os').system('{_TOUCH}')"
-_CALLS = (
-    ("os", "system", (_TOUCH,)), ("posix", "system", (_TOUCH,)), ("nt", "system", (_TOUCH,)),
-    ("builtins", "eval", (_CODE_LINE,)), ("builtins", "exec", (_CODE_LINE,)), ("__builtin__", "eval", (_CODE_LINE,)),
-    ("subprocess", "Popen", (["touch", "hostile"],)), ("subprocess", "check_output", (["touch", "hostile"],)),
-    ("builtins", "__import__", ("antigravity",)), ("importlib", "import_module", ("antigravity",)),
-    ("builtins", "getattr", ("a", "b")), ("builtins", "open", ("hostile", "w")), ("pathlib", "Path.touch", ("hostile",)),
-    ("torch", "load", ("best.pth",)), ("torch.hub", "load", ("a/b", "c")), ("torch.serialization", "load", ("best.pth",)),
-    ("torch.jit", "load", ("best.pth",)), ("torch.utils.cpp_extension", "load", ("x", "y")), ("pickle", "loads", ("x",)),
-    ("caeav_hf.towers.checkpoint_files", "load_checkpoint", ("best.pth",)), ("caeav_hf.cli", "main", (["--help"],)),
-    ("caeav_hf.towers.checkpoint_files", "_Inert", ()), ("runpy", "run_path", ("x",)), ("code", "interact", ()),
-    ("builtins", "bytearray", (10**12,)), ("builtins", "bytearray", (3 * 10**9,)), ("builtins", "set", ((1, 2),)),
-    ("torch", "FloatStorage", (10**12,)), ("torch", "FloatStorage", (2 * 10**9,)), ("torch", "Size", ((10**18, 10**18),)),
-    ("torch", "FloatTensor", (10**10,)), ("torch", "Tensor", (10**10,)), ("torch.nn", "Parameter", ()),
-    ("torch._utils", "_rebuild_meta_tensor_no_storage", (_Name("torch", "float32"), (10**6, 10**6), (10**6, 1), False)),
-    ("torch._utils", "_rebuild_wrapper_subclass", (_Name("torch", "Tensor"), _Name("torch", "float32"), (3,), (1,), 0)),
-    ("torch._utils", "_rebuild_sparse_tensor", (_Name("torch", "sparse_coo"), ())),
-    ("torch._utils", "_rebuild_device_tensor_from_numpy", ([1], _Name("torch", "float32"), "cuda:0", False)),
-    ("torch._tensor", "_rebuild_from_type_v2", (_Name("os", "system"), _Name("torch", "Tensor"), (_TOUCH,), {})),
-    ("_codecs", "encode", ("x" * 100, "rot13")), ("_codecs", "encode", ("x", "os.system")), ("_codecs", "encode", ("x",)),
-    ("collections", "Counter", ((_Nested(80),),)), ("collections", "OrderedDict", (((_Nested(80), 1),),)),
-    ("collections", "OrderedDict", (5,)), ("builtins", "complex", ("x",)), ("argparse", "Namespace", ()),
-    ("numpy.core.multiarray", "_reconstruct", (_Name("numpy", "ndarray"), (10**9,), "b")), ("numpy", "load", ("x",)),
-    ("pytorch_lightning.callbacks", "ModelCheckpoint", ()), ("os", "system\n(x", ()), ("", "", ()), ("__main__", "main", ()),
-)  # fmt: skip
-
-
-def _evil(rng: random.Random) -> Any:
-    """Draw a value that no good checkpoint holds."""
-    kind = rng.randrange(10)
-    if kind < 6:
-        module, name, arguments = rng.choice(_CALLS)
-        state = rng.choice([None, None, None, {"a": 1}, (None, {"__class__": 1}), 3, ({}, {"x": 2}), _Nested(3)])
-        return _Call(_Name(module, name), arguments, rng.choice([b"R", b"R", b"R", b"\x81"]), state)
-    if kind == 6:
-        return _Nested(rng.choice([3, 30, 80, 5000]))
-    if kind == 7:
-        module, name, _ = rng.choice(_CALLS)
-        return _Name(module, name)
-    return rng.choice([rng.choice(NUMBERS), rng.choice(STRINGS), None, [], {}, {1: 2}, [[[]]], (1,), "x" * 10**6, 1.5])
-
-
-def _pickled(rng: random.Random) -> bytes:
-    """Return a checkpoint's pickle with one to three faults."""
-    content: dict[Any, Any] = {f"layer{n}.weight": _tensor(rng, str(n), (4, 3), is_good=True) for n in range(3)}
-    for _ in range(rng.choice([1, 1, 1, 2, 3])):
-        key = rng.choice(
-            [*content, "more", rng.choice([*STRINGS[:20], 3, None, (1, 2), _Nested(80), _Name("os", "system")])]
-        )
-        is_tensor = rng.random() < 0.5
-        content[key] = _tensor(rng, str(rng.randrange(3)), (4, 3), is_good=False) if is_tensor else _evil(rng)
-    layout = rng.randrange(6)
-    whole: Any = content
-    if layout == 0:
-        whole = {"state_dict": content, "epoch": 3}
-    elif layout == 1:
-        whole = {"model": {"state_dict": content}, "args": _evil(rng)}
-    elif layout == 2:
-        whole = _Call(_Name("collections", "OrderedDict"), (), state=content)
-    elif layout == 3:
-        whole = rng.choice([[content], (content,), _evil(rng), _tensor(rng, "0", (4, 3), is_good=True)])
-    opcodes = b"\x80\x02" + _assemble(whole) + b"."
-    if rng.random() < 0.2:
-        opcodes = mutate_bytes(rng, opcodes)
-    return opcodes
-
-
-def _archive(rng: random.Random, entries: dict[str, bytes]) -> bytes:
-    """Return a zip archive as PyTorch reads it, with or without a trick."""
-    file, trick = io.BytesIO(), rng.choice([None, None, None, *range(10)])
-    with zipfile.ZipFile(file, "w") as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about names that occur twice
-        for name, data in entries.items():
-            compression = zipfile.ZIP_STORED
-            if trick == 0 and name.endswith(rng.choice(["data.pkl", "data/0", "version"])):
-                data, compression = data + b"\0" * rng.choice([10**6, 3 * 10**7]), zipfile.ZIP_DEFLATED
-            elif trick == 1:
-                compression = rng.choice([zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
-            elif trick == 2:
-                name = name.replace("best", rng.choice(["..", "/best", "best/best", "a\\b", "\u202e", ""]))
-            archive.writestr(name, data, compression)
-            if trick == 3 and rng.random() < 0.5:
-                archive.writestr(name, rng.choice([b"", data[::-1], b"x" * 10_000]))
-        if trick == 4:
-            for number in range(rng.choice([1, 3000])):
-                archive.writestr(f"best/data/extra{number}", b"")
-    data = bytearray(file.getvalue())
-    end = data.rfind(b"PK\x05\x06")
-    directory = data.find(b"PK\x01\x02")
-    if trick == 5:  # encrypted, or another version or method
-        data[directory + rng.choice([4, 6, 8, 10])] |= rng.choice([1, 8, 99])
-    elif trick == 6:  # sizes, offsets
-        place = directory + rng.choice([20, 24, 28, 30, 42])
-        data[place : place + 4] = struct.pack("<I", rng.choice([0, 1, 2**31, 2**32 - 1]))
-    elif trick == 7:
-        place = end + rng.choice([8, 10, 12, 16])
-        data[place : place + 2] = struct.pack("<H", rng.choice([0, 1, 0xFFFF]))
-    elif trick == 8:
-        data += rng.choice([b"\0" * 70_000, bytes(data), b"PK\x05\x06" + b"\xff" * 18, b"x"])
-    elif trick == 9:
-        data = bytearray(rng.choice([b"x", b"\x80\x02", b"\0" * 1000])) + data
-    return bytes(data)
-
-
-def _mutate_checkpoint(rng: random.Random, original: Original) -> Change:
-    (name,) = original.names("*.pt*", "*.bin")
-    data = original.read(name)
-    if rng.random() < 0.15:
-        return {name: mutate_bytes(rng, data)}
-    if not zipfile.is_zipfile(io.BytesIO(data)):  # the format before zip archives: pickles, then storages
-        begin = data.find(b"\x80\x02}")
-        return {name: data[:begin] + _pickled(rng) + data[rng.randrange(begin, len(data)) :]}
-    with zipfile.ZipFile(io.BytesIO(data)) as archive:
-        entries = {entry: archive.read(entry) for entry in archive.namelist()}
-    kind = rng.randrange(8)
-    chosen = rng.choice(list(entries))
-    if kind == 0:
-        entries[chosen] = mutate_bytes(rng, entries[chosen])
-    elif kind == 1:
-        del entries[chosen]
-    if kind > 2:
-        entries[next(entry for entry in entries if entry.endswith("data.pkl"))] = _pickled(rng)
-    return {name: _archive(rng, entries)}
-
-
-def _make_checkpoints(folder: Path) -> None:
-    state = OrderedDict((f"layer{n}.weight", torch.rand(4, 3)) for n in range(3))
-    for name, is_zip in (("archive", True), ("stream", False)):
-        (folder / name).mkdir()
-        torch.save(dict(state), folder / name / "best.pth", _use_new_zipfile_serialization=is_zip)
-
-
-def _open_checkpoint(folder: Path) -> Any:
-    return load_checkpoint(folder / "best.pth")
-
-
 DOORS = (
     Door("weights", _make_weights, _mutate_weights, _open_model, allowed=(OSError, ValueError)),
     Door("config.json", _make_configs, _mutate_config, _open_config, memory=2500, allowed=(OSError, ValueError)),
     Door("processors", _make_processors, _mutate_processor, _open_processor, allowed=(OSError, ValueError)),
     Door("feature files", _make_tensors, _mutate_tensors, _open_tensors),
     Door("recipes", _make_recipes, mutate_files("*.yaml"), _open_recipe, names=tuple(f.name for f in fields(Recipe))),
-    Door("checkpoints", _make_checkpoints, _mutate_checkpoint, _open_checkpoint),
+    Door("checkpoints", make_checkpoints, mutate_checkpoint, open_checkpoint),
 )

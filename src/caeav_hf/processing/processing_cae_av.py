@@ -87,7 +87,7 @@ class CaeAvProcessor(ProcessorMixin):
         sound_tokenizer: Any = None,
     ):
         if not 1 <= num_frames <= _MOST_FRAMES:
-            raise CaeAvError(f"`num_frames` must be from 1 to {_MOST_FRAMES:,}, got {shown(num_frames)}")
+            raise CaeAvError(f"`num_frames` must be at least 1 and at most {_MOST_FRAMES:,}, got {shown(num_frames)}")
         self.num_frames = num_frames
         # Keys of JSON objects are strings.
         self.id2label = None if id2label is None else {int(index): name for index, name in id2label.items()}
