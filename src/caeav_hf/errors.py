@@ -1,6 +1,7 @@
 """Errors of the package, with one base class to catch them all, and how errors of libraries become one of them."""
 
 import os
+import re
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,9 +14,6 @@ _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 4
 _SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = _SHORT.maxset = 20
 _SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 200
-
-import re
-
 
 # Most characters of a message, whatever it quotes from a file.
 _MOST_CHARACTERS = 4000
@@ -89,7 +87,7 @@ def reading(source: str | os.PathLike, expected: str, passing: tuple[type[Except
     except (MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # panics of libraries in Rust are no `Exception`
-        is_named = str(source) in str(error)
+        is_named = str(source) in str(error) or printable(str(source)) in str(error)
         if type(error).__name__ == "OutOfMemoryError" or (is_named and isinstance(error, (CaeAvError, *passing))):
             raise
         if isinstance(error, CaeAvError):
