@@ -85,10 +85,11 @@ def _assemble(item: Any) -> bytes:
     return _assemble("x") + levels
 
 
-def _tensor(rng: random.Random, key: str, shape: tuple[int, ...], *, is_good: bool) -> _Call:
+def _tensor(rng: random.Random, key: Any, shape: tuple[Any, ...], *, is_good: bool) -> _Call:
     """Return a tensor of a storage of 12 floats, or one that lies about it."""
     stride = tuple(int(np.prod(shape[place + 1 :])) for place in range(len(shape)))
-    kind, numel, offset = "FloatStorage", 12, 0
+    kind, numel = "FloatStorage", 12
+    offset: Any = 0
     if not is_good:
         lie = rng.randrange(6)
         huge = rng.choice([10**6, 2**31 - 1, 10**12, 10**15, 2**62, 2**63 - 1, 2**64])
@@ -120,7 +121,7 @@ def _tensor(rng: random.Random, key: str, shape: tuple[int, ...], *, is_good: bo
 
 _TOUCH = "touch hostile"
 _CODE_LINE = f"__import__('os').system('{_TOUCH}')"
-_CALLS = (
+_CALLS: tuple[tuple[str, str, Any], ...] = (
     ("os", "system", (_TOUCH,)), ("posix", "system", (_TOUCH,)), ("nt", "system", (_TOUCH,)),
     ("builtins", "eval", (_CODE_LINE,)), ("builtins", "exec", (_CODE_LINE,)), ("__builtin__", "eval", (_CODE_LINE,)),
     ("subprocess", "Popen", (["touch", "hostile"],)), ("subprocess", "check_output", (["touch", "hostile"],)),
@@ -159,7 +160,7 @@ def _evil(rng: random.Random) -> Any:
     kind = rng.randrange(10)
     if kind < 6:
         module, name, arguments = rng.choice(_CALLS)
-        state = rng.choice([None, None, None, {"a": 1}, (None, {"__class__": 1}), 3, ({}, {"x": 2}), _Nested(3)])
+        state: Any = rng.choice([None, None, None, {"a": 1}, (None, {"__class__": 1}), 3, ({}, {"x": 2}), _Nested(3)])
         return _Call(_Name(module, name), arguments, rng.choice([b"R", b"R", b"R", b"\x81"]), state)
     if kind == 6:
         return _Nested(rng.choice([3, 30, 80, 5000]))
@@ -213,22 +214,22 @@ def _archive(rng: random.Random, entries: dict[str, bytes]) -> bytes:
         if trick == 4:
             for number in range(rng.choice([1, 3000])):
                 archive.writestr(f"best/data/extra{number}", b"")
-    data = bytearray(file.getvalue())
-    end = data.rfind(b"PK\x05\x06")
-    directory = data.find(b"PK\x01\x02")
+    archived = bytearray(file.getvalue())
+    end = archived.rfind(b"PK\x05\x06")
+    directory = archived.find(b"PK\x01\x02")
     if trick == 5:  # encrypted, or another version or method
-        data[directory + rng.choice([4, 6, 8, 10])] |= rng.choice([1, 8, 99])
+        archived[directory + rng.choice([4, 6, 8, 10])] |= rng.choice([1, 8, 99])
     elif trick == 6:  # sizes, offsets
         place = directory + rng.choice([20, 24, 28, 30, 42])
-        data[place : place + 4] = struct.pack("<I", rng.choice([0, 1, 2**31, 2**32 - 1]))
+        archived[place : place + 4] = struct.pack("<I", rng.choice([0, 1, 2**31, 2**32 - 1]))
     elif trick == 7:
         place = end + rng.choice([8, 10, 12, 16])
-        data[place : place + 2] = struct.pack("<H", rng.choice([0, 1, 0xFFFF]))
+        archived[place : place + 2] = struct.pack("<H", rng.choice([0, 1, 0xFFFF]))
     elif trick == 8:
-        data += rng.choice([b"\0" * 70_000, bytes(data), b"PK\x05\x06" + b"\xff" * 18, b"x"])
+        archived += rng.choice([b"\0" * 70_000, bytes(archived), b"PK\x05\x06" + b"\xff" * 18, b"x"])
     elif trick == 9:
-        data = bytearray(rng.choice([b"x", b"\x80\x02", b"\0" * 1000])) + data
-    return bytes(data)
+        archived = bytearray(rng.choice([b"x", b"\x80\x02", b"\0" * 1000])) + archived
+    return bytes(archived)
 
 
 def mutate_checkpoint(rng: random.Random, original: Original) -> Change:

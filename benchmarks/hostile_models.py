@@ -232,13 +232,10 @@ def _mutate_config(rng: random.Random, original: Original) -> Change:
     if kind == 0:
         return {"config.json": mutate_file(rng, "config.json", data)}
     if kind == 1:
-        adapter = {
-            "peft_type": "LORA",
-            "base_model_name_or_path": rng.choice(["../x", "/etc", "a/b", str(original.folder)]),
-        }
-        adapter |= rng.choice(
-            [{}, {"auto_mapping": {"base_model_class": "system", "parent_library": "os"}}, {"r": -1}]
-        )
+        base = rng.choice(["../x", "/etc", "a/b", str(original.folder)])
+        adapter: dict[str, Any] = {"peft_type": "LORA", "base_model_name_or_path": base}
+        code = {"auto_mapping": {"base_model_class": "system", "parent_library": "os"}}
+        adapter |= rng.choice([{}, code, {"r": -1}])
         return {"adapter_config.json": encode(rng, write_tree(mutate_tree(rng, to_tree(adapter))))}
     tree = read_tree(data.decode())
     if kind < 5:

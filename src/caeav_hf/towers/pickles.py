@@ -10,7 +10,7 @@ import mmap
 import pickletools
 import zipfile
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 
@@ -65,11 +65,11 @@ def _check_pickle(path: Path, file: BinaryIO) -> None:
     # The number of values of each item on the stack, and the name of a class or function.
     stack: list[tuple[int, str]] = []
     marks: list[list[tuple[int, str]]] = []
-    memo: dict[int, tuple[int, str]] = {}
+    memo: dict[Any, tuple[int, str]] = {}
     for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
         if name in _PUSH:
-            stack.append((1, argument if name == "GLOBAL" else ""))
+            stack.append((1, str(argument) if name == "GLOBAL" else ""))
         elif name in _POP:
             del stack[-_POP[name] :]
         elif name == "MARK":
