@@ -77,7 +77,7 @@ def _packets(source: Any, name: str, streams: list[Any], begin: float, end: floa
             raise MediaError(f"{name}: seeking to {begin} s failed ({error})") from error
     packets: list[Any] = []
     running = {stream.index for stream in streams}
-    for stream, packet in packets_of(source, streams):
+    for stream, packet in packets_of(source, streams, source.name):
         if packet is None or packet.pts is None:
             continue
         if packet.pts * packet.time_base > end + _MARGIN:

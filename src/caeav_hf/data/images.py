@@ -13,6 +13,7 @@ import numpy as np
 from PIL import Image
 
 from caeav_hf.errors import MediaError
+from caeav_hf.media.bounds import check_picture, kept_size
 from caeav_hf.media.containers import MediaFile, source_name
 from caeav_hf.media.guard import guarded
 
@@ -35,26 +36,28 @@ class Mask:
 
 def read_frame(source: ImageSource) -> np.ndarray:
     """
-    Read an image as RGB.
+    Read an image as RGB. One that is larger than a frame may be is scaled down, see [`~media.limits.DecodingLimits`].
 
     Returns:
         (height, width, 3) uint8.
 
     Raises:
-        MediaError: There is no such file, or it is not an image; the message begins with its name.
+        MediaError: There is no such file, it is not an image, or is too large; the message begins with its name.
     """
     return _read_frame(_file_of(source))
 
 
 @guarded()
 def _read_frame(file: MediaFile) -> np.ndarray:
-    return np.asarray(_load(file).convert("RGB"))
+    image = _load(file).convert("RGB")
+    size = kept_size(*image.size)
+    return np.asarray(image if size == image.size else image.resize(size, Image.Resampling.BOX))
 
 
 def read_mask(source: ImageSource) -> Mask:
     """
     Read a mask in any of AVSBench's formats: foreground pixels are not zero, that is, not black or, in a file with a
-    palette, not the palette's first colour. Transparency is ignored.
+    palette, not the palette's first colour. Transparency is ignored. A large mask is scaled down as a frame is.
 
     Raises:
         MediaError: See [`read_frame`].
@@ -65,7 +68,8 @@ def read_mask(source: ImageSource) -> Mask:
 @guarded(Mask)
 def _read_mask(file: MediaFile) -> Mask:
     image = _load(file)
-    values = np.asarray(image)
+    size = kept_size(*image.size)
+    values = np.asarray(image if size == image.size else image.resize(size, Image.Resampling.NEAREST))
     if values.ndim == 2:
         values = values[..., None]
     values = values[..., [band != "A" for band in image.getbands()]]
@@ -88,8 +92,12 @@ def _load(file: MediaFile) -> Image.Image:
         target = target.removeprefix("file:")
     try:
         with Image.open(target, formats=_FORMATS) as image:
+            width, height = image.size
+            check_picture(width, height, name)
             image.load()
             return image
+    except MediaError:
+        raise
     except FileNotFoundError as error:
         raise MediaError(f"{name}: no such file; expected an image") from error
     except _DAMAGE as error:

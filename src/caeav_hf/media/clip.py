@@ -35,6 +35,7 @@ import av
 import numpy as np
 
 from ..errors import CaeAvError, MediaError
+from .bounds import FrameScaler, MemoryWatch, check_result, kept_size
 from .containers import (
     SEEK_MARGIN,
     MediaFile,
@@ -48,10 +49,12 @@ from .containers import (
     start_time,
     try_packet,
     upright,
+    video_decoder,
     video_stream,
     with_decoder,
 )
 from .guard import guarded
+from .limits import DecodingLimits
 from .memory import keep
 from .segments import (
     FRAME_SAMPLINGS,
@@ -334,12 +337,15 @@ def _video_end(media: MediaFile, tolerance: float) -> float:
     with media.open() as container:
         stream = video_stream(container, media.name)
         rate, count, last = frame_rate_of(stream), 0, -math.inf
-        for _, packet in packets_of(container, [stream]):
+        latest = start_time(stream, container) + DecodingLimits.from_environment().duration
+        for _, packet in packets_of(container, [stream], media.name):
             if packet is None or not packet.size or packet.is_discard:
                 continue
+            time = in_seconds(packet.pts, packet.time_base)
+            if time is not None and time > latest:
+                continue  # a damaged timestamp
             count += 1
             length = in_seconds(packet.duration, packet.time_base) or (1 / rate if rate else 0.0)
-            time = in_seconds(packet.pts, packet.time_base)
             # Raw streams carry no timestamps: their frames follow each other at the stream's rate.
             last = max(last, count * length if time is None else time + length)
         if not count:
@@ -358,13 +364,15 @@ def _ends_early(name: str, end: float, start: float) -> str:
     return f"{name}: its video ends at {end:.2f} s; expected it to outlast `start` {start} s"
 
 
-def _decoded_frames(container: Any, streams: list[Any], done: set[int], skipper: FrameSkipper | None) -> Iterator[Any]:
+def _decoded_frames(
+    container: Any, streams: list[Any], name: str, done: set[int], skipper: FrameSkipper | None
+) -> Iterator[Any]:
     """
     Yield the frames of `streams` in the order of the file, without those that `skipper` leaves out, until the caller
     has put all their indices into `done`. Packets that cannot be decoded are skipped; a file that breaks off ends the
     iteration.
     """
-    packets = packets_of(container, streams)
+    packets = packets_of(container, streams, name)
     for stream, packet in packets if skipper is None else skipper.packets(packets):
         if stream.index not in done:
             frames = try_packet(stream, packet)
@@ -391,6 +399,7 @@ def _read_clip(media: MediaFile, request: _Request, seek: bool, skip: bool) -> C
             _seek(container, origin + request.start - SEEK_MARGIN)
         targets = [origin + middle for middle in request.middles]
         picker = _FramePicker(targets, frame_rate_of(video))
+        limits = DecodingLimits.from_environment()
         skipper = FrameSkipper(video, targets) if skip and FrameSkipper.suits(video) else None
         track = AudioTrack(
             request.sampling_rate, origin + request.start, origin + request.stop, kept=request.kept_sound
@@ -399,12 +408,15 @@ def _read_clip(media: MediaFile, request: _Request, seek: bool, skip: bool) -> C
         # Packets of both streams alternate in the file, and one may be complete long before the other: a stream whose
         # index is in `done` is not decoded any further.
         done: set[int] = set()
-        for frame in _decoded_frames(container, [video] if audio is None else [video, audio], done, skipper):
+        streams, watch = [video] if audio is None else [video, audio], MemoryWatch(video, media.name)
+        for frame in _decoded_frames(container, streams, media.name, done, skipper):
             if isinstance(frame, av.VideoFrame):
+                watch.check(picker.nbytes + track.nbytes)
                 if picker.push(frame):
                     done.add(video.index)
             elif track.push(frame):
                 done.add(audio.index)
+            check_result(picker.nbytes + track.nbytes, media.name, limits)
 
         # Whether this pass can be trusted comes first: a frame may be missing only because it was skipped or because
         # seeking landed after it, and then another pass finds it. Only a pass without either gives a final error.
@@ -424,6 +436,8 @@ def _read_clip(media: MediaFile, request: _Request, seek: bool, skip: bool) -> C
         reached_end = video.index not in done
         decoded_end, announced = picker.end_time - origin, announced_end(video, container)
         duration, count = _extent(media.name, request, decoded_end, announced, reached_end)
+        samples = count * round(request.segment_seconds * request.sampling_rate) if request.with_audio else 0
+        check_result(count * picker.frame_bytes + 4 * samples, media.name, limits)
         frames, times = picker.finish(count)
         return Clip(
             frames=frames,
@@ -440,9 +454,7 @@ def _read_clip(media: MediaFile, request: _Request, seek: bool, skip: bool) -> C
 
 def _streams_of(container: Any, name: str, request: _Request) -> tuple[Any, Any]:
     """Return the video stream and the audio stream to decode; None for the latter if there is no sound to decode."""
-    video = video_stream(container, name)
-    video.thread_type = "AUTO"
-    video.codec_context.thread_count = request.num_threads
+    video = video_decoder(container, name, request.num_threads)
     if not request.with_audio:
         return video, None
     if best_stream(container, "audio") is None:
@@ -517,7 +529,7 @@ class _FramePicker:
         self._shown_time = -math.inf
         self._images: list[np.ndarray] = []
         self._times: list[float] = []
-        self._reformatter = av.video.reformatter.VideoReformatter()
+        self._scaler = FrameScaler()
 
     def push(self, frame: Any) -> bool:
         """Add the next frame; return True once no more are needed."""
@@ -541,7 +553,25 @@ class _FramePicker:
         """Return frames (count, H, W, 3) uint8 and times of the first `count` targets; the last frame stays on."""
         while len(self._images) < count:
             self._take()
-        return np.stack(self._images[:count]), np.array(self._times[:count])
+        images = self._images[:count]
+        self._images = []
+        frames = np.empty((count, *images[0].shape), np.uint8)
+        images.reverse()
+        for frame in frames:
+            frame[...] = images.pop()  # freed one by one, so that not all exist twice
+        return frames, np.array(self._times[:count])
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the frames taken so far."""
+        return len(self._images) * self.frame_bytes if self._images else 0
+
+    @property
+    def frame_bytes(self) -> int:
+        """Bytes of a taken frame."""
+        if self._images:
+            return self._images[0].nbytes
+        return 3 * math.prod(kept_size(self._shown.width, self._shown.height))
 
     @property
     def times(self) -> list[float]:
@@ -567,9 +597,4 @@ class _FramePicker:
         self._times.append(self._shown_time)
 
     def _to_rgb(self, frame: Any) -> np.ndarray:
-        """Return (h, w, 3) uint8 as stored. A stream that changes its size keeps that of its first kept frame."""
-        if not self._images:
-            self._stored_size = (frame.width, frame.height)
-        width, height = self._stored_size
-        # One reformatter for all frames: otherwise each would set up a separate scaler with threads.
-        return self._reformatter.reformat(frame, width, height, "rgb24").to_ndarray()
+        return self._scaler.to_rgb(frame)

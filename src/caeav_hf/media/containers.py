@@ -22,6 +22,7 @@ import av
 import numpy as np
 
 from ..errors import CaeAvError, MediaError
+from .bounds import Pace, limit_sound, limit_video, most_streams, options_of_probing
 from .memory import is_short
 from .remote import check_characters, fetch, is_address, local_path, without_password
 
@@ -157,21 +158,33 @@ class MediaFile:
         options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
         if self.is_address:
             options = {"format_whitelist": f"{_FORMATS},{_STREAM_FORMATS}", "protocol_whitelist": _PROTOCOLS}
-        limits = {"timeout": timeout} if self.is_address and timeout is not None else {}
+        most, too_many = most_streams()
+        # One more, since FFmpeg leaves out what is beyond its limit in some formats without a word.
+        options["max_streams"] = str(most + 1)
+        limits: dict[str, Any] = {"timeout": timeout} if self.is_address and timeout is not None else {}
         try:
             if not isinstance(self.target, str) and not self.is_pipe:
                 self.target.seek(0)
-            # Not PyAV's `options`: older versions pass them to streams too, and crash if a stream is found late.
             # Metadata need not be UTF-8, and none of it is read here.
             with av.open(
-                self.target, mode="r", container_options=options, metadata_errors="replace", **limits
+                self.target,
+                mode="r",
+                options=options_of_probing(),
+                container_options=options,
+                metadata_errors="replace",
+                **limits,
             ) as container:
+                if len(container.streams) > most:
+                    raise MediaError(f"{self.name}: {too_many}; {_EXPECTED}")
                 yield container
         except (av.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             if getattr(error, "errno", None) == errno.EINVAL:
                 # FFmpeg's only message for a format that is not allowed.
                 reason = "its format is not one that holds a clip"
+            elif getattr(error, "errno", None) == errno.ENOMEM:
+                # What FFmpeg says, too, of more streams than it is allowed to open.
+                reason = f"there is not enough memory, or it {too_many}"
             raise MediaError(f"{self.name}: cannot be read as media ({reason}); {_EXPECTED}") from error
 
 
@@ -235,7 +248,15 @@ def audio_stream(container: Any, name: str) -> Any:
     stream = best_stream(container, "audio")
     if stream is None:
         raise MediaError(f"{name}: no audio stream; {_EXPECTED}")
-    return with_decoder(stream, name)
+    limit_sound(with_decoder(stream, name), name)
+    return stream
+
+
+def video_decoder(container: Any, name: str, num_threads: int) -> Any:
+    """Do as [`video_stream`], and set up the decoder; `num_threads` is 0 to let FFmpeg choose."""
+    stream = video_stream(container, name)
+    limit_video(stream, name, num_threads)
+    return stream
 
 
 def with_decoder(stream: Any, name: str) -> Any:
@@ -270,13 +291,24 @@ def announced_end(stream: Any, container: Any) -> float | None:
     return in_seconds(container.duration, Fraction(1, av.time_base)) if end is None else end
 
 
-def packets_of(container: Any, streams: list[Any], errors: list[Exception] | None = None) -> Iterator[tuple[Any, Any]]:
+def packets_of(
+    container: Any, streams: list[Any], name: str, errors: list[Exception] | None = None
+) -> Iterator[tuple[Any, Any]]:
     """
     Yield streams and their packets in the order of the file. If it breaks off, the last packet of each is None, and
     the error is added to `errors`.
+
+    Args:
+        name: Name of the file in errors.
+
+    Raises:
+        MediaError: There are more packets than the time of their stream allows (see `media.bounds`). With `errors`,
+            the file breaks off there.
     """
     packets = container.demux(*streams)
+    paces = {stream.index: Pace(stream, name) for stream in streams}
     while True:
+        error: Exception | None = None
         try:
             packet = next(packets)
         except StopIteration:
@@ -285,10 +317,16 @@ def packets_of(container: Any, streams: list[Any], errors: list[Exception] | Non
             # PyAV knows only the streams of the header; a packet of another one ends its iteration, but not the file.
             packets = container.demux(*streams)
             continue
-        except (av.FFmpegError, OSError) as error:
-            logger.debug(f"demuxing ended early: {error}")
+        except (av.FFmpegError, OSError) as broken:
+            error = broken
+        else:
+            error = paces[packet.stream.index].add(packet) if packet.size else None
+        if error is not None:
             if errors is not None:
                 errors.append(error)
+            elif isinstance(error, MediaError):
+                raise error
+            logger.debug(f"demuxing ended early: {error}")
             # The demuxer cannot continue, but the frames that the decoders still hold are good.
             yield from ((stream, None) for stream in streams)
             return

@@ -25,6 +25,7 @@ import av
 import numpy as np
 
 from ..errors import CaeAvError, MediaError
+from .bounds import FrameScaler, MemoryWatch
 from .containers import (
     SEEK_MARGIN,
     STREAM_PROTOCOLS,
@@ -38,9 +39,11 @@ from .containers import (
     start_time,
     try_packet,
     upright,
+    video_decoder,
     video_stream,
 )
 from .guard import guarded, guarded_iterator
+from .limits import DecodingLimits
 from .segments import SEGMENT_REST, TIME_EPSILON, check_range
 from .sound import AudioTrack
 
@@ -55,6 +58,8 @@ LONGEST_HOLD, FEED_HOLD = 10.0, 2.0
 _FILE_SKEW, _LIVE_SKEW = 10.0, 2.0
 # Seconds of sound that wait for their picture; earlier ones are forgotten.
 _WAITING_SOUND = 30.0
+# Seconds for which a frame of a file stays on show at most, whatever duration it claims.
+_LONGEST_SHOWN = 3600.0
 # Share of a segment's sound that must be known.
 _KNOWN_SOUND = 0.5
 _NO_PICTURE, _NO_SOUND = "the picture is lost", "the sound is lost"
@@ -224,11 +229,10 @@ def _of_media(
 ) -> Iterator[Segment | Gap]:
     assembler = _Assembler(places)
     with media.open(timeout) as container:
-        video = video_stream(container, media.name)
-        video.thread_type = "AUTO"
-        video.codec_context.thread_count = num_threads
+        video = video_decoder(container, media.name, num_threads)
         audio = None if best_stream(container, "audio") is None else audio_stream(container, media.name)
-        events = _decode(container, video, audio, assembler, start)
+        latest = math.inf if media.is_address else DecodingLimits.from_environment().duration
+        events = _decode(container, media.name, video, audio, assembler, start, latest)
         yield from _assembled(assembler, events, media.name, audio is not None, on_missing_audio)
 
 
@@ -250,8 +254,13 @@ def _assembled(
     yield from assembler.finished()
 
 
-def _decode(container: Any, video: Any, audio: Any, assembler: "_Assembler", start: float) -> Iterator[None]:
-    """Decode a container into the assembler; yield after each packet."""
+def _decode(
+    container: Any, name: str, video: Any, audio: Any, assembler: "_Assembler", start: float, latest: float
+) -> Iterator[None]:
+    """
+    Decode a container into the assembler; yield after each packet. Timestamps later than `latest`, seconds after time
+    zero, are damaged.
+    """
     origin, rate = start_time(video, container), frame_rate_of(video)
     assembler.track.begin = origin
     assembler.begins_at_first = True
@@ -260,18 +269,15 @@ def _decode(container: Any, video: Any, audio: Any, assembler: "_Assembler", sta
             container.seek(round((origin + start - SEEK_MARGIN) * av.time_base))
         except (av.FFmpegError, OSError, OverflowError) as error:
             logger.debug(f"reading from the beginning, since seeking failed: {error}")
-    reformatter = av.video.reformatter.VideoReformatter()
-    size: list[int] = []
+    scaler, watch = FrameScaler(), MemoryWatch(video, name)
     waiting: list[float] = []  # times of packets whose frames have not come out of the decoder
     errors: list[Exception] = []
     read_until = -math.inf
 
     def to_rgb(frame: Any) -> np.ndarray:
-        if not size:  # a stream that changes its size keeps that of its first frame
-            size.extend((frame.width, frame.height))
-        return upright(reformatter.reformat(frame, *size, "rgb24").to_ndarray(), frame)
+        return upright(scaler.to_rgb(frame), frame)
 
-    for stream, packet in packets_of(container, [video] if audio is None else [video, audio], errors):
+    for stream, packet in packets_of(container, [video] if audio is None else [video, audio], name, errors):
         if stream.index != video.index:
             for frame in try_packet(stream, packet) or ():
                 assembler.add_sound(frame)
@@ -279,16 +285,19 @@ def _decode(container: Any, video: Any, audio: Any, assembler: "_Assembler", sta
             continue
         if packet is not None and packet.size and not packet.is_discard:
             time = in_seconds(packet.pts, packet.time_base)
-            if time is not None:
+            if time is not None and time - origin <= latest:
                 heapq.heappush(waiting, time - origin)
                 length = in_seconds(packet.duration, packet.time_base) or (1 / rate if rate else 0.0)
                 read_until = max(read_until, time - origin + length)
         for frame in try_packet(stream, packet) or ():
+            watch.check()
             if frame.is_corrupt:
                 continue
             shown = in_seconds(frame.pts, frame.time_base)
             # Raw streams carry no timestamps: their frames follow each other at the stream's rate.
             begin = max(assembler.shown_until, 0.0) if shown is None else shown - origin
+            if begin > latest:
+                continue
             lost = False
             while waiting and waiting[0] <= begin + TIME_EPSILON:
                 # Frames come in the order of their times: an earlier packet has none.
@@ -361,7 +370,8 @@ class _Assembler:
         self._next = places.first  # the next segment without a picture
         self._image: Callable[[], np.ndarray] | None = None
         self._converted: np.ndarray | None = None
-        self._pictures: deque[tuple[int, np.ndarray | None, float, str]] = deque()
+        # Runs of segments, from the first to the last, exclusive: their picture, its time, or why there is none.
+        self._pictures: deque[tuple[int, int, np.ndarray | None, float, str]] = deque()
         self._gap: tuple[int, int, str] | None = None
 
     @property
@@ -388,17 +398,16 @@ class _Assembler:
             return
         if self._image is None:
             begin = int(min(math.floor(time / self.seconds + TIME_EPSILON), self.last))
-            if self.begins_at_first:
-                self._pictures += [(index, None, 0.0, _NO_PICTURE) for index in range(self._next, begin)]
+            if self.begins_at_first and begin > self._next:
+                self._pictures.append((self._next, begin, None, 0.0, _NO_PICTURE))
             self._next = max(self._next, begin)
             # A frame that comes after the middle of its segment is the nearest one to it.
             shown = min(time, (self._next + 0.5) * self.seconds)
         else:
-            while self._next < self.last and (self._next + 0.5) * self.seconds < time - TIME_EPSILON:
-                self._take_picture(lost)
+            self._take_pictures(math.ceil((time - TIME_EPSILON) / self.seconds - 0.5), lost)
             shown = time
         self._image, self._converted = image, None
-        self.shown_time, self.shown_until = shown, time + duration
+        self.shown_time, self.shown_until = shown, time + min(duration, _LONGEST_SHOWN)
 
     def add_sound(self, frame: Any) -> None:
         """Add the next frame of sound, whose timestamp is on the time line of the track."""
@@ -411,20 +420,24 @@ class _Assembler:
         """Yield the segments that are complete, and the gaps before them."""
         track = self.track
         while self._pictures:
-            index, image, time, reason = self._pictures[0]
+            index, end, image, time, reason = self._pictures.popleft()
+            if image is None:
+                track.forget(round(end * self.seconds * track.rate))
+                self._miss(index, end, reason)
+                continue
             begin, until = index * self.seconds, (index + 1) * self.seconds
             goes_on = track.end_time >= until
             is_late = self.shown_time - max(track.end_time, begin) >= self.skew
             if self.has_audio and not (goes_on or sound_is_over or is_late):
+                self._pictures.appendleft((index, end, image, time, reason))
                 return
-            self._pictures.popleft()
+            if index + 1 < end:
+                self._pictures.appendleft((index + 1, end, image, time, reason))
             has_begun = track.first_time is not None and track.first_time - track.begin <= begin + TIME_EPSILON
             first = round(begin * track.rate)
             sound, known = track.take(first, first + self.samples)
-            if image is not None and has_begun and goes_on and known < _KNOWN_SOUND * self.samples:
-                image, reason = None, _NO_SOUND
-            if image is None:
-                self._miss(index, reason)
+            if has_begun and goes_on and known < _KNOWN_SOUND * self.samples:
+                self._miss(index, index + 1, _NO_SOUND)
             else:
                 yield from self.close_gap()
                 yield Segment(index, image, time, sound, self.has_audio)
@@ -435,8 +448,7 @@ class _Assembler:
         read_until = max(self.shown_until, self.shown_time, self.read_until)
         lost = self.read_until > self.shown_until + self.seconds
         count = math.ceil(read_until / self.seconds - SEGMENT_REST - TIME_EPSILON)
-        while self._next < min(count, self.last):
-            self._take_picture(lost)
+        self._take_pictures(count, lost)
         yield from self.completed(sound_is_over=True)
         if self._next < self.last:
             # A header's end may be that of the sound.
@@ -454,21 +466,24 @@ class _Assembler:
             self._gap = None
             yield Gap(first * self.seconds, last * self.seconds, reason)
 
-    def _take_picture(self, lost: bool) -> None:
-        """Give the frame on show to the next segment, unless it was gone at its middle."""
+    def _take_pictures(self, until: int, lost: bool) -> None:
+        """Give the frame on show to the segments before `until`, but for those at whose middle it was gone."""
         assert self._image is not None, "there is no frame yet"
-        if (self._next + 0.5) * self.seconds > self.shown_until + (self.seconds if lost else self.hold):
-            reason = _NO_PICTURE if lost else f"no frame for more than {self.hold:g} s"
-            self._pictures.append((self._next, None, 0.0, reason))
-        else:
+        end = int(min(until, self.last))
+        shown_until = self.shown_until + (self.seconds if lost else self.hold)
+        gone = min(end, max(self._next, math.floor(shown_until / self.seconds - 0.5) + 1))
+        if gone > self._next:
             if self._converted is None:
                 self._converted = self._image()
-            self._pictures.append((self._next, self._converted, self.shown_time, ""))
-        self._next += 1
+            self._pictures.append((self._next, gone, self._converted, self.shown_time, ""))
+        if end > max(gone, self._next):
+            reason = _NO_PICTURE if lost else f"no frame for more than {self.hold:g} s"
+            self._pictures.append((gone, end, None, 0.0, reason))
+        self._next = max(self._next, end)
 
-    def _miss(self, index: int, reason: str) -> None:
-        """Add a segment to the gap before the next one."""
+    def _miss(self, index: int, until: int, reason: str) -> None:
+        """Add segments to the gap before the next one."""
         first, known = (index, "") if self._gap is None else (self._gap[0], self._gap[2])
         if reason not in known:
             known = f"{known}; {reason}" if known else reason
-        self._gap = (first, index + 1, known)
+        self._gap = (first, until, known)

@@ -19,6 +19,8 @@ from .containers import in_seconds
 
 # Packets to look ahead; H.264 moves a frame by 16 places at most. A shorter look-ahead only skips fewer frames.
 _LOOKAHEAD = 16
+# A packet that is further away from the order of its timestamps shows damage.
+_MOST_MOVED = 4 * _LOOKAHEAD
 # Instants that are closer (seconds) are the same one, rounded differently ...
 _SAME = 1e-6
 # ... and to be safe, a frame this close to being displayed is decoded.
@@ -57,7 +59,7 @@ class FrameSkipper:
         Yield the packets in their order, each once the timestamps of the next ones are known.
 
         Raises:
-            UnevenTimestampsError: A packet has no timestamp, or one twice, or is damaged.
+            UnevenTimestampsError: A packet has no timestamp, or one twice or far out of order, or is damaged.
         """
         held: deque[tuple[Any, Any, float | None]] = deque()
         ahead = 0
@@ -107,7 +109,8 @@ class FrameSkipper:
         if time is None:
             raise UnevenTimestampsError
         place = bisect_left(self._times, time)
-        if place < len(self._times) and self._times[place] == time:
+        is_twice = place < len(self._times) and self._times[place] == time
+        if is_twice or len(self._times) - place > _MOST_MOVED:
             raise UnevenTimestampsError
         self._times.insert(place, time)
 

@@ -6,6 +6,7 @@ the same length.
 """
 
 import math
+from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +14,7 @@ import av
 import numpy as np
 
 from ..errors import MediaError
+from .bounds import check_result
 from .containers import (
     AUDIO_JITTER,
     MediaFile,
@@ -24,6 +26,7 @@ from .containers import (
     start_time,
 )
 from .guard import guarded
+from .limits import DecodingLimits
 from .memory import keep
 from .segments import TIME_EPSILON, FrameSampling, check_range, middles_of_parts, spaced_starts
 
@@ -67,10 +70,12 @@ def _load_audio(media: MediaFile, sampling_rate: int, start: float, end: float |
     with media.open() as container:
         stream = audio_stream(container, media.name)
         origin = start_time(stream, container)
+        limits = DecodingLimits.from_environment()
         track = AudioTrack(sampling_rate, origin + start, None if end is None else origin + end)
-        for _, packet in packets_of(container, [stream]):
+        for _, packet in packets_of(container, [stream], media.name):
             if any(track.push(frame) for frame in decode_packet(stream, packet)):
                 break
+            check_result(track.nbytes, media.name, limits)
     if track.silence > _LONGEST_SILENCE:
         # Filling the gaps could take more memory than there is.
         raise MediaError(
@@ -152,6 +157,9 @@ class AudioTrack:
     begins: the first samples of a run, a few milliseconds, are dropped up to one that falls on such an instant.
 
     Of a long track, only the sound that overlaps one of the ranges `kept`, from sample to sample, may be kept.
+
+    Attributes:
+        nbytes: Bytes of the sound that is kept.
     """
 
     def __init__(
@@ -173,7 +181,8 @@ class AudioTrack:
         self._run_time = 0.0
         self._run_samples = 0
         self._cursor = 0
-        self._pieces: list[tuple[int, np.ndarray]] = []
+        self._pieces: deque[tuple[int, np.ndarray]] = deque()
+        self.nbytes = 0
 
     def push(self, frame: Any) -> bool:
         """Add the next frame; return True once the end of the time line is reached."""
@@ -215,13 +224,17 @@ class AudioTrack:
         return self.first_time > self.begin + TIME_EPSILON and self.first_time > stream_start + AUDIO_JITTER
 
     def waveform(self, samples: int | None = None) -> np.ndarray:
-        """Return (samples,) float32, silent where there is no sound; by default up to the end of the sound."""
+        """
+        Return (samples,) float32, silent where there is no sound; by default up to the end of the sound. The track
+        forgets it.
+        """
         self._flush()
         limit = None if self.end is None else round((self.end - self.begin) * self.rate)
         if samples is None:
             samples = self._length if limit is None else min(self._length, limit)
         waveform = np.zeros(samples, dtype=np.float32)
-        for offset, piece in self._pieces:
+        while self._pieces:
+            offset, piece = self._pieces.popleft()  # freed one by one, so that not all exist twice
             first, last = max(offset, 0), min(offset + len(piece), samples, samples if limit is None else limit)
             if last > first:
                 waveform[first:last] = piece[first - offset : last - offset]
@@ -255,7 +268,8 @@ class AudioTrack:
 
     def forget(self, first: int) -> None:
         """Drop sound that ends before the sample `first`."""
-        self._pieces = [(offset, piece) for offset, piece in self._pieces if offset + len(piece) > first]
+        while self._pieces and self._pieces[0][0] + len(self._pieces[0][1]) <= first:
+            self.nbytes -= self._pieces.popleft()[1].nbytes
 
     def finish(self) -> None:
         """Add what the resampler still holds, at the end of the sound."""
@@ -299,4 +313,5 @@ class AudioTrack:
             if until > 0 and (self.kept is None or any(a < until and self._cursor < b for a, b in self.kept)):
                 keep(piece.nbytes)
                 self._pieces.append((self._cursor, piece))
+                self.nbytes += piece.nbytes
             self._cursor = until

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..media.bounds import check_result
 from ..media.clip import Clip
+from ..media.limits import DecodingLimits
 from ..media.segment_stream import Segment, read_segments
 
 
@@ -29,12 +31,13 @@ def preview(source: Any, processor: Any) -> Clip:
     frames: list[np.ndarray] = []
     times: list[float] = []
     peaks: list[np.ndarray] = []
-    has_audio, seconds = False, processor.segment_seconds
+    has_audio, seconds, limits = False, processor.segment_seconds, DecodingLimits.from_environment()
     for item in read_segments(source, segment_seconds=seconds, sampling_rate=processor.sampling_rate):
         if not isinstance(item, Segment):
             continue
         height, width = item.image.shape[:2]
         small = Image.fromarray(item.image).resize((max(1, round(width * _HEIGHT / height)), _HEIGHT))
+        check_result(item.index * small.width * small.height * 3, str(source), limits)
         while frames and len(frames) < item.index:
             frames.append(np.zeros_like(frames[-1]))
             times.append(len(times) * seconds)

@@ -2,8 +2,9 @@
 Write videos with the masks of what sounds laid over them.
 
 Every frame of the source keeps its time, and its size but for a band of captions below it, with the mask of its
-segment tinted, and the source's own sound is copied. Frames are painted as RGB and stored with the colour matrix that
-they came with, so the source's colour description stays true.
+segment tinted, and the source's own sound is copied. Frames that `load_clip` scales down, those larger than 4K, are
+scaled here too. Frames are painted as RGB and stored with the colour matrix that they came with, so the source's
+colour description stays true.
 """
 
 import math
@@ -22,6 +23,7 @@ from tqdm import tqdm
 
 from ..errors import CaeAvError, MediaError
 from ..files import atomic_write
+from ..media.bounds import FrameScaler, MemoryWatch
 from ..media.containers import (
     AUDIO_JITTER,
     MediaFile,
@@ -32,7 +34,7 @@ from ..media.containers import (
     packets_of,
     start_time,
     upright,
-    video_stream,
+    video_decoder,
 )
 from ..media.guard import OneByOne, guarded
 from ..media.segments import SEGMENT_REST
@@ -206,8 +208,8 @@ class _Overlay:
         self, container: Any, painter: _Painter, name: str, given: tuple[np.ndarray, int] | None = None
     ) -> None:
         self.container, self.painter, self.name, self.given = container, painter, name, given
-        self.video = video_stream(container, name)
-        self.video.thread_type = "AUTO"
+        self.video = video_decoder(container, name, 0)
+        self.watch = MemoryWatch(self.video, name)
         audio = best_stream(container, "audio") if given is None else None
         self.audio = None if audio is None or audio.codec_context is None else audio
         self.origin = start_time(self.video, container)
@@ -218,9 +220,8 @@ class _Overlay:
         self.output: Any = None
         self.picture: Any = None
         self.sound: _Sound | None = None
-        self._stored_size: tuple[int, int] | None = None
         # One scaler for each direction: setting one up takes longer than converting a small frame.
-        self._to_rgb, self._from_rgb = VideoReformatter(), VideoReformatter()
+        self._scaler, self._from_rgb = FrameScaler(), VideoReformatter()
         self._last_time: int | None = None
         self._durations: dict[int, int] = {}
         self._waiting: list[Any] = []
@@ -234,7 +235,7 @@ class _Overlay:
             self._write(_encoded(*self.given, output))
         streams = [stream for stream in (self.video, self.audio) if stream is not None]
         with tqdm(total=self.video.frames or None, unit="frame", disable=not show_progress) as progress:
-            for _, packet in packets_of(self.container, streams):
+            for _, packet in packets_of(self.container, streams, self.name):
                 if packet is None or not packet.size:
                     continue  # both decoders are flushed below
                 if self.sound is not None and packet.stream.index == self.sound.stream.index:
@@ -257,10 +258,9 @@ class _Overlay:
         if self._last_time is not None and time <= self._last_time:
             return
         self._last_time = time
-        if self._stored_size is None:
-            self._stored_size = (frame.width, frame.height)
+        self.watch.check()
         seconds = float(time * self.time_base) + self.shift - self.origin
-        image = self.painter.paint(self._upright_rgb(frame, *self._stored_size), seconds)
+        image = self.painter.paint(self._upright_rgb(frame), seconds)
         image = np.pad(image, [(0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)], mode="edge")
         if self.picture is None:
             self._open_picture(frame, image.shape[1], image.shape[0])
@@ -275,12 +275,11 @@ class _Overlay:
             self._durations[time] = frame.duration
         self._encode(painted)
 
-    def _upright_rgb(self, frame: Any, width: int, height: int) -> np.ndarray:
-        """Return a frame stored as `width` x `height` pixels upright, (H, W, 3) uint8."""
+    def _upright_rgb(self, frame: Any) -> np.ndarray:
+        """Return a frame upright, (H, W, 3) uint8."""
         known = frame.color_range in (_LIMITED_RANGE, _FULL_RANGE)
         colours = {"src_color_range": frame.color_range} if known else {}
-        stored = self._to_rgb.reformat(frame, width, height, "rgb24", **colours)
-        return upright(stored.to_ndarray(), frame)
+        return upright(self._scaler.to_rgb(frame, **colours), frame)
 
     def _ticks(self, frame: Any) -> int:
         """Return when the frame is shown, in ticks from the beginning of the written clip."""
