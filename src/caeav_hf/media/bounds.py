@@ -11,7 +11,7 @@ Work. Packets and pixels are counted against the seconds that the stream has cov
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
@@ -26,35 +26,70 @@ _HELD = {"h264": 18, "hevc": 10, "vp9": 10, "av1": 10, "libdav1d": 10, "vp8": 6,
 # ... and of all others, whose frames stand by themselves.
 _HELD_ALONE = 3
 # Bytes per pixel that a codec with references keeps beside each frame, and those of the widest pixels, which a codec
-# whose frames stand by themselves may turn to at any frame.
-_MOTION_BYTES, _WIDEST_PIXEL = 0.75, 8.0
+# whose frames stand by themselves may turn to at any frame. The usual ones are those of 10 bits.
+_MOTION_BYTES, _WIDEST_PIXEL, _USUAL_PIXEL = 0.75, 8.0, 3.0
 # Threads that FFmpeg starts at most by itself.
 _MOST_THREADS = 16
+# Samples per second of anything that is called sound. Fewer would grow a file a thousandfold.
+_LEAST_RATE = 1000
+# Streams that nearly all files have at most.
+_FEW_STREAMS = (5, 16)
 # Older versions of PyAV pass a file's options to its streams too, and crash if a stream is found late.
 _OPTIONS_VERSION = 18
-# Frames above so many pixels are watched.
-_LARGE = 9e6
+# Frames above so many pixels are watched. They may be stored with a little more pixels than they show.
+_LARGE, _CODED_SHARE = 9e6, 1.1
 # Seconds for which a stream may hold more than its share, and the longest step (seconds) from one packet to the next
 # that counts in full: what is longer is a jump. Timestamps that fall back begin at another place, but not endlessly.
-_SLACK, _LONGEST_STEP, _MOST_FALLS = 5.0, 10.0, 100
+_SLACK, _LONGEST_STEP, _MOST_FALLS = 2.0, 10.0, 100
 # Seconds of a packet without a timestamp, in a stream without a rate.
 _USUAL_STEP = 0.02
 
 
-def most_streams() -> tuple[int, str]:
-    """Return the maximum number of streams of a file, and what an error says of a file that has more."""
+class Probing(NamedTuple):
+    """
+    How FFmpeg looks into a file as it opens it.
+
+    Attributes:
+        streams: Streams that it may have.
+        pixels: Pixels of a frame that is decoded for that.
+        is_last: Whether there is no further attempt.
+    """
+
+    streams: int
+    pixels: int
+    is_last: bool
+
+    @property
+    def options(self) -> dict[str, str]:
+        """Options of the container. FFmpeg leaves out what is beyond its limit in some formats without a word."""
+        return {"max_streams": str(self.streams + 1)}
+
+    @property
+    def decoder_options(self) -> dict[str, str]:
+        """Options of the decoders."""
+        is_old = int(av.__version__.partition(".")[0]) < _OPTIONS_VERSION
+        return {} if is_old else {"max_pixels": str(self.pixels)}
+
+    @property
+    def too_many(self) -> str:
+        """What an error says of a file with more streams."""
+        return f"has more streams than {self.streams} ({variable('streams')})"
+
+
+def probings(is_once: bool) -> list[Probing]:
+    """
+    Return how to try to open a file, with more and more streams. Each is decoded for a frame that is kept meanwhile.
+
+    Args:
+        is_once: Whether the file can be opened only once.
+    """
     limits = DecodingLimits.from_environment()
-    return int(limits.streams), f"has more streams than {_setting('streams', limits)}"
-
-
-def options_of_probing() -> dict[str, str]:
-    """
-    Return options of the decoders by which FFmpeg looks into streams as it opens a file. They decode a frame of each
-    whose header does not say enough.
-    """
-    if int(av.__version__.partition(".")[0]) < _OPTIONS_VERSION:
-        return {}
-    return {"max_pixels": str(_pixels_alone(DecodingLimits.from_environment()))}
+    most = max(1, int(limits.streams))
+    counts = [most] if is_once else sorted({min(few, most) for few in (*_FEW_STREAMS, most)})
+    return [
+        Probing(count, max(1, int(limits.memory_mb * 1e6 / (_WIDEST_PIXEL * count))), count == most)
+        for count in counts
+    ]
 
 
 def limit_video(stream: Any, name: str, num_threads: int) -> None:
@@ -67,30 +102,67 @@ def limit_video(stream: Any, name: str, num_threads: int) -> None:
     Raises:
         MediaError: The header announces larger frames.
     """
-    limits, context = DecodingLimits.from_environment(), stream.codec_context
-    held, pixel_bytes = _HELD_ALONE, _WIDEST_PIXEL
-    if context.name in _HELD:
-        held = _HELD[context.name]
-        pixel_bytes = _MOTION_BYTES + (context.format.padded_bits_per_pixel / 8 if context.format else _WIDEST_PIXEL)
-    pixels = max(context.width * context.height, context.coded_width * context.coded_height)
-    room = limits.memory_mb * 1e6 / pixel_bytes
-    threads = num_threads or _MOST_THREADS
-    if pixels * (held + threads) > room:
-        threads = num_threads = 1
-    most = room / (held + threads)
-    if pixels > most:
-        raise MediaError(
-            f"{name}: its frames are of {context.width}x{context.height} pixels; expected at most {most / 1e6:.0f} "
-            f"megapixels of {context.name}, by {_setting('memory_mb', limits)}"
-        )
+    context = stream.codec_context
+    largest = _LargestFrame.of(context, num_threads)
+    if context.width * context.height > largest.pixels:
+        raise largest.error(name, context.width, context.height)
     stream.thread_type = "AUTO"
-    context.thread_count = num_threads
-    context.options = {**context.options, "max_pixels": str(max(1, int(most)))}
+    context.thread_count = largest.num_threads
+    context.options = {**context.options, "max_pixels": str(max(1, int(largest.pixels)))}
+
+
+class _LargestFrame(NamedTuple):
+    """
+    The largest frames that a decoder may have.
+
+    Attributes:
+        pixels: Their pixels.
+        num_threads: Threads to decode them by; 0 lets FFmpeg choose.
+        codec: Name of the codec.
+    """
+
+    pixels: float
+    num_threads: int
+    codec: str
+
+    @classmethod
+    def of(cls, context: Any, num_threads: int = 0) -> "_LargestFrame":
+        """Return that of a codec's context for so many threads, or for one where frames of its size need that."""
+        held, pixel_bytes = _HELD_ALONE, _WIDEST_PIXEL
+        if context.name in _HELD:
+            held = _HELD[context.name]
+            pixel = context.format.padded_bits_per_pixel / 8 if context.format else _USUAL_PIXEL
+            pixel_bytes = _MOTION_BYTES + pixel
+        room = DecodingLimits.from_environment().memory_mb * 1e6 / pixel_bytes
+        if context.width * context.height * (held + (num_threads or _MOST_THREADS)) > room:
+            num_threads = 1
+        return cls(room / (held + (num_threads or _MOST_THREADS)), num_threads, context.name)
+
+    def error(self, name: str, width: int, height: int) -> MediaError:
+        """Return the error for larger frames; `width` and `height` are 0 if they are not known."""
+        size = f"of {width}x{height} pixels" if width else "too large"
+        return MediaError(
+            f"{name}: its frames are {size}; expected at most {self.pixels / 1e6:.1f} megapixels of {self.codec} "
+            f"({_setting('memory_mb', DecodingLimits.from_environment())})"
+        )
+
+
+def no_frame(stream: Any, name: str) -> MediaError:
+    """Return the error for a video stream of which no frame could be decoded."""
+    context = stream.codec_context
+    if not context.width:
+        # So FFmpeg leaves a decoder that it has refused a size.
+        return _LargestFrame.of(context).error(name, 0, 0)
+    return MediaError(f"{name}: no frame could be decoded; expected a readable video stream")
 
 
 def limit_sound(stream: Any, name: str) -> None:
     """Raise a [`~errors.MediaError`] if a stream of sound has more samples per second, or channels, than allowed."""
     limits, context = DecodingLimits.from_environment(), stream.codec_context
+    if 0 < context.sample_rate < _LEAST_RATE:
+        raise MediaError(
+            f"{name}: its sound has {context.sample_rate} samples per second; expected at least {_LEAST_RATE}"
+        )
     for value, field, unit in (
         (context.sample_rate, "sampling_rate", "samples per second"),
         (context.channels, "channels", "channels"),
@@ -104,8 +176,8 @@ def check_picture(width: int, height: int, name: str) -> None:
     limits = DecodingLimits.from_environment()
     if width * height > (most := _pixels_alone(limits)):
         raise MediaError(
-            f"{name}: is of {width}x{height} pixels; expected at most {most / 1e6:.0f} megapixels, by "
-            f"{_setting('memory_mb', limits)}"
+            f"{name}: is of {width}x{height} pixels; expected at most {most / 1e6:.1f} megapixels "
+            f"({_setting('memory_mb', limits)})"
         )
 
 
@@ -113,7 +185,7 @@ def check_result(size: float, name: str, limits: DecodingLimits) -> None:
     """Raise a [`~errors.MediaError`] if a result of so many bytes is larger than allowed."""
     if size > limits.result_mb * 1e6:
         raise MediaError(
-            f"{name}: its frames or its sound take more than {_setting('result_mb', limits)} MB; expected a shorter "
+            f"{name}: its frames or its sound take more than {limits.result_mb:g} MB ({variable('result_mb')}); expected a shorter "
             "part (`start` and `end`), or a stream of segments (`caeav_hf.streaming`)"
         )
 
@@ -124,7 +196,7 @@ def _pixels_alone(limits: DecodingLimits) -> int:
 
 
 def _setting(field: str, limits: DecodingLimits) -> str:
-    return f"{getattr(limits, field):g} ({variable(field)})"
+    return f"{variable(field)}={getattr(limits, field):.12g}"
 
 
 class Pace:
@@ -195,7 +267,7 @@ class MemoryWatch:
 
     def __init__(self, stream: Any, name: str) -> None:
         self.context, self.name = stream.codec_context, name
-        self.limits = DecodingLimits.from_environment()
+        self.limits, self.largest = DecodingLimits.from_environment(), _LargestFrame.of(self.context)
         self._before = _resident_bytes()
 
     def check(self, result: int = 0) -> None:
@@ -211,11 +283,13 @@ class MemoryWatch:
         width, height = self.context.coded_width, self.context.coded_height
         if width * height <= _LARGE:
             return
+        if width * height > self.largest.pixels * _CODED_SHARE:
+            raise self.largest.error(self.name, width, height)
         grown = _resident_bytes() - self._before - result
         if grown > self.limits.memory_mb * 1e6:
             raise MediaError(
                 f"{self.name}: decoding its frames of {width}x{height} pixels takes {grown / 1e6:.0f} MB; expected at "
-                f"most {_setting('memory_mb', self.limits)}"
+                f"most {self.limits.memory_mb:g} MB ({variable('memory_mb')})"
             )
 
 

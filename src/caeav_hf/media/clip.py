@@ -35,7 +35,7 @@ import av
 import numpy as np
 
 from ..errors import CaeAvError, MediaError
-from .bounds import FrameScaler, MemoryWatch, check_result, kept_size
+from .bounds import FrameScaler, MemoryWatch, check_result, kept_size, no_frame
 from .containers import (
     SEEK_MARGIN,
     MediaFile,
@@ -429,7 +429,7 @@ def _read_clip(media: MediaFile, request: _Request, seek: bool, skip: bool) -> C
         ):
             raise _SeekMissedError
         if picker.first_time is None:
-            raise MediaError(f"{media.name}: no frame could be decoded; expected a readable video stream")
+            raise no_frame(video, media.name)
         if audio is not None and track.first_time is None:
             raise MediaError(f"{media.name}: no sound could be decoded; expected a readable audio stream")
 

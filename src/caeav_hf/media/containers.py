@@ -22,7 +22,7 @@ import av
 import numpy as np
 
 from ..errors import CaeAvError, MediaError
-from .bounds import Pace, limit_sound, limit_video, most_streams, options_of_probing
+from .bounds import Pace, limit_sound, limit_video, probings
 from .memory import is_short
 from .remote import check_characters, fetch, is_address, local_path, without_password
 
@@ -158,33 +158,41 @@ class MediaFile:
         options = {"format_whitelist": _FORMATS, "protocol_whitelist": "file"}
         if self.is_address:
             options = {"format_whitelist": f"{_FORMATS},{_STREAM_FORMATS}", "protocol_whitelist": _PROTOCOLS}
-        most, too_many = most_streams()
-        # One more, since FFmpeg leaves out what is beyond its limit in some formats without a word.
-        options["max_streams"] = str(most + 1)
-        limits: dict[str, Any] = {"timeout": timeout} if self.is_address and timeout is not None else {}
+        how: dict[str, Any] = {"timeout": timeout} if self.is_address and timeout is not None else {}
         try:
-            if not isinstance(self.target, str) and not self.is_pipe:
-                self.target.seek(0)
-            # Metadata need not be UTF-8, and none of it is read here.
-            with av.open(
-                self.target,
-                mode="r",
-                options=options_of_probing(),
-                container_options=options,
-                metadata_errors="replace",
-                **limits,
-            ) as container:
-                if len(container.streams) > most:
-                    raise MediaError(f"{self.name}: {too_many}; {_EXPECTED}")
-                yield container
+            # FFmpeg decodes a frame of each stream as it opens a file: the more streams, the smaller the frames.
+            for probing in probings(is_once=self.is_address or self.is_pipe):
+                if not isinstance(self.target, str) and not self.is_pipe:
+                    self.target.seek(0)
+                try:
+                    # Metadata need not be UTF-8, and none of it is read here.
+                    container = av.open(
+                        self.target,
+                        mode="r",
+                        options=probing.decoder_options,
+                        container_options={**options, **probing.options},
+                        metadata_errors="replace",
+                        **how,
+                    )
+                except av.FFmpegError as error:
+                    # What FFmpeg says, too, of more streams than it is allowed to open.
+                    if error.errno != errno.ENOMEM:
+                        raise
+                    if probing.is_last:
+                        raise MediaError(
+                            f"{self.name}: takes more memory than there is, or {probing.too_many}; {_EXPECTED}"
+                        ) from error
+                    continue
+                with container:
+                    if len(container.streams) <= probing.streams:
+                        yield container
+                        return
+            raise MediaError(f"{self.name}: {probing.too_many}; {_EXPECTED}")
         except (av.FFmpegError, OSError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             if getattr(error, "errno", None) == errno.EINVAL:
                 # FFmpeg's only message for a format that is not allowed.
                 reason = "its format is not one that holds a clip"
-            elif getattr(error, "errno", None) == errno.ENOMEM:
-                # What FFmpeg says, too, of more streams than it is allowed to open.
-                reason = f"there is not enough memory, or it {too_many}"
             raise MediaError(f"{self.name}: cannot be read as media ({reason}); {_EXPECTED}") from error
 
 

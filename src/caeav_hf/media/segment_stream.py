@@ -25,7 +25,7 @@ import av
 import numpy as np
 
 from ..errors import CaeAvError, MediaError
-from .bounds import FrameScaler, MemoryWatch
+from .bounds import FrameScaler, MemoryWatch, no_frame
 from .containers import (
     SEEK_MARGIN,
     STREAM_PROTOCOLS,
@@ -307,7 +307,9 @@ def _decode(
         yield
     assembler.read_until = read_until
     announced = announced_end(video, container)
-    if errors:
+    if not assembler.has_started and not video.codec_context.width:
+        assembler.failure = str(no_frame(video, name)).removeprefix(f"{name}: ")
+    elif errors:
         assembler.failure = f"cannot be read on: {errors[0]}"
     elif announced is not None:
         assembler.failure = f"breaks off before the end at {announced:.2f} s that it announces"

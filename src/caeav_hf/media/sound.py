@@ -19,6 +19,7 @@ from .containers import (
     AUDIO_JITTER,
     MediaFile,
     MediaSource,
+    announced_end,
     audio_stream,
     decode_packet,
     in_seconds,
@@ -70,7 +71,11 @@ def _load_audio(media: MediaFile, sampling_rate: int, start: float, end: float |
     with media.open() as container:
         stream = audio_stream(container, media.name)
         origin = start_time(stream, container)
-        limits = DecodingLimits.from_environment()
+        limits, announced = DecodingLimits.from_environment(), announced_end(stream, container)
+        if announced is not None and not stream.codec_context.name.startswith("pcm"):
+            # Known before anything is decoded. Headers of PCM are often wrong, and it is as large as its result.
+            seconds = (announced if end is None else min(announced, end)) - start
+            check_result(4 * sampling_rate * seconds, media.name, limits)
         track = AudioTrack(sampling_rate, origin + start, None if end is None else origin + end)
         for _, packet in packets_of(container, [stream], media.name):
             if any(track.push(frame) for frame in decode_packet(stream, packet)):

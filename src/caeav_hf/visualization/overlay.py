@@ -21,9 +21,9 @@ from av.video.reformatter import VideoReformatter
 from PIL import Image
 from tqdm import tqdm
 
-from ..errors import CaeAvError, MediaError
+from ..errors import CaeAvError
 from ..files import atomic_write
-from ..media.bounds import FrameScaler, MemoryWatch
+from ..media.bounds import FrameScaler, MemoryWatch, no_frame
 from ..media.containers import (
     AUDIO_JITTER,
     MediaFile,
@@ -248,7 +248,7 @@ class _Overlay:
                 self._add_frame(frame)
                 progress.update()
         if self.picture is None:
-            raise MediaError(f"{self.name}: no frame could be decoded; expected a readable video stream")
+            raise no_frame(self.video, self.name)
         self._encode(None)
         if self.sound is not None:
             self._write(self.sound.finish())
