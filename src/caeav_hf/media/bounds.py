@@ -185,8 +185,8 @@ def check_result(size: float, name: str, limits: DecodingLimits) -> None:
     """Raise a [`~errors.MediaError`] if a result of so many bytes is larger than allowed."""
     if size > limits.result_mb * 1e6:
         raise MediaError(
-            f"{name}: its frames or its sound take more than {limits.result_mb:g} MB ({variable('result_mb')}); expected a shorter "
-            "part (`start` and `end`), or a stream of segments (`caeav_hf.streaming`)"
+            f"{name}: its frames or its sound take more than {limits.result_mb:g} MB ({variable('result_mb')}); "
+            "expected a shorter part (`start` and `end`), or a stream of segments (`caeav_hf.streaming`)"
         )
 
 

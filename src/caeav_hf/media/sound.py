@@ -71,10 +71,10 @@ def _load_audio(media: MediaFile, sampling_rate: int, start: float, end: float |
     with media.open() as container:
         stream = audio_stream(container, media.name)
         origin = start_time(stream, container)
-        limits, announced = DecodingLimits.from_environment(), announced_end(stream, container)
-        if announced is not None and not stream.codec_context.name.startswith("pcm"):
+        limits, announced = DecodingLimits.from_environment(), announced_end(stream, container) or math.inf
+        if announced <= limits.duration and not stream.codec_context.name.startswith("pcm"):
             # Known before anything is decoded. Headers of PCM are often wrong, and it is as large as its result.
-            seconds = (announced if end is None else min(announced, end)) - start
+            seconds = min(announced, math.inf if end is None else end) - start
             check_result(4 * sampling_rate * seconds, media.name, limits)
         track = AudioTrack(sampling_rate, origin + start, None if end is None else origin + end)
         for _, packet in packets_of(container, [stream], media.name):
