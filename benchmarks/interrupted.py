@@ -423,7 +423,9 @@ def start_fresh(command: Command, place: Place, output: Path) -> list[int]:
     import subprocess
 
     assert command.processes == 1
-    module = "train" if command.program is train else "caeav_hf.cli"
+    module = "caeav_hf.training.command" if command.program is train else "caeav_hf.cli"
+    program = f"import sys; from interrupted import make_pieces_small; from {module} import main; "
+    program += "make_pieces_small(); sys.exit(main())"
     environment = {
         "TMPDIR": str(place.work / "tmp"),
         "HF_DATASETS_CACHE": str(place.work / "cache"),
@@ -431,12 +433,11 @@ def start_fresh(command: Command, place: Place, output: Path) -> list[int]:
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
     }
-    root = Path(__file__).parents[1]
     with output.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, "-m", module, *command.line(place)],
+            [sys.executable, "-c", program, *command.line(place)],
             env={**os.environ, **environment},
-            cwd=root,
+            cwd=Path(__file__).parent,
             stdout=file,
             stderr=file,
             start_new_session=True,
