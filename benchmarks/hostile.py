@@ -307,7 +307,7 @@ class Worker:
         self.channel.close()
         if self.number < 0:
             if self.left:
-                raise SystemExit(f"{self.door.name}: a worker failed outside its inputs; see {self.folder}/output.txt")
+                raise SystemExit(f"{self.door.name}: a worker failed outside its inputs:\n{self._last_output()}")
             return None
         stack = (self.folder / "stack.txt").read_text(encoding="utf-8", errors="replace")
         is_late = "Timeout" in stack

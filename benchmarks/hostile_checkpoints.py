@@ -233,14 +233,18 @@ def _archive(rng: random.Random, entries: dict[str, bytes]) -> bytes:
 
 
 def mutate_checkpoint(rng: random.Random, original: Original) -> Change:
-    """Change the only file of `torch.save`: its bytes, its pickle or its archive."""
+    """Change the only file of `torch.save`."""
     (name,) = original.names("*.pt*", "*.bin")
-    data = original.read(name)
+    return {name: mutate_saved(rng, original.read(name))}
+
+
+def mutate_saved(rng: random.Random, data: bytes) -> bytes:
+    """Change what `torch.save` wrote: its bytes, its pickle or its archive."""
     if rng.random() < 0.15:
-        return {name: mutate_bytes(rng, data)}
+        return mutate_bytes(rng, data)
     if not zipfile.is_zipfile(io.BytesIO(data)):  # the format before zip archives: pickles, then storages
         begin = data.find(b"\x80\x02}")
-        return {name: data[:begin] + _pickled(rng) + data[rng.randrange(begin, len(data)) :]}
+        return data[:begin] + _pickled(rng) + data[rng.randrange(begin, len(data)) :]
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         entries = {entry: archive.read(entry) for entry in archive.namelist()}
     kind = rng.randrange(8)
@@ -251,7 +255,7 @@ def mutate_checkpoint(rng: random.Random, original: Original) -> Change:
         del entries[chosen]
     if kind > 2:
         entries[next(entry for entry in entries if entry.endswith("data.pkl"))] = _pickled(rng)
-    return {name: _archive(rng, entries)}
+    return _archive(rng, entries)
 
 
 def make_checkpoints(folder: Path) -> None:

@@ -1,17 +1,21 @@
 """The doors of models: weights, configurations, processor and tokenizer files, recipes, authors' checkpoints."""
 
+import io
 import json
 import random
 import shutil
 import struct
+import sys
+from collections import Counter
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from hostile_checkpoints import make_checkpoints, mutate_checkpoint, open_checkpoint
+from hostile_checkpoints import make_checkpoints, mutate_checkpoint, mutate_saved, open_checkpoint
 from hostile_mutators import (
     NUMBERS,
     STRINGS,
@@ -33,16 +37,26 @@ from hostile_mutators import (
 from safetensors.torch import save_file
 
 from caeav_hf import CaeAvConfig, CaeAvProcessor
-from caeav_hf.conversion import load_checkpoint
+from caeav_hf.conversion import from_official, load_checkpoint
+from caeav_hf.errors import reading
 from caeav_hf.hub import read_config_and_task
 from caeav_hf.pipelines.loading import load_pipeline
-from caeav_hf.task import get_task
+from caeav_hf.processing import build_question_tokenizer
+from caeav_hf.robustness.records import Record, StackedSums, read_fingerprint
+from caeav_hf.task import get_task, tasks
+from caeav_hf.tasks.question_answering.metric import AnswerSums
+from caeav_hf.tasks.video_parsing.visual_3d import find_features, read_features
 from caeav_hf.training.build import build_model, build_processor, load_trained_model
 from caeav_hf.training.caption_features import FOLDER, CaptionFeatureStore
+from caeav_hf.training.checkpointing import (
+    STATE_FOLDER,
+    find_checkpoint,
+    read_loop_state,
+    restore_training_state,
+)
 from caeav_hf.training.recipe import RECIPES, Recipe, load_recipe
-
-
-ROOT = Path(__file__).resolve().parent.parent
+from caeav_hf.training.sharding import full_state_dicts
+from caeav_hf.training.state import LoopState, random_state
 
 
 def _is_even(folder: Path) -> bool:
@@ -117,8 +131,6 @@ def _save_toy_model(name: str, folder: Path, **options: Any) -> None:
     torch.manual_seed(0)
     tokenizer = None
     if get_task(recipe.task).question_words is not None:
-        from caeav_hf.processing import build_question_tokenizer
-
         tokenizer = build_question_tokenizer(["what is this", "is it loud"])
     model = build_model(recipe, names, tokenizer)
     model.save_pretrained(folder, **options)
@@ -171,8 +183,6 @@ def _open_model(folder: Path) -> Any:
 
 
 def _records() -> list[Any]:
-    from caeav_hf.task import tasks
-
     return [record for task in tasks().values() for record in task.records()]
 
 
@@ -376,28 +386,155 @@ def _open_processor(folder: Path) -> Any:
     return processor([frames], [sound], texts, texts, 16_000, questions=questions)
 
 
-# Other files of tensors: caption features, robustness scores, training states
+# Other files of tensors: caption features, robustness scores, 3D features
 
 
 def _make_tensors(folder: Path) -> None:
-    features = folder / "features" / FOLDER / ("0" * 16)
+    features = folder / "captions" / FOLDER / ("0" * 16)
     features.mkdir(parents=True)
     tensors = {f"caption: {text}": torch.rand(5, 8) for text in ("a dog", "a bell", "rain")}
-    save_file(
-        tensors,
-        features / "features-00000.safetensors",
-        {"format": "caeav-caption-features-1", "text_tower": "0" * 64},
-    )
+    metadata = {"format": "caeav-caption-features-1", "text_tower": "0" * 64}
+    save_file(tensors, features / "features-00000.safetensors", metadata)
+    task = get_task("avqa")
+    answers = [AnswerSums(Counter(["a", name]), Counter(["a", "a", name])) for name in "bcd"]
+    (folder / "scores").mkdir()
+    record = Record(np.arange(3), np.arange(3), StackedSums.stack(answers, task), np.zeros((3, 2), np.int8), None)
+    record.save(folder / "scores" / "scores.safetensors", {"seed": 3})
+    for name in ("saved", "published"):
+        (folder / name).mkdir()
+    save_file({"visual_3d": torch.rand(10, 8)}, folder / "saved" / "clip.safetensors")
+    np.save(folder / "published" / "clip.npy", np.random.default_rng(0).random((10, 8), np.float32))
 
 
 def _mutate_tensors(rng: random.Random, original: Original) -> Change:
-    name = rng.choice(original.names("*.safetensors"))
-    return {name: mutate_safetensors(rng, original.read(name))}
+    (name,) = original.names("*")
+    if rng.random() < 0.05:
+        return {name: mutate_file(rng, name, original.read(name))}
+    return {name: (mutate_safetensors if name.endswith(".safetensors") else _mutate_npy)(rng, original.read(name))}
+
+
+def _mutate_npy(rng: random.Random, data: bytes) -> bytes:
+    if rng.random() < 0.3:
+        return mutate_bytes(rng, data)
+    shape = rng.choice(
+        ["(10, 8)", "(10**12,)", "(1000000000000, 8)", "(-1, 8)", "(0, 8)", "(10, 8, 1)", "'x'", "(" * 99]
+    )
+    kind = rng.choice(["'<f4'", "'<f8'", "'|O'", "'<U9'", "'<c16'", "'?'", "[('a', '<f4')]", "3", "'<f999'", "'" * 3])
+    more = rng.choice(["", "", "'x': 1, ", "__import__('os').system('touch hostile'), ", "1: " * 1000])
+    order = rng.choice(["True", "False", "3"])
+    header = f"{{{more}'descr': {kind}, 'fortran_order': {order}, 'shape': {shape}, }}\n".encode()
+    return data[:8] + struct.pack("<H", rng.choice([len(header), len(header), 0, 65_535])) + header + data[128:]
 
 
 def _open_tensors(folder: Path) -> Any:
-    store = CaptionFeatureStore(folder, "0" * 64)
-    return [store[text] for text in store]
+    if (folder / FOLDER).exists():
+        store = CaptionFeatureStore(folder, "0" * 64)
+        return [store[text] for text in store]
+    if (folder / "scores.safetensors").is_symlink() or (folder / "scores.safetensors").exists():
+        record = Record.load(folder / "scores.safetensors")
+        return read_fingerprint(folder / "scores.safetensors"), record.sums.totals(np.ones((1, len(record.rows))))
+    path = find_features(folder, ["clip"])
+    return None if path is None else read_features(path)
+
+
+# What training continues from
+
+
+def _tiny_training() -> tuple[torch.nn.Module, torch.optim.Optimizer]:
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.ones(1, 4)).sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def _make_states(folder: Path) -> None:
+    state = folder / "run" / STATE_FOLDER
+    state.mkdir(parents=True)
+    _, optimizer = full_state_dicts(*_tiny_training())
+    torch.save(
+        {"optimizer": optimizer, "scaler": None, "average": {"weight": torch.ones(2, 4)}}, state / "optimizer.pt"
+    )
+    torch.save(random_state(), state / "random-0.pt")
+    loop = LoopState(
+        epoch=3, step=40, best_checkpoint="step-00000020", best_value=0.5, loss_totals={"loss": [1.0, 2.0]}
+    )
+    (state / "loop.json").write_text(json.dumps(loop.to_dict(), indent=1), encoding="utf-8")
+
+
+def _mutate_state(rng: random.Random, original: Original) -> Change:
+    name = rng.choice(original.names())
+    if name.endswith(".json"):
+        return {name: mutate_file(rng, name, original.read(name))}
+    return {name: mutate_saved(rng, original.read(name))}
+
+
+def _open_state(folder: Path) -> Any:
+    model, optimizer = _tiny_training()
+    accelerator: Any = SimpleNamespace(process_index=0, scaler=None, unwrap_model=lambda model, **options: model)
+    checkpoint = find_checkpoint(folder)
+    state = read_loop_state(checkpoint)
+    restore_training_state(checkpoint, model, SimpleNamespace(optimizer=optimizer), accelerator)
+    return state
+
+
+# Whole checkpoints of the authors, converted
+
+
+def _make_official(folder: Path) -> None:
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from tests.conversion.official_state import UNTOLD, official_state, small_config, small_model
+
+    assert UNTOLD == _UNTOLD
+    (folder / "ave").mkdir()
+    torch.save(official_state(small_model(small_config("ave"))), folder / "ave" / "official.pth")
+
+
+_UNTOLD = {"head_num_heads": 4, "mask_size": 64}
+
+
+def _mutate_official(rng: random.Random, original: Original) -> Change:
+    """Change names, shapes and kinds of a few tensors, or of all whose names have a part in common."""
+    (name,) = original.names()
+    state = torch.load(io.BytesIO(original.read(name)), weights_only=True)
+    part = rng.choice([part for key in rng.choices(list(state), k=3) for part in key.split(".")])
+    keys = [key for key in state if part in key.split(".")] if rng.random() < 0.5 else rng.choices(list(state), k=2)
+    for key in keys:
+        tensor = state.pop(key, None)
+        kind = rng.randrange(9)
+        if tensor is None or kind == 0:
+            continue
+        if kind == 1 and tensor.ndim:
+            tensor = tensor[..., :-1]
+        elif kind == 2:
+            tensor = tensor[None]
+        elif kind == 3:
+            tensor = tensor.reshape(-1)
+        elif kind == 4 and tensor.ndim:
+            tensor = torch.cat([tensor, tensor])
+        elif kind == 5:
+            tensor = tensor.to(rng.choice([torch.int8, torch.complex64, torch.bool, torch.float16]))
+        elif kind == 6:
+            tensor = torch.zeros(rng.choice([(0,), (), (1, 0, 3), (1,) * 7, (100_000,), (1, 100_000)]))
+        elif kind == 7:
+            others = [key + "x", key.replace(".0.", ".1000000."), key.partition(".")[2], key.replace("0", "7"), ""]
+            key = rng.choice(others)
+        elif tensor.is_floating_point():
+            tensor = torch.full_like(tensor, float("nan"))
+        state[key] = tensor.clone()
+    file = io.BytesIO()
+    torch.save(state, file)
+    return {name: file.getvalue()}
+
+
+def _open_official(folder: Path) -> Any:
+    path = folder / "official.pth"
+    with reading(path, "a checkpoint of the authors"):  # as `caeav convert` does
+        text = {"num_hidden_layers": 1, "vocab_size": 514}
+        return from_official(
+            load_checkpoint(path), "ave", audio={"tile_seconds": 1}, text_config=text, copy=False, **_UNTOLD
+        )
 
 
 # Recipes
@@ -415,11 +552,18 @@ def _open_recipe(folder: Path) -> Any:
     return build_model(recipe, ["dog", "bell"], None)
 
 
+_RECIPE_VALUES = tuple(item.name for item in fields(Recipe))
+
+
+_CLEAR = (OSError, ValueError)
+_QUESTION = ("question 0",)
 DOORS = (
-    Door("weights", _make_weights, _mutate_weights, _open_model, allowed=(OSError, ValueError)),
-    Door("config.json", _make_configs, _mutate_config, _open_config, memory=2500, allowed=(OSError, ValueError)),
-    Door("processors", _make_processors, _mutate_processor, _open_processor, allowed=(OSError, ValueError)),
+    Door("weights", _make_weights, _mutate_weights, _open_model, share=0.5, allowed=_CLEAR),
+    Door("config.json", _make_configs, _mutate_config, _open_config, share=0.7, memory=2500, allowed=_CLEAR),
+    Door("processors", _make_processors, _mutate_processor, _open_processor, allowed=_CLEAR, names=_QUESTION),
     Door("feature files", _make_tensors, _mutate_tensors, _open_tensors),
-    Door("recipes", _make_recipes, mutate_files("*.yaml"), _open_recipe, names=tuple(f.name for f in fields(Recipe))),
-    Door("checkpoints", make_checkpoints, mutate_checkpoint, open_checkpoint),
+    Door("training states", _make_states, _mutate_state, _open_state),
+    Door("recipes", _make_recipes, mutate_files("*.yaml"), _open_recipe, share=1.5, names=_RECIPE_VALUES),
+    Door("checkpoints", make_checkpoints, mutate_checkpoint, open_checkpoint, share=2.5),
+    Door("conversion", _make_official, _mutate_official, _open_official, share=0.1),
 )

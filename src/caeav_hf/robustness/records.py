@@ -15,7 +15,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from ..errors import CaeAvError
+from ..errors import CaeAvError, last_line
 from ..files import atomic_write, make_folder
 from ..task import Task
 
@@ -167,11 +167,19 @@ class Record:
             CaeAvError: The file cannot be read, or belongs to another metric.
         """
         try:
-            with safe_open(path, "np") as file:
-                arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                described = json.loads((file.metadata() or {})["sums"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise CaeAvError(f"{path}: cannot be read ({error}); remove it to score its condition again") from error
+            return cls._load(path)
+        except CaeAvError:
+            raise
+        except Exception as error:  # of any kind, since the file describes the metric
+            raise CaeAvError(
+                f"{path}: cannot be read ({last_line(error)}); remove it to score its condition again"
+            ) from error
+
+    @classmethod
+    def _load(cls, path: Path) -> "Record":
+        with safe_open(path, "np") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            described = json.loads((file.metadata() or {})["sums"])
         columns = {
             column.removeprefix("sums."): array for column, array in arrays.items() if column.startswith("sums.")
         }
@@ -187,7 +195,15 @@ class Record:
         assert isinstance(kind, type)
         # Sorted by name in the file.
         sums = StackedSums({name: columns[name] for name in names}, described["keys"], kind, parts)
-        return cls(arrays["rows"], arrays["clips"], sums, arrays["affected"], arrays.get("agreement"))
+        rows, clips = arrays["rows"], arrays["clips"]
+        if {array.shape[:1] for array in arrays.values()} != {(len(rows),)}:
+            raise CaeAvError(f"{path}: its arrays differ in length; remove it to score its condition again")
+        if any(array.ndim != 1 or array.dtype.kind != "i" for array in (rows, clips)):
+            raise CaeAvError(
+                f"{path}: `rows` and `clips` must be whole numbers; remove it to score its condition again"
+            )
+        sums.totals(np.ones((1, len(rows))))  # fails if a column has another shape than the metric's
+        return cls(rows, clips, sums, arrays["affected"], arrays.get("agreement"))
 
 
 def _name(kind: type) -> list[str]:
@@ -221,5 +237,7 @@ def read_fingerprint(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "np") as file:
             return json.loads((file.metadata() or {})["fingerprint"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise CaeAvError(f"{path}: cannot be read ({error}); remove it to score its condition again") from error
+    except (OSError, SafetensorError, KeyError, ValueError, RecursionError) as error:
+        raise CaeAvError(
+            f"{path}: cannot be read ({last_line(error)}); remove it to score its condition again"
+        ) from error

@@ -110,7 +110,11 @@ class CaptionFeatureStore(Mapping[str, torch.Tensor]):
         if metadata.get("format") != _FORMAT or metadata.get("text_tower") != self.identity:
             logger.warning(f"{path}: skipped, expected features of the text tower {self.identity[:16]}")
             return
-        self._files.update({name.removeprefix(_PREFIX): file for name in file.keys()})  # noqa: SIM118
+        names = [name for name in file.keys() if name.startswith(_PREFIX)]  # noqa: SIM118
+        if any(len(file.get_slice(name).get_shape()) != 2 for name in names):
+            logger.warning(f"{path}: skipped, expected features of the shape (tokens, size)")
+            return
+        self._files.update({name.removeprefix(_PREFIX): file for name in names})
 
 
 def open_store(data: str | Path | None, model: Any) -> CaptionFeatureStore | None:

@@ -20,13 +20,13 @@ from typing import Any
 import datasets
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torchvision.models.video import R2Plus1D_18_Weights, r2plus1d_18
 from tqdm import tqdm
 
 from caeav_hf.constants import MEDIA_SUFFIXES
-from caeav_hf.errors import CaeAvError, DataError, MediaError
+from caeav_hf.errors import CaeAvError, DataError, MediaError, last_line
 from caeav_hf.media.clip import load_clip
 from caeav_hf.media.containers import MediaSource
 from caeav_hf.media.segments import count_segments
@@ -182,8 +182,10 @@ def feature_shape(path: Path) -> tuple[int, int]:
             with safe_open(path, "pt") as file:
                 header = file.get_slice(_KEY)
                 shape, is_floating_point = tuple(header.get_shape()), header.get_dtype() in _DTYPES
-    except (SafetensorError, OSError, ValueError, EOFError) as error:
-        raise DataError(f"{path}: expected a safetensors file with `{_KEY}`, or a npy file ({error})") from error
+    except Exception as error:  # NumPy parses the header as Python, with errors of all kinds
+        raise DataError(
+            f"{path}: expected a safetensors file with `{_KEY}`, or a npy file ({last_line(error)})"
+        ) from error
     if len(shape) != 2 or not all(shape) or not is_floating_point:
         raise DataError(f"{path}: expected floating-point features of the shape (T, size), got the shape {shape}")
     return shape[0], shape[1]
