@@ -23,6 +23,7 @@ import numpy as np
 
 from ..errors import CaeAvError, MediaError
 from .bounds import Pace, limit_sound, limit_video, probings
+from .boxes import check_headers
 from .memory import is_short
 from .remote import check_characters, fetch, is_address, local_path, without_password
 
@@ -160,6 +161,7 @@ class MediaFile:
             options = {"format_whitelist": f"{_FORMATS},{_STREAM_FORMATS}", "protocol_whitelist": _PROTOCOLS}
         how: dict[str, Any] = {"timeout": timeout} if self.is_address and timeout is not None else {}
         try:
+            self._check_headers()
             # FFmpeg decodes a frame of each stream as it opens a file: the more streams, the smaller the frames.
             for probing in probings(is_once=self.is_address or self.is_pipe):
                 if not isinstance(self.target, str) and not self.is_pipe:
@@ -194,6 +196,15 @@ class MediaFile:
                 # FFmpeg's only message for a format that is not allowed.
                 reason = "its format is not one that holds a clip"
             raise MediaError(f"{self.name}: cannot be read as media ({reason}); {_EXPECTED}") from error
+
+    def _check_headers(self) -> None:
+        if not isinstance(self.target, str):
+            if not self.is_pipe:
+                self.target.seek(0)
+                check_headers(self.target, self.name)
+        elif not self.is_address and not self.is_pipe:
+            with open(self.target.removeprefix("file:"), "rb", buffering=0) as file:
+                check_headers(file, self.name)
 
 
 def _mode_of(path: str) -> int:
