@@ -5,7 +5,6 @@ import re
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pickle import UnpicklingError
 from typing import Any
 
 
@@ -59,9 +58,9 @@ def shown(value: Any) -> str:
 
 def last_line(error: BaseException) -> str:
     """Return the line of a library's error message that states the cause: the last, earlier ones give context."""
-    lines = (str(error).strip() or type(error).__name__).splitlines()
-    # PyTorch's messages on pickles end with advice.
-    line = lines[0 if isinstance(error, UnpicklingError) else -1].strip()
+    # PyTorch's messages on pickles begin and end with advice.
+    found = re.search(r"WeightsUnpickler error: (.+)", str(error))
+    line = found[1] if found else (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
     return line if len(line) <= 1000 else f"{line[:1000]} ..."
 
 

@@ -144,3 +144,11 @@ def test_a_file_decides_nothing(tmp_path: Path) -> None:
     for read in (Record.load, read_fingerprint):
         with pytest.raises(CaeAvError, match=r"cannot be read.*remove it"):
             read(path)
+
+
+def test_a_record_whose_arrays_do_not_fit(tmp_path: Path) -> None:
+    path = tmp_path / "clean.safetensors"
+    for changes in ({"clips": np.arange(11)}, {"rows": np.zeros(12)}, {"affected": np.zeros((3, 10), np.int8)}):
+        replace(record_of("ave"), **changes).save(path, {})
+        with pytest.raises(CaeAvError, match=r"clean\.safetensors.* remove it"):
+            Record.load(path)

@@ -34,7 +34,7 @@ def _refuse_shards_elsewhere(folder: Any) -> None:
     """
     for index in Path(folder or "").glob("*.index.json") if folder and os.path.isdir(folder) else ():
         for shard in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()):
-            if not isinstance(shard, str) or PurePath(shard).name != shard:
+            if not isinstance(shard, str) or shard in ("", "..") or PurePath(shard).name != shard:
                 raise CaeAvError(f"{index}: expected names of files in its folder, got {shown(shard)}")
 
 

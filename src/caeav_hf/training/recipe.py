@@ -25,6 +25,8 @@ _OFF = {
 }
 AUGMENTATIONS = tuple(_OFF)
 
+# Most processes, batches, seeds and columns that a file may ask for.
+_MOST = {"num_workers": 1024, "prefetch_factor": 1024, "seed": 2**32 - 1, "lora_rank": 4096}
 # Most values of a recipe file.
 _MOST_VALUES = 100_000
 
@@ -147,6 +149,8 @@ class Recipe:
             "lora_rank",
         ):
             _require(getattr(self, name) >= 0, name, "not negative", getattr(self, name))
+        for name, most in _MOST.items():
+            _require(getattr(self, name) <= most, name, f"at most {most:,}", getattr(self, name))
         for name in ("learning_rate", "lr_decay_factor", "max_skipped_steps", "lora_alpha"):
             _require(getattr(self, name) > 0, name, "positive", getattr(self, name))
         for name in ("erasing", "sound_mixing"):
