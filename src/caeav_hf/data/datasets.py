@@ -93,7 +93,8 @@ class CaeAvDataset(torch.utils.data.Dataset):
         self.processor = processor
         prepared = self.rows if self._clips is None else self._clips
         if processor is not None and PREPARED in prepared.column_names and len(prepared):
-            check_settings(prepared.select_columns(PREPARED)[0][PREPARED], processor, str(rows))
+            with row_errors({}, self._make_item.source):
+                check_settings(prepared.select_columns(PREPARED)[0][PREPARED], processor, "its first row")
         # In shared memory, so that failures in the workers of a loader are visible here.
         self._broken = torch.zeros(len(self.rows), dtype=torch.bool).share_memory_()
 

@@ -142,8 +142,8 @@ def row_errors(row: Mapping[str, Any], source: str) -> Iterator[None]:
     """Raise a [`~errors.DataError`] for what a row of unexpected nulls, lengths or numbers leads to."""
     try:
         yield
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(f"{source} {error}") from error
     except (TypeError, ValueError, LookupError, OverflowError, AttributeError, RuntimeError) as error:
         if isinstance(error, MediaError):
             raise

@@ -167,7 +167,7 @@ class _Split:
         columns = self.rows.column_names
         if task is not None and get_task(task).label_column not in (None, *columns):
             raise DataError(f"{source}: is a data set for {task_of_rows(columns).name}; the model is for {task}")
-        self.task = task_of_rows(columns, task)
+        self.task = task_of_rows(columns, task, f"{source}:")
         # Masks are stored unchanged, so their size in training does not matter.
         check_types(self.task.row_form, self.rows.features, f"{source}:")
         self.form: RowForm = self.task.row_form(processor, 1, self.rows.features)

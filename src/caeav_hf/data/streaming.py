@@ -88,7 +88,7 @@ class StreamedClips(torch.utils.data.Dataset):
         )
         if processor is not None and PREPARED in rows.features:
             for row in iterate(stream_rows(data, split, [PREPARED]).take(1), data):
-                check_settings(row[PREPARED], processor, str(data))
+                check_settings(row[PREPARED], processor, f"{data}: its first row")
         self.shuffle_buffer = shuffle_buffer
         if shuffle_buffer is not None:
             rows = rows.shuffle(seed=seed, buffer_size=shuffle_buffer)
