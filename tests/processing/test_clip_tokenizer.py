@@ -9,6 +9,7 @@ from transformers import AutoTokenizer, CLIPTokenizer
 
 from caeav_hf.errors import CaeAvError
 from caeav_hf.processing import build_clip_tokenizer, clean_caption
+from caeav_hf.processing.tokenization import bounded_text
 
 
 TEXTS = [
@@ -141,3 +142,13 @@ def test_errors():
             build_clip_tokenizer(vocab_size)
     with pytest.raises(CaeAvError, match="`context_length` must be at least 3"):
         build_clip_tokenizer(1026, context_length=2)
+
+
+def test_long_and_strange_texts_take_no_time():
+    tokenizer = build_clip_tokenizer()
+    for text in ("a \u202e" * 10**7, "\x1b[2J" * 10**6, "a" * 10**7):
+        cleaned = clean_caption(text)
+        assert len(cleaned) <= 20_000
+        assert len(tokenizer(cleaned, padding="max_length", truncation=True)["input_ids"]) == 77
+    assert clean_caption("A \ud800 dog") == clean_caption("A ? dog")
+    assert bounded_text("\U0001f600 a") == "\U0001f600 a"

@@ -95,7 +95,7 @@ def test_webvtt(tmp_path: Path) -> None:
     assert "<" not in texts[2]
     assert "-->" not in texts[2]
     plain = texts[2].replace("&lt;", "<").replace("&gt;", ">").replace("&amp;", "&")
-    assert plain == " ".join(ODD.split())
+    assert plain == " ".join(ODD.split()).replace("\x01", "")
 
 
 def test_subrip(tmp_path: Path) -> None:
@@ -118,7 +118,7 @@ def test_csv(tmp_path: Path) -> None:
     assert rows[2] == {
         "file": "clip.mp4",
         "tier": "events",
-        "label": ODD,
+        "label": ODD.replace("\x01", ""),
         "start": "3661.500",
         "end": "3662.062",
         "score": "0.500000",
@@ -129,7 +129,7 @@ def test_audacity(tmp_path: Path) -> None:
     write_audacity(annotations_of(EVENTS), tmp_path / "labels.txt")
     lines = [line.split("\t") for line in (tmp_path / "labels.txt").read_text(encoding="utf-8").split("\n")[:-1]]
     assert [(float(start), float(end)) for start, end, _ in lines] == [(0, 1), (2, 5), (3661.5, 3662.0625)]
-    assert lines[2][2] == " ".join(ODD.split())
+    assert lines[2][2] == " ".join(ODD.split()).replace("\x01", "")
 
 
 def test_elan(tmp_path: Path) -> None:
@@ -180,3 +180,23 @@ def test_files_of_nothing_and_errors(write, tmp_path: Path) -> None:
         write([], tmp_path / "clip.doc")
     with pytest.raises(CaeAvError, match="cannot be written"):
         write([], tmp_path / "missing" / f"clip.{suffix}")
+
+
+def test_texts_cannot_act_on_the_programs_that_read_the_files(tmp_path: Path) -> None:
+    evil = "=cmd|' /C calc'!A0\x1b[2J\x9b\n\n00:00 --> 00:01\n<b>"
+    found = [Annotation(0.0, 1.0, evil, "events", 0.5, "@a\udcff.mp4"), Annotation(0.0, 1.0, "-1+2", "+labels")]
+    for write in (write_csv, write_srt, write_webvtt, write_audacity, write_eaf):
+        suffix = {"write_csv": ".csv", "write_srt": ".srt", "write_webvtt": ".vtt", "write_eaf": ".eaf"}
+        path = tmp_path / f"a\x01b{suffix.get(write.__name__, '.txt')}"
+        write(found, path)
+        text = path.read_text(encoding="utf-8")
+        assert not {"\x1b", "\x01"} & set(text)
+        if write is not write_eaf:  # XML may hold these
+            assert "\x9b" not in text
+    with (tmp_path / "a\x01b.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.reader(file))
+    assert [cell[0] for cell in rows[1][:3]] == ["'", "e", "'"]
+    assert [cell[0] for cell in rows[2][1:3]] == ["'", "'"]
+    assert (tmp_path / "a\x01b.srt").read_text().count("-->") == 2
+    assert (tmp_path / "a\x01b.vtt").read_text().count("-->") == 2
+    ElementTree.parse(tmp_path / "a\x01b.eaf")

@@ -33,7 +33,7 @@ from ..remote_code import AUTO_MAP, write_stub
 from ..task import get_task
 from .feature_extraction_cae_av import CaeAvFeatureExtractor
 from .question_tokenization import question_tokenizer_from_words
-from .tokenization import build_clip_tokenizer, clean_caption, load_sound_tokenizer, load_text_tokenizer
+from .tokenization import bounded_text, build_clip_tokenizer, clean_caption, load_sound_tokenizer, load_text_tokenizer
 from .video_processing_cae_av import CaeAvVideoProcessor
 
 
@@ -278,7 +278,7 @@ class CaeAvProcessor(ProcessorMixin):
             )
         if wrong := [name for name in names if not isinstance(name, str) or not name.strip()]:
             raise CaeAvError(f"names of classes must be text that is not empty, got {wrong[0]!r}")
-        readable = [" ".join(name.replace("_", " ").split()) for name in names]
+        readable = [" ".join(bounded_text(name).replace("_", " ").split()) for name in names]
         context = " ".join(["X"] * num_context_tokens)
         texts = {
             "visual": (self.tokenizer, [clean_caption(f"{context} {name}.") for name in readable]),
@@ -627,7 +627,8 @@ class CaeAvProcessor(ProcessorMixin):
             )
         if wrong := [question for question in questions if not isinstance(question, str)]:
             raise CaeAvError(f"`questions` holds a {type(wrong[0]).__name__}; expected strings")
-        encoded = self.question_tokenizer(list(questions), padding="max_length", truncation=True, return_tensors="pt")
+        texts = [bounded_text(question) for question in questions]
+        encoded = self.question_tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt")
         if empty := (~encoded["attention_mask"].bool().any(1)).nonzero().flatten().tolist():
             raise CaeAvError(f"question {empty[0]}, {questions[empty[0]]!r}, has no word")
         return {"question_ids": encoded["input_ids"], "question_mask": encoded["attention_mask"]}

@@ -18,6 +18,8 @@ from ..towers.loading import packaged_path
 # Every byte, once inside a word and once as its end.
 _NUM_BYTE_SYMBOLS = 512
 _FULL_VOCAB_SIZE = 49_408
+# Most characters of a text that are read; CLIP's 77 tokens have less than a thousand.
+_MOST_CHARACTERS = 20_000
 _BOS, _EOS = "<|startoftext|>", "<|endoftext|>"
 
 
@@ -28,12 +30,21 @@ def _cleaning() -> Callable[[str], str]:
     return get_clean_fn("lower")
 
 
+def bounded_text(text: str) -> str:
+    """
+    Return the first 20,000 characters, far more than any tokenizer of this package keeps, with half surrogate pairs,
+    which no tokenizer takes, replaced.
+    """
+    text = text[:_MOST_CHARACTERS]
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
 def clean_caption(text: str) -> str:
     """
     Clean a caption like open_clip: repair wrongly decoded characters and HTML entities (ftfy, html), collapse white
-    space, and convert to lower case.
+    space, and convert to lower case. Of a longer text, the first 20,000 characters are read.
     """
-    return _cleaning()(text)
+    return _cleaning()(bounded_text(text))
 
 
 def build_clip_tokenizer(vocab_size: int = _FULL_VOCAB_SIZE, context_length: int = 77) -> CLIPTokenizer:

@@ -8,7 +8,7 @@ from typing import Any, cast
 import yaml
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from ..errors import CaeAvError
+from ..errors import CaeAvError, printable
 from ..files import write_text
 from ..task import Task, get_task
 from .recipe import Recipe
@@ -78,13 +78,13 @@ class RunCard:
             reads_captions=reads_captions,
             caption_note=task.card.caption_note,
             formulation=self.method["formulation"],
-            data_name=_shown(recipe.data),
+            data_name=_plain(_shown(recipe.data)),
             usage=_usage(task, self.model_class, reads_captions),
             trained=f"{self.trained:,}",
             frozen=f"{self.frozen:,}",
             towers=towers,
             lora=config.lora,
-            class_names=None if task.class_column is None else list(config.id2label.values()),
+            class_names=None if task.class_column is None else list(map(_plain, config.id2label.values())),
             steps=record["step"],
             epochs=record["epoch"],
             environment=self.environment,
@@ -153,7 +153,7 @@ def space_files(model_id: str, title: str, version: str, task: Task) -> dict[str
 def _with_table(card: ModelCard) -> ModelCard:
     lines = ["| data | split | metric | |", "|---|---|---|---:|"]
     lines += [
-        f"| {r.dataset_name} | {r.dataset_split} | {r.metric_name} | {_number(r.metric_value)} |"
+        f"| {_plain(r.dataset_name)} | {r.dataset_split} | {r.metric_name} | {_number(r.metric_value)} |"
         for r in cast(ModelCardData, card.data).eval_results or []
     ]
     card.content = _SCORES.sub(lambda _: "\n".join(lines) + "\n", card.content)
@@ -162,6 +162,11 @@ def _with_table(card: ModelCard) -> ModelCard:
 
 def _identity(result: EvalResult) -> tuple[Any, ...]:
     return result.dataset_name, result.dataset_split, result.metric_name
+
+
+def _plain(text: str) -> str:
+    """Return a name as Markdown that shows it in one line, without markup, links and cells of its own."""
+    return re.sub(r"([\\<|`\[\]])", r"\\\1", printable(" ".join(text.split())))
 
 
 def _number(value: Any) -> str:

@@ -32,6 +32,7 @@ _REPEATED_TIER = "both"
 _MISALIGNED = "sound and picture disagree"
 # Characters that XML 1.0 cannot hold, even escaped.
 _NOT_XML = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x9f]")
 _SCHEMA = "http://www.mpi.nl/tools/elan/EAFv3.0.xsd"
 
 
@@ -59,8 +60,8 @@ class Annotation:
     @property
     def text(self) -> str:
         """The label in one line, after the name of the tier where that is needed to understand it."""
-        label = " ".join(self.label.split())
-        return label if self.tier in _PLAIN_TIERS else f"{' '.join(self.tier.split())}: {label}"
+        label = _one_line(self.label)
+        return label if self.tier in _PLAIN_TIERS else f"{_one_line(self.tier)}: {label}"
 
 
 def annotations_of(result: Any, *, segment_seconds: float = 1.0, file: str = "") -> list[Annotation]:
@@ -179,7 +180,8 @@ def write_srt(annotations: Iterable[Annotation], path: str | os.PathLike) -> Non
 def write_csv(annotations: Iterable[Annotation], path: str | os.PathLike) -> None:
     """
     Write annotations, of one clip or several, as a table with the columns `file`, `tier`, `label`, `start`, `end`
-    (seconds) and `score`, which is empty where there is none; comma-separated, in UTF-8.
+    (seconds) and `score`, which is empty where there is none; comma-separated, in UTF-8. Texts that begin with one of
+    `= + - @`, which spreadsheets take for formulas, have an apostrophe in front.
 
     Raises:
         CaeAvError: The file's name does not end in `.csv`, or it cannot be written.
@@ -189,7 +191,8 @@ def write_csv(annotations: Iterable[Annotation], path: str | os.PathLike) -> Non
     writer.writerow(["file", "tier", "label", "start", "end", "score"])
     for one in annotations:
         score = "" if one.score is None else f"{one.score:.6f}"
-        writer.writerow([one.file, one.tier, one.label, f"{one.start:.3f}", f"{one.end:.3f}", score])
+        texts = [_cell(text) for text in (one.file, one.tier, one.label)]
+        writer.writerow([*texts, f"{one.start:.3f}", f"{one.end:.3f}", score])
     _write(path, ".csv", table.getvalue())
 
 
@@ -292,7 +295,18 @@ def _media_link(media: str, path: Path) -> dict[str, str]:
     except ValueError:  # on another drive
         relative = ""
     link = {"MEDIA_URL": Path(media).absolute().as_uri(), "MIME_TYPE": kind}
-    return {**link, "RELATIVE_MEDIA_URL": f"./{relative}"} if relative else link
+    return {**link, "RELATIVE_MEDIA_URL": f"./{_NOT_XML.sub('', relative)}"} if relative else link
+
+
+def _one_line(text: str) -> str:
+    """Return a text without control characters, in one line."""
+    return _CONTROL.sub("", " ".join(text.split()))
+
+
+def _cell(text: str) -> str:
+    """Return a text for a table, marked as such where it looks like a formula."""
+    text = _CONTROL.sub("", text)
+    return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
 def _subtitles(annotations: Iterable[Annotation]) -> list[Annotation]:
