@@ -160,7 +160,7 @@ class ServerCaptioner(Captioner):
         status, detail = response.status, " ".join(response.body.decode(errors="replace").split())
         if self._key:
             detail = detail.replace(self._key, "***")
-        detail = f"{status} {detail[:500]}"
+        detail = f"{self.url} answered {status}: {detail[:500]}"
         if status < 400:
             raise CaptionerUnusableError(
                 f"{self.url} answered {status} and redirects to {response.headers.get('Location', 'nowhere')[:500]}; "
@@ -168,8 +168,7 @@ class ServerCaptioner(Captioner):
             )
         if status in _UNUSABLE:
             raise CaptionerUnusableError(
-                f"{self.url} answered {status} for model {self.model!r}; expected a server that serves this model and "
-                f"accepts the key: {detail}"
+                f"{detail}; expected a server that serves the model {self.model!r} and accepts the key"
             )
         retry_after = _seconds(response.headers.get("Retry-After"))
         if status == 429:

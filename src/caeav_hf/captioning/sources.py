@@ -69,11 +69,12 @@ def find_clips(dataset: str | Path | Sequence[str | Path]) -> list[CaptionClip]:
             f"({', '.join(MEDIA_SUFFIXES)})"
         )
     clips: dict[str, CaptionClip] = {}
+    listed = "" if files is paths or os.path.isdir(paths[0]) else f"{paths[0]}: "
     for file in files:
         if file.stem in clips:
             raise DataError(
-                f"{file}: has the same name as {clips[file.stem].file}; expected a name per clip, since captions are "
-                "stored by name"
+                f"{listed}{file}: has the same name as {clips[file.stem].file}; expected a name per clip, since "
+                "captions are stored by name"
             )
         clips[file.stem] = CaptionClip(file.stem, str(file), _FileLoader(file))
     return list(clips.values())
@@ -107,13 +108,19 @@ class _Rows:
         with self._lock:
             table = self._groups.pop((shard, group), None)
             if table is None:
-                with pq.ParquetFile(shard) as file:
-                    columns = [name for name in _ROW_COLUMNS if name in file.schema_arrow.names]
-                    table = file.read_row_group(group, columns=columns)
+                try:
+                    with pq.ParquetFile(shard) as file:
+                        columns = [name for name in _ROW_COLUMNS if name in file.schema_arrow.names]
+                        table = file.read_row_group(group, columns=columns)
+                except (pa.ArrowException, OSError, ValueError) as error:
+                    raise DataError(f"{shard}: cannot be read as Parquet ({error})") from error
             self._groups[shard, group] = table
             while len(self._groups) > _GROUPS_KEPT:
                 self._groups.popitem(last=False)
-        return table.slice(index, 1).to_pylist()[0]
+        try:
+            return table.slice(index, 1).to_pylist()[0]
+        except ValueError as error:  # a text that is not UTF-8
+            raise DataError(f"{shard}: row {index} of group {group} cannot be read ({error})") from error
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ class ItemMaker:
         check_types(self.task.row_form, {**features, **question_features(features)}, source)
         self.source = source
         self.processor = processor
-        self.form: RowForm = self.task.row_form(processor, mask_size, features)
+        with row_errors({}, source):
+            self.form: RowForm = self.task.row_form(processor, mask_size, features)
         self._cache = None if cache_dir is None or processor is None else Path(cache_dir) / _settings_digest(processor)
         if self._cache is not None:
             remove_leftovers(self._cache)

@@ -170,7 +170,8 @@ class _Split:
         self.task = task_of_rows(columns, task, f"{source}:")
         # Masks are stored unchanged, so their size in training does not matter.
         check_types(self.task.row_form, self.rows.features, f"{source}:")
-        self.form: RowForm = self.task.row_form(processor, 1, self.rows.features)
+        with row_errors({}, f"{source}:"):
+            self.form: RowForm = self.task.row_form(processor, 1, self.rows.features)
         self.features = prepared_features(self.rows.features)
         self.clips = self._clips()
         self._content = _digest_files(find_shards(source, name))

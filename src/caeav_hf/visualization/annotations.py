@@ -305,7 +305,8 @@ def _one_line(text: str) -> str:
 
 def _cell(text: str) -> str:
     """Return a text for a table, marked as such where it looks like a formula."""
-    text = _CONTROL.sub("", text)
+    # Programs differ in what they take for the end of a line.
+    text = _CONTROL.sub("", text.replace("\r\n", "\n").replace("\r", "\n"))
     return f"'{text}" if text.lstrip().startswith(("=", "+", "-", "@")) else text
 
 
