@@ -558,8 +558,8 @@ _RECIPE_VALUES = tuple(item.name for item in fields(Recipe))
 _CLEAR = (OSError, ValueError)
 _QUESTION = ("question 0",)
 DOORS = (
-    Door("weights", _make_weights, _mutate_weights, _open_model, share=0.5, allowed=_CLEAR),
-    Door("config.json", _make_configs, _mutate_config, _open_config, share=0.7, memory=2500, allowed=_CLEAR),
+    Door("weights", _make_weights, _mutate_weights, _open_model, share=0.3, allowed=_CLEAR),
+    Door("config.json", _make_configs, _mutate_config, _open_config, share=0.5, memory=2500, allowed=_CLEAR),
     Door("processors", _make_processors, _mutate_processor, _open_processor, allowed=_CLEAR, names=_QUESTION),
     Door("feature files", _make_tensors, _mutate_tensors, _open_tensors),
     Door("training states", _make_states, _mutate_state, _open_state),
