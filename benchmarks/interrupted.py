@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -48,8 +48,6 @@ from caeav_hf.training.command import main as train
 
 # Seconds after which a process has hung.
 PATIENCE = 120.0
-LAYOUTS = ("ave", "avvp", "avs_s4", "avs_ms3", "avqa", "ra_ssu")
-_NUM_CLIPS = 96
 _MEDIA = MediaFormat(frame_size=64, frame_rate=4, sampling_rate=16_000)
 # Values that differ from run to run: times, and what a run did itself rather than found.
 VARYING = {"seconds", "clips_per_second", "captioned", "retries"}
@@ -109,6 +107,7 @@ class Command:
         may_change: Patterns of files that a run replaces by later ones, each of them whole.
         may_vanish: Patterns of files that a run removes before it ends.
         whole: Folders that appear with all their files.
+        layout: Layout of the toy corpus that it reads, besides the inputs of all commands.
     """
 
     arguments: Callable[[Place], Sequence[Any]]
@@ -118,6 +117,7 @@ class Command:
     may_change: tuple[str, ...] = ()
     may_vanish: tuple[str, ...] = ()
     whole: tuple[str, ...] = ()
+    layout: str | None = None
 
     @property
     def is_command(self) -> bool:
@@ -136,7 +136,7 @@ def _build(name: str, layout: str, *more: str) -> Command:
         folders = ("--annotations", corpus / "annotations", "--media", corpus / "media", "--out", place.out / "built")
         return ["build", name, *folders, "--captions", corpus / "captions.json", *more, "--embed-media"]
 
-    return Command(arguments)
+    return Command(arguments, layout=layout)
 
 
 def _training(processes: int) -> Command:
@@ -249,17 +249,23 @@ COMMANDS = {
 }
 
 
-def make_inputs(folder: Path) -> None:
-    """Make the inputs of all commands, unless they are there."""
+def make_inputs(folder: Path, commands: Iterable[str], num_clips: int) -> None:
+    """
+    Make the inputs of commands, unless they are there.
+
+    Args:
+        folder: Folder for the inputs.
+        commands: Names of the commands.
+        num_clips: Number of clips of the corpora that builders read; others read a quarter of that.
+    """
+    options: dict[str, Any] = {"split": (2, 1, 1), "misalignment": 0.5, "media_format": _MEDIA, "progress": False}
+    for layout in dict.fromkeys(COMMANDS[name].layout for name in commands):
+        if layout is not None and not (folder / layout / "toy.json").exists():
+            generate(folder / layout, layout, num_clips, overwrite=True, **options)
     if (folder / "complete").exists():
         return
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    options: dict[str, Any] = {"split": (2, 1, 1), "misalignment": 0.5, "media_format": _MEDIA, "progress": False}
-    for layout in LAYOUTS:
-        generate(folder / layout, layout, _NUM_CLIPS, **options)
     corpus = folder / "small"
-    generate(corpus, "ave", _NUM_CLIPS // 4, **options)
+    generate(corpus, "ave", num_clips // 4, overwrite=True, **options)
     AveBuilder(
         annotations=str(corpus / "annotations"),
         media=str(corpus / "media"),

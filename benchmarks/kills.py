@@ -379,6 +379,7 @@ def main() -> None:
     parser.add_argument("--causes", nargs="+", choices=CAUSES, default=["kill"], help="default: kill")
     parser.add_argument("--kills", type=int, default=200, metavar="N", help="default: %(default)s")
     parser.add_argument("--only", nargs="+", choices=COMMANDS, default=list(COMMANDS), help="commands (default: all)")
+    parser.add_argument("--clips", type=int, default=96, metavar="N", help="clips of a corpus (default: %(default)s)")
     parser.add_argument("--operations", action="store_true", help="kill before file operations, not at moments")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: %(default)s")
     options = parser.parse_args()
@@ -390,7 +391,7 @@ def main() -> None:
     # Before processes are forked, which must find no threads.
     torch.set_num_threads(1)
     os.environ["OMP_NUM_THREADS"] = "1"
-    if any(wait([fork(lambda: make_inputs(place.inputs), logs / "inputs.txt")], 600.0)):
+    if any(wait([fork(lambda: make_inputs(place.inputs, options.only, options.clips), logs / "inputs.txt")], 600.0)):
         raise SystemExit(f"the inputs could not be made; see {logs / 'inputs.txt'}")
     make_pieces_small()
     server = start_captions(place.inputs)

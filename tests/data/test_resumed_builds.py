@@ -1,10 +1,12 @@
 """Interrupted builds: what they leave is right, and the next build continues from it."""
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import datasets
@@ -71,6 +73,19 @@ def test_a_stopped_build_continues(corpus, whole, tmp_path, monkeypatch):
     assert files_of(out) == whole
     assert build_embedded(corpus, out).written_shards == 0
     assert files_of(out) == whole
+
+
+def test_a_clock_that_jumps_changes_nothing(corpus, whole, tmp_path, monkeypatch):
+    years = itertools.cycle([0.0, 3.2e7, -3.2e7])
+
+    def jumping() -> float:
+        return time.monotonic() + 1e9 + next(years)
+
+    monkeypatch.setattr(time, "time", jumping)
+    monkeypatch.setattr("tqdm.std.time", jumping)
+    build_embedded(corpus, tmp_path / "out")
+    assert files_of(tmp_path / "out") == whole
+    assert build_embedded(corpus, tmp_path / "out").written_shards == 0
 
 
 def test_only_shards_of_other_inputs_are_written_again(corpus, whole, tmp_path):

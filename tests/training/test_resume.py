@@ -9,11 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from caeav_hf import CaeAvForEventLocalization
 from caeav_hf.errors import CaeAvError
-from caeav_hf.training.build import load_trained_model
+from caeav_hf.training.build import build_processor, load_trained_model, undo_loading
 from caeav_hf.training.checkpointing import find_checkpoint, read_loop_state
 from tests.lanes import slow_after
 from tests.training.tiny_training import TinyData, TinyModel, tiny_recipe, tiny_trainer
+from tests.training.toy_files import toy_model
 
 
 RECIPE = tiny_recipe(save_steps=5, max_steps=10, epochs=9)
@@ -126,6 +128,17 @@ def test_a_run_that_stops_between_its_last_step_and_the_evaluation_is_evaluated(
     assert {record["step"] for record in final_state(stopped)[1]["history"]} >= {3, max_steps}
     # A finished run stays as it is.
     assert len(resume(stopped, recipe, train=TinyData(9)).fit().history) == max_steps - 2
+
+
+def test_a_resumed_run_saves_configurations_as_they_were(tmp_path):
+    folder = toy_model()
+    model = load_trained_model(CaeAvForEventLocalization, folder)
+    processor = build_processor(model, folder)
+    undo_loading(model, processor, folder)
+    model.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        assert json.loads((tmp_path / name).read_text()) == json.loads((folder / name).read_text()), name
 
 
 def test_resuming_inside_an_epoch_does_not_read_its_first_clips_again(tmp_path):

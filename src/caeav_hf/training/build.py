@@ -1,5 +1,6 @@
 """Build what the loop needs from a recipe: accelerator, model, processor, data sets and caption features."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -200,6 +201,22 @@ def load_trained_model(model_class: Any, folder: str | Path) -> Any:
     check_model(folder)
     with reading(folder, f"a {model_class.__name__}"), without_progress_bars():
         return aligned(model_class.from_pretrained(folder))
+
+
+def undo_loading(model: Any, processor: Any, folder: Path) -> None:
+    """
+    Remove from the configurations of a model and its processor what loading them from a folder added, so that they are
+    saved as they are there.
+    """
+    stored = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    for name in type(model.config).sub_configs:
+        if (part := getattr(model.config, name, None)) is not None:
+            part.dtype = (stored.get(name) or {}).get("dtype")
+    tokenizer, path = getattr(processor, "tokenizer", None), folder / "tokenizer_config.json"
+    if tokenizer is not None and path.is_file():
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        for name in set(tokenizer.init_kwargs) - set(stored):
+            del tokenizer.init_kwargs[name]
 
 
 def build_processor(model: Any, folder: str | Path | None = None, question_tokenizer: Any = None) -> CaeAvProcessor:

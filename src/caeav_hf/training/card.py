@@ -55,7 +55,7 @@ class RunCard:
         metrics = {key.removeprefix("eval/"): value for key, value in record.items() if key.startswith("eval/")}
         name = Path(recipe.output_dir or recipe.task).resolve().name
         sources = config.tower_sources or {}
-        towers = {kind: {**source, "name": _shown(source["name"])} for kind, source in sources.items()}
+        towers = {kind: {**source, "name": _shown(source["name"])} for kind, source in sorted(sources.items())}
         data = ModelCardData(
             library_name="caeav-hf",
             pipeline_tag=task.card.hub_task,

@@ -24,6 +24,7 @@ from .build import (
     read_captions,
     read_class_names,
     read_question_tokenizer,
+    undo_loading,
 )
 from .card import RunCard
 from .checkpointing import find_checkpoint, read_loop_state
@@ -84,6 +85,7 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
     else:
         model = load_trained_model(task.model_class, checkpoint)
         processor = build_processor(model, checkpoint)
+        undo_loading(model, processor, checkpoint)
     train_data = load_split(recipe, recipe.train_split, processor, accelerator, shuffle=True, shots=recipe.shots)
     eval_data = load_split(recipe, recipe.eval_split, processor, accelerator)
     for data in (train_data, eval_data):
