@@ -6,7 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from caeav_hf.cli import main
 from caeav_hf.data import CaeAvCollator, CaeAvDataset
@@ -122,6 +122,26 @@ def test_only_new_captions_are_encoded_and_broken_files_passed_over(data, proces
     assert again[text].dtype == torch.float32
     torch.testing.assert_close(again[text], store_features(processor, text), atol=0.01, rtol=0.01)
     assert not list(again.folder.glob("*.part"))
+
+
+@pytest.mark.slow
+def test_features_of_other_shapes_are_computed_again(data, processor):
+    (data / FOLDER).mkdir()
+    store, _ = encode_captions(data, toy_model())
+    (path,) = store.folder.glob("features-*.safetensors")
+    model, dataset = load_model(), CaeAvDataset(data, processor, split="train")
+    expected = read_captions(model, processor, [dataset], folder=data, show_progress=False).features
+    tensors = load_file(path)
+    for number, name in enumerate(tensors):
+        tensors[name] = [tensors[name][:-1], tensors[name][:, :-1], tensors[name]][number % 3].contiguous()
+    save_file(tensors, path, metadata={"format": "caeav-caption-features-1", "text_tower": store.identity})
+    shutil.copy(path, path.with_name("features-x.safetensors"))
+    found = read_captions(model, processor, [dataset], folder=data, show_progress=False).features
+    assert found.keys() == expected.keys()
+    for ids, values in expected.items():
+        torch.testing.assert_close(found[ids], values)
+    CaptionFeatureStore(data, store.identity).add({"a": torch.zeros(1, 2)})
+    assert path.with_name("features-00001.safetensors").is_file()
 
 
 def test_features_are_stored_by_one_process_at_a_time(data):

@@ -16,6 +16,7 @@ from typing import Any
 from ..errors import CaeAvError
 from ..files import scratch_folder, writing
 from ..media.guard import guarded_decoding
+from ..media.remote import is_address
 from .prediction import (
     OWN_SOUND,
     Limits,
@@ -242,6 +243,7 @@ class _Page:
             webcam_options=gr.WebcamOptions(mirror=False),
             elem_id="caeav-clip",
         )
+        _uploads_only(self.clip)
         has_toys = any(isinstance(model, ToyModel) for model in self.models.values())
         self.toy_clip = gr.Button("Use a toy clip", size="sm", visible=has_toys)
         self.controls = {
@@ -274,6 +276,7 @@ class _Page:
                 height=140,
                 elem_id="caeav-other-sound",
             )
+            _uploads_only(self.other_sound)
             self.captions = gr.Radio(list(_CAPTIONS), value="same", label="Captions")
             self.other_seen = gr.Textbox(label="Edited caption: what is seen", lines=2, visible=False)
             self.other_heard = gr.Textbox(label="Edited caption: what is heard", lines=2, visible=False)
@@ -460,6 +463,18 @@ class _Result:
     def hide(self) -> list[Any]:
         """Return the updates that show nothing."""
         return [self.gr.update(visible=False), "", None, "", None]
+
+
+def _uploads_only(component: Any) -> None:
+    """Make a component refuse addresses, which Gradio would fetch for a visitor, of any size."""
+    move = component.async_move_resource_to_block_cache
+
+    async def move_upload(place: Any) -> Any:
+        if place is not None and is_address(str(place)):
+            raise CaeAvError("an address was sent; expected an uploaded file")
+        return await move(place)
+
+    component.async_move_resource_to_block_cache = move_upload
 
 
 def _captions_text(kind: str, model: Model) -> str:

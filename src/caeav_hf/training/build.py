@@ -368,6 +368,10 @@ def read_captions(
     if store is not None:
         cleaned = {ids: clean_caption(text) for text, ids in captions.items()}
         known = {ids: store[text] for ids, text in cleaned.items() if text in store}
+        # Damaged features are computed again.
+        text, keeps_padding = model.config.text_config, model.config.is_official
+        shapes = {ids: (text.context_length if keeps_padding else len(ids), text.hidden_size) for ids in known}
+        known = {ids: values for ids, values in known.items() if values.shape == shapes[ids]}
     return CaptionFeatures(
         model.base_model,
         captions.values(),

@@ -10,6 +10,7 @@ features of another tower are never used by mistake.
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,8 @@ class CaptionFeatureStore(Mapping[str, torch.Tensor]):
         Raises:
             CaeAvError: The file cannot be written.
         """
-        numbers = [int(path.stem.split("-")[1]) for path in self.folder.glob("features-*.safetensors")]
+        stems = (path.stem.removeprefix("features-") for path in self.folder.glob("features-*.safetensors"))
+        numbers = [int(stem) for stem in stems if re.fullmatch("[0-9]{1,9}", stem)]
         path = self.folder / f"features-{max(numbers, default=-1) + 1:05d}.safetensors"
         metadata = {"format": _FORMAT, "text_tower": self.identity}
         make_folder(self.folder)
