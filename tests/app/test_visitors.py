@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.visitor import RefusedError, Visitor, file_data
-from caeav_hf.app.page import _stopped_by_sigterm
+from caeav_hf.app.page import _Remover, _stopped_by_sigterm
 from tests.training.toy_files import toy_clips, toy_model
 
 
@@ -90,6 +90,27 @@ def test_an_error_names_the_clip_and_is_no_markup(address):
         alert = visitor.click("caeav-predict", {"caeav-clip": file_data(path, name)})["caeav-alert"]
     assert 'role="alert"' in str(alert)
     assert "<b>" not in str(alert)
+
+
+def test_files_that_do_not_change_for_an_hour_are_removed(tmp_path):
+    for name in ("kept/file", "toy/clip", "hash/clip", "broken", "again"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        if name.startswith("kept"):
+            remover = _Remover(tmp_path)
+        (tmp_path / name).write_text("")
+    # The clock of files jumps, which does not matter.
+    os.utime(tmp_path / "broken", (1, 1))
+    os.utime(tmp_path / "hash" / "clip", (1e10, 1e10))
+    remover.remove(0.0)
+    remover.remove(3599.0)
+    os.utime(tmp_path / "again", (2, 2))
+    assert len(os.listdir(tmp_path)) == 5
+    remover.remove(3600.0)
+    assert sorted(os.listdir(tmp_path)) == ["again", "kept", "toy"]
+    remover.remove(7200.0)
+    assert sorted(os.listdir(tmp_path)) == ["kept", "toy"]
+    remover.start()
+    remover.stop()
 
 
 def test_sigterm_ends_the_page_like_ctrl_c():

@@ -6,8 +6,9 @@ import shutil
 import signal
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from html import escape
 from importlib.util import find_spec
 from pathlib import Path
@@ -40,6 +41,7 @@ _FOLDER_VARIABLE, _ANALYTICS_VARIABLE = "GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENA
 _DELETE_EVERY, _DELETE_AFTER = 300, 3600
 # Visitors who wait at a time; one is served.
 _MOST_WAITING = 20
+_TOY_FOLDER = "toy"
 _SOUNDS = (("its own", "own"), ("muted", "muted"), ("delayed", "delayed"), ("of another file", "swapped"))
 _CAPTIONS = (("the same", "same"), ("left out", "none"), ("edited", "edited"))
 _LATEST = 5.0
@@ -108,7 +110,12 @@ def _serve(
             except OSError as error:
                 reason = f"cannot be listened at; choose another one with --port: {error}"
                 raise CaeAvError(f"port {port}: {reason}") from error
-            yield page
+            remover = _Remover(folder)
+            remover.start()
+            try:
+                yield page
+            finally:
+                remover.stop()
     finally:
         if page is not None:
             page.close(verbose=False)
@@ -192,6 +199,53 @@ def _theme() -> Any:
     return gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
 
 
+class _Remover(threading.Thread):
+    """
+    Removes files of visitors that have not changed for an hour, also those of uploads that broke off. The hour is
+    counted by a clock that does not jump.
+
+    Args:
+        folder: The folder of the page; what is there already stays, and so do the toy clips.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(name="remover", daemon=True)
+        self.folder = folder
+        self.kept = {_TOY_FOLDER, *os.listdir(folder)}
+        # When each file or folder last changed, by its own time, and when that was first seen.
+        self._seen: dict[str, tuple[int, float]] = {}
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        while not self._stopped.wait(_DELETE_EVERY):
+            self.remove(time.monotonic())
+
+    def stop(self) -> None:
+        """End the thread."""
+        self._stopped.set()
+        self.join()
+
+    def remove(self, now: float) -> None:
+        """Remove what is too old at a time in seconds."""
+        seen: dict[str, tuple[int, float]] = {}
+        for name in set(os.listdir(self.folder)) - self.kept:
+            path = self.folder / name
+            try:
+                changed = max(one.lstat().st_mtime_ns for one in (path, *path.rglob("*")))
+            except OSError:  # it is being removed or written
+                continue
+            before = self._seen.get(name)
+            seen[name] = before if before is not None and before[0] == changed else (changed, now)
+            if now - seen[name][1] < _DELETE_AFTER:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
+        self._seen = seen
+
+
 class _Page:
     """The components of the page and what happens when they are used. All that a visitor has is in the components."""
 
@@ -202,12 +256,11 @@ class _Page:
 
         self.gr, self.models, self.limits = gr, models, limits
         self.folder = Path(get_upload_folder())
-        self.toy_clips = ToyClips(self.folder / "toy")
+        self.toy_clips = ToyClips(self.folder / _TOY_FOLDER)
         self.first = next(iter(models.values()))
         self.blocks = gr.Blocks(
             title="caeav",
             analytics_enabled=False,
-            delete_cache=(_DELETE_EVERY, _DELETE_AFTER),
             fill_width=True,
         )
         with self.blocks:
