@@ -9,7 +9,7 @@ import pytest
 from caeav_hf.captioning.table import CaptionTable
 from caeav_hf.cli.predict import _read_captions
 from caeav_hf.constants import MODALITIES
-from caeav_hf.data import caption_file
+from caeav_hf.data import AveBuilder, caption_file
 from caeav_hf.data.builder import BuildReport, read_lines
 from caeav_hf.data.caption_file import read_captions, write_caption_rows
 from caeav_hf.errors import CaeAvError, DataError
@@ -18,6 +18,7 @@ from caeav_hf.tasks.question_answering.builder import read_questions
 from caeav_hf.tasks.segmentation.builder import read_meta_data
 from caeav_hf.tasks.sound_source_understanding.builder import read_descriptions
 from caeav_hf.tasks.video_parsing.builder import read_events
+from tests.media_factory import write_clip
 
 
 NESTED = "[" * 100_000
@@ -126,3 +127,41 @@ def test_journals_of_other_types(wrong, tmp_path):
     (tmp_path / "captions.parquet.journal").write_text(json.dumps(record) + "\n")
     with pytest.raises(DataError, match=r"captions\.parquet\.journal:1"), CaptionTable(tmp_path / "captions.parquet"):
         pass
+
+
+def test_names_in_annotations_do_not_leave_the_media_folder(tmp_path):
+    names = ("..", "*", "[a-z]*", "a\0b", "a" * 10_000, "~", "secret%2fclip", "..\\secret", "C:secret", "-rf")
+    for folder in ("annotations", "media", "secret"):
+        (tmp_path / folder).mkdir()
+    clip = write_clip(tmp_path / "secret" / "clip.mp4", seconds=1)
+    for name in ("trainSet.txt", "valSet.txt", "testSet.txt"):
+        (tmp_path / "annotations" / name).write_text("")
+    train = tmp_path / "annotations" / "trainSet.txt"
+    builder = AveBuilder(
+        annotations=str(tmp_path / "annotations"), media=str(tmp_path / "media"), cache_dir=str(tmp_path / "cache")
+    )
+    for name in ("../secret/clip", str(clip.with_suffix("")), "http://127.0.0.1:9/clip", "secret/clip"):
+        train.write_text(f"Bark&{name}&good&0&5")
+        with pytest.raises(DataError, match=r"trainSet\.txt:1: expected a video's name"):
+            builder.build(tmp_path / "out")
+    train.write_text("\n".join(f"Bark&{name}&good&0&5" for name in names))
+    with pytest.raises(DataError, match=rf"no clip is usable of the {len(names)} rows"):
+        builder.build(tmp_path / "out")
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["splits"]["train"]["skipped"]["missing"]["count"] == len(names)
+    assert {path.name for path in tmp_path.iterdir()} <= {"annotations", "media", "secret", "out", "cache"}
+
+
+def test_media_whose_names_are_not_unicode_are_counted(tmp_path):
+    (tmp_path / "annotations").mkdir()
+    for name in ("trainSet.txt", "valSet.txt", "testSet.txt"):
+        (tmp_path / "annotations" / name).write_text("Bark&a&good&0&5\nBark&b&good&0&5" if "train" in name else "")
+    (tmp_path / "media" / "\udcff").mkdir(parents=True)
+    write_clip(tmp_path / "media" / "\udcff" / "a.mp4", seconds=1)
+    write_clip(tmp_path / "media" / "b.mp4", seconds=1)
+    builder = AveBuilder(
+        annotations=str(tmp_path / "annotations"), media=str(tmp_path / "media"), cache_dir=str(tmp_path / "cache")
+    )
+    assert builder.build(tmp_path / "out").written["train"] == 1
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["splits"]["train"]["skipped"]["name_is_not_unicode"]["count"] == 1
