@@ -135,6 +135,7 @@ def test_shards_stay_in_their_folder(saved: Path, tmp_path: Path, shard: Any) ->
         ("processor_config.json", {"video_processor.rescale_factor": 0}),
         ("processor_config.json", {"num_frames": 10**9}),
         ("tokenizer_config.json", {"model_max_length": "x"}),
+        ("tokenizer_config.json", {"model_max_length": 10**9}),
         ("tokenizer.json", {"model.vocab": 3}),
         # The library in Rust panics, which is no `Exception`.
         ("tokenizer.json", {"normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}),

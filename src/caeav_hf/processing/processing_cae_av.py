@@ -10,6 +10,7 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import PILImageResampling
 from transformers.processing_utils import ProcessorMixin
+from transformers.tokenization_utils_base import LARGE_INTEGER
 from transformers.utils import cached_file
 
 from ..constants import IGNORED_LABEL
@@ -41,9 +42,10 @@ from .video_processing_cae_av import CaeAvVideoProcessor
 _QUESTION_TOKENIZER = "question_tokenizer"
 # Likewise for the optional tokenizer of descriptions of sounds.
 _SOUND_TOKENIZER = "sound_tokenizer"
-# Most segments of a clip, and most pixels of a frame's side.
+# Most segments of a clip, pixels of a frame's side, and tokens of a text.
 _MOST_FRAMES = 100_000
 _MOST_PIXELS = 8192
+_MOST_TOKENS = 100_000
 # Maximum number of words that an error lists.
 _SHOWN_WORDS = 40
 
@@ -193,12 +195,19 @@ class CaeAvProcessor(ProcessorMixin):
         for side in filter(None, (*vars(size).values(), *vars(crop or size).values())):
             if not 0 < side <= _MOST_PIXELS:
                 raise CaeAvError(f"`size` must be positive and at most {_MOST_PIXELS:,} pixels, got {shown(side)}")
+        tokenizers = [self.tokenizer, self.question_tokenizer, self.sound_tokenizer]
+        for tokenizer in filter(None, tokenizers):
+            # Texts are padded to this length, unless it is Transformers' value for none.
+            if not (0 < tokenizer.model_max_length <= _MOST_TOKENS or tokenizer.model_max_length > LARGE_INTEGER):
+                raise CaeAvError(
+                    f"`model_max_length` must be positive and at most {_MOST_TOKENS:,}, got "
+                    f"{shown(tokenizer.model_max_length)}"
+                )
         frames = np.zeros((1, 2, 2, 3), np.uint8)
         sound = np.zeros(self.feature_extractor.segment_samples, np.float32)
         self([frames], [sound], ["a"], ["a"], self.feature_extractor.sampling_rate)
-        for tokenizer in (self.question_tokenizer, self.sound_tokenizer):
-            if tokenizer is not None:
-                tokenizer("a", padding="max_length", truncation=True)
+        for tokenizer in filter(None, tokenizers[1:]):
+            tokenizer("a", padding="max_length", truncation=True)
 
     @classmethod
     def get_attributes(cls) -> list[str]:
