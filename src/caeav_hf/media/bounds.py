@@ -211,42 +211,43 @@ class Pace:
     def __init__(self, stream: Any, name: str) -> None:
         self.stream, self.name = stream, name
         self.limits = DecodingLimits.from_environment()
+        self._is_video = stream.type == "video"
+        self._context = stream.codec_context if self._is_video else None
+        self._most_packets = self.limits.frame_rate if self._is_video else self.limits.packet_rate
+        self._most_pixels = self.limits.megapixel_rate * 1e6
+        # Read once, since PyAV makes a fraction at each access.
+        self._unit = float(stream.time_base or 0)
+        rate = (stream.average_rate or stream.guessed_rate) if self._is_video else None
+        self._usual = float(1 / rate) if rate else _USUAL_STEP
         self._covered = _SLACK
         self._last: float | None = None
-        self._falls = 0
-        rate = (stream.average_rate or stream.guessed_rate) if stream.type == "video" else None
-        self._usual = float(1 / rate) if rate else _USUAL_STEP
-        self._packets = self._pixels = 0
+        self._falls = self._packets = self._pixels = 0
 
     def add(self, packet: Any) -> MediaError | None:
         """Count a packet; return the error if the stream has more of them than it may."""
-        ticks, base = packet.dts if packet.pts is None else packet.pts, packet.time_base
-        time = None if ticks is None or not base else ticks * base.numerator / base.denominator
-        if time is None:
+        ticks = packet.pts
+        if ticks is None:
+            ticks = packet.dts
+        if ticks is None or not self._unit:
             # Raw streams carry no timestamps: their packets follow each other.
             self._covered += self._usual
         elif self._last is None:
-            self._last = time
-        elif time > self._last:
+            self._last = ticks * self._unit
+        elif (time := ticks * self._unit) > self._last:
             self._covered += min(time - self._last, _LONGEST_STEP)
             self._last = time
         elif time < self._last - _LONGEST_STEP and self._falls < _MOST_FALLS:
             self._falls += 1
             self._last = time
         self._packets += 1
-        if self.stream.type != "video":
-            return self._error("packet_rate", "packets") if self._exceeds("packet_rate", self._packets) else None
-        context = self.stream.codec_context
-        if context is not None:
-            self._pixels += max(context.width * context.height, context.coded_width * context.coded_height)
-        if self._exceeds("frame_rate", self._packets):
-            return self._error("frame_rate", "frames")
-        if self._exceeds("megapixel_rate", self._pixels / 1e6):
-            return self._error("megapixel_rate", "megapixels")
+        if self._packets > self._most_packets * self._covered:
+            return self._error("frame_rate", "frames") if self._is_video else self._error("packet_rate", "packets")
+        if (context := self._context) is not None:
+            # The coded size is known once a decoder is open.
+            self._pixels += context.coded_width * context.coded_height or context.width * context.height
+            if self._pixels > self._most_pixels * self._covered:
+                return self._error("megapixel_rate", "megapixels")
         return None
-
-    def _exceeds(self, field: str, count: float) -> bool:
-        return count > getattr(self.limits, field) * self._covered
 
     def _error(self, field: str, unit: str) -> MediaError:
         return MediaError(

@@ -78,6 +78,9 @@ logger = logging.getLogger(__name__)
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=gc.freeze)
 
+# Frames of so many bytes in all should not exist twice.
+_MUCH = 100e6
+
 MissingAudio = Literal["error", "silence"]
 """Whether a file without an audio stream is an error, or a clip whose sound is silence."""
 
@@ -409,14 +412,16 @@ def _read_clip(media: MediaFile, request: _Request, seek: bool, skip: bool) -> C
         # index is in `done` is not decoded any further.
         done: set[int] = set()
         streams, watch = [video] if audio is None else [video, audio], MemoryWatch(video, media.name)
+        kept = 0
         for frame in _decoded_frames(container, streams, media.name, done, skipper):
             if isinstance(frame, av.VideoFrame):
-                watch.check(picker.nbytes + track.nbytes)
+                watch.check(kept)
                 if picker.push(frame):
                     done.add(video.index)
             elif track.push(frame):
                 done.add(audio.index)
-            check_result(picker.nbytes + track.nbytes, media.name, limits)
+            kept = picker.nbytes + track.nbytes
+            check_result(kept, media.name, limits)
 
         # Whether this pass can be trusted comes first: a frame may be missing only because it was skipped or because
         # seeking landed after it, and then another pass finds it. Only a pass without either gives a final error.
@@ -555,10 +560,12 @@ class _FramePicker:
             self._take()
         images = self._images[:count]
         self._images = []
+        if count * images[0].nbytes < _MUCH:
+            return np.stack(images), np.array(self._times[:count])
         frames = np.empty((count, *images[0].shape), np.uint8)
         images.reverse()
         for frame in frames:
-            frame[...] = images.pop()  # freed one by one, so that not all exist twice
+            frame[...] = images.pop()  # freed one by one
         return frames, np.array(self._times[:count])
 
     @property
