@@ -6,9 +6,9 @@ Memory and time of decoding files that claim or hold far more than they should.
 Makes small files of every kind of `BOMBS`, and a normal clip to compare with, and reads each with `load_clip` (ten
 segments, from the beginning and spread), `load_audio`, `probe` and `read_segments`, images with `read_frame` and
 `read_mask`. Each call runs in a process of its own, ended at 6 GB or after 30 s. Printed are the memory beyond the
-result, that is, the peak less the memory before and that of the result itself, and the processor time. `--only` takes names of
-kinds or their beginnings; `--folder` keeps the files, and uses those that are there; `--guarded` decodes in workers,
-whose own memory, 40 MB when they begin, then counts.
+result, that is, the peak less the memory before and that of the result itself, and the processor time. `--only` takes
+names of kinds or their beginnings; `--folder` keeps the files, and uses those that are there; `--guarded` decodes in
+workers, whose own memory, 40 MB when they begin, then counts.
 """
 
 import argparse

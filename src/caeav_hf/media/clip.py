@@ -91,7 +91,8 @@ class Clip:
     The decoded segments of a clip, n of them.
 
     Attributes:
-        frames: (n, H, W, 3) uint8 RGB, the frame at the middle of each segment, rotated upright.
+        frames: (n, H, W, 3) uint8 RGB, the frame at the middle of each segment, rotated upright. Frames larger than
+            `frame_megapixels` of [`~media.limits.DecodingLimits`], by default 4K, are scaled down.
         waveform: (n * samples of a segment,) float32, mono, in [-1, 1], one segment after the other. Sample 0 is the
             first segment's first instant. Empty if the clip was read with `with_audio=False`.
         frame_times: (n,) float64, timestamps of the frames in seconds after the clip's time zero.
@@ -183,7 +184,8 @@ def load_clip(
 
     Raises:
         MediaError: `source` is missing, empty, no media file, has no video (or, if wanted, no audio) stream, ends
-            before `start`, or none of it can be decoded. The message begins with the clip's name.
+            before `start`, none of it can be decoded, or it exceeds [`~media.limits.DecodingLimits`]. The message
+            begins with the clip's name.
         CaeAvError: An argument is out of range.
     """
     check_range(start, end, sampling_rate)

@@ -72,7 +72,7 @@ class Segment:
 
     Attributes:
         index: Its place on the grid.
-        image: (H, W, 3) uint8 RGB, the frame at its middle, upright.
+        image: (H, W, 3) uint8 RGB, the frame at its middle, upright; scaled down as those of [`~media.clip.Clip`].
         time: Timestamp of the frame in seconds after time zero.
         sound: (samples of a segment,) float32, mono, in [-1, 1].
         has_audio: Whether the stream has sound. If not, `sound` is silence.

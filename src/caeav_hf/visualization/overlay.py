@@ -75,7 +75,7 @@ def write_overlay(
 
     Args:
         source: The clip: a path, bytes, a binary file object or a mapping, as for [`~media.clip.load_clip`].
-        masks: (T, H, W) bool, one per segment, at the clip's own upright resolution, as the pipeline returns them; or
+        masks: (T, H, W) bool, one per segment, of the size of the clip's frames, as the pipeline returns them; or
             an object with `shape`, `dtype`, `len` and `[index]` that loads one at a time. T may be 0.
         path: The file to write. It appears when it is complete.
         segment_seconds: Seconds of a segment.
