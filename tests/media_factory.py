@@ -216,7 +216,9 @@ def _video_stream(container, codec: str, fps: float, size: tuple[int, int], gop:
 def _encode_sound(container, stream, samples: np.ndarray, rate: int, layout: str, first: int) -> None:
     resampler = av.AudioResampler(format=stream.codec_context.format, layout=layout, rate=rate)
     for begin in range(0, samples.shape[1], 1024):
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[:, begin : begin + 1024]), "fltp", layout)
+        # Interleaved, since PyAV miscounts the planes of eight channels.
+        interleaved = np.ascontiguousarray(samples[:, begin : begin + 1024].T).reshape(1, -1)
+        frame = av.AudioFrame.from_ndarray(interleaved, "flt", layout)
         frame.sample_rate, frame.time_base, frame.pts = rate, Fraction(1, rate), first + begin
         for converted in resampler.resample(frame):
             container.mux(stream.encode(converted))

@@ -196,3 +196,11 @@ def test_memory_does_not_grow_while_a_stream_is_read(monkeypatch: pytest.MonkeyP
     )
     list(read_segments(Feed(items(), RATE), **FORM))
     assert max(kept) <= 32 * RATE
+
+
+def test_sound_of_many_channels_is_aligned(tmp_path):
+    path = write_clip(tmp_path / "clip.mp4", seconds=3, layout="7.1", audio_start=0.123)
+    whole = list(read_segments(path, segment_seconds=1.0, sampling_rate=RATE))
+    assert np.abs(whole[1].sound).max() > 0.1
+    (later,) = read_segments(path, segment_seconds=1.0, sampling_rate=RATE, start=2.0)
+    np.testing.assert_allclose(later.sound, whole[2].sound, atol=1e-3)

@@ -8,6 +8,7 @@ the same length.
 import math
 from collections import deque
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import av
@@ -298,11 +299,7 @@ class AudioTrack:
             return frame, time
         if skipped >= frame.samples:
             return None, time
-        channels = 1 if frame.format.is_planar else frame.layout.nb_channels
-        rest = np.ascontiguousarray(frame.to_ndarray()[:, skipped * channels :])
-        cut = av.AudioFrame.from_ndarray(rest, format=frame.format.name, layout=frame.layout.name)
-        cut.sample_rate = frame.sample_rate
-        return cut, time + skipped / frame.sample_rate
+        return _without_first(frame, skipped), time + skipped / frame.sample_rate
 
     def _flush(self) -> None:
         if self._resampler is not None:
@@ -320,3 +317,21 @@ class AudioTrack:
                 self._pieces.append((self._cursor, piece))
                 self.nbytes += piece.nbytes
             self._cursor = until
+
+
+def _without_first(frame: Any, samples: int) -> Any:
+    """
+    Return an audio frame without its first samples. FFmpeg cuts them: PyAV does not know where the planes of a frame
+    end that has eight channels or more, and reading them as arrays ends the process.
+    """
+    graph = av.filter.Graph()
+    form = {"sample_rate": frame.sample_rate, "format": frame.format.name, "layout": frame.layout.name}
+    source = graph.add_abuffer(**form, time_base=Fraction(1, frame.sample_rate))
+    trim, sink = graph.add("atrim", f"start_sample={samples}"), graph.add("abuffersink")
+    source.link_to(trim)
+    trim.link_to(sink)
+    graph.configure()
+    frame.pts = None
+    graph.push(frame)
+    graph.push(None)
+    return graph.pull()
