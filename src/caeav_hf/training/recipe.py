@@ -27,7 +27,8 @@ AUGMENTATIONS = tuple(_OFF)
 
 # Most processes, batches, seeds and columns that a file may ask for.
 _MOST = {"num_workers": 1024, "prefetch_factor": 1024, "seed": 2**32 - 1, "lora_rank": 4096}
-# Most values of a recipe file.
+# Most bytes and values of a recipe file.
+_MOST_BYTES = 100_000
 _MOST_VALUES = 100_000
 
 
@@ -253,9 +254,12 @@ def load_recipe(path: str | Path, overrides: dict[str, Any] | None = None) -> Re
     """
     path = Path(path)
     with reading(path, "a recipe"):
+        # PyYAML reads some 20 kB a second.
+        if (size := path.stat().st_size) > _MOST_BYTES:
+            raise CaeAvError(f"{path}: has {size:,} bytes; expected a recipe of at most {_MOST_BYTES:,}")
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        size = _size(values, {})
-    if size > _MOST_VALUES:
+        count = _size(values, {})
+    if count > _MOST_VALUES:
         raise CaeAvError(f"{path}: its aliases stand for more than {_MOST_VALUES:,} values; expected a recipe")
     if not isinstance(values, dict):
         raise CaeAvError(f"{path}: expected a mapping of names to values, got {type(values).__name__}")
