@@ -17,7 +17,7 @@ import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -40,14 +40,14 @@ from caeav_hf import CaeAvConfig, CaeAvForEventLocalization, CaeAvProcessor
 from caeav_hf.captioning import job
 from caeav_hf.cli import main as caeav
 from caeav_hf.data import AveBuilder, builder, prepare
-from caeav_hf.files import write_json
+from caeav_hf.files import atomic_write, write_json
 from caeav_hf.toy import CLASSES, MediaFormat, generate
 from caeav_hf.training import encode
 from caeav_hf.training.command import main as train
 
 
 # Seconds after which a process has hung.
-PATIENCE = 120.0
+PATIENCE = 300.0
 _MEDIA = MediaFormat(frame_size=64, frame_rate=4, sampling_rate=16_000)
 # Values that differ from run to run: times, and what a run did itself rather than found.
 VARYING = {"seconds", "clips_per_second", "captioned", "retries"}
@@ -249,7 +249,7 @@ COMMANDS = {
 }
 
 
-def make_inputs(folder: Path, commands: Iterable[str], num_clips: int) -> None:
+def make_inputs(folder: Path, commands: Sequence[str], num_clips: int) -> None:
     """
     Make the inputs of commands, unless they are there.
 
@@ -258,10 +258,17 @@ def make_inputs(folder: Path, commands: Iterable[str], num_clips: int) -> None:
         commands: Names of the commands.
         num_clips: Number of clips of the corpora that builders read; others read a quarter of that.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     options: dict[str, Any] = {"split": (2, 1, 1), "misalignment": 0.5, "media_format": _MEDIA, "progress": False}
     for layout in dict.fromkeys(COMMANDS[name].layout for name in commands):
         if layout is not None and not (folder / layout / "toy.json").exists():
             generate(folder / layout, layout, num_clips, overwrite=True, **options)
+    if "convert" in commands and not (folder / "official.pth").exists():
+        # A checkpoint under the authors' names, which the tests know how to make.
+        sys.path.insert(0, str(Path(__file__).parents[1]))
+        official = importlib.import_module("tests.conversion.official_state")
+        with atomic_write(folder / "official.pth") as path:
+            torch.save(official.official_state(official.small_model(official.small_config("ave"))), path)
     if (folder / "complete").exists():
         return
     corpus = folder / "small"
@@ -280,10 +287,6 @@ def make_inputs(folder: Path, commands: Iterable[str], num_clips: int) -> None:
         model.head.event_classifier.bias.add_(8)
     model.save_pretrained(folder / "model")
     CaeAvProcessor.from_config(config).save_pretrained(folder / "model")
-    # A checkpoint under the authors' names, which the tests know how to make.
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    official = importlib.import_module("tests.conversion.official_state")
-    torch.save(official.official_state(official.small_model(official.small_config("ave"))), folder / "official.pth")
     (folder / "complete").touch()
 
 

@@ -271,7 +271,7 @@ class _Page:
         gr = self.gr
         self._html("<h1>Sound and picture</h1>")
         # The folder of the visitor's last results and whether they compare, and the number of the next toy clip.
-        self.results = gr.State(None, time_to_live=_DELETE_AFTER, delete_callback=_remove)
+        self.results = gr.State(None)
         self.next_clip = gr.State(0)
         with gr.Row(elem_classes="caeav-page"):
             with gr.Column(scale=2, min_width=300):
