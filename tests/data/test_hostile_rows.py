@@ -111,7 +111,7 @@ def test_rows_of_other_forms_are_named(columns, form, write, processor):
 @FORMS
 def test_files_that_are_no_clips(form, write, processor, tmp_path):
     for media in ({"bytes": b"x", "path": None}, {"bytes": None, "path": None}, {"bytes": None, "path": "a\0b"}, None):
-        with pytest.raises(DataError, match=r"none of the .*clips can be decoded|no clip could be prepared"):
+        with pytest.raises(DataError, match=r"set: none of the .*clips can be decoded|set: no clip could be prepared"):
             read(write(media=pa.array([media], FILE)), processor, form)
 
 
@@ -169,8 +169,12 @@ def test_names_of_rows_do_not_leave_the_folder(write, tmp_path):
 
 @pytest.mark.parametrize(
     "columns",
-    [{"media": pa.array(["clip.mp4"])}, {"video_id": pa.array([None], pa.string()), "media": None}],
-    ids=["media", "video_id"],
+    [
+        {"frames": pa.array([[{"bytes": b"", "path": 1}]])},
+        {"media": pa.array(["clip.mp4"])},
+        {"video_id": pa.array([None], pa.string()), "media": None},
+    ],
+    ids=["frames", "media", "video_id"],
 )
 def test_rows_to_caption(columns, write):
     with pytest.raises(DataError, match=r"train-00000-of-00001\.parquet"):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..constants import MEDIA_SUFFIXES
-from ..errors import DataError
+from ..errors import DataError, MediaError
 from ..files import read_bytes
 from .material import ClipMaterial
 from .settings import CaptionSettings
@@ -131,11 +131,18 @@ class _RowLoader:
     index: int
 
     def __call__(self, settings: CaptionSettings) -> ClipMaterial:
-        return ClipMaterial.from_row(self.rows.read(self.shard, self.group, self.index), settings)
+        row = self.rows.read(self.shard, self.group, self.index)
+        try:
+            return ClipMaterial.from_row(row, settings)
+        except MediaError as error:
+            raise MediaError(f"{self.shard}: {error}") from error
 
 
 def _row_clips(shards: Sequence[Path]) -> list[CaptionClip]:
     """List the clips of a builder's rows; rows of the same clip (with different questions, say) give one."""
+    # Only here, since `datasets` takes a second to load.
+    from ..data.rows import check_schema
+
     rows = _Rows()
     clips: dict[str, CaptionClip] = {}
     for shard in shards:
@@ -144,6 +151,7 @@ def _row_clips(shards: Sequence[Path]) -> list[CaptionClip]:
                 names = file.schema_arrow.names
                 if "video_id" not in names or "media" not in names:
                     raise DataError(f"{shard}: expected rows with the columns video_id and media, got {names}")
+                check_schema(file.schema_arrow, f"{shard}:")
                 for group in range(file.num_row_groups):
                     # Only the paths: the whole column holds the bytes of every clip.
                     columns = [name for name in ("video_id", "filename", "media_start") if name in names]

@@ -112,7 +112,7 @@ class CaeAvDataset(torch.utils.data.Dataset):
                 if not self._broken[candidate]:
                     self._broken[candidate] = True
                     logger.warning(f"clip replaced by the next one that can be decoded: {error}")
-        raise DataError(f"none of the {len(self)} clips can be decoded")
+        raise DataError(f"{self._make_item.source} none of the {len(self)} clips can be decoded")
 
     def _item(self, index: int) -> dict[str, Any]:
         try:

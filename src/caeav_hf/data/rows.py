@@ -193,16 +193,28 @@ def check_types(form: type[RowForm], features: Mapping[str, Any], source: str) -
     Raises:
         DataError: A column is of another type.
     """
-    for name, expected in {**_TYPES, **form.types}.items():
-        if name not in features:
-            continue
-        found = datasets.Features({name: features[name]}).arrow_schema.field(0).type
-        if not _fits(found, expected):
-            raise DataError(f"{source} the column `{name}` has the type {found}; expected {_type_name(expected)}")
+    read = [name for name in {**_TYPES, **form.types} if name in features]
+    check_schema(datasets.Features({name: features[name] for name in read}).arrow_schema, source, form.types)
+
+
+def check_schema(schema: pa.Schema, source: str, types: Mapping[str, ColumnType] | None = None) -> None:
+    """
+    Do as [`check_types`] for the columns of clips in a file, and for further ones.
+
+    Raises:
+        DataError: A column is of another type.
+    """
+    for name, expected in {**_TYPES, **(types or {})}.items():
+        for number in schema.get_all_field_indices(name):
+            found = schema.field(number).type
+            if not _fits(found, expected):
+                raise DataError(f"{source} the column `{name}` has the type {found}; expected {_type_name(expected)}")
 
 
 def _fits(found: pa.DataType, expected: ColumnType) -> bool:
     kinds = pa.types
+    if kinds.is_dictionary(found):
+        found = found.value_type
     if kinds.is_null(found):
         return True
     if isinstance(expected, list):
