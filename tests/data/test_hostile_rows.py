@@ -179,3 +179,9 @@ def test_names_of_rows_do_not_leave_the_folder(write, tmp_path):
 def test_rows_to_caption(columns, write):
     with pytest.raises(DataError, match=r"train-00000-of-00001\.parquet"):
         find_clips(write(**columns))
+
+
+@FORMS
+def test_texts_that_are_not_utf8(form, write, processor):
+    with pytest.raises(DataError, match="set"):
+        read(write(category=pa.array([b"\xff"]).view(pa.string())), processor, form)

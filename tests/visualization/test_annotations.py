@@ -184,7 +184,7 @@ def test_files_of_nothing_and_errors(write, tmp_path: Path) -> None:
 
 def test_texts_cannot_act_on_the_programs_that_read_the_files(tmp_path: Path) -> None:
     evil = "=cmd|' /C calc'!A0\x1b[2J\x9b\n\n00:00 --> 00:01\n<b>"
-    found = [Annotation(0.0, 1.0, evil, "events", 0.5, "@a\udcff.mp4"), Annotation(0.0, 1.0, "-1+2", "+labels")]
+    found = [Annotation(0.0, 1.0, evil, "events", 0.5, "@a\udcff\ud800.mp4"), Annotation(0.0, 1.0, "-1+2", "+labels")]
     for write in (write_csv, write_srt, write_webvtt, write_audacity, write_eaf):
         suffix = {"write_csv": ".csv", "write_srt": ".srt", "write_webvtt": ".vtt", "write_eaf": ".eaf"}
         path = tmp_path / f"a\x01b{suffix.get(write.__name__, '.txt')}"

@@ -230,7 +230,7 @@ class _Split:
                 return error
 
         note |= {"rows": 0, "failed": {}}
-        rows = (([self.rows[number] for number in clip]) for clip in share)
+        rows = ([self._row(number) for number in clip] for clip in share)
         names = iter(self.rows.select_columns("video_id").select([clip[0] for clip in share])["video_id"])
         made = _in_order(pool, make, rows, ahead)
         while group := list(islice(made, _GROUP_CLIPS)):
@@ -244,6 +244,12 @@ class _Split:
                 note["rows"] += len(row.get(QUESTIONS, [None]))
             if kept:
                 yield pa.Table.from_pylist(kept, schema=self.features.arrow_schema)
+
+    def _row(self, number: int) -> dict[str, Any]:
+        try:
+            return self.rows[number]
+        except ValueError as error:  # a text that is not UTF-8, or not of its type
+            raise DataError(f"{self.source}: row {number} cannot be read ({error})") from error
 
     def _prepared_row(self, rows: list[dict[str, Any]], image_format: ImageFormat) -> dict[str, Any]:
         """Return the prepared row of a clip, given its rows."""

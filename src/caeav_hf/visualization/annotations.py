@@ -294,7 +294,10 @@ def _media_link(media: str, path: Path) -> dict[str, str]:
         relative = Path(os.path.relpath(media, path.parent)).as_posix()
     except ValueError:  # on another drive
         relative = ""
-    link = {"MEDIA_URL": Path(media).absolute().as_uri(), "MIME_TYPE": kind}
+    try:
+        link = {"MEDIA_URL": Path(media).absolute().as_uri(), "MIME_TYPE": kind}
+    except UnicodeEncodeError:  # no file has such a name
+        return {"MEDIA_URL": _NOT_XML.sub("", media), "MIME_TYPE": kind}
     return {**link, "RELATIVE_MEDIA_URL": f"./{_NOT_XML.sub('', relative)}"} if relative else link
 
 
