@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,12 +19,17 @@ needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="Gradio is
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
+def page() -> Iterator[Any]:
     from caeav_hf.app import Limits
     from caeav_hf.app.page import serve_page
 
     with serve_page([str(toy_model())], device="cpu", limits=Limits(1, 30), quiet=True) as page:
-        yield page.local_url
+        yield page
+
+
+@pytest.fixture(scope="module")
+def address(page) -> str:
+    return page.local_url
 
 
 @pytest.mark.slow
@@ -90,6 +96,17 @@ def test_an_error_names_the_clip_and_is_no_markup(address):
         alert = visitor.click("caeav-predict", {"caeav-clip": file_data(path, name)})["caeav-alert"]
     assert 'role="alert"' in str(alert)
     assert "<b>" not in str(alert)
+
+
+@pytest.mark.slow
+@needs_gradio
+def test_visitors_who_have_left_are_forgotten(address, page, monkeypatch):
+    assert page.state_holder.capacity == 100
+    monkeypatch.setattr(page.state_holder, "capacity", 3)
+    for _ in range(5):
+        with Visitor(address) as visitor:
+            visitor.click("caeav-predict", {"caeav-clip": file_data(visitor.upload(b"no clip", "a.mp4"), "a.mp4")})
+    assert len(page.state_holder.session_data) <= 4
 
 
 def test_files_that_do_not_change_for_an_hour_are_removed(tmp_path):

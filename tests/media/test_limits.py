@@ -202,6 +202,20 @@ def test_sound_of_few_samples_is_refused(tmp_path):
         load_audio(path, sampling_rate=RATE)
 
 
+def test_sound_of_many_samples_is_not_converted_for_ever(tmp_path, limit, monkeypatch):
+    path = write_clip(tmp_path / "wide.mp4", seconds=4, fps=10)
+    usual = load_audio(path, sampling_rate=RATE)
+    limit(seconds=1)
+    monkeypatch.setattr(bounds, "_CONVERTED_PER_SECOND", 100_000)
+    np.testing.assert_array_equal(load_audio(path, sampling_rate=RATE), usual)
+    monkeypatch.setattr(bounds, "_USUAL_SOUND", 30_000)
+    for read in (load, lambda path: load_audio(path, sampling_rate=RATE)):
+        with pytest.raises(MediaError, match=r"wide\.mp4: its sound has too many .*CAEAV_DECODING_SECONDS=1"):
+            read(path)
+    # A part of it has fewer.
+    assert len(load_audio(path, sampling_rate=RATE, end=1.0))
+
+
 # Streams
 
 

@@ -41,6 +41,8 @@ _FOLDER_VARIABLE, _ANALYTICS_VARIABLE = "GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENA
 _DELETE_EVERY, _DELETE_AFTER = 300, 3600
 # Visitors who wait at a time; one is served.
 _MOST_WAITING = 20
+# Visitors whose state Gradio keeps, some 100 kB each; it never forgets one that has left.
+_MOST_VISITORS = 100
 _TOY_FOLDER = "toy"
 _SOUNDS = (("its own", "own"), ("muted", "muted"), ("delayed", "delayed"), ("of another file", "swapped"))
 _CAPTIONS = (("the same", "same"), ("left out", "none"), ("edited", "edited"))
@@ -98,6 +100,7 @@ def _serve(
                     server_port=port,
                     share=share,
                     max_file_size=round(limits.max_megabytes * 1e6),
+                    state_session_capacity=_MOST_VISITORS,
                     prevent_thread_lock=True,
                     ssr_mode=False,
                     run_history=False,

@@ -30,6 +30,9 @@ _HELD_ALONE = 3
 _MOTION_BYTES, _WIDEST_PIXEL, _USUAL_PIXEL = 0.75, 8.0, 3.0
 # Threads that FFmpeg starts at most by itself.
 _MOST_THREADS = 16
+# Samples per second, over all channels, that usual sound has at most (16 channels of 48 kHz), and the samples that a
+# second of processor time surely converts to mono: a core of an AMD EPYC took 230 million.
+_USUAL_SOUND, _CONVERTED_PER_SECOND = 16 * 48_000, 1e8
 # Samples per second of anything that is called sound. Fewer would grow a file a thousandfold.
 _LEAST_RATE = 1000
 # Streams that nearly all files have at most.
@@ -169,6 +172,26 @@ def limit_sound(stream: Any, name: str) -> None:
     ):
         if value > getattr(limits, field):
             raise MediaError(f"{name}: its sound has {value} {unit}; expected at most {_setting(field, limits)}")
+
+
+def check_sound_work(excess: float, name: str) -> None:
+    """
+    Raise a [`~errors.MediaError`] if converting a sound takes too long, because it has many more samples than usual.
+
+    Args:
+        excess: Decoded samples, over all channels, beyond those of usual sound: see [`excess_samples`].
+    """
+    limits = DecodingLimits.from_environment()
+    if excess > limits.seconds * _CONVERTED_PER_SECOND:
+        raise MediaError(
+            f"{name}: its sound has too many channels and samples per second to convert for so long; expected usual "
+            f"sound, a shorter part (`start` and `end`), or more time ({_setting('seconds', limits)})"
+        )
+
+
+def excess_samples(frame: Any) -> float:
+    """Return the samples of a frame of sound, over all channels, beyond those of usual sound of its length."""
+    return frame.samples * max(0.0, frame.layout.nb_channels - _USUAL_SOUND / frame.sample_rate)
 
 
 def check_picture(width: int, height: int, name: str) -> None:

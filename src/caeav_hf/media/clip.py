@@ -35,7 +35,7 @@ import av
 import numpy as np
 
 from ..errors import CaeAvError, MediaError
-from .bounds import FrameScaler, MemoryWatch, check_result, kept_size, no_frame
+from .bounds import FrameScaler, MemoryWatch, check_result, check_sound_work, kept_size, no_frame
 from .containers import (
     SEEK_MARGIN,
     MediaFile,
@@ -424,6 +424,7 @@ def _read_clip(media: MediaFile, request: _Request, seek: bool, skip: bool) -> C
                 done.add(audio.index)
             kept = picker.nbytes + track.nbytes
             check_result(kept, media.name, limits)
+            check_sound_work(track.excess, media.name)
 
         # Whether this pass can be trusted comes first: a frame may be missing only because it was skipped or because
         # seeking landed after it, and then another pass finds it. Only a pass without either gives a final error.

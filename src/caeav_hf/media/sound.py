@@ -15,7 +15,7 @@ import av
 import numpy as np
 
 from ..errors import MediaError
-from .bounds import check_result
+from .bounds import check_result, check_sound_work, excess_samples
 from .containers import (
     AUDIO_JITTER,
     MediaFile,
@@ -82,6 +82,7 @@ def _load_audio(media: MediaFile, sampling_rate: int, start: float, end: float |
             if any(track.push(frame) for frame in decode_packet(stream, packet)):
                 break
             check_result(track.nbytes, media.name, limits)
+            check_sound_work(track.excess, media.name)
     if track.silence > _LONGEST_SILENCE:
         # Filling the gaps could take more memory than there is.
         raise MediaError(
@@ -166,6 +167,7 @@ class AudioTrack:
 
     Attributes:
         nbytes: Bytes of the sound that is kept.
+        excess: Samples of the pushed frames beyond those of usual sound, see [`~media.bounds.excess_samples`].
     """
 
     def __init__(
@@ -189,6 +191,7 @@ class AudioTrack:
         self._cursor = 0
         self._pieces: deque[tuple[int, np.ndarray]] = deque()
         self.nbytes = 0
+        self.excess = 0.0
 
     def push(self, frame: Any) -> bool:
         """Add the next frame; return True once the end of the time line is reached."""
@@ -214,6 +217,7 @@ class AudioTrack:
             self._run_time, self._run_samples = time, 0
             self._cursor = round((time - self.begin) * self.rate)
         self._run_samples += frame.samples
+        self.excess += excess_samples(frame)
         # Without timestamps the resampler runs on through jitter; with them it would fill or cut at every wrong one.
         frame.pts = None
         self._store(self._resampler.resample(frame))
