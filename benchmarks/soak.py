@@ -378,6 +378,8 @@ class Meter(threading.Thread):
         self.process, self.temporary = process, temporary
         self.samples: list[dict[str, float]] = []
         self.begun, self.stopped = time.monotonic(), threading.Event()
+        # Whose visits are counted.
+        self.visitors: list[Any] = []
 
     def run(self) -> None:
         while not self.stopped.wait(_SAMPLE_SECONDS):
@@ -395,6 +397,8 @@ class Meter(threading.Thread):
             "threads": len(list((folder / "task").iterdir())),
             "open files": len(list((folder / "fd").iterdir())),
         }
+        if self.visitors:
+            found["visits"] = sum(visitor.counts.total() for visitor in self.visitors)
         if self.temporary is not None:
             files = [path for path in self.temporary.rglob("*") if path.is_file()]
             found |= {"files": len(files), "MB of files": sum(path.stat().st_size for path in files) / 1e6}
@@ -405,10 +409,10 @@ class Meter(threading.Thread):
         warm = [item for item in self.samples if item["seconds"] > _WARM_UP * self.samples[-1]["seconds"]]
         hours = np.array([item["seconds"] for item in warm]) / 3600
         found = {}
-        for name in list(self.samples[0])[1:]:
+        for name in list(self.samples[-1])[1:]:
             values = np.array([item[name] for item in warm])
             slope = float(np.polyfit(hours, values, 1)[0]) if len(values) > 2 else 0.0
-            most = max(item[name] for item in self.samples)
+            most = max(item.get(name, 0) for item in self.samples)
             found[name] = {"mean": float(values.mean()), "most": most, "per hour": slope}
         return found
 
@@ -550,6 +554,7 @@ def main() -> None:
         friends = [Friend(address, name, until) for name in _COLOURS]
         foe = Foe(address, until, options.seed, bombs, temporary)
         visitors: list[Any] = [*friends, foe]
+        meter.visitors = visitors
         for visitor in visitors:
             visitor.start()
         for visitor in visitors:
