@@ -2,6 +2,7 @@
 
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -19,7 +20,15 @@ needs_gradio = pytest.mark.skipif(find_spec("gradio") is None, reason="Gradio is
 
 
 @pytest.fixture(scope="module")
-def page() -> Iterator[Any]:
+def left_by_a_killed_page() -> Path:
+    folder = Path(tempfile.gettempdir(), "caeav-app-killed")
+    folder.mkdir(exist_ok=True)
+    (folder / "clip.mp4").write_bytes(b"a clip")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(left_by_a_killed_page) -> Iterator[Any]:
     from caeav_hf.app import Limits
     from caeav_hf.app.page import serve_page
 
@@ -100,6 +109,12 @@ def test_an_error_names_the_clip_and_is_no_markup(address):
 
 @pytest.mark.slow
 @needs_gradio
+def test_files_of_a_killed_page_are_removed_by_the_next(page, left_by_a_killed_page):
+    assert not left_by_a_killed_page.exists()
+
+
+@pytest.mark.slow
+@needs_gradio
 def test_visitors_who_have_left_are_forgotten(address, page, monkeypatch):
     assert page.state_holder.capacity == 100
     monkeypatch.setattr(page.state_holder, "capacity", 3)
@@ -140,3 +155,17 @@ def test_sigterm_ends_the_page_like_ctrl_c():
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+# The last one, since others would have to wait too.
+@pytest.mark.slow
+@needs_gradio
+def test_few_visitors_wait(address):
+    clip = Path(toy_clips(1)[0])
+    with Visitor(address) as visitor:
+        endpoint = visitor.endpoint("caeav-predict")
+        path = visitor.upload(clip.read_bytes(), clip.name)
+        data = visitor.values(endpoint, {"caeav-clip": file_data(path, clip.name)})
+        answers = [visitor.join(endpoint["id"], data) for _ in range(30)]
+        assert {answer.status_code for answer in answers} == {200, 503}
+        assert sum(answer.status_code == 200 for answer in answers) <= 25

@@ -15,10 +15,11 @@ from hypothesis import strategies as st
 from caeav_hf.cli import main
 from caeav_hf.cli.prepare import _processor_of
 from caeav_hf.configuration_cae_av import CaeAvConfig
-from caeav_hf.data import CaeAvDataset, prepare_clips, store
+from caeav_hf.data import CaeAvDataset, prepare, prepare_clips, store
 from caeav_hf.data.images import read_frame
 from caeav_hf.data.prepared import _decode_sound, _encode_images, _encode_sound, settings_of
 from caeav_hf.errors import DataError
+from caeav_hf.media import guard
 from caeav_hf.processing import CaeAvProcessor
 from tests.corpora import build
 from tests.lanes import slow_after
@@ -59,6 +60,16 @@ def test_png_gives_the_tensors_of_the_files(task, tmp_path):
         assert_same_items(by_key(found), by_key(expected))
         loaded = datasets.load_dataset(str(tmp_path / "out"), split=split, streaming=True)
         assert next(iter(loaded))["frames"][0]["bytes"].startswith(b"\x89PNG")
+
+
+def test_clips_are_read_in_workers(tmp_path, monkeypatch):
+    def reached(*args, **options):
+        raise RuntimeError(f"guarded: {guard.is_guarded()}")
+
+    monkeypatch.setattr(prepare, "write_shards", reached)
+    with pytest.raises(RuntimeError, match="guarded: True"):
+        prepare_clips(toy_files.toy_data(), processor_of("ave"), tmp_path / "out")
+    assert not guard.is_guarded()
 
 
 @pytest.mark.slow

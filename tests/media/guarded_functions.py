@@ -1,6 +1,7 @@
 """What a decoder may do wrong, as functions that run in a guarded worker."""
 
 import os
+import resource
 import signal
 import sys
 import time
@@ -10,6 +11,11 @@ import numpy as np
 
 from caeav_hf.media.containers import MediaFile
 from caeav_hf.media.guard import guarded
+
+
+@guarded()
+def core_bytes(media: MediaFile) -> int:
+    return resource.getrlimit(resource.RLIMIT_CORE)[0]
 
 
 @guarded()

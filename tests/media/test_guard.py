@@ -246,8 +246,10 @@ def test_a_worker_is_kept_and_replaced_if_something_ends_it():
 
 
 def test_workers_write_no_files(tmp_path):
-    with guarded_decoding(), pytest.raises(MediaError, match=r"^some.mp4: .*File too large"):
-        guarded_functions.write(NONE, str(tmp_path / "written"))
+    with guarded_decoding():
+        with pytest.raises(MediaError, match=r"^some.mp4: .*File too large"):
+            guarded_functions.write(NONE, str(tmp_path / "written"))
+        assert guarded_functions.core_bytes(NONE) == 0
 
 
 class Trap:

@@ -131,6 +131,7 @@ def test_shards_stay_in_their_folder(saved: Path, tmp_path: Path, shard: Any) ->
         ("processor_config.json", {"feature_extractor.segment_seconds": float("nan")}),
         ("processor_config.json", {"feature_extractor.tile_seconds": 10**9}),
         ("processor_config.json", {"video_processor.size": {"height": 10**6, "width": 10**6}}),
+        ("processor_config.json", {"video_processor.crop_size": {"height": 10**6, "width": 10**6}}),
         ("processor_config.json", {"video_processor.resample": "x"}),
         ("processor_config.json", {"video_processor.rescale_factor": 0}),
         ("processor_config.json", {"num_frames": 10**9}),
