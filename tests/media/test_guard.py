@@ -321,7 +321,9 @@ with guarded_decoding():
 @pytest.mark.slow
 @linux
 def test_a_worker_ends_with_its_process_even_within_a_call():
-    with subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE) as process:
+    root = str(Path(__file__).parents[2])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])}
+    with subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, env=environment) as process:
         worker = Path("/proc") / process.stdout.readline().decode().strip()
         assert is_alive(worker)
         process.kill()

@@ -74,9 +74,9 @@ def test_lengths_threshold_and_captions(understand, expected) -> None:
         for text, long in zip(short["descriptions"], expected[0]["descriptions"], strict=True)
     )
     assert not short["masks"].any()
-    captioned = understand(clip, visual_caption="a violin plays")
+    captioned = understand(clip, visual_caption="a dog barks and a bird sings")
     assert captioned["descriptions"] != expected[0]["descriptions"]
-    listed = understand([clip, clip], visual_caption=["a violin plays", None], batch_size=2)
+    listed = understand([clip, clip], visual_caption=["a dog barks and a bird sings", None], batch_size=2)
     assert listed[0]["descriptions"] == captioned["descriptions"]
     assert listed[1]["descriptions"] == expected[0]["descriptions"]
 
