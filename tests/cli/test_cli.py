@@ -63,6 +63,7 @@ def test_predict_prints_json(capsys):
     assert all(len(result["segments"]) == 10 for result in results)
 
 
+@pytest.mark.slow
 def test_predict_writes_one_file_or_one_per_clip(tmp_path, capsys):
     clips = toy_clips(3)
     assert predict(*clips, "--out", tmp_path / "all.json", "--batch-size", 2) == 0
@@ -114,6 +115,7 @@ def test_a_broken_clip_is_reported_and_the_others_are_analyzed(tmp_path, capsys,
     assert str(broken) in errors[0]
 
 
+@pytest.mark.slow
 def test_errors_are_one_line_and_exit_code_2(tmp_path, capsys):
     clip = toy_clips(1)[0]
     (tmp_path / "bad.json").write_text("{")

@@ -175,6 +175,7 @@ def test_embedded_clips_are_not_copied_and_give_the_same_items(rows, processor, 
     assert_same_clip(chosen[1], CaeAvDataset(by_path, processor)[2])
 
 
+@pytest.mark.slow
 def test_the_cache_tells_misalignments_apart(rows, plain, processor, tmp_path):
     features = set()
     for kind, level in (("delay", 0), ("delay", 1), ("off_screen", 1), ("off_screen", 2), ("caption_empty", 5)):
@@ -376,6 +377,7 @@ def test_misaligned_clips_can_be_prepared_and_cached(rows, processor, embedded, 
         assert_same_clip(cached[3], expected[3])
 
 
+@pytest.mark.slow
 def test_questions_about_a_clip_share_its_decoding(tmp_path, monkeypatch):
     processor = CaeAvProcessor.from_config(CaeAvConfig.from_preset("avqa", size="toy"))
     rows = load_rows(toy_files.question_data(), "train")

@@ -43,6 +43,7 @@ def assert_same_items(found, expected):
         assert_same_clip(found[key], item)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("task", slow_after(1, ["avs_ms3", "avqa", "ave", "avvp"]))
 def test_png_gives_the_tensors_of_the_files(task, tmp_path):
     folder = {
@@ -62,6 +63,7 @@ def test_png_gives_the_tensors_of_the_files(task, tmp_path):
         assert next(iter(loaded))["frames"][0]["bytes"].startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_clips_are_read_in_workers(tmp_path, monkeypatch):
     def reached(*args, **options):
         raise RuntimeError(f"guarded: {guard.is_guarded()}")
@@ -110,6 +112,7 @@ def test_sound_is_stored_to_the_last_bit(samples):
     assert np.array_equal(_decode_sound(_encode_sound(waveform, 32_000)), waveform)
 
 
+@pytest.mark.slow
 def test_broken_clips_are_reported_and_the_rest_is_prepared(corpus, processor, tmp_path):
     shutil.copytree(corpus, tmp_path / "corpus")
     build(tmp_path / "corpus", tmp_path / "built")
@@ -204,6 +207,7 @@ def test_an_invalid_shard_is_made_again(parquet, processor, tmp_path):
     assert path.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_other_settings_are_refused(parquet, processor, tmp_path):
     prepare_clips(parquet, processor, tmp_path / "out")
     small = processor_of("ave", vision_config={"image_size": 32})
@@ -217,6 +221,7 @@ def test_other_settings_are_refused(parquet, processor, tmp_path):
         prepare_clips(parquet, processor_of("avqa"), tmp_path / "other", task="avqa")
 
 
+@pytest.mark.slow
 def test_a_missing_shard_is_noticed(parquet, processor, tmp_path):
     prepare_clips(parquet, processor, tmp_path / "out", shard_clips=4)
     (tmp_path / "out/data/train-00001-of-00003.parquet").unlink()

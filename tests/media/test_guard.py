@@ -353,6 +353,7 @@ def test_the_environment_decides(monkeypatch):
         is_guarded()
 
 
+@pytest.mark.slow
 def test_builders_use_workers(corpus, tmp_path, monkeypatch):
     with recorded(monkeypatch) as names:
         build(corpus, tmp_path / "out")

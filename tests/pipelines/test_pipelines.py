@@ -393,6 +393,7 @@ def assert_plain(result):
         assert type(result) in (str, int, float, bool, type(None)), type(result)
 
 
+@pytest.mark.slow
 def test_every_result_is_json_without_arrays(localize, segment, mute):
     for model, clip in ((localize, toy_clips(1)[0]), (localize, mute), (segment, mask_clips(1)[0])):
         result = model(clip, return_arrays=False)

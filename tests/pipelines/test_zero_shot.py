@@ -23,6 +23,7 @@ def classify():
     return pipeline("audio-visual-zero-shot-classification", model=str(few_shot_model()), device="cpu")
 
 
+@pytest.mark.slow
 def test_the_output_is_that_of_transformers(classify) -> None:
     assert isinstance(classify, AudioVisualZeroShotClassificationPipeline)
     result = classify(toy_clips(1)[0], candidate_labels=LABELS)
