@@ -23,6 +23,9 @@ from tests.media_factory import tone, write_clip
 from tests.training.toy_files import mask_data, toy_corpus
 
 
+pytestmark = pytest.mark.slow
+
+
 PROVENANCE = {"model": "m", "prompt_version": "1", "settings": "{}"}
 
 
@@ -70,7 +73,6 @@ def run(server, clips, out, **arguments):
     return caption_clips(find_clips(clips), asking(server, **arguments), out, show_progress=False, **options)
 
 
-@pytest.mark.slow
 def test_two_hundred_clips_two_kills_and_a_bad_server(tmp_path, capsys):
     media, out = tmp_path / "media", tmp_path / "captions.parquet"
     stubborn, done = set(), []

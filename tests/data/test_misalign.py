@@ -29,6 +29,9 @@ from tests.same import assert_same_clip
 from tests.training import toy_files
 
 
+pytestmark = pytest.mark.slow
+
+
 CAPTIONS = ("visual_caption", "audio_caption")
 
 
@@ -175,7 +178,6 @@ def test_embedded_clips_are_not_copied_and_give_the_same_items(rows, processor, 
     assert_same_clip(chosen[1], CaeAvDataset(by_path, processor)[2])
 
 
-@pytest.mark.slow
 def test_the_cache_tells_misalignments_apart(rows, plain, processor, tmp_path):
     features = set()
     for kind, level in (("delay", 0), ("delay", 1), ("off_screen", 1), ("off_screen", 2), ("caption_empty", 5)):
@@ -237,7 +239,6 @@ def test_a_clip_without_a_fitting_sound_stays_as_it_is(rows, plain, processor):
     assert all(swapped.column("misalignment")[1]["affected_segments"])
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", ["ave", "avvp", "avs_s4", "avs_ms3", "avqa"])
 def test_every_kind_changes_what_it_says_in_clips_of_every_task(task, parquet, llp_parquet, avs_parquet, monkeypatch):
     folders = {"ave": parquet, "avvp": llp_parquet, "avs_s4": avs_parquet["s4"], "avs_ms3": avs_parquet["ms3"]}
@@ -303,7 +304,6 @@ def test_folders_refer_to_the_original_clips(source, rows, parquet, processor, e
         assert_same_clip(streamed[batch[index]], expected[index])
 
 
-@pytest.mark.slow
 def test_folders_do_not_depend_on_the_number_of_processes(llp_parquet, tmp_path, capsys):
     kinds = ["delay", "swap_same_class", "rain", "caption_foreign"]
     for processes in (1, 2):
@@ -337,7 +337,6 @@ def test_folders_are_kept_until_the_original_changes(parquet, tmp_path, capsys):
     assert "expected a builder's folder with data/nothing-*.parquet" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_kinds_that_cannot_be_made_are_named(avs_parquet, tmp_path, capsys):
     arguments = ["misalign", str(avs_parquet["ms3"]), "--level", "1", "--out", str(tmp_path), "--kind"]
     assert caeav([*arguments, "misalignment"]) == 0
@@ -347,7 +346,6 @@ def test_kinds_that_cannot_be_made_are_named(avs_parquet, tmp_path, capsys):
     assert caeav([*arguments, "swap_same_class"]) == 2
 
 
-@pytest.mark.slow
 def test_rows_find_their_clips_or_say_what_happened(rows, processor, embedded, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(embedded, data)
@@ -364,7 +362,6 @@ def test_rows_find_their_clips_or_say_what_happened(rows, processor, embedded, t
         form.load({**misaligned[0], "misalignment": gone})
 
 
-@pytest.mark.slow
 def test_misaligned_clips_can_be_prepared_and_cached(rows, processor, embedded, tmp_path):
     (folder,) = write(embedded, tmp_path / "out", ["off_screen"], [4], splits=["train"])
     prepare_clips(folder, processor, tmp_path / "prepared", image_format="png")
@@ -377,7 +374,6 @@ def test_misaligned_clips_can_be_prepared_and_cached(rows, processor, embedded, 
         assert_same_clip(cached[3], expected[3])
 
 
-@pytest.mark.slow
 def test_questions_about_a_clip_share_its_decoding(tmp_path, monkeypatch):
     processor = CaeAvProcessor.from_config(CaeAvConfig.from_preset("avqa", size="toy"))
     rows = load_rows(toy_files.question_data(), "train")
@@ -411,7 +407,6 @@ def test_the_document_lists_every_kind_with_its_levels():
     assert listed == {kind.name: kind.levels for kind in KINDS.values()}
 
 
-@pytest.mark.slow
 def test_a_data_set_of_the_hub_is_the_source(rows, processor, embedded, tmp_path, monkeypatch):
     asked = []
 

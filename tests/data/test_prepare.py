@@ -27,6 +27,9 @@ from tests.same import assert_same_clip
 from tests.training import toy_files
 
 
+pytestmark = pytest.mark.slow
+
+
 def processor_of(task, **changes):
     return CaeAvProcessor.from_config(CaeAvConfig.from_preset(task, size="toy", **changes))
 
@@ -43,7 +46,6 @@ def assert_same_items(found, expected):
         assert_same_clip(found[key], item)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("task", slow_after(1, ["avs_ms3", "avqa", "ave", "avvp"]))
 def test_png_gives_the_tensors_of_the_files(task, tmp_path):
     folder = {
@@ -63,7 +65,6 @@ def test_png_gives_the_tensors_of_the_files(task, tmp_path):
         assert next(iter(loaded))["frames"][0]["bytes"].startswith(b"\x89PNG")
 
 
-@pytest.mark.slow
 def test_clips_are_read_in_workers(tmp_path, monkeypatch):
     def reached(*args, **options):
         raise RuntimeError(f"guarded: {guard.is_guarded()}")
@@ -74,7 +75,6 @@ def test_clips_are_read_in_workers(tmp_path, monkeypatch):
     assert not guard.is_guarded()
 
 
-@pytest.mark.slow
 def test_questions_share_the_one_copy_of_their_clip(tmp_path):
     folder, processor = toy_files.question_data(), processor_of("avqa")
     report = prepare_clips(folder, processor, tmp_path / "out")
@@ -95,7 +95,6 @@ def test_png_keeps_every_bit(size):
     assert np.array_equal(np.stack([read_frame({"bytes": file, "path": None}) for file in files]), images)
 
 
-@pytest.mark.slow
 def test_jpeg_is_close_and_its_sound_exact(parquet, processor, tmp_path):
     prepare_clips(parquet, processor, tmp_path / "out")
     originals = CaeAvDataset(parquet, processor, split="test")
@@ -112,7 +111,6 @@ def test_sound_is_stored_to_the_last_bit(samples):
     assert np.array_equal(_decode_sound(_encode_sound(waveform, 32_000)), waveform)
 
 
-@pytest.mark.slow
 def test_broken_clips_are_reported_and_the_rest_is_prepared(corpus, processor, tmp_path):
     shutil.copytree(corpus, tmp_path / "corpus")
     build(tmp_path / "corpus", tmp_path / "built")
@@ -133,7 +131,6 @@ def test_broken_clips_are_reported_and_the_rest_is_prepared(corpus, processor, t
     assert len(CaeAvDataset(tmp_path / "out", processor, split="train")) == len(rows) - 1
 
 
-@pytest.mark.slow
 def test_a_stopped_run_leaves_nothing_to_read_and_goes_on(parquet, processor, tmp_path, monkeypatch):
     prepare_clips(parquet, processor, tmp_path / "whole", image_format="png", shard_clips=4)
     load, decoded = CaeAvProcessor.load_clip, []
@@ -160,7 +157,6 @@ def test_a_stopped_run_leaves_nothing_to_read_and_goes_on(parquet, processor, tm
     assert len(decoded) == decoded_by_then + 24 - 8
 
 
-@pytest.mark.slow
 def test_shards_of_the_first_version_are_reused(parquet, processor, tmp_path, monkeypatch):
     """They have one note under another key, and names that end in `.part` until all are complete."""
     out = tmp_path / "out"
@@ -196,7 +192,6 @@ def test_a_folder_is_for_one_process_at_a_time(parquet, processor, tmp_path):
         prepare_clips(parquet, processor, shutil.copytree(parquet, tmp_path / "built"))
 
 
-@pytest.mark.slow
 def test_an_invalid_shard_is_made_again(parquet, processor, tmp_path):
     prepare_clips(parquet, processor, tmp_path / "out", shard_clips=4)
     path = tmp_path / "out/data/train-00001-of-00003.parquet"
@@ -207,7 +202,6 @@ def test_an_invalid_shard_is_made_again(parquet, processor, tmp_path):
     assert path.read_bytes() == whole
 
 
-@pytest.mark.slow
 def test_other_settings_are_refused(parquet, processor, tmp_path):
     prepare_clips(parquet, processor, tmp_path / "out")
     small = processor_of("ave", vision_config={"image_size": 32})
@@ -221,7 +215,6 @@ def test_other_settings_are_refused(parquet, processor, tmp_path):
         prepare_clips(parquet, processor_of("avqa"), tmp_path / "other", task="avqa")
 
 
-@pytest.mark.slow
 def test_a_missing_shard_is_noticed(parquet, processor, tmp_path):
     prepare_clips(parquet, processor, tmp_path / "out", shard_clips=4)
     (tmp_path / "out/data/train-00001-of-00003.parquet").unlink()
@@ -229,7 +222,6 @@ def test_a_missing_shard_is_noticed(parquet, processor, tmp_path):
         CaeAvDataset(tmp_path / "out", processor, split="train")
 
 
-@pytest.mark.slow
 def test_the_command(parquet, tmp_path, capsys):
     arguments = ["prepare", str(parquet), "--task", "ave", "--size", "toy", "--out", str(tmp_path / "out")]
     assert main([*arguments, "--num-proc", "1"]) == 0

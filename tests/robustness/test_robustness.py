@@ -33,6 +33,9 @@ from caeav_hf.visualization.robustness import plot_robustness
 from tests.training.toy_files import question_data, question_model, toy_data, toy_model
 
 
+pytestmark = pytest.mark.slow
+
+
 OPTIONS = ScoringOptions(kinds=("mute",), levels=(5,), batch_size=2, device="cpu", show_progress=False)
 
 
@@ -181,7 +184,6 @@ def test_a_stopped_run_continues(measured: Path, tmp_path: Path, monkeypatch: py
     assert (tmp_path / "robustness.json").read_bytes() == first
 
 
-@pytest.mark.slow
 def test_a_killed_run_continues(measured: Path, tmp_path: Path) -> None:
     def killed() -> None:
         replace, count = Path.replace, iter(range(1))
@@ -238,7 +240,6 @@ def test_other_models_data_and_seeds_are_not_mixed(
     assert f"{model}: has changed since it was scored" in caplog.text
 
 
-@pytest.mark.slow
 def test_a_broken_clip_is_left_out(tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(toy_data(), data)
@@ -259,7 +260,6 @@ def test_a_broken_clip_is_left_out(tmp_path: Path) -> None:
     assert all(Record.load(path).rows.tolist() == [0, 2] for path in folder.iterdir())
 
 
-@pytest.mark.slow
 def test_seeds_of_a_method_and_questions(tmp_path: Path) -> None:
     """Questions about a clip are one clip; several models of a method have an interval over seeds."""
     answers = load_rows(question_data(), "test").features["answer_label"].names

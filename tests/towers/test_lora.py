@@ -17,6 +17,9 @@ from tests.modeling.helpers import as_double, randomise, toy_answering_model, to
 from tests.same import assert_close
 
 
+pytestmark = pytest.mark.slow
+
+
 ALL = ("vision", "audio", "text")
 
 
@@ -111,7 +114,6 @@ def test_negatives_of_question_answering_train_it() -> None:
     assert all(grad is not None and grad.abs().sum() > 0 for grad in grads)
 
 
-@pytest.mark.slow
 def test_checkpoints_hold_it(model: CaeAvForEventLocalization, tmp_path: Path) -> None:
     model.add_lora(tower_lora_config(rank=2, alpha=4, dropout=0.1, towers=ALL))
     shake(model)
@@ -137,7 +139,6 @@ def test_a_new_model_begins_with_lora_at_zero(model: CaeAvForEventLocalization) 
     assert all(bool(p.any()) == ("lora_A" in name) for name, p in matrices.items())
 
 
-@pytest.mark.slow
 def test_merging(model: CaeAvForEventLocalization, tmp_path: Path) -> None:
     untouched = logits(model)
     model.add_lora(tower_lora_config(rank=2, towers=ALL))
@@ -169,7 +170,6 @@ def test_peft_reads_what_it_saves(model: CaeAvForEventLocalization, base, tmp_pa
     assert_close(logits(PeftModel.from_pretrained(copy.deepcopy(base), tmp_path)), expected)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("target_modules", [["qkv", "query", "value", "c_fc"], "all-linear"])
 def test_peft_alone(model: CaeAvForEventLocalization, base, target_modules, tmp_path: Path) -> None:
     """peft's own interface: wrap, save, load, disable, merge; "all-linear" includes the cached position biases."""

@@ -25,6 +25,9 @@ from tests.lanes import METHODS
 from tests.training.toy_files import toy_corpus, toy_data, toy_model
 
 
+pytestmark = pytest.mark.slow
+
+
 TRAIN = Path(__file__).parents[2] / "train.py"
 
 
@@ -110,7 +113,6 @@ def test_scoring_is_the_metric_computed_by_hand(trained, tmp_path, capsys):
     assert (printed["clips"], printed["dropped_clips"]) == (3, 0)
 
 
-@pytest.mark.slow
 def test_a_clip_that_is_gone_is_counted(trained, tmp_path):
     media = shutil.copytree(toy_corpus() / "media", tmp_path / "media")
     annotations = str(toy_corpus() / "annotations")
@@ -142,7 +144,6 @@ def test_captions_are_read_once(trained):
     assert {"visual_caption_ids", "audio_caption_embeds"} <= set(features.insert(unknown))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("method", [None, METHODS[0]])
 def test_a_run_killed_at_any_time_resumes_to_the_same_weights(tmp_path, cache, method):
     more = ["--epochs", 99, *([] if method is None else ["--model", "null", "--method", method])]
@@ -193,7 +194,6 @@ def test_errors_are_one_line_and_exit_code_2(tmp_path, cache, capsys, more, mess
     assert not (tmp_path / "run" / "checkpoints" / "last").exists()
 
 
-@pytest.mark.slow
 def test_a_model_of_other_classes_is_refused(trained, tmp_path, capsys):
     model = CaeAvForEventLocalization.from_pretrained(trained / "checkpoints" / "best")
     model.config.id2label = {number: f"class {number}" for number in range(8)}
@@ -203,7 +203,6 @@ def test_a_model_of_other_classes_is_refused(trained, tmp_path, capsys):
     assert "class 0" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_a_run_with_lora_resumes(tmp_path, cache, capsys):
     lora = ["--lora-rank", 2, "--lora-dropout", 0.1, "--lora-towers", "vision,text"]
     assert main(arguments(tmp_path, cache, "--model", "null", *lora, "--max-steps", 1)) == 0

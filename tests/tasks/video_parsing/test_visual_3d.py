@@ -23,6 +23,9 @@ from tests.corpora import run_script
 from tests.media_factory import write_clip
 
 
+pytestmark = pytest.mark.slow
+
+
 # The network is of full size: few frames of few seconds are enough.
 SMALL = {"frames_per_segment": 2, "num_segments": 3}
 
@@ -82,7 +85,6 @@ def test_a_file_for_each_clip_with_a_feature_for_each_second(media, network, tmp
         np.testing.assert_allclose(features, alone.numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.slow
 def test_a_stopped_run_continues(media, network, tmp_path):
     out = tmp_path / "out"
     extract_folder(media, out, network, **SMALL)
@@ -98,7 +100,6 @@ def test_a_stopped_run_continues(media, network, tmp_path):
         extract_folder(media, out, network, **SMALL)
 
 
-@pytest.mark.slow
 def test_broken_clips_are_reported(media, network, tmp_path):
     (media / "a.mp4").write_bytes(b"no clip at all")
     (media / "notes.txt").write_text("no clip either")
@@ -113,7 +114,6 @@ def test_broken_clips_are_reported(media, network, tmp_path):
         extract_folder(media, tmp_path / "none", network, **SMALL)
 
 
-@pytest.mark.slow
 def test_weights_may_be_of_either_form_but_only_tensors(weights, network, tmp_path):
     state = load_file(weights)
     torch.save({name: value for name, value in state.items() if not name.startswith("fc.")}, tmp_path / "bare.pth")
@@ -149,7 +149,6 @@ def test_bad_arguments_are_refused(media, network, tmp_path):
         extract_folder(media, tmp_path / "out", network)
 
 
-@pytest.mark.slow
 def test_command_line(media, weights, tmp_path, capsys):
     (media / "b.mp4").write_bytes(b"no clip at all")
     arguments = ["--media", str(media), "--out", str(tmp_path / "out"), "--weights", str(weights)]
