@@ -124,7 +124,7 @@ def _still(path: Path, codec: str, size: tuple[int, int], count: int, **options:
 def _repeated(
     path: Path, size: tuple[int, int], count: int, rate: int, ticks: Callable[[int], int] | None = None
 ) -> None:
-    """Write `count` pictures of H.264, of which all but one in 250 only repeat the one before."""
+    """Write `count` pictures of H.264; all but one in 250 only repeat the one before."""
     options = {"preset": "ultrafast", "tune": "zerolatency", "g": "250", "x264-params": "scenecut=0"}
     packets, template = _encoded("libx264", size, 250, **options)
     step = 90_000 // rate

@@ -80,7 +80,7 @@ def make(folder: Path) -> None:
     (folder / "good" / "file.txt").write_text("one\ntwo\n")
 
 
-# Whether `Traces` are installed in this process, which cannot be undone: they only look while they are told to.
+# Whether `Traces` are installed in this process, which cannot be undone; they act only while they are switched on.
 _TRACES: dict[str, object] = {}
 
 

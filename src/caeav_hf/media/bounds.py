@@ -151,7 +151,7 @@ class _LargestFrame(NamedTuple):
 
 
 def no_frame(stream: Any, name: str) -> MediaError:
-    """Return the error for a video stream of which no frame could be decoded."""
+    """Return the error for a video stream without a frame that could be decoded."""
     context = stream.codec_context
     if not context.width:
         # So FFmpeg leaves a decoder that it has refused a size.
@@ -174,14 +174,13 @@ def limit_sound(stream: Any, name: str) -> None:
             raise MediaError(f"{name}: its sound has {value} {unit}; expected at most {_setting(field, limits)}")
 
 
-def check_sound_work(excess: float, name: str) -> None:
+def check_sound_work(excess: float, name: str, limits: DecodingLimits) -> None:
     """
     Raise a [`~errors.MediaError`] if converting a sound takes too long, because it has many more samples than usual.
 
     Args:
         excess: Decoded samples, over all channels, beyond those of usual sound: see [`excess_samples`].
     """
-    limits = DecodingLimits.from_environment()
     if excess > limits.seconds * _CONVERTED_PER_SECOND:
         raise MediaError(
             f"{name}: its sound has too many channels and samples per second to convert for so long; expected usual "

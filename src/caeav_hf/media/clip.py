@@ -424,7 +424,7 @@ def _read_clip(media: MediaFile, request: _Request, seek: bool, skip: bool) -> C
                 done.add(audio.index)
             kept = picker.nbytes + track.nbytes
             check_result(kept, media.name, limits)
-            check_sound_work(track.excess, media.name)
+            check_sound_work(track.excess, media.name, limits)
 
         # Whether this pass can be trusted comes first: a frame may be missing only because it was skipped or because
         # seeking landed after it, and then another pass finds it. Only a pass without either gives a final error.

@@ -82,7 +82,7 @@ def _load_audio(media: MediaFile, sampling_rate: int, start: float, end: float |
             if any(track.push(frame) for frame in decode_packet(stream, packet)):
                 break
             check_result(track.nbytes, media.name, limits)
-            check_sound_work(track.excess, media.name)
+            check_sound_work(track.excess, media.name, limits)
     if track.silence > _LONGEST_SILENCE:
         # Filling the gaps could take more memory than there is.
         raise MediaError(
