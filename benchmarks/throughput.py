@@ -17,7 +17,7 @@ import contextlib
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,10 +32,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from transformers import ClapAudioModel
 
-from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
+from caeav_hf.task import get_task
 
 
 CASES = ("floor forward", "model forward", "model training step")
+# Their matrix products; all but fp32 by autocast.
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,11 @@ class Settings:
     seed: int
 
 
-def make_config(settings: Settings) -> CaeAvConfig:
+def make_config(settings: Settings) -> Any:
     """Return the preset; a method's own formulation unless another is asked for."""
     values = {} if settings.formulation is None else {"formulation": settings.formulation}
-    return CaeAvConfig.from_preset(settings.task, settings.size, method=settings.method, **values)
+    config_class = get_task(settings.task, settings.method).config_class
+    return config_class.from_preset(settings.task, settings.size, method=settings.method, **values)
 
 
 def bare_tower(vision: Any, image_size: int | tuple[int, ...]) -> SwinTransformer | SwinTransformerV2:
@@ -74,7 +77,7 @@ def bare_tower(vision: Any, image_size: int | tuple[int, ...]) -> SwinTransforme
     )
 
 
-def make_floor(config: CaeAvConfig, inputs: dict[str, torch.Tensor], device: str) -> Callable[[], Any]:
+def make_floor(config: Any, inputs: dict[str, torch.Tensor], device: str) -> Callable[[], Any]:
     """Return the forward pass of the two towers without this package's layers."""
     vision, audio = config.vision_config, config.audio_config
     swin = bare_tower(vision, vision.image_size).eval().to(device)
@@ -87,18 +90,28 @@ def make_floor(config: CaeAvConfig, inputs: dict[str, torch.Tensor], device: str
     return lambda: (swin.forward_features(pixels), htsat(input_features=mels))
 
 
-def make_inputs(config: CaeAvConfig, settings: Settings) -> dict[str, torch.Tensor]:
-    """Draw random inputs of the right sizes, including caption features where the model reads captions."""
+def make_inputs(config: Any, settings: Settings) -> dict[str, torch.Tensor]:
+    """Draw random inputs and labels of the right sizes, caption features too where the model reads captions."""
     torch.manual_seed(settings.seed)
-    shape = (settings.batch_size, settings.frames)
-    audio, text, size = config.audio_config, config.text_config, config.vision_config.image_size
-    captions = (settings.batch_size, text.context_length, text.hidden_size)
+    batch_size, shape = settings.batch_size, (settings.batch_size, settings.frames)
+    audio, text, num_labels = config.audio_config, config.text_config, config.num_labels
+    captions = (batch_size, text.context_length, text.hidden_size)
     inputs = {
-        "pixel_values_videos": torch.randn(*shape, 3, size, size),
+        "pixel_values_videos": torch.randn(*shape, 3, *config.vision_config.input_size),
         "input_features": 15 * torch.randn(*shape, 1, *audio.spectrogram_size) - 30,
-        "labels": torch.randint(0, config.num_labels + 1, shape),
     }
-    if config.use_case:
+    if settings.task == "ave":
+        inputs["labels"] = torch.randint(0, num_labels + 1, shape)
+    elif settings.task == "avvp":
+        inputs["labels"] = torch.randint(0, 2, (batch_size, num_labels)).float()
+    elif settings.task in ("avs_s4", "avs_ms3"):
+        inputs["labels"] = torch.randint(0, 2, (*shape, config.mask_size, config.mask_size), dtype=torch.int8)
+    elif settings.task == "avqa":
+        inputs["labels"] = torch.randint(0, num_labels, (batch_size,))
+        inputs["question_ids"] = torch.randint(1, config.question_vocab_size, (batch_size, 14))
+    else:
+        raise SystemExit(f"--task: {settings.task} has no random labels; expected ave, avvp, avs_s4, avs_ms3 or avqa")
+    if config.reads_captions:
         inputs |= {f"{name}_caption_embeds": torch.randn(captions) for name in ("visual", "audio")}
     return {name: value.to(settings.device) for name, value in inputs.items()}
 
@@ -108,16 +121,36 @@ def make_cases(settings: Settings, names: tuple[str, ...], precision: str) -> di
     torch.set_num_threads(settings.threads)
     config = make_config(settings)
     inputs = make_inputs(config, settings)
-    labels = inputs.pop("labels")
+    towers = make_floor(config, inputs, settings.device) if "floor forward" in names else None
+    model = None
+    if {"model forward", "model training step"} & set(names):
+        model = get_task(settings.task, settings.method).model_class(config).eval().to(settings.device)
+    cases = bind_cases(towers, model, inputs, precision, settings.device)
+    return {name: cases[name] for name in names}
+
+
+def bind_cases(
+    towers: Callable[[], Any] | None, model: Any, inputs: dict[str, torch.Tensor], precision: str, device: str
+) -> dict[str, Callable[[], Any]]:
+    """
+    Return the functions to time.
+
+    Args:
+        towers: Forward pass of the bare towers; `None` to leave its case out.
+        model: The model, compiled or not; `None` to leave its cases out.
+        inputs: Inputs of the model with labels.
+        precision: Key of `PRECISIONS`. fp16 scales the loss.
+        device: Device of all of them.
+    """
+    without_labels = {name: value for name, value in inputs.items() if name != "labels"}
     cases: dict[str, Callable[[], Any]] = {}
 
     def autocast() -> contextlib.AbstractContextManager:
         if precision == "fp32":
             return contextlib.nullcontext()
-        return torch.autocast(torch.device(settings.device).type, dtype=torch.bfloat16)
+        return torch.autocast(torch.device(device).type, dtype=PRECISIONS[precision])
 
-    if "floor forward" in names:
-        towers = make_floor(config, inputs, settings.device)
+    if towers is not None:
 
         @torch.inference_mode()
         def floor() -> None:
@@ -125,30 +158,28 @@ def make_cases(settings: Settings, names: tuple[str, ...], precision: str) -> di
                 towers()
 
         cases["floor forward"] = floor
-    if {"model forward", "model training step"} & set(names):
-        model = CaeAvForEventLocalization(config).eval().to(settings.device)
-        if "model forward" in names:
+    if model is None:
+        return cases
 
-            @torch.inference_mode()
-            def forward() -> None:
-                model.eval()
-                with autocast():
-                    model(**inputs)
+    @torch.inference_mode()
+    def forward() -> None:
+        model.eval()
+        with autocast():
+            model(**without_labels)
 
-            cases["model forward"] = forward
-        if "model training step" in names:
-            optimizer = torch.optim.Adam(p for p in model.parameters() if p.requires_grad)
+    optimizer = torch.optim.Adam(p for p in model.parameters() if p.requires_grad)
+    scaler = torch.amp.GradScaler(torch.device(device).type, enabled=precision == "fp16")
 
-            def step() -> None:
-                model.train()
-                with autocast():
-                    loss = model(**inputs, labels=labels).loss
-                loss.backward()
-                optimizer.step()
-                optimizer.zero_grad()
+    def step() -> None:
+        model.train()
+        with autocast():
+            loss = model(**inputs).loss
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
 
-            cases["model training step"] = step
-    return cases
+    return cases | {"model forward": forward, "model training step": step}
 
 
 def seconds(function: Callable[[], Any], device: str) -> float:
@@ -162,12 +193,11 @@ def seconds(function: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
-def matrix_rate(settings: Settings, precision: str) -> float:
+def matrix_rate(device: str, precision: str, side: int = 2048) -> float:
     """Return the multiply-accumulates a second of large matrix products, the best of ten."""
-    side, dtype = 2048, torch.float32 if precision == "fp32" else torch.bfloat16
-    left, right = (torch.randn(side, side, device=settings.device, dtype=dtype) for _ in range(2))
+    left, right = (torch.randn(side, side, device=device, dtype=PRECISIONS[precision]) for _ in range(2))
     torch.mm(left, right)
-    return side**3 / min(seconds(lambda: torch.mm(left, right), settings.device) for _ in range(10))
+    return side**3 / min(seconds(lambda: torch.mm(left, right), device) for _ in range(10))
 
 
 def multiply_accumulates(function: Callable[[], Any]) -> float:
@@ -184,21 +214,24 @@ def measure_time(settings: Settings, precision: str) -> dict[str, Any]:
     cases = make_cases(settings, CASES, precision)
     # Counting is also the warm-up.
     work = {name: multiply_accumulates(cases[name]) for name in tqdm(cases, desc=f"{precision}: warm-up", leave=False)}
-    rate = matrix_rate(settings, precision)
-    turns = []
-    for _ in tqdm(range(settings.repeats), desc=f"{precision}: timing", unit="turn", leave=False):
-        turns.append({name: seconds(function, settings.device) for name, function in cases.items()})
-    floor = [turn["floor forward"] for turn in turns]
-    return {
-        name: {
-            "seconds": statistics.median(turn[name] for turn in turns),
-            "ratio": statistics.median(turn[name] / base for turn, base in zip(turns, floor, strict=True)),
-            "gmac": work[name] / 1e9,
-            "limit_seconds": work[name] / rate,
-            "all_seconds": [turn[name] for turn in turns],
+    rate = matrix_rate(settings.device, precision)
+    turns = tqdm(range(settings.repeats), desc=f"{precision}: timing", unit="turn", leave=False)
+    times = take_turns(cases, turns, settings.device)
+    return {name: {**times[name], "gmac": work[name] / 1e9, "limit_seconds": work[name] / rate} for name in cases}
+
+
+def take_turns(cases: dict[str, Callable[[], Any]], turns: Iterable[Any], device: str) -> dict[str, dict[str, Any]]:
+    """Time each case once per turn; return median seconds and, if there is a floor, the median ratio to it."""
+    times = [{name: seconds(function, device) for name, function in cases.items()} for _ in turns]
+    result: dict[str, dict[str, Any]] = {}
+    for name in cases:
+        ratios = [turn[name] / turn["floor forward"] for turn in times if "floor forward" in turn]
+        result[name] = {
+            "seconds": statistics.median(turn[name] for turn in times),
+            "ratio": statistics.median(ratios) if ratios else None,
+            "all_seconds": [turn[name] for turn in times],
         }
-        for name in cases
-    }
+    return result
 
 
 def measure_memory(arguments: tuple[Settings, str, str]) -> float:
@@ -247,7 +280,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=1, help="clips")
     parser.add_argument("--frames", type=int, default=10, help="frames per clip")
     parser.add_argument("--repeats", type=int, default=5, help="turns; each times floor and model once")
-    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
+    parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=list(PRECISIONS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = vars(parser.parse_args())
