@@ -200,11 +200,17 @@ def matrix_rate(device: str, precision: str, side: int = 2048) -> float:
     return side**3 / min(seconds(lambda: torch.mm(left, right), device) for _ in range(10))
 
 
+def linear_flops(states: torch.Size, weight: torch.Size, *_: Any, out_val: Any = None, **__: Any) -> int:
+    """Return the floating-point operations of a linear map that PyTorch's counter does not know."""
+    return 2 * states.numel() * weight[0]
+
+
 def multiply_accumulates(function: Callable[[], Any]) -> float:
     """Count the multiply-accumulates of the matrix products, convolutions and attention in one call."""
     # Without the inference mode: in it, the counter's hooks fail on modules that get a parameter as an input.
     function = getattr(function, "__wrapped__", function)
-    with FlopCounterMode(display=False) as counter:
+    mapping = {torch.ops.mkldnn._linear_pointwise: linear_flops}
+    with FlopCounterMode(display=False, custom_mapping=mapping) as counter:
         function()
     return counter.get_total_flops() / 2
 

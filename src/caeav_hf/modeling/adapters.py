@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import CaeAvError
+from ..towers.linear import linear
 from .collectives import SharedBatchNorm
 
 
@@ -35,16 +36,21 @@ class CrossModalMap(nn.Module):
         """Map tokens (N, L', C') to (N, L, C), in the cheaper order of the two maps."""
         weight = self.channels.weight
         if weight.shape[0] < weight.shape[1]:
-            mapped = self.tokens.weight @ F.linear(other, weight)
+            mapped = self._map_tokens(linear(other, weight))
         else:
-            mapped = F.linear(self.tokens.weight @ other, weight)
+            mapped = linear(self._map_tokens(other), weight)
         return mapped + self.tokens.bias[:, None] * weight.sum(1) + self.channels.bias
+
+    def _map_tokens(self, other: Tensor) -> Tensor:
+        """Apply A to (N, L', C), without its bias."""
+        # Contiguous, since PyTorch would otherwise copy the weight for each frame.
+        return linear(other.transpose(1, 2).contiguous(), self.tokens.weight).transpose(1, 2)
 
     def mean(self, other: Tensor) -> Tensor:
         """Return the mean (N, C) over the mapped tokens of (N, L', C')."""
         weight = self.channels.weight
         pooled = self.tokens.weight.mean(0) @ other
-        return F.linear(pooled, weight) + self.tokens.bias.mean() * weight.sum(1) + self.channels.bias
+        return linear(pooled, weight) + self.tokens.bias.mean() * weight.sum(1) + self.channels.bias
 
     def factors(self, num_queries: int) -> bool:
         """Return whether answering this number of queries is cheaper without forming Y."""
@@ -58,9 +64,9 @@ class CrossModalMap(nn.Module):
             return (queries @ mapped.transpose(1, 2)).softmax(-1) @ mapped
         row_sums = weight.sum(1)
         # The channel bias is constant over the tokens of Y, so it does not change the softmax and is left out.
-        scores = self.tokens.weight @ F.linear(other, queries @ weight)
-        probs = (scores + self.tokens.bias[:, None] * (queries @ row_sums)).softmax(1).transpose(1, 2)
-        gathered = F.linear((probs @ self.tokens.weight) @ other, weight)
+        scores = self._map_tokens(linear(other, queries @ weight)).transpose(1, 2)
+        probs = (scores + (queries @ row_sums)[:, None] * self.tokens.bias).softmax(-1)
+        gathered = linear(linear(probs, self.tokens.weight.T) @ other, weight)
         # The bias as a column: onnxruntime 1.31 computes wrong products of a transposed tensor and a vector.
         return gathered + (probs @ self.tokens.bias[:, None]) * row_sums + self.channels.bias
 
@@ -79,7 +85,7 @@ class GroupedLinear(nn.Module):
 
     def forward(self, states: Tensor) -> Tensor:
         # The map is narrow, so one dense product with blocks on the diagonal is faster than a strided one per group.
-        return F.linear(states, torch.block_diag(*self.weight.chunk(self.groups)))
+        return linear(states, torch.block_diag(*self.weight.chunk(self.groups)))
 
 
 class LatentAttention(nn.Module):

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvConfig
+from ..towers.linear import Linear
 from .attention import MultiHeadAttention
 
 
@@ -27,7 +28,7 @@ class Captions:
     present: Tensor | None = None
 
 
-class UpProjection(nn.Linear):
+class UpProjection(Linear):
     """A linear map initialized with weights from N(0, `std`^2) and zero bias."""
 
     def __init__(self, in_features: int, out_features: int, std: float):

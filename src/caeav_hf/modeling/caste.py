@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvConfig
+from ..towers.linear import linear
 from ..towers.recompute import recomputed
 from .frames import FrameLayout
 
@@ -142,7 +143,7 @@ class SpatialEnrichment(Enrichment):
         scores = self.gate_projection(states)
         gate = scores.softmax(1) if self.is_official else scores.sigmoid()
         summed = gate.transpose(1, 2) @ states
-        return F.linear(summed, self.key_projection.weight) + gate.sum(1, keepdim=True) * self.key_projection.bias
+        return linear(summed, self.key_projection.weight) + gate.sum(1, keepdim=True) * self.key_projection.bias
 
     def enrichment(self, states: Tensor, context: Tensor) -> Tensor:
         """Return the enrichment of tokens (N, K, C) by their frame's context (N, 1, C)."""

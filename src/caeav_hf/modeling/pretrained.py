@@ -18,6 +18,7 @@ from ..errors import CaeAvError, reading, shown
 from ..task import tasks
 from ..towers import lora
 from ..towers.frozen import freeze, is_adapted
+from ..towers.linear import speed_up_linear_layers
 from .checkpoints import TOWER_NAMES, adapter_names, attach_towers, find_sources
 
 
@@ -77,6 +78,10 @@ class TowerPreTrainedModel(PreTrainedModel):
         if config.adapter_only:
             # `from_pretrained` attaches the towers after the rest is loaded.
             self._keys_to_ignore_on_load_missing = [TOWER_NAMES]
+
+    def post_init(self) -> None:
+        speed_up_linear_layers(self)
+        super().post_init()
 
     @property
     def _bare(self) -> Any:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvConfig, CaeAvSwinConfig, CaeAvVitConfig, SwinGeometry
 from ..errors import CaeAvError
+from ..towers.linear import Linear
 from .frames import FrameLayout
 from .interaction import InteractionLayer, InteractionOutput, PairPosition, register_interaction
 
@@ -111,7 +112,7 @@ class STGCMAOptions:
         return [*ratios, *ratios[-1:] * len(stages)][: len(stages)]
 
 
-class Down(nn.Linear):
+class Down(Linear):
     """The linear map into a bottleneck."""
 
     def reset_parameters(self) -> None:
@@ -119,7 +120,7 @@ class Down(nn.Linear):
         nn.init.zeros_(self.bias)
 
 
-class Up(nn.Linear):
+class Up(Linear):
     """The linear map out of a bottleneck, which begins at 0."""
 
     def reset_parameters(self) -> None:
