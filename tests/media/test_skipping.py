@@ -1,5 +1,6 @@
 """Skipping frames that are not needed leaves the selected ones identical to the last bit."""
 
+import av
 import numpy as np
 import pytest
 
@@ -52,6 +53,7 @@ def count_frames(monkeypatch):
         {"start": 1.0, "end": 4.2},
         {"num_segments": 9},
         {"num_segments": 4, "frame_sampling": "spread"},
+        {"num_segments": 2, "frame_sampling": "spread"},
         {"num_segments": 150, "segment_seconds": 0.04},
     ],
 )
@@ -66,6 +68,44 @@ def test_frames_that_nothing_refers_to_are_left_out(clip, monkeypatch):
     counted.clear()
     load_whole(clip)
     assert len(counted) > 130
+
+
+def test_groups_without_a_wanted_frame_are_left_out(clip, monkeypatch):
+    """Of thirteen groups of twelve frames, the two wanted frames, at 1.5 s and 4.5 s, are in two."""
+    counted = count_frames(monkeypatch)
+    load(clip, num_segments=2, frame_sampling="spread")
+    times = {round(float(frame.time), 2) for frame in counted}
+    # The first frame tells where the clip begins. A frame may refer to a later one, and another shows it is complete.
+    assert {0.0, 1.48, 4.48} <= times
+    assert [time for time in times if not (time == 0 or 1.44 <= time <= 1.56 or 4.32 <= time <= 4.92)] == []
+
+
+@pytest.mark.parametrize(
+    ("params", "suffix"),
+    [("open-gop=1:bframes=3:b-adapt=0", "mkv"), ("intra-refresh=1", "ts"), ("bframes=5:b-pyramid=normal:ref=6", "ts")],
+)
+def test_references_across_key_frames_that_are_not_idr_pictures(tmp_path, params, suffix, monkeypatch):
+    """Key frames of an open group, and recovery points, do not end references; transport streams have start codes."""
+    path = tmp_path / f"clip.{suffix}"
+    generator = np.random.default_rng(0)
+    scene = generator.integers(0, 256, (64, 96, 3), dtype=np.uint8).repeat(2, axis=0)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        stream.options = {"g": "20", "x264-params": f"{params}:scenecut=0:keyint=20:min-keyint=1"}
+        for number in range(150):
+            image = np.ascontiguousarray(scene[number % 60 :, number % 30 :][:48, :64])
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        container.mux(stream.encode(None))
+    options = {"with_audio": False, "frame_sampling": "spread"}
+    for num_segments in (2, 5):
+        assert_same(
+            load(path, num_segments=num_segments, **options), load_whole(path, num_segments=num_segments, **options)
+        )
+    counted = count_frames(monkeypatch)
+    load(path, num_segments=2, **options)
+    if params.startswith("bframes"):
+        assert len(counted) < 60
 
 
 def test_frames_of_uneven_times(tmp_path):

@@ -4,7 +4,8 @@ Skip the frames of a video that neither are wanted nor are needed to decode want
 The frame on show at an instant is the one with the latest timestamp that is not later. Timestamps of frames are those
 of their packets, and packets are stored at most a few places away from the order of their timestamps: looking a few
 packets ahead tells which frames are wanted before any of them is decoded. Of the others, the decoder skips those that
-no frame refers to, about half of what an H.264 encoder writes with its usual settings; the decoded frames stay the
+no frame refers to, about half of what an H.264 encoder writes with its usual settings. Nothing refers across an IDR
+picture, so the packets before it, back to the last wanted frame, are not decoded at all. The decoded frames stay the
 same bit for bit. At the first sign of damage everything is decoded instead.
 """
 
@@ -25,6 +26,12 @@ _MOST_MOVED = 4 * _LOOKAHEAD
 _SAME = 1e-6
 # ... and to be safe, a frame this close to being displayed is decoded.
 _EPSILON = 1e-5
+# Packets, and their bytes, that wait for the next IDR picture at most. Beyond that they are decoded without knowing it.
+_MOST_WAITING, _MOST_WAITING_BYTES = 4000, 32e6
+# Types of H.264's NAL units: those of a picture's slices, and of them that of an IDR picture.
+_SLICES, _IDR_SLICE = range(1, 6), 5
+# What a NAL unit begins with, where its length is not given.
+_START_CODE = b"\0\0\1"
 # Decoders that reliably know which frames no other refers to.
 _CODECS = ("h264",)
 
@@ -56,11 +63,28 @@ class FrameSkipper:
 
     def packets(self, packets: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         """
-        Yield the packets in their order, each once the timestamps of the next ones are known.
+        Yield the packets in their order, without those that need not be decoded.
 
         Raises:
             UnevenTimestampsError: A packet has no timestamp, or one twice or far out of order, or is damaged.
         """
+        # Packets without a wanted frame since the last one with it or the last IDR picture.
+        waiting: list[tuple[Any, Any, float | None]] = []
+        num_bytes = 0
+        for stream, packet, time in self._with_lookahead(packets):
+            is_wanted = time is not None and self._is_wanted(time)
+            if time is not None and self._is_idr(packet):
+                yield from ((other, held) for other, held, of_frame in waiting if of_frame is None)
+                waiting, num_bytes = [], 0
+            waiting.append((stream, packet, time))
+            num_bytes += 0 if packet is None else packet.size
+            if is_wanted or len(waiting) > _MOST_WAITING or num_bytes > _MOST_WAITING_BYTES:
+                yield from self._released(waiting, is_wanted)
+                waiting, num_bytes = [], 0
+        yield from self._released(waiting, False)
+
+    def _with_lookahead(self, packets: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, float | None]]:
+        """Yield the packets and their times in their order, each once the times of the next ones are known."""
         held: deque[tuple[Any, Any, float | None]] = deque()
         ahead = 0
         for stream, packet in packets:
@@ -72,9 +96,8 @@ class FrameSkipper:
             held.append((stream, packet, time))
             while ahead > _LOOKAHEAD:
                 ahead -= held[0][2] is not None
-                yield self._released(held)
-        while held:
-            yield self._released(held)
+                yield held.popleft()
+        yield from held
 
     def check_decoded(self, frames: list[Any] | None) -> None:
         """
@@ -114,11 +137,34 @@ class FrameSkipper:
             raise UnevenTimestampsError
         self._times.insert(place, time)
 
-    def _released(self, held: deque[tuple[Any, Any, float | None]]) -> tuple[Any, Any]:
-        stream, packet, time = held.popleft()
-        if time is not None:
-            self.stream.codec_context.skip_frame = "DEFAULT" if self._is_wanted(time) else "NONREF"
-        return stream, packet
+    def _released(
+        self, packets: list[tuple[Any, Any, float | None]], last_is_wanted: bool
+    ) -> Iterator[tuple[Any, Any]]:
+        """Yield packets, of whose frames at most that of the last one is wanted."""
+        for number, (stream, packet, time) in enumerate(packets, 1):
+            if time is not None:
+                is_wanted = last_is_wanted and number == len(packets)
+                self.stream.codec_context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
+            yield stream, packet
+
+    def _is_idr(self, packet: Any) -> bool:
+        """Return whether a packet holds an IDR picture, which and after which no frame refers to an earlier one."""
+        return packet.is_keyframe and next(filter(_SLICES.__contains__, self._unit_types(packet)), None) == _IDR_SLICE
+
+    def _unit_types(self, packet: Any) -> Iterator[int]:
+        """Yield the types of a packet's NAL units."""
+        data, header = bytes(packet), self.stream.codec_context.extradata or b""
+        if len(header) > 4 and header[0] == 1:
+            # As in mp4, each unit follows its length, of as many bytes as the header says.
+            length_bytes, place = (header[4] & 3) + 1, 0
+            while place + length_bytes < len(data):
+                yield data[place + length_bytes] & 31
+                place += length_bytes + int.from_bytes(data[place : place + length_bytes], "big")
+            return
+        place = data.find(_START_CODE)
+        while 0 <= place < len(data) - len(_START_CODE):
+            yield data[place + len(_START_CODE)] & 31
+            place = data.find(_START_CODE, place + len(_START_CODE))
 
     def _is_wanted(self, time: float) -> bool:
         """Return whether the frame of a packet is, or may be, on show at a target, by the packets known so far."""
