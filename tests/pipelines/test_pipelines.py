@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import logging
+import threading
 from itertools import groupby
 from pathlib import Path
 
@@ -85,6 +86,68 @@ def test_a_generator_is_read_as_results_are_taken(localize, expected, make):
     assert not isinstance(results, list)
     for result, one in zip(results, expected, strict=True):
         assert_same_result(result, one)
+
+
+class Clips(torch.utils.data.Dataset):
+    def __init__(self, clips):
+        self.clips = clips
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, index):
+        return self.clips[index]
+
+
+def test_the_next_batch_is_decoded_while_the_model_runs(localize, expected, monkeypatch):
+    decoded, forward, preprocess = threading.Semaphore(0), localize.forward, localize.preprocess
+    # The first forward pass waits for its own clip and the next one, which would never come if it began afterwards.
+    awaited = iter([2, 1, 0])
+
+    def decode(clip, **options):
+        inputs = preprocess(clip, **options)
+        decoded.release()
+        return inputs
+
+    def run(batch, **options):
+        assert all(decoded.acquire(timeout=60) for _ in range(next(awaited)))
+        return forward(batch, **options)
+
+    monkeypatch.setattr(localize, "preprocess", decode)
+    monkeypatch.setattr(localize, "forward", run)
+    for result, one in zip(localize(Clips(toy_clips(3))), expected[:3], strict=True):
+        assert_same_result(result, one)
+
+
+def test_what_is_decoded_ahead_is_one_batch(localize, monkeypatch):
+    read, preprocess = [], localize.preprocess
+    monkeypatch.setattr(
+        localize, "preprocess", lambda clip, **options: read.append(clip) or preprocess(clip, **options)
+    )
+    results = localize(Clips(toy_clips(1) * 8), batch_size=2)
+    next(results)
+    results.close()  # waits for the thread
+    assert 2 <= len(read) <= 4
+
+
+def test_an_error_ahead_comes_after_the_results_before(localize, expected, broken):
+    results = localize(Clips([*toy_clips(2), broken, *toy_clips(1)]))
+    for one in expected[:2]:
+        assert_same_result(next(results), one)
+    with pytest.raises(MediaError, match=r"broken\.mp4"):
+        next(results)
+
+
+def test_a_generator_runs_in_the_callers_thread(localize):
+    threads = set()
+
+    def clips():
+        for clip in toy_clips(2):
+            threads.add(threading.current_thread())
+            yield clip
+
+    assert len(list(localize(clips()))) == 2
+    assert threads == {threading.current_thread()}
 
 
 def test_workers_decode_ahead(localize, expected):

@@ -181,13 +181,16 @@ def _results(
     model: Any, clips: list[dict[str, Any]], options: argparse.Namespace, output: Any, captioner: Any, streams: bool
 ) -> Iterator[Any]:
     """Yield the result of each clip: of short ones by the pipeline, in batches, of long ones as a stream."""
+    from ..pipelines.base import LazyClips
+
     named = zip(options.clips, clips, strict=True)
     for is_long, group in groupby(named, key=lambda item: streams and _is_long(model, item[0])):
         if is_long:
             for name, clip in group:
                 yield _streamed(model, name, clip, options, output)
         else:
-            yield from model((clip for _, clip in group), batch_size=options.batch_size, captioner=captioner)
+            few = LazyClips(clip for _, clip in group)
+            yield from model(few, batch_size=options.batch_size, captioner=captioner)
 
 
 def _is_long(model: Any, clip: str) -> bool:

@@ -26,7 +26,7 @@ _MOST_MOVED = 4 * _LOOKAHEAD
 _SAME = 1e-6
 # ... and to be safe, a frame this close to being displayed is decoded.
 _EPSILON = 1e-5
-# Packets, and their bytes, that wait for the next IDR picture at most. Beyond that they are decoded without knowing it.
+# Packets, and their bytes, that wait for the next IDR picture at most; more are decoded without knowing it.
 _MOST_WAITING, _MOST_WAITING_BYTES = 4000, 32e6
 # Types of H.264's NAL units: those of a picture's slices, and of them that of an IDR picture.
 _SLICES, _IDR_SLICE = range(1, 6), 5

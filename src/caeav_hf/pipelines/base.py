@@ -3,12 +3,13 @@
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 from transformers.pipelines.base import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
@@ -42,7 +43,8 @@ class CaeAvPipeline(Pipeline):
     than the clip, use a dict with `clip` or `video`, `audio` and its `sampling_rate`, `visual_caption` and
     `audio_caption`; or a row of a data set built by `caeav_hf.data`, whose part of the file, captions and question are
     used. A list gives a list of results; a generator or a `Dataset` gives an iterator, which reads only as many clips
-    as results are consumed.
+    as results are consumed, from a `Dataset` one batch more: while the model processes a batch, a thread decodes the
+    next one, except from a generator, whose code runs in the caller's thread.
 
     The model processes a clip in consecutive windows of the configuration's `num_frames` segments. If the
     configuration spreads segments over the clip, there is one window.
@@ -150,7 +152,7 @@ class CaeAvPipeline(Pipeline):
             return_arrays (`bool`, defaults to `True`): Whether masks, probabilities and grounding are NumPy arrays.
                 With `False` they are lists, and results can be written by `json.dumps`.
             batch_size (`int`, defaults to 1): Number of clips, or windows of clips, per forward pass.
-            num_workers (`int`, defaults to 0): Number of processes that decode ahead.
+            num_workers (`int`, defaults to 0): Number of processes that decode ahead, instead of the thread.
 
         Returns:
             A dict per clip: `file` (its name), `duration` (seconds), `has_audio` (whether it has a sound track),
@@ -177,8 +179,8 @@ class CaeAvPipeline(Pipeline):
         elif _is_dataset(inputs, "Dataset", "IterableDataset") or (
             isinstance(inputs, Iterator) and not hasattr(inputs, "read")
         ):
-            # The base class supports generators and PyTorch's data sets; convert the rest to a generator.
-            inputs = (clip for clip in inputs)
+            # The base class supports generators and PyTorch's data sets.
+            inputs = (clip for clip in inputs) if isinstance(inputs, Iterator) else LazyClips(inputs)
         return super().__call__(inputs, *args, **kwargs)
 
     def preprocess(
@@ -426,8 +428,10 @@ class CaeAvPipeline(Pipeline):
         else:
             clips = PipelineIterator(inputs, self.preprocess, preprocess_params)
             num_workers = min(num_workers, 1)  # Every worker would read the whole generator.
-        loader = DataLoader(clips, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
-        return self._results(loader, forward_params, postprocess_params)
+        batches: Iterable[Any] = DataLoader(clips, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
+        if not num_workers and not isinstance(inputs, Iterator):
+            batches = _read_ahead(batches)
+        return self._results(batches, forward_params, postprocess_params)
 
     def _results(
         self,
@@ -453,6 +457,28 @@ class CaeAvPipeline(Pipeline):
         """Save model and processor to a folder that `pipeline(task, model=folder)` loads."""
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
+
+
+class LazyClips(IterableDataset):
+    """Clips of an iterable, which unlike those of a generator may be read in another thread."""
+
+    def __init__(self, clips: Iterable[Any]) -> None:
+        self.clips = clips
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.clips)
+
+
+def _read_ahead(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield items, of which a thread reads the next one while the caller processes the last one."""
+    # Decoders and the operations of tensors release the interpreter's lock, so a process is not needed.
+    iterator, end = iter(batches), object()
+    with ThreadPoolExecutor(1, thread_name_prefix="decoding") as thread:
+        following = thread.submit(next, iterator, end)
+        # An error in the next item is raised once the results of the last one were consumed.
+        while (batch := following.result()) is not end:
+            following = thread.submit(next, iterator, end)
+            yield batch
 
 
 def _with_lists(value: Any) -> Any:
