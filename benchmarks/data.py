@@ -2,11 +2,12 @@
 Measure how fast clips load from video files, prepared and streamed, compared with decoding by PyAV alone.
 
     python benchmarks/data.py --out data.json
+    python benchmarks/data.py --width 1280 --height 720
 
-The clips are generated: ten seconds of 640x360 at 30 frames per second with noise, a moving camera and moving objects,
-H.264 and AAC. The floor is a plain PyAV loop that decodes these files up to the last frame needed, converts the ten
-frames to RGB and resamples the sound. Everything is measured in turns, so that drifts of the machine's speed affect
-all alike; ratios are medians of the ratios per turn. All decoders use one thread.
+The clips are generated: ten seconds of 640x360, or another size, at 30 frames per second with noise, a moving camera
+and moving objects, H.264 and AAC. The floor is a plain PyAV loop that decodes these files up to the last frame
+needed, converts the ten frames to RGB and resamples the sound. Everything is measured in turns, so that drifts of the
+machine's speed affect all alike; ratios are medians of the ratios per turn. All decoders use one thread.
 
 Memory is the peak, after 500 rows and after all, of a separate process that streams 5,000 prepared rows, which are
 links to the same few files.
@@ -50,26 +51,26 @@ TIMES = 6
 SHUFFLE_BUFFER = Recipe.shuffle_buffer
 
 
-def write_clip(path: Path, seed: int) -> None:
+def write_clip(path: Path, seed: int, width: int = WIDTH, height: int = HEIGHT, seconds: int = SECONDS) -> None:
     """Write a clip of a noisy, moving scene with noisy sound."""
     generator = np.random.default_rng(seed)
-    coarse = generator.integers(0, 256, (2, HEIGHT // 40 + 4, WIDTH // 40 + 4, 3)).astype(np.float32)
+    coarse = generator.integers(0, 256, (2, height // 40 + 4, width // 40 + 4, 3)).astype(np.float32)
     scene = np.kron(coarse[0], np.ones((40, 40, 1))) * 0.7 + 0.3 * np.kron(coarse[1], np.ones((40, 40, 1)))[::-1]
     for axis in (0, 1):  # blur the hard edges of the squares
         scene = np.mean([np.roll(scene, shift, axis) for shift in range(-9, 10, 3)], axis=0)
-    noise = generator.normal(0, 4, (8, HEIGHT, WIDTH, 1)).astype(np.float32)
+    noise = generator.normal(0, 4, (8, height, width, 1)).astype(np.float32)
     with av.open(str(path), "w") as container:
         video = container.add_stream("libx264", rate=FRAME_RATE)
-        video.width, video.height, video.pix_fmt, video.options = WIDTH, HEIGHT, "yuv420p", {"crf": "23"}
+        video.width, video.height, video.pix_fmt, video.options = width, height, "yuv420p", {"crf": "23"}
         sound = container.add_stream("aac", rate=SOUND_RATE, layout="stereo")
-        for number in range(SECONDS * FRAME_RATE):
+        for number in range(seconds * FRAME_RATE):
             y, x = (round(40 + 36 * np.sin(number / period + seed)) for period in (17, 23))
-            image = scene[y : y + HEIGHT, x : x + WIDTH] + noise[number % len(noise)]
-            left = round(WIDTH / 2 + 200 * np.sin(number / 11))
+            image = scene[y : y + height, x : x + width] + noise[number % len(noise)]
+            left = round(width / 2 + 200 * np.sin(number / 11))
             image[120:240, left : left + 80] = 40 + 60 * (number // 15 % 4)
             frame = av.VideoFrame.from_ndarray(image.clip(0, 255).astype(np.uint8), format="rgb24")
             container.mux(video.encode(frame))
-        samples = generator.normal(0, 0.1, (2, SECONDS * SOUND_RATE)).astype(np.float32)
+        samples = generator.normal(0, 0.1, (2, seconds * SOUND_RATE)).astype(np.float32)
         for begin in range(0, samples.shape[1], 1024):
             part = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples[:, begin : begin + 1024]), "fltp", "stereo")
             part.sample_rate, part.pts = SOUND_RATE, begin
@@ -217,7 +218,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     originals = [folder / f"original_{seed}.mp4" for seed in range(options.distinct)]
     for seed, path in enumerate(tqdm(originals, desc="making clips", unit="clip")):
-        write_clip(path, seed)
+        write_clip(path, seed, options.width, options.height)
     paths = [folder / f"clip_{number:04d}.mp4" for number in range(options.clips)]
     for number, path in enumerate(paths):
         shutil.copyfile(originals[number % len(originals)], path)
@@ -245,6 +246,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         memory = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     return {
         "clips": options.clips,
+        "size": [options.width, options.height],
         "repeats": options.repeats,
         "bytes_per_clip": {
             "raw": sum(path.stat().st_size for path in paths) // len(paths),
@@ -302,6 +304,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Clips a second, raw, prepared and streamed, over PyAV alone.")
     parser.add_argument("--clips", type=int, default=24, help="clips per turn (default: %(default)s)")
     parser.add_argument("--distinct", type=int, default=4, help="number of different clips (default: %(default)s)")
+    parser.add_argument("--width", type=int, default=WIDTH, help="pixels of a frame (default: %(default)s)")
+    parser.add_argument("--height", type=int, default=HEIGHT, help="pixels of a frame (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="turns (default: %(default)s)")
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--rows", type=int, default=5000, help="rows of the streamed pass; 0 skips it")
