@@ -7,7 +7,7 @@ Measure how the cost of a model grows with the clips of a batch and with the fra
 Batches have `--batch-frames` frames per clip, longer clips come one by one. One model runs all cases, and they take
 turns, so that drifts of the machine's speed affect all; cost per frame is compared within a turn. A case whose memory,
 extrapolated from the case before it, would be above `--memory-limit` is left out, and recorded so. Lines are fitted to
-the seconds, and to the multiply-accumulates of forward passes, which have no noise; the largest deviation from its line
+the seconds and, of forward passes, to the multiply-accumulates, which have no noise; the largest deviation from a line
 tells whether the cost is linear.
 """
 
@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from throughput import Settings, describe_machine, make_config, make_inputs, mul
 from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm.auto import tqdm
 
-from caeav_hf import CaeAvForEventLocalization
+from caeav_hf.task import get_task
 from caeav_hf.visualization.drawing import SERIES, new_figure, save_figure
 
 
@@ -62,7 +63,7 @@ class Runner:
         self.is_mixed = precision == "bf16"
         self.config = make_config(settings)
         torch.manual_seed(settings.seed)
-        self.model = CaeAvForEventLocalization(self.config)
+        self.model = get_task(settings.task, settings.method).model_class(self.config)
         self.optimizer = torch.optim.Adam(p for p in self.model.parameters() if p.requires_grad)
 
     def prepare(self, case: Case) -> Callable[[], Any]:
@@ -132,24 +133,23 @@ def measure(
     of_frame: dict[str, float] = {}  # GB, of the last case of each name
     reset_peak_memory(device)
     constant = peak_memory(device)
-    for _ in tqdm(range(repeats), desc="timing", unit="turn", leave=False):
-        for case in tqdm(cases, desc="cases", leave=False):
-            if case in left_out:
-                continue
-            expected = constant + of_frame.get(case.name, 0.0) * case.all_frames
-            if case not in peaks and expected > memory_limit:
-                left_out[case] = expected
-                tqdm.write(
-                    f"{case.name}, {case.clips} clips of {case.frames} frames: left out, would need about "
-                    f"{expected:.1f} GB, more than --memory-limit {memory_limit:g}"
-                )
-                continue
-            run = runner.prepare(case)
-            reset_peak_memory(device)
-            times[case].append(seconds(run, device))
-            peak = peak_memory(device)
-            peaks[case] = max(peak, peaks.get(case, 0.0))
-            of_frame[case.name] = (peak - constant) / case.all_frames
+    for _, case in tqdm([*product(range(repeats), cases)], desc="timing", unit="case", leave=False):
+        if case in left_out:
+            continue
+        expected = constant + of_frame.get(case.name, 0.0) * case.all_frames
+        if case not in peaks and expected > memory_limit:
+            left_out[case] = expected
+            tqdm.write(
+                f"{case.name}, {case.clips} clips of {case.frames} frames: left out, would need about "
+                f"{expected:.1f} GB, more than --memory-limit {memory_limit:g}"
+            )
+            continue
+        run = runner.prepare(case)
+        reset_peak_memory(device)
+        times[case].append(seconds(run, device))
+        peak = peak_memory(device)
+        peaks[case] = max(peak, peaks.get(case, 0.0))
+        of_frame[case.name] = (peak - constant) / case.all_frames
     return {case: found for case, found in times.items() if found}, peaks, left_out
 
 
@@ -182,7 +182,7 @@ def describe_series(
         times, peaks, work: Seconds by turn, GB and multiply-accumulates of each case.
     """
     measured = [case for case in cases if case in times]
-    rows = []
+    rows: list[dict[str, Any]] = []
     for case in measured:
         per_frame = [one / case.all_frames for one in times[case]]
         first = [one / measured[0].all_frames for one in times[measured[0]]]
