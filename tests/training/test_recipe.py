@@ -4,6 +4,7 @@ import argparse
 from dataclasses import replace
 
 import pytest
+import torch
 from torch import nn
 
 from caeav_hf.configuration_cae_av import CaeAvConfig
@@ -20,6 +21,7 @@ from caeav_hf.training.recipe import (
     recipe_flags,
 )
 from caeav_hf.training.schedule import build_optimizer, entropy_weight, learning_rate, set_learning_rate
+from tests.same import assert_close
 
 
 def write(tmp_path, text):
@@ -122,6 +124,28 @@ def test_the_head_may_have_its_own_learning_rate():
         build_optimizer(model["model"], recipe)
     with pytest.raises(CaeAvError, match="'head_learning_rate' must be positive, or null, got 0"):
         Recipe(head_learning_rate=0)
+
+
+@pytest.mark.parametrize("precisions", [("fp16", "no"), ("no", "fp16")])
+def test_states_of_a_fused_optimizer_and_of_others_can_be_loaded(precisions):
+    """Runs of before have states of steps that were not fused."""
+    weights = []
+    for resumes in (False, True):
+        torch.manual_seed(0)
+        model = nn.Linear(4, 3)
+        optimizer = build_optimizer(model, Recipe(learning_rate=0.01, mixed_precision=precisions[0]))
+        for step in range(4):
+            if resumes and step == 2:
+                state = optimizer.state_dict()
+                optimizer = build_optimizer(model, Recipe(learning_rate=0.5, mixed_precision=precisions[1]))
+                optimizer.load_state_dict(state)
+                # With fp16, Accelerate could not see that a fused step was skipped.
+                assert [bool(group["fused"]) for group in optimizer.param_groups] == [precisions[1] == "no"]
+            model(torch.randn(2, 4)).square().sum().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        weights.append(model.weight.detach())
+    assert_close(weights[1], weights[0], 1e-6)
 
 
 def test_the_ave_recipe_holds_the_papers_values():
