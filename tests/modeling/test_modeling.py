@@ -234,7 +234,7 @@ def test_gradient_checkpointing_changes_no_gradient(formulation: str) -> None:
         model = toy_model(formulation=formulation).train()
         if checkpointing:
             model.gradient_checkpointing_enable()
-            assert model.model.case.gradient_checkpointing
+            assert model.model.case.visual_stream.feed_forward.gradient_checkpointing
         batch = toy_batch(model.config, 2, 3)
         torch.manual_seed(0)
         model(**batch).loss.backward()

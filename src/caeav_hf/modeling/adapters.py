@@ -49,7 +49,8 @@ class CrossModalMap(nn.Module):
     def mean(self, other: Tensor) -> Tensor:
         """Return the mean (N, C) over the mapped tokens of (N, L', C')."""
         weight = self.channels.weight
-        pooled = self.tokens.weight.mean(0) @ other
+        # A batched product: PyTorch's product of a vector and a batch copies the batch and keeps the copy.
+        pooled = (self.tokens.weight.mean(0).expand(len(other), 1, -1) @ other).squeeze(1)
         return linear(pooled, weight) + self.tokens.bias.mean() * weight.sum(1) + self.channels.bias
 
     def factors(self, num_queries: int) -> bool:

@@ -20,7 +20,7 @@ from .collectives import at_least_float32
 from .frames import FrameLayout
 
 
-class AttentionLayer(nn.Module):
+class AttentionLayer(GradientCheckpointingLayer):
     """LN(q + dropout(MHA(q, k)))."""
 
     def __init__(self, config: CaeAvConfig, hidden_size: int):
@@ -34,7 +34,7 @@ class AttentionLayer(nn.Module):
         return self.norm(queries + self.dropout(self.attention(queries, keys, key_mask)))
 
 
-class FeedForwardLayer(nn.Module):
+class FeedForwardLayer(GradientCheckpointingLayer):
     """LN(x + dropout(FFN(x))), hidden width 2 C, ReLU."""
 
     def __init__(self, config: CaeAvConfig, hidden_size: int):
@@ -163,7 +163,7 @@ class CASEStream(nn.Module):
         return self.norm(states + gate * enriched * share + (1 - gate) * enriched), selected, log_probs
 
 
-class CASE(GradientCheckpointingLayer):
+class CASE(nn.Module):
     """Both streams; each attends to the other's tokens from before that step (Eq. 17, 18)."""
 
     def __init__(self, config: CaeAvConfig):

@@ -200,12 +200,16 @@ class CASTE(nn.Module):
         context = self.spatial.context(states)
         mixed = self.temporal.conv.mix(states, frames)
         kept = num_kept(self.config, states.shape[1])
-        if not self.config.is_official:
+        if self.config.is_official:
+            selected = top_tokens(states, kept)
+        else:
             enriched = self.enrich(states, context, mixed, weights)
-            added = self.gamma * keep_only(enriched, top_tokens(enriched, kept))
-            return added, weights, projections
-        # Here the input decides which tokens are kept, so only those are enriched.
-        selected = top_tokens(states, kept)[..., None].expand(-1, -1, states.shape[2])
+            selected = top_tokens(enriched, kept)
+            if not torch.is_grad_enabled() or torch.compiler.is_exporting():
+                return self.gamma * keep_only(enriched, selected), weights, projections
+            # Other tokens have no gradient: only the selected ones are enriched with what the backward pass needs.
+            del enriched
+        selected = selected[..., None].expand(-1, -1, states.shape[2])
         enriched = self.enrich(states.gather(1, selected), context, mixed.gather(1, selected), weights)
         enriched = self.gamma * enriched
         added = enriched.new_zeros(states.shape).scatter(1, selected, enriched)
