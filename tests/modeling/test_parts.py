@@ -280,8 +280,22 @@ def test_cross_modal_map_factors(sizes: tuple[int, ...], num_queries: int) -> No
     torch.testing.assert_close(module(other), mapped)
     torch.testing.assert_close(module.mean(other), mapped.mean(1))
     queries = torch.randn(num_queries, width, dtype=torch.float64)
-    expected = (queries @ mapped.transpose(1, 2)).softmax(-1) @ mapped
-    torch.testing.assert_close(module.attend(queries, other), expected)
+    leaves = [queries.requires_grad_(), other.requires_grad_(), *module.parameters()]
+    expected_leaves = [leaf.detach().clone().requires_grad_() for leaf in leaves]
+
+    def by_definition(queries: Tensor, other: Tensor, a: Tensor, a_bias: Tensor, w: Tensor, b: Tensor) -> list[Tensor]:
+        mapped = F.linear(F.linear(other.transpose(1, 2), a, a_bias).transpose(1, 2), w, b)
+        return [(queries @ mapped.transpose(1, 2)).softmax(-1) @ mapped, mapped.mean(1)]
+
+    actual = module.attend_and_mean(queries, other)
+    expected = by_definition(*expected_leaves)
+    cotangents = [torch.randn_like(value) for value in expected]
+    for outputs in (actual, expected):
+        torch.autograd.backward(outputs, cotangents)
+    for result, reference in zip(actual, expected, strict=True):
+        torch.testing.assert_close(result, reference)
+    for leaf, reference in zip(leaves, expected_leaves, strict=True):
+        torch.testing.assert_close(leaf.grad, reference.grad)
 
 
 def brute_force_infonce(frames: Tensor, captions: Tensor, clip: Tensor, temperature: float, both_ways: bool) -> Tensor:

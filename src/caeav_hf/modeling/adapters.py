@@ -6,15 +6,16 @@ Lin et al., "Vision Transformers are Parameter-Efficient Audio-Visual Learners" 
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_type_hints
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..errors import CaeAvError
 from ..towers.linear import linear
-from .collectives import SharedBatchNorm
+from .collectives import SharedBatchNorm, at_least_float32
 
 
 class CrossModalMap(nn.Module):
@@ -48,28 +49,86 @@ class CrossModalMap(nn.Module):
 
     def mean(self, other: Tensor) -> Tensor:
         """Return the mean (N, C) over the mapped tokens of (N, L', C')."""
+        return self._mean(self.tokens.weight.sum(0), other)
+
+    def _mean(self, column_sums: Tensor, other: Tensor) -> Tensor:
+        """Return `mean` from the sums (L') over the rows of A."""
         weight = self.channels.weight
         # A batched product: PyTorch's product of a vector and a batch copies the batch and keeps the copy.
-        pooled = (self.tokens.weight.mean(0).expand(len(other), 1, -1) @ other).squeeze(1)
+        means = (column_sums / self.tokens.out_features).expand(len(other), 1, -1)
+        pooled = (means @ other).squeeze(1)
         return linear(pooled, weight) + self.tokens.bias.mean() * weight.sum(1) + self.channels.bias
 
     def factors(self, num_queries: int) -> bool:
         """Return whether answering this number of queries is cheaper without forming Y."""
         return 2 * num_queries < min(self.channels.weight.shape)
 
-    def attend(self, queries: Tensor, other: Tensor) -> Tensor:
-        """Return softmax(q Y^T) Y, (N, n, C), for queries (n, C) shared by all frames, unscaled."""
-        weight = self.channels.weight
+    def attend_and_mean(self, queries: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
+        """
+        Return softmax(q Y^T) Y, (N, n, C), for queries (n, C) shared by all frames, unscaled, and the mean (N, C) over
+        the tokens of Y.
+        """
+        weight, bias = self.channels.weight, self.tokens.bias
         if not self.factors(len(queries)):
             mapped = self(other)
-            return (queries @ mapped.transpose(1, 2)).softmax(-1) @ mapped
+            return (queries @ mapped.transpose(1, 2)).softmax(-1) @ mapped, mapped.mean(1)
         row_sums = weight.sum(1)
         # The channel bias is constant over the tokens of Y, so it does not change the softmax and is left out.
-        scores = self._map_tokens(linear(other, queries @ weight)).transpose(1, 2)
-        probs = (scores + (queries @ row_sums)[:, None] * self.tokens.bias).softmax(-1)
-        gathered = linear(linear(probs, self.tokens.weight.T) @ other, weight)
-        # The bias as a column: onnxruntime 1.31 computes wrong products of a transposed tensor and a vector.
-        return gathered + (probs @ self.tokens.bias[:, None]) * row_sums + self.channels.bias
+        keys = linear(other, queries @ weight).transpose(1, 2).reshape(-1, other.shape[1])
+        offsets = (queries @ row_sums).repeat(len(other))
+        if torch.compiler.is_compiling():
+            probs = (linear(keys, self.tokens.weight) + offsets[:, None] * bias).softmax(-1)
+            gathered, column_sums = linear(probs, self.tokens.weight.T), self.tokens.weight.sum(0)
+            # The bias as a column: onnxruntime 1.31 computes wrong products of a transposed tensor and a vector.
+            moved = (probs @ bias[:, None]).squeeze(-1)
+        else:
+            gathered, moved, column_sums = _AttentionThroughMap.apply(keys, offsets, self.tokens.weight, bias)
+        gathered, moved = (rows.unflatten(0, (-1, len(queries))) for rows in (gathered, moved))
+        context = linear(gathered @ other, weight) + moved[..., None] * row_sums + self.channels.bias
+        return context, self._mean(column_sums, other)
+
+
+class _AttentionThroughMap(torch.autograd.Function):
+    """
+    P = softmax(X A^T + r a^T), P A, P a and the column sums of A, for rows X (R, L'), offsets r (R), a map A (L, L')
+    and its bias a (L).
+
+    A is large and read three times. Here its gradient is one product instead of the sum of three.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, keys: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        device = keys.device.type
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else keys.dtype
+        ctx.dtypes = keys.dtype, weight.dtype
+        with torch.autocast(device, enabled=False):
+            keys, weight = keys.to(dtype), weight.to(dtype)
+            scores = at_least_float32(linear(keys, weight)) + offsets[:, None] * bias
+            # The ones sum the columns.
+            readers = torch.cat([scores.softmax(-1).to(dtype), keys.new_ones(1, len(bias))])
+            read = linear(readers, weight.T)
+            moved = readers[:-1] @ bias.to(dtype)
+        ctx.save_for_backward(keys, offsets, weight, bias, readers)
+        return read[:-1], moved, read[-1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_gathered: Tensor, of_moved: Tensor, of_sums: Tensor) -> tuple[Tensor, ...]:
+        keys, offsets, weight, bias, readers = ctx.saved_tensors
+        keys_dtype, weight_dtype = ctx.dtypes
+        with torch.autocast(keys.device.type, enabled=False):
+            of_read = torch.cat([of_gathered, of_sums[None]]).to(keys.dtype)
+            probs = at_least_float32(readers[:-1])
+            of_probs = at_least_float32(linear(of_read[:-1], weight)) + of_moved[:, None] * bias
+            of_scores = probs * (of_probs - (probs * of_probs).sum(-1, keepdim=True))
+            of_offsets = of_scores @ bias.to(of_scores.dtype)
+            of_bias = offsets.to(of_scores.dtype) @ of_scores + of_moved.to(probs.dtype) @ probs
+            of_scores = of_scores.to(keys.dtype)
+            of_keys = linear(of_scores, weight.T)
+            of_weight = linear(torch.cat([of_scores, readers]).T, torch.cat([keys, of_read]).T)
+        return of_keys.to(keys_dtype), of_offsets, of_weight.to(weight_dtype), of_bias
 
 
 class GroupedLinear(nn.Module):

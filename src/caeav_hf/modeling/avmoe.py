@@ -191,15 +191,17 @@ class AVMoE(nn.Module):
         Returns:
             The term to add to the stream (N, L, C), and the routing weights (N, experts), cross-modal experts first.
         """
-        probs = self.router(states.mean(1), self.cross_modal_map.mean(other))
         mixed: Tensor | None = None
         gathered: tuple[Tensor, ...] = ()
         if self.cross_modal_experts:
             latents: list[Tensor] = [
                 cast(Expert, expert).latent_attention.latents for expert in self.cross_modal_experts
             ]
-            context = self.cross_modal_map.attend(torch.cat(latents), other)
+            context, other_mean = self.cross_modal_map.attend_and_mean(torch.cat(latents), other)
             gathered = context.split([len(latent) for latent in latents], dim=1)
+        else:
+            other_mean = self.cross_modal_map.mean(other)
+        probs = self.router(states.mean(1), other_mean)
         experts = [*self.cross_modal_experts, *self.unimodal_experts]
         for index, expert in enumerate(experts):
             own = gathered[index] if index < len(gathered) else None

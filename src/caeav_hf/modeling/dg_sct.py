@@ -212,8 +212,7 @@ class DGSCTAdapter(LatentAdapter):
     def _official(self, states: Tensor, other: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         if isinstance(self.cross_modal_map, CrossModalMap):
             # The other modality's tokens in the stream's shape are read by few queries and by a mean.
-            prompt = self.cross_modal_map.mean(other)
-            gathered = self.cross_modal_map.attend(self.exchange.latents, other)
+            gathered, prompt = self.cross_modal_map.attend_and_mean(self.exchange.latents, other)
         else:
             mapped = self.cross_modal_map(other)
             prompt, gathered = mapped.mean(1), self.gather(mapped)
