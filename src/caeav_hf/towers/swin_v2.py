@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..configuration_cae_av import CaeAvVisionConfig
 from .base import register_tower
 from .frozen import is_adapted
+from .linear import Linear, linear
 from .shifted_windows import ShiftedWindowTower, sizes_of
 
 
@@ -58,7 +59,9 @@ class SwinV2Tower(ShiftedWindowTower, SwinTransformerV2):
 
     def qkv(self, attention: Any, tokens: Tensor) -> Tensor:
         qkv_bias = torch.cat([attention.q_bias, torch.zeros_like(attention.q_bias), attention.v_bias])
-        # Calls the module rather than `F.linear`, since LoRA may wrap it.
+        if type(attention.qkv) is Linear:
+            return linear(tokens, attention.qkv.weight, qkv_bias)
+        # Wrapped by LoRA.
         projected = attention.qkv(tokens)
         return projected + qkv_bias.to(projected.dtype)
 
