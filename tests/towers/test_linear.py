@@ -43,7 +43,7 @@ def small_products_are_worthwhile(monkeypatch):
 needs_onednn = pytest.mark.skipif(not linear_maps._HAS_ONEDNN, reason="PyTorch has no products of oneDNN here")
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shape=st.lists(st.integers(1, 5), min_size=0, max_size=3),
     sizes=st.tuples(st.integers(1, 40), st.integers(1, 40)),

@@ -191,6 +191,9 @@ class AVMoE(nn.Module):
         Returns:
             The term to add to the stream (N, L, C), and the routing weights (N, experts), cross-modal experts first.
         """
+        if torch.is_autocast_enabled(states.device.type):
+            # All experts read them in this dtype: cast once, not by each product.
+            states = states.to(torch.get_autocast_dtype(states.device.type))
         mixed: Tensor | None = None
         gathered: tuple[Tensor, ...] = ()
         if self.cross_modal_experts:
