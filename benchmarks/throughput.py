@@ -121,6 +121,8 @@ def make_cases(settings: Settings, names: tuple[str, ...], precision: str) -> di
     torch.set_num_threads(settings.threads)
     config = make_config(settings)
     inputs = make_inputs(config, settings)
+    if "visual_caption_embeds" in inputs:
+        config.use_text_tower = False  # training does not keep it in memory either
     towers = make_floor(config, inputs, settings.device) if "floor forward" in names else None
     model = None
     if {"model forward", "model training step"} & set(names):
@@ -167,7 +169,7 @@ def bind_cases(
         with autocast():
             model(**without_labels)
 
-    optimizer = torch.optim.Adam(p for p in model.parameters() if p.requires_grad)
+    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), fused=True)
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=precision == "fp16")
 
     def step() -> None:
