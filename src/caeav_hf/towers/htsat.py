@@ -13,6 +13,7 @@ from ..configuration_cae_av import CaeAvAudioConfig
 from ..errors import CaeAvError
 from .base import FrozenBlock, Grid, Tower, register_tower
 from .frozen import FrozenConstant
+from .recompute import hidden_states
 from .windows import group_attention, relative_entries, window_bias, windowed_attention
 
 
@@ -68,7 +69,9 @@ class HtsatTower(Tower, ClapAudioModel):
         def make(index: int, block: ClapAudioLayer) -> FrozenBlock:
             return FrozenBlock(
                 attention=lambda tokens: self._attention(stage, index, block, tokens),
-                feed_forward=lambda tokens: block.output(block.intermediate(block.layernorm_after(tokens))),
+                feed_forward=lambda tokens: block.output(
+                    hidden_states([block.intermediate], block.layernorm_after(tokens))
+                ),
                 group_attention=lambda groups, bias=None: self._group_attention(block, groups, bias),
                 position_bias=lambda positions: self._position_bias(block, positions),
             )
@@ -132,6 +135,10 @@ class HtsatTower(Tower, ClapAudioModel):
             roll_first=False,
         )
         return block.attention.output.dense(attended)
+
+    @staticmethod
+    def _feed_forward(block: ClapAudioLayer, tokens: Tensor) -> Tensor:
+        return block.output(hidden_states([block.intermediate], block.layernorm_after(tokens)))
 
     def _group_attention(self, block: ClapAudioLayer, groups: Tensor, bias: Tensor | None) -> Tensor:
         attention = block.attention.self

@@ -1,10 +1,14 @@
 """Recomputation in the backward pass, which saves memory for little work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+
+# Channels up to which hidden states are recomputed. A multiply-accumulate saves the more memory, the fewer there are.
+NARROW = 192
 
 
 def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -19,6 +23,22 @@ def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         return checkpoint(function, *tensors, use_reentrant=False, preserve_rng_state=False)
     return function(*tensors)
+
+
+def hidden_states(layers: Sequence[nn.Module], tokens: Tensor) -> Tensor:
+    """
+    Return the hidden states (..., D) of a feed-forward branch that its first layers compute from tokens (..., C).
+
+    If the layers are frozen and the tokens narrow, the backward pass recomputes them.
+    """
+
+    def run(tokens: Tensor) -> Tensor:
+        for layer in layers:
+            tokens = layer(tokens)
+        return tokens
+
+    is_frozen = not any(parameter.requires_grad for layer in layers for parameter in layer.parameters())
+    return recomputed(run, tokens) if is_frozen and tokens.shape[-1] <= NARROW else run(tokens)
 
 
 def is_recomputing() -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..errors import CaeAvError
 from .base import FrozenBlock, Grid, Tower
 from .frozen import FrozenConstant
+from .recompute import hidden_states
 from .windows import Windows, group_attention, relative_entries, window_bias, windowed_attention
 
 
@@ -77,6 +78,12 @@ class ShiftedWindowTower(Tower):
     def feed(self, block: Any, tokens: Tensor) -> Tensor:
         """Return the feed-forward branch, including its norm."""
         raise NotImplementedError
+
+    @staticmethod
+    def mlp(block: Any, tokens: Tensor) -> Tensor:
+        """Return the feed-forward branch without its norm."""
+        mlp = block.mlp
+        return mlp.fc2(hidden_states([mlp.fc1, mlp.act], tokens))
 
     def forget(self) -> None:
         """Drop cached values computed from the weights."""

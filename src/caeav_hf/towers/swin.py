@@ -55,4 +55,4 @@ class SwinTower(ShiftedWindowTower, SwinTransformer):
         return attention(block.norm1(tokens))
 
     def feed(self, block: Any, tokens: Tensor) -> Tensor:
-        return block.mlp(block.norm2(tokens))
+        return self.mlp(block, block.norm2(tokens))

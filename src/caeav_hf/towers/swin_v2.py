@@ -75,4 +75,4 @@ class SwinV2Tower(ShiftedWindowTower, SwinTransformerV2):
         return block.norm1(attention(tokens))
 
     def feed(self, block: Any, tokens: Tensor) -> Tensor:
-        return block.norm2(block.mlp(tokens))
+        return block.norm2(self.mlp(block, tokens))
