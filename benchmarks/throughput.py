@@ -8,8 +8,9 @@ The floor is the forward pass of the same two towers in timm and Transformers; a
 runs twice. The limit by arithmetic is the time that the multiply-accumulates of matrix products, convolutions and
 attention alone would take at the rate of large products, measured in the same run. Floor and model alternate in one
 process, so that drifts of the machine's speed affect both, and the ratio is the median of the ratios per turn. Caption
-features are inputs, as in training, where each caption is encoded once. Peak memory is measured in a process per case:
-resident memory on a CPU, including libraries, allocated memory on a GPU.
+features are inputs, as in training, where each caption is encoded once; with autocast, frozen linear layers are kept
+in its precision, as in training too. Peak memory is measured in a process per case: resident memory on a CPU,
+including libraries, allocated memory on a GPU.
 """
 
 import argparse
@@ -33,6 +34,9 @@ from tqdm.auto import tqdm
 from transformers import ClapAudioModel
 
 from caeav_hf.task import get_task
+from caeav_hf.training.frozen_weights import cast_linear_layers
+from caeav_hf.training.recipe import Recipe
+from caeav_hf.training.schedule import build_optimizer
 
 
 CASES = ("floor forward", "model forward", "model training step")
@@ -127,6 +131,9 @@ def make_cases(settings: Settings, names: tuple[str, ...], precision: str) -> di
     model = None
     if {"model forward", "model training step"} & set(names):
         model = get_task(settings.task, settings.method).model_class(config).eval().to(settings.device)
+        if precision != "fp32":
+            for tower in model.base_model.towers():
+                cast_linear_layers(PRECISIONS[precision], tower)
     cases = bind_cases(towers, model, inputs, precision, settings.device)
     return {name: cases[name] for name in names}
 
@@ -169,7 +176,7 @@ def bind_cases(
         with autocast():
             model(**without_labels)
 
-    optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), fused=True)
+    optimizer = build_optimizer(model, Recipe(mixed_precision="no" if precision == "fp32" else precision))
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=precision == "fp16")
 
     def step() -> None:
