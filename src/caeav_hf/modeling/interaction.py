@@ -138,6 +138,14 @@ class InteractionLayer(nn.Module):
         self.options = self.read_options(config)
         self.step = Step()
 
+    @property
+    def is_frozen(self) -> bool:
+        """
+        Whether the layer computes the same from a clip in every step, and returns nothing but the streams. By default
+        layers without parameters are; one of them that draws random numbers must override this.
+        """
+        return next(self.parameters(), None) is None
+
     @classmethod
     def read_options(cls, config: CaeAvConfig) -> Any:
         """

@@ -17,11 +17,12 @@ from transformers.utils import ModelOutput, can_return_tuple, logging
 
 from ..assets import aligned_toy_towers, toy_towers, toy_vision_tower
 from ..configuration_cae_av import CaeAvConfig
+from ..constants import MODALITIES
 from ..errors import CaeAvError
 from ..task import get_task
 from ..towers import lora
-from ..towers.base import TowerReader, build_tower
-from ..towers.frozen import freeze, tower_norms
+from ..towers.base import TowerReader, TowerWalk, build_tower
+from ..towers.frozen import freeze, is_adapted, tower_norms
 from ..towers.loading import FRONT_END, load_tower
 from . import avmoe, cae_av, dg_sct, lavish, stg_cma  # noqa: F401 - importing them registers their methods
 from .captions import CaptionMapper, Captions
@@ -29,7 +30,8 @@ from .case import CASE, CASEOutput, masked_mean
 from .collectives import anywhere
 from .frames import FrameLayout
 from .interaction import (
-    PairPosition,
+    InteractionLayer,
+    InteractionOutput,
     Step,
     interaction_class,
     method_preset,
@@ -44,6 +46,7 @@ from .losses import (
     selection_entropy_loss,
 )
 from .pretrained import FrozenTowersMixin, TowerPreTrainedModel
+from .tower_cache import TowerCache
 
 
 logger = logging.get_logger(__name__)
@@ -413,6 +416,104 @@ class CaeAvModel(FrozenTowersMixin, CaeAvPreTrainedModel):
         for reader in self.readers():
             reader.keep_constants(dtype)
 
+    def num_frozen_pairs(self) -> int:
+        """
+        Return the number of pairs of blocks before the first trained layer. What they compute from a clip stays the
+        same in training.
+        """
+        readers = {id(reader.tower): reader.tower for reader in self.readers()}
+        for tower in readers.values():
+            # The final norm comes after all blocks.
+            norms = tower_norms(tower, tower.final_norm_name, "final").values()
+            last = {parameter for norm in norms for parameter in norm.parameters()}
+            if is_adapted(tower) or any(p.requires_grad for p in tower.parameters() if p not in last):
+                return 0
+        if any(p.requires_grad for module in self._shared_modules().values() for p in module.parameters()):
+            return 0
+        layers = self._layers()
+        return next((number for number, layer in enumerate(layers) if not layer.is_frozen), len(layers))
+
+    @property
+    def has_frozen_part(self) -> bool:
+        return self.num_frozen_pairs() > 0
+
+    def _layers(self) -> list[InteractionLayer]:
+        """Return the layers of the method in order."""
+        return [cast(InteractionLayer, layer) for stage in self.interactions for layer in cast(nn.ModuleList, stage)]
+
+    def _start_walks(self, pixels: Tensor, sounds: Tensor, frames: FrameLayout) -> tuple[TowerWalk, TowerWalk]:
+        """Embed frames (N, 3, H, W) and sounds (N, 1, frames, mels)."""
+        visual_reader, audio_reader = self.readers()
+        shared = self._shared_modules()
+        visual, method = self.embed_frames(pixels), self.interaction_class
+        audio = method.embed_audio(self.config, audio_reader, sounds.to(self.dtype), shared)
+        visual, audio = method.embed(self.config, visual, audio, frames, shared)
+        return visual_reader.walk(visual, self.step), audio_reader.walk(audio, self.step)
+
+    def _interact(
+        self, layer: InteractionLayer, visual_walk: TowerWalk, audio_walk: TowerWalk, frames: FrameLayout
+    ) -> InteractionOutput:
+        """Run both towers up to the blocks of a layer, and these with it."""
+        position = layer.position
+        visual_block = visual_walk.reach(position.visual.index)
+        audio_block = audio_walk.reach(position.audio.index)
+        output = layer(visual_walk.tokens, audio_walk.tokens, visual_block, audio_block, frames)
+        visual_walk.tokens, audio_walk.tokens = output.visual, output.audio
+        return output
+
+    def _recall_walks(
+        self, num_pairs: int, pixels: Tensor, sounds: Tensor, frames: FrameLayout, with_ends: bool
+    ) -> tuple[TowerWalk, TowerWalk]:
+        """
+        Return the state of both towers after the first pairs, where the next one finds it, from `tower_cache`.
+
+        Args:
+            num_pairs: Number of pairs.
+            pixels, sounds, frames: See `_start_walks`.
+            with_ends: Whether the outputs of the stages are needed, which take most of the space.
+        """
+        layers, readers = self._layers(), self.readers()
+        starts = [sum(stage.depth for stage in reader.stages) for reader in readers]
+        if num_pairs < len(layers):
+            starts = [layers[num_pairs].position.visual.index, layers[num_pairs].position.audio.index]
+
+        def compute() -> dict[str, Tensor]:
+            walks = self._start_walks(pixels, sounds, frames)
+            for layer in layers[:num_pairs]:
+                output = self._interact(layer, *walks, frames)
+                if output.explained or output.losses or output.visual_pooling is not None:
+                    raise CaeAvError(
+                        f"`is_frozen` of {type(layer).__name__} must be False, since it returns more than the streams"
+                    )
+            states = {}
+            for name, walk, start in zip(MODALITIES, walks, starts, strict=True):
+                walk.run_to(start)
+                states[name] = walk.tokens
+                if with_ends:
+                    states |= {f"{name}_end_{number}": end for number, end in enumerate(walk.ends)}
+            return states
+
+        modules: dict[str, nn.Module] = {f"{kind}_tower": tower for kind, tower in self.named_towers().items()}
+        weights = {
+            f"{kind}.{name}": tensor
+            for kind, module in {**modules, **self._shared_modules()}.items()
+            if "text" not in kind
+            for name, tensor in (*module.named_parameters(), *module.named_buffers())
+            if not tensor.requires_grad
+        }
+        part = f"{num_pairs} pairs" + (", ends" if with_ends else "")
+        found = cast(TowerCache, self.tower_cache).get(part, weights, frames, [pixels, sounds], compute)
+        visual_walk, audio_walk = (
+            reader.walk(
+                found[name],
+                self.step,
+                start,
+                [found[key] for key in sorted(found) if key.startswith(f"{name}_end_")],
+            )
+            for name, reader, start in zip(MODALITIES, readers, starts, strict=True)
+        )
+        return visual_walk, audio_walk
+
     @can_return_tuple
     def forward(
         self,
@@ -464,29 +565,29 @@ class CaeAvModel(FrozenTowersMixin, CaeAvPreTrainedModel):
         is_graph = torch.compiler.is_compiling() and not self.training and not return_loss
         frames = FrameLayout(batch_size, num_frames, frame_mask, keeps_padding=is_graph)
         visual_reader, audio_reader = self.readers()
-        visual = self.embed_frames(frames.to_list(pixel_values_videos))
         shared = self._shared_modules()
-        sounds = frames.to_list(input_features).to(self.dtype)
-        audio = self.interaction_class.embed_audio(self.config, audio_reader, sounds, shared)
-        visual, audio = self.interaction_class.embed(self.config, visual, audio, frames, shared)
-
+        pixels, sounds = frames.to_list(pixel_values_videos), frames.to_list(input_features)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
-        visual_states, audio_states = ([visual], [audio]) if output_hidden_states else ([], [])
+        visual_states: list[Tensor] = []
+        audio_states: list[Tensor] = []
         explained: dict[str, list[Tensor]] = {}
         interaction_losses: dict[str, list[Tensor]] = {}
-        visual_walk, audio_walk = visual_reader.walk(visual, self.step), audio_reader.walk(audio, self.step)
-        for layers in self.interactions:
-            for layer in cast(nn.ModuleList, layers):
-                position = cast(PairPosition, layer.position)
-                visual_block = visual_walk.reach(position.visual.index)
-                audio_block = audio_walk.reach(position.audio.index)
-                output = layer(visual_walk.tokens, audio_walk.tokens, visual_block, audio_block, frames)
-                visual_walk.tokens, audio_walk.tokens = output.visual, output.audio
-                for name, value in output.explained.items():
-                    explained.setdefault(name, []).append(value)
-                for name, value in output.losses.items():
-                    interaction_losses.setdefault(name, []).append(value)
+        # The cache has no embeddings, and a graph no clips of known length.
+        use_cache = self.tower_cache is not None and not output_hidden_states and not frames.keeps_padding
+        if num_frozen := self.num_frozen_pairs() if use_cache else 0:
+            visual_walk, audio_walk = self._recall_walks(num_frozen, pixels, sounds, frames, output_feature_maps)
+        else:
+            visual_walk, audio_walk = self._start_walks(pixels, sounds, frames)
+        if output_hidden_states:
+            visual_states, audio_states = [visual_walk.tokens], [audio_walk.tokens]
+        output = InteractionOutput(visual_walk.tokens, audio_walk.tokens)
+        for layer in self._layers()[num_frozen:]:
+            output = self._interact(layer, visual_walk, audio_walk, frames)
+            for name, value in output.explained.items():
+                explained.setdefault(name, []).append(value)
+            for name, value in output.losses.items():
+                interaction_losses.setdefault(name, []).append(value)
         visual, audio = visual_walk.finish(), audio_walk.finish()
         if output_hidden_states:
             visual_states += visual_walk.ends

@@ -20,6 +20,7 @@ from ..towers import lora
 from ..towers.frozen import freeze, is_adapted
 from ..towers.linear import speed_up_linear_layers
 from .checkpoints import TOWER_NAMES, adapter_names, attach_towers, find_sources
+from .tower_cache import TowerCache
 
 
 if TYPE_CHECKING:
@@ -336,6 +337,8 @@ class FrozenTowersMixin:
     # In the order in which a model names them.
     tower_kinds: ClassVar[tuple[str, ...]]
     config: Any
+    # See `use_tower_cache`.
+    tower_cache: TowerCache | None = None
 
     def named_towers(self) -> dict[str, nn.Module]:
         """Return the towers that the model has, by kind."""
@@ -349,6 +352,29 @@ class FrozenTowersMixin:
     def trained_tower_norms(self) -> dict[str, nn.LayerNorm]:
         """Return the layer norms of frozen towers that are trained, by name in this model."""
         return {}
+
+    @property
+    def has_frozen_part(self) -> bool:
+        """Whether the towers compute something from a clip that no step of training changes."""
+        raise NotImplementedError
+
+    def use_tower_cache(self, folder: str | os.PathLike) -> None:
+        """
+        Store what the towers compute before the first trained layer in a folder, and read it for clips that come
+        again. Meant for training without augmentation: each change of a clip is another clip.
+
+        Args:
+            folder: Folder for the files.
+
+        Raises:
+            CaeAvError: The first layer is trained, so that there is nothing to store.
+        """
+        if not self.has_frozen_part:
+            raise CaeAvError(
+                "`tower_cache` needs a model whose first layers are not trained, such as AVMoE without adapters in "
+                "its first stage"
+            )
+        self.tower_cache = TowerCache(folder, self.config)
 
     def freeze_towers(self) -> None:
         """Freeze the towers, except LoRA and layer norms that the configuration declares as trained."""

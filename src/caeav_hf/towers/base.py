@@ -224,9 +224,11 @@ class TowerReader:
         """Precompute the biases of attention in `dtype`."""
         self.tower.keep_constants(dtype, [stage.grid for stage in self.stages])
 
-    def walk(self, tokens: Tensor, run: Callable[..., Tensor] | None = None) -> "TowerWalk":
-        """Start a [`TowerWalk`] with the tokens of [`TowerReader.embed`]."""
-        return TowerWalk(self, tokens, run)
+    def walk(
+        self, tokens: Tensor, run: Callable[..., Tensor] | None = None, start: int = 0, ends: Sequence[Tensor] = ()
+    ) -> "TowerWalk":
+        """Start a [`TowerWalk`] with the tokens of [`TowerReader.embed`], or at block `start`."""
+        return TowerWalk(self, tokens, run, start, ends)
 
 
 class TowerWalk:
@@ -237,46 +239,62 @@ class TowerWalk:
         reader: Reader of the tower.
         tokens: (N, L, C) embedded tokens.
         run: Runs a block that does not interact, `run(block, tokens)`.
+        start: Number of the next block. Unless it is 0, `tokens` are those that `run_to(start)` left, of a walk with
+            these `ends`.
+        ends: See above.
 
     Attributes:
         tokens: (N, L, C) current tokens.
         ends: Output tokens of each completed stage, before downsampling.
     """
 
-    def __init__(self, reader: TowerReader, tokens: Tensor, run: Callable[..., Tensor] | None = None):
+    def __init__(
+        self,
+        reader: TowerReader,
+        tokens: Tensor,
+        run: Callable[..., Tensor] | None = None,
+        start: int = 0,
+        ends: Sequence[Tensor] = (),
+    ):
         self.tokens = tokens
-        self.ends: list[Tensor] = []
+        self.ends: list[Tensor] = [*ends]
         self._reader = reader
         self._run = run or FrozenBlock.__call__
         self._schedule = [(stage, index) for stage, size in enumerate(reader.stages) for index in range(size.depth)]
         self._blocks: list[FrozenBlock] = []
-        self._count = 0
+        self._stage = -1  # of these blocks
+        self._count = start
+        if start:
+            self._stage = self._schedule[start - 1][0]
+            self._blocks = reader.blocks(self._stage)
 
     def reach(self, number: int) -> FrozenBlock:
         """
         Run all blocks before block `number` and return that block. The caller runs it on `tokens` and assigns the
         result to `tokens`.
         """
+        self.run_to(number)
+        return self._next()
+
+    def run_to(self, number: int) -> None:
+        """Run all blocks before block `number`."""
         while self._count < number:
             block = self._next()
             self.tokens = self._run(block, self.tokens)
-        return self._next()
 
     def finish(self) -> Tensor:
         """Run the remaining blocks and return the tokens, before the final norm."""
-        while self._count < len(self._schedule):
-            block = self._next()
-            self.tokens = self._run(block, self.tokens)
+        self.run_to(len(self._schedule))
         self.ends.append(self.tokens)
         return self.tokens
 
     def _next(self) -> FrozenBlock:
         stage, index = self._schedule[self._count]
-        if index == 0:
+        if stage != self._stage:
             if stage:
                 self.ends.append(self.tokens)
             self.tokens = self._reader.enter_stage(stage, self.tokens)
-            self._blocks = self._reader.blocks(stage)
+            self._stage, self._blocks = stage, self._reader.blocks(stage)
         self._count += 1
         return self._blocks[index]
 

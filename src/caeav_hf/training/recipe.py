@@ -72,6 +72,9 @@ class Recipe:
     shots: int | None = _value(None, "train on only the first clips of each class, this many (default: all clips)")
     use_captions: bool = _value(True, "use the captions of the data set, if it has any")
     cache_dir: str | None = _value(None, "folder to cache processed clips, so that each is decoded once; grows large")
+    tower_cache: str | None = _value(
+        None, "folder to store what the towers compute before the first trained layer, so that they read a clip once"
+    )
     streaming: bool = _value(False, "stream the rows of the data set instead of copying them to a cache")
     shuffle_buffer: int = _value(128, "size of the buffer from which streaming draws the next clips at random")
     num_workers: int = _value(0, "number of worker processes that decode clips")
@@ -189,6 +192,12 @@ class Recipe:
             _require(self.accumulation_steps == 1, "accumulation_steps", expected.format(1), self.accumulation_steps)
             _require(grad_norm is None, "max_grad_norm", expected.format("null"), grad_norm)
             _require(precision != "fp16", "mixed_precision", expected.format("no or bf16"), precision)
+        if self.tower_cache is not None:
+            switched_on = [name for name in AUGMENTATIONS if getattr(self, name)]
+            expected = "null with augmentation ({}), which changes each clip in every epoch"
+            _require(not switched_on, "tower_cache", expected.format(", ".join(switched_on)), self.tower_cache)
+            expected = "null with torch_compile, whose graph reads no files"
+            _require(self.torch_compile is None, "tower_cache", expected, self.tower_cache)
         if self.streaming:
             _require(self.shots is None, "shots", "null with streaming, which reads every row", self.shots)
             for name in ("mixup", "sound_mixing"):

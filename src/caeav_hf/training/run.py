@@ -94,6 +94,10 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
     if recipe.report_to:
         accelerator.init_trackers("caeav-hf", config=_flat(recipe))
     model.to(accelerator.device)
+    if recipe.tower_cache is not None:
+        if is_sharded(accelerator):
+            raise CaeAvError("recipe value 'tower_cache' must be null with FSDP")
+        model.base_model.use_tower_cache(recipe.tower_cache)
     captions = read_captions(
         model,
         processor,
@@ -123,6 +127,8 @@ def train(recipe: Recipe, resume: str | Path | None = None) -> TrainingResult:
         if recipe.torch_compile is not None:
             trainer.bare_model.base_model.keep_constants(dtype or torch.float32)
         state = trainer.fit()
+    if recipe.tower_cache is not None:
+        trainer.bare_model.base_model.tower_cache = None
     return TrainingResult(trainer.bare_model, processor, state, run.path, accelerator.is_main_process)
 
 

@@ -1,6 +1,6 @@
 """SSUFormer without its decoders: the four towers, and the integrated tokens of picture and sound."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -14,6 +14,7 @@ from ...configuration_ssuformer import SsuFormerConfig
 from ...errors import CaeAvError
 from ...towers import lora
 from ...towers.base import TowerReader, build_tower
+from ...towers.frozen import is_adapted
 from ...towers.loading import PretrainedTower, load_tower
 from ..frames import FrameLayout
 from ..interaction import Step
@@ -208,6 +209,21 @@ class SsuFormerModel(FrozenTowersMixin, SsuFormerPreTrainedModel):
             tokens = reader.walk(reader.embed(features.to(self.dtype)), self.step).finish()
             return reader.pool(reader.final_norm(tokens))
 
+    @property
+    def has_frozen_part(self) -> bool:
+        return not any(is_adapted(tower) for tower in (self.vision_tower, self.audio_tower))
+
+    def _recall(
+        self, kind: str, frames: FrameLayout, inputs: Tensor, compute: Callable[[], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """Return what a tower computes from inputs (N, ...), from `tower_cache` if possible."""
+        if self.tower_cache is None or not self.has_frozen_part or torch.compiler.is_compiling():
+            return compute()
+        tower = cast(nn.Module, getattr(self, f"{kind}_tower"))
+        weights = dict((*tower.named_parameters(), *tower.named_buffers()))
+        found = self.tower_cache.get(kind, weights, frames, [inputs], compute)
+        return {name: found[name] for name in sorted(found)}
+
     def encode_regions(self, pixels: Tensor) -> tuple[Tensor, Tensor | None]:
         """
         Return the last hidden tokens (N, 1 + patches, C) of masked frames (N, 3, H, W), for the text decoder, and
@@ -247,8 +263,16 @@ class SsuFormerModel(FrozenTowersMixin, SsuFormerPreTrainedModel):
                 f"{tuple(pixel_values_videos.shape[:2])} and {tuple(input_features.shape[:2])}"
             )
         frames = FrameLayout(pixel_values_videos.shape[0], pixel_values_videos.shape[1], frame_mask)
-        maps = self.encode_frames(frames.to_list(pixel_values_videos))
-        sound = self.encode_sound(frames.to_list(input_features))
+        pixels, sounds = frames.to_list(pixel_values_videos), frames.to_list(input_features)
+
+        def encode_frames() -> dict[str, Tensor]:
+            return {str(stage): maps for stage, maps in enumerate(self.encode_frames(pixels))}
+
+        if self._trains_vision:
+            maps = self.encode_frames(pixels)
+        else:
+            maps = [*self._recall("vision", frames, pixels, encode_frames).values()]
+        sound = self._recall("audio", frames, sounds, lambda: {"0": self.encode_sound(sounds)})["0"]
         visual, queries = self.tokens(maps[-1], sound, frames)
         visual, queries = self.integration(visual, queries, frames)
         return SsuFormerModelOutput(
