@@ -470,7 +470,7 @@ class CaeAvModel(FrozenTowersMixin, CaeAvPreTrainedModel):
         Args:
             num_pairs: Number of pairs.
             pixels, sounds, frames: See `_start_walks`.
-            with_ends: Whether the outputs of the stages are needed, which take most of the space.
+            with_ends: Whether the outputs of the visual stages are needed, which take most of the space.
         """
         layers, readers = self._layers(), self.readers()
         starts = [sum(stage.depth for stage in reader.stages) for reader in readers]
@@ -489,8 +489,8 @@ class CaeAvModel(FrozenTowersMixin, CaeAvPreTrainedModel):
             for name, walk, start in zip(MODALITIES, walks, starts, strict=True):
                 walk.run_to(start)
                 states[name] = walk.tokens
-                if with_ends:
-                    states |= {f"{name}_end_{number}": end for number, end in enumerate(walk.ends)}
+            if with_ends:
+                states |= {f"end_{number}": end for number, end in enumerate(walks[0].ends)}
             return states
 
         modules: dict[str, nn.Module] = {f"{kind}_tower": tower for kind, tower in self.named_towers().items()}
@@ -503,13 +503,9 @@ class CaeAvModel(FrozenTowersMixin, CaeAvPreTrainedModel):
         }
         part = f"{num_pairs} pairs" + (", ends" if with_ends else "")
         found = cast(TowerCache, self.tower_cache).get(part, weights, frames, [pixels, sounds], compute)
+        ends = [found[name] for name in sorted(found) if name not in MODALITIES]
         visual_walk, audio_walk = (
-            reader.walk(
-                found[name],
-                self.step,
-                start,
-                [found[key] for key in sorted(found) if key.startswith(f"{name}_end_")],
-            )
+            reader.walk(found[name], self.step, start, ends if name == "visual" else ())
             for name, reader, start in zip(MODALITIES, readers, starts, strict=True)
         )
         return visual_walk, audio_walk
