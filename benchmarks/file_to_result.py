@@ -4,13 +4,14 @@ Measure the way from a file to a result part by part: decoding, features, captio
     python benchmarks/file_to_result.py --out file_to_result.json
 
 The clip is generated as in `data.py`: ten seconds of 1280x720 at 30 frames a second, H.264 and AAC. The model is that
-of the preset `ave` at full size with random weights in float32; speed does not depend on them. The parts, a call of
-the pipeline for one clip and a call for several are measured in turns, so that drifts of the machine's speed affect
-all alike; seconds are medians over the turns, and shares medians of the shares per turn. Each clip has its own
-captions, since features of captions are cached.
+of the preset `ave` at full size with random weights in float32; speed does not depend on them. The first table has the
+parts by themselves; each clip has its own captions, since features of captions are cached. The second table has whole
+calls of the pipeline, for one clip and for several, and how long the model's forward pass, the encoding of captions
+included, ran in them; the rest is outside the model. In a call for several clips a thread decodes the next clip while
+the model runs, which takes processors from the model.
 
-Everything is "not the model" but the model and its text tower, which encodes the captions. In a call for several clips
-a thread decodes the next clip while the model runs, so its seconds per clip are less than the sum of the parts.
+Everything is measured in turns, so that drifts of the machine's speed affect all alike. Seconds are medians over the
+turns, and shares medians of the shares per turn.
 """
 
 import argparse
@@ -34,10 +35,9 @@ from caeav_hf.media.sound import load_audio
 from caeav_hf.pipelines import AudioVisualEventLocalizationPipeline
 
 
-# Rows of the table; indented ones are parts of the row above, measured by themselves.
-DECODING, FEATURES, CAPTIONS, MODEL = "decoding", "features and caption tokens", "caption encoding", "model"
-RESULT, WHOLE = "post-processing", "one clip, whole call"
-PARTS = (DECODING, FEATURES, CAPTIONS, MODEL, RESULT)
+# Parts of the way; rows that begin with a space are parts of the one before.
+PARTS = ("decoding", "features and caption tokens", "caption encoding", "model", "post-processing")
+KINDS = ("clock", "processor")
 
 Times = tuple[float, float]
 """Seconds of the clock and of the processor, over all threads."""
@@ -59,83 +59,86 @@ def captions() -> Iterator[dict[str, str]]:
         }
 
 
-def take_turn(
-    pipe: AudioVisualEventLocalizationPipeline, path: str, texts: Iterator[dict[str, str]], clips: int
-) -> dict[str, Times]:
-    """Measure every row once."""
-    times: dict[str, Times] = {}
+class ModelTimer:
+    """Adds up the seconds of a model's forward passes."""
 
-    def part(name: str, function: Callable[[], Any]) -> Any:
-        result, times[name] = timed(function)
-        return result
+    def __init__(self, model: torch.nn.Module) -> None:
+        self.started = self.seconds = 0.0
+        model.register_forward_pre_hook(self._start)
+        model.register_forward_hook(self._stop)
 
-    processor, encoder, text = pipe.processor, pipe.model.cae_av, next(texts)
-    clip = part(DECODING, lambda: pipe.load_clip(path))
-    part("  frames", lambda: pipe.load_clip(path, with_audio=False))
-    part("  sound", lambda: load_audio(path, sampling_rate=processor.sampling_rate))
-    decoded = part(FEATURES, lambda: pipe.preprocess({"clip": clip, **text}))
-    part("  pixel values", lambda: processor.video_processor([clip.frames], input_data_format="channels_last"))
-    part(
-        "  log-mel spectrograms",
-        lambda: processor.feature_extractor([clip.waveform], sampling_rate=processor.sampling_rate),
-    )
-    part("  caption tokens", lambda: processor(**{f"{name}s": [value] for name, value in text.items()}))
-    (window,) = decoded["windows"]
-    ids = [window[f"{name}_ids"][None] for name in text]
+    def _start(self, *_: Any) -> None:
+        self.started = time.perf_counter()
+
+    def _stop(self, *_: Any) -> None:
+        self.seconds += time.perf_counter() - self.started
+
+
+def measure_parts(
+    pipe: AudioVisualEventLocalizationPipeline, path: str, text: dict[str, str]
+) -> Iterator[tuple[str, Times]]:
+    """Yield each part and its times."""
+    processor, encoder = pipe.processor, pipe.model.cae_av
+    clip, times = timed(lambda: pipe.load_clip(path))
+    yield PARTS[0], times
+    yield "  frames", timed(lambda: pipe.load_clip(path, with_audio=False))[1]
+    yield "  sound", timed(lambda: load_audio(path, sampling_rate=processor.sampling_rate))[1]
+    decoded, times = timed(lambda: pipe.preprocess({"clip": clip, **text}))
+    yield PARTS[1], times
+    pixels = timed(lambda: processor.video_processor([clip.frames], input_data_format="channels_last"))
+    yield "  pixel values", pixels[1]
+    mels = timed(lambda: processor.feature_extractor([clip.waveform], sampling_rate=processor.sampling_rate))
+    yield "  log-mel spectrograms", mels[1]
+    tokens, times = timed(lambda: processor(**{f"{name}s": [value] for name, value in text.items()}))
+    yield "  caption tokens", times
     with torch.no_grad():
-        part(CAPTIONS, lambda: [encoder.get_caption_features(one) for one in ids])
-    outputs = part(MODEL, lambda: pipe.forward([decoded]))  # its captions are cached by now
-    part(RESULT, lambda: pipe.postprocess(outputs))
-    part(WHOLE, lambda: pipe(path, **next(texts)))
-    several = [{"clip": path, **next(texts)} for _ in range(clips)]
-    clock, used = timed(lambda: pipe(several))[1]
-    times[several_name(clips)] = clock / clips, used / clips
-    return times
+        encoded = timed(lambda: [encoder.get_caption_features(tokens[f"{name}_ids"]) for name in text])
+    yield PARTS[2], encoded[1]
+    outputs, times = timed(lambda: pipe.forward([decoded]))  # its captions are cached by now
+    yield PARTS[3], times
+    yield PARTS[4], timed(lambda: pipe.postprocess(outputs))[1]
 
 
-def several_name(clips: int) -> str:
-    """Return the name of the row of a call for several clips."""
-    return f"{clips} clips in one call, each"
+def measure_call(pipe: AudioVisualEventLocalizationPipeline, timer: ModelTimer, clips: list[Any]) -> dict[str, float]:
+    """Return the seconds of a call for some clips, of the forward passes in it, and of the processor, per clip."""
+    timer.seconds = 0.0
+    clock, processor = timed(lambda: pipe(clips))[1]
+    return {"seconds": clock / len(clips), "model": timer.seconds / len(clips), "processor": processor / len(clips)}
 
 
-def summary(turns: list[dict[str, Times]]) -> dict[str, Any]:
-    """Return the medians of each row's times, and of the shares of what is not the model, over the turns."""
-
-    def share(turn: dict[str, Times], name: str, kind: int) -> float:
-        return 1 - (turn[CAPTIONS][kind] + turn[MODEL][kind]) / turn[name][kind]
-
-    def parts(turn: dict[str, Times], kind: int) -> float:
-        return sum(turn[name][kind] for name in PARTS)
-
-    rows, kinds = {}, ("clock", "processor")
-    for name in turns[0]:
-        rows[name] = {kind: statistics.median(turn[name][at] for turn in turns) for at, kind in enumerate(kinds)}
-        rows[name] |= {
-            f"{kind}_share": statistics.median(turn[name][at] / parts(turn, at) for turn in turns)
-            for at, kind in enumerate(kinds)
-        }
-    return {
-        "rows": rows,
-        "not_the_model": {
-            name: {kind: statistics.median(share(turn, name, at) for turn in turns) for at, kind in enumerate(kinds)}
-            for name in turns[0]
-            if name not in PARTS and not name.startswith(" ")
-        },
-    }
+def summary(parts: list[dict[str, Times]], calls: list[dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """Return the medians over the turns, with the shares of parts in their sum and of what is outside the model."""
+    result: dict[str, Any] = {"parts": {}, "calls": {}}
+    for name in parts[0]:
+        result["parts"][name] = {}
+        for at, kind in enumerate(KINDS):
+            shares = [turn[name][at] / sum(turn[part][at] for part in PARTS) for turn in parts]
+            seconds = statistics.median(turn[name][at] for turn in parts)
+            result["parts"][name][kind] = {"seconds": seconds, "share": statistics.median(shares)}
+    for name in calls[0]:
+        turns = [turn[name] for turn in calls]
+        result["calls"][name] = {kind: statistics.median(turn[kind] for turn in turns) for kind in turns[0]}
+        outside = statistics.median(1 - turn["model"] / turn["seconds"] for turn in turns)
+        result["calls"][name]["outside_the_model"] = outside
+    return result
 
 
 def table(result: dict[str, Any]) -> str:
     """Format the result as Markdown tables."""
-    lines = ["| | seconds | share | processor seconds | share |", "|---|---:|---:|---:|---:|"]
-    for name, row in result["rows"].items():
-        label = name.replace("  ", "&ensp;", 1)
+    lines = ["| part | seconds | share | processor seconds | share |", "|---|---:|---:|---:|---:|"]
+    for name, row in result["parts"].items():
+        values = [f"{row[kind]['seconds']:.3f} | {row[kind]['share']:.1%}" for kind in KINDS]
+        lines.append(f"| {name.replace('  ', '&ensp;', 1)} | {' | '.join(values)} |")
+    lines += [
+        "",
+        "| call of the pipeline | seconds per clip | in the model | outside the model | processor seconds per clip |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, row in result["calls"].items():
         lines.append(
-            f"| {label} | {row['clock']:.3f} | {row['clock_share']:.1%} | {row['processor']:.3f} | "
-            f"{row['processor_share']:.1%} |"
+            f"| {name} | {row['seconds']:.3f} | {row['model']:.3f} | {row['outside_the_model']:.1%} | "
+            f"{row['processor']:.3f} |"
         )
-    lines += ["", "| not the model | of the seconds | of the processor seconds |", "|---|---:|---:|"]
-    for name, row in result["not_the_model"].items():
-        lines.append(f"| {name} | {row['clock']:.1%} | {row['processor']:.1%} |")
     return "\n".join(lines)
 
 
@@ -148,24 +151,25 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=4, help="clips in a call for several (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="turns (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch (default: all)")
-    parser.add_argument("--device", default="cpu", help="of the model (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = CaeAvForEventLocalization(CaeAvConfig.from_preset("ave", options.size))
-    pipe = AudioVisualEventLocalizationPipeline(model, device=options.device)
-    texts = captions()
+    pipe = AudioVisualEventLocalizationPipeline(model, device="cpu")
+    timer, texts = ModelTimer(model), captions()
+    parts, calls = [], []
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "clip.mp4"
-        write_clip(path, 0, options.width, options.height)
-        pipe(str(path), **next(texts))  # a warm-up
-        turns = [
-            take_turn(pipe, str(path), texts, options.clips)
-            for _ in tqdm(range(options.repeats), desc="measuring", unit="turn")
-        ]
+        path = str(Path(folder) / "clip.mp4")
+        write_clip(Path(path), 0, options.width, options.height)
+        pipe(path, **next(texts))  # a warm-up
+        for _ in tqdm(range(options.repeats), desc="measuring", unit="turn"):
+            parts.append(dict(measure_parts(pipe, path, next(texts))))
+            several = [[{"clip": path, **next(texts)} for _ in range(clips)] for clips in (1, options.clips)]
+            names = ("one clip", f"{options.clips} clips")
+            calls.append({name: measure_call(pipe, timer, clips) for name, clips in zip(names, several, strict=True)})
     result = {
-        **summary(turns),
+        **summary(parts, calls),
         "settings": {name: value for name, value in vars(options).items() if name != "out"},
         "machine": {"processor": processor_name(), "torch": torch.__version__, "av": av.__version__},
     }

@@ -20,12 +20,16 @@ def test_the_way_from_a_file_to_a_result_is_measured(
     monkeypatch.setattr(sys, "argv", ["file_to_result.py", *arguments, "--out", str(tmp_path / "result.json")])
     benchmark = runpy.run_path(str(BENCHMARKS / "file_to_result.py"), run_name="__main__")
     result = json.loads((tmp_path / "result.json").read_text())
-    rows, parts = result["rows"], benchmark["PARTS"]
-    assert sum(rows[name]["processor_share"] for name in parts) == pytest.approx(1)
-    assert all(row["clock"] > 0 and row["processor"] > 0 for row in rows.values())
-    whole, several = benchmark["WHOLE"], benchmark["several_name"](2)
+    parts, calls = result["parts"], result["calls"]
+    for kind in benchmark["KINDS"]:
+        assert sum(parts[name][kind]["share"] for name in benchmark["PARTS"]) == pytest.approx(1)
+        assert all(row[kind]["seconds"] > 0 for row in parts.values())
     # The parts are those of a call: one that is missing, or measured for another clip, would leave a difference.
-    assert rows[whole]["processor"] == pytest.approx(sum(rows[name]["processor"] for name in parts), rel=0.5)
-    assert set(result["not_the_model"]) == {whole, several}
+    whole = sum(parts[name]["processor"]["seconds"] for name in benchmark["PARTS"])
+    assert calls["one clip"]["processor"] == pytest.approx(whole, rel=0.5)
+    assert list(calls) == ["one clip", "2 clips"]
+    for row in calls.values():
+        assert 0 < row["model"] < row["seconds"]
+        assert row["outside_the_model"] == pytest.approx(1 - row["model"] / row["seconds"])
     printed = capsys.readouterr().out
-    assert all(name.strip() in printed for name in rows)
+    assert all(name.strip() in printed for name in (*parts, *calls))
