@@ -138,8 +138,20 @@ def make_cases(settings: Settings, names: tuple[str, ...], precision: str) -> di
     return {name: cases[name] for name in names}
 
 
+def autocast(precision: str, device: str) -> contextlib.AbstractContextManager:
+    """Return the context in which a model computes in one of `PRECISIONS`."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, dtype=PRECISIONS[precision])
+
+
 def bind_cases(
-    towers: Callable[[], Any] | None, model: Any, inputs: dict[str, torch.Tensor], precision: str, device: str
+    towers: Callable[[], Any] | None,
+    model: Any,
+    inputs: dict[str, torch.Tensor],
+    precision: str,
+    device: str,
+    capturable: bool = False,
 ) -> dict[str, Callable[[], Any]]:
     """
     Return the functions to time.
@@ -150,20 +162,16 @@ def bind_cases(
         inputs: Inputs of the model with labels.
         precision: Key of `PRECISIONS`. fp16 scales the loss.
         device: Device of all of them.
+        capturable: Whether CUDA graphs can capture the training step.
     """
     without_labels = {name: value for name, value in inputs.items() if name != "labels"}
     cases: dict[str, Callable[[], Any]] = {}
-
-    def autocast() -> contextlib.AbstractContextManager:
-        if precision == "fp32":
-            return contextlib.nullcontext()
-        return torch.autocast(torch.device(device).type, dtype=PRECISIONS[precision])
 
     if towers is not None:
 
         @torch.inference_mode()
         def floor() -> None:
-            with autocast():
+            with autocast(precision, device):
                 towers()
 
         cases["floor forward"] = floor
@@ -173,15 +181,17 @@ def bind_cases(
     @torch.inference_mode()
     def forward() -> None:
         model.eval()
-        with autocast():
+        with autocast(precision, device):
             model(**without_labels)
 
     optimizer = build_optimizer(model, Recipe(mixed_precision="no" if precision == "fp32" else precision))
+    for group in optimizer.param_groups:
+        group["capturable"] = capturable
     scaler = torch.amp.GradScaler(torch.device(device).type, enabled=precision == "fp16")
 
     def step() -> None:
         model.train()
-        with autocast():
+        with autocast(precision, device):
             loss = model(**inputs).loss
         scaler.scale(loss).backward()
         scaler.step(optimizer)
