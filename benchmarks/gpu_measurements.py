@@ -286,11 +286,12 @@ def curve_batches(settings: Settings) -> list[dict[str, Tensor]]:
 
 def measure_curves(group: Group, options: Options) -> Iterator[dict[str, Any]]:
     """Train the toy preset of `ave` by its recipe's optimizer with the same seeds in each precision."""
-    recipe = load_recipe(find_recipe("ave", "toy"), {})
     settings = make_settings(replace(options, size="toy"), "ave", None, CURVE_CLIPS)
     batches = curve_batches(settings)
 
     def train(precision: str) -> dict[str, Any]:
+        mixed = {"mixed_precision": precision if precision in ("fp16", "bf16") else "no"}
+        recipe = load_recipe(find_recipe("ave", "toy"), mixed)
         model = build_model(settings).train()
         optimizer = build_optimizer(model, recipe)
         scaler = torch.amp.GradScaler(torch.device(options.device).type, enabled=precision == "fp16")

@@ -175,6 +175,7 @@ class OneLayer(torch.nn.Module):
         return Loss(self.layer(pixel_values_videos.mean((-1, -2))).square().mean())
 
 
+@pytest.mark.slow
 def test_each_pass_of_a_compiled_model_is_measured_alone(command, options, monkeypatch) -> None:
     measurements = command.gpu_measurements
     model = OneLayer(measurements.make_config(measurements.make_settings(options, "ave", None, 1)))
