@@ -34,6 +34,7 @@ from transformers import PvtV2Model
 
 from caeav_hf.task import get_task
 from caeav_hf.training import find_recipe, load_recipe
+from caeav_hf.training.frozen_weights import cast_linear_layers
 from caeav_hf.training.schedule import build_optimizer
 
 
@@ -92,8 +93,18 @@ def make_settings(options: Options, task: str, method: str | None, batch_size: i
 def build_model(settings: Settings) -> Any:
     """Build the model on its device, where random weights are drawn faster than on the CPU."""
     torch.manual_seed(settings.seed)
+    config = make_config(settings)
+    if config.reads_captions:
+        config.use_text_tower = False  # captions are encoded before, as in training
     with torch.device(settings.device):
-        return get_task(settings.task, settings.method).model_class(make_config(settings)).eval()
+        return get_task(settings.task, settings.method).model_class(config).eval()
+
+
+def store_towers_in(precision: str, model: Any) -> None:
+    """Store the linear layers of frozen towers in one of `PRECISIONS`, as mixed-precision training does."""
+    for tower in model.base_model.towers():
+        cast_linear_layers(PRECISIONS[precision], tower)
+        tower.forget()
 
 
 def build_floor(settings: Settings, inputs: dict[str, Tensor]) -> Callable[[], Any]:
@@ -198,9 +209,10 @@ def measure_preset(
     before = allocated(device)
     towers = build_floor(settings, inputs)
     held_by_floor = allocated(device) - before
-    weights = (*model.parameters(), *model.buffers())
-    held_by_model = sum(tensor.nbytes for tensor in weights if tensor.is_cuda)
     with tf32_only_for(precision) as known:
+        store_towers_in(known, model)
+        weights = (*model.parameters(), *model.buffers())
+        held_by_model = sum(tensor.nbytes for tensor in weights if tensor.is_cuda)
         if not work:
             work |= count_work(bind_cases(towers, model, inputs, known, device))
             model.zero_grad()
@@ -300,6 +312,7 @@ def measure_curves(group: Group, options: Options) -> Iterator[dict[str, Any]]:
         losses = []
         started = time.perf_counter()
         with tf32_only_for(precision.removesuffix(" again")) as known:
+            store_towers_in(known, model)
             for step in range(options.steps):
                 with autocast(known, options.device):
                     loss = model(**batches[step % len(batches)]).loss
@@ -324,6 +337,7 @@ def measure_profile(group: Group, options: Options) -> Iterator[dict[str, Any]]:
     settings = make_settings(options, group.task, group.method, options.batch_size)
     model = build_model(settings)
     inputs = make_inputs(model.config, settings)
+    store_towers_in(group.precisions[0], model)
     cases = bind_cases(None, model, inputs, group.precisions[0], options.device)
     for name, (case, function) in zip(group.names(), cases.items(), strict=True):
 

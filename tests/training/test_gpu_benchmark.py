@@ -82,6 +82,7 @@ def test_a_pass_that_fails_is_an_error_and_the_rest_is_measured(command, options
         assert case["clips_per_second"] == pytest.approx(2 / case["seconds"])
         assert case["share_of_measured_peak"] == pytest.approx(2e9 * case["gmac"] / case["seconds"] / 0.5e12)
         assert case["share_of_nominal_peak"] == pytest.approx(case["share_of_measured_peak"] * 0.5 / 19.5)
+    assert results["presets"][0]["cases"].keys() == {"floor forward", "model forward", "model training step"}
     assert cases["model forward"]["ratio"] == pytest.approx(
         cases["model forward"]["seconds"] / cases["floor forward"]["seconds"]
     )
@@ -169,7 +170,7 @@ class OneLayer(torch.nn.Module):
 
     @property
     def base_model(self):
-        return SimpleNamespace(keep_constants=self.kept.append)
+        return SimpleNamespace(keep_constants=self.kept.append, towers=tuple)
 
     def forward(self, pixel_values_videos, input_features, labels=None, **captions) -> Loss:
         return Loss(self.layer(pixel_values_videos.mean((-1, -2))).square().mean())
