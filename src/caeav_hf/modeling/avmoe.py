@@ -5,7 +5,7 @@ This is the baseline that CAE-AV extends (its Table I). An adapter reads the tok
 term to add to the stream.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -226,6 +226,10 @@ def load_balancing_loss(router_probs: Tensor) -> Tensor:
     return -mean.clamp_min(1e-9).log().sum(-1)
 
 
+def _call(function: Callable[..., InteractionOutput], *inputs: Any) -> InteractionOutput:
+    return function(*inputs)
+
+
 @register_interaction("avmoe")
 class AVMoEInteraction(InteractionLayer):
     """
@@ -269,8 +273,22 @@ class AVMoEInteraction(InteractionLayer):
         audio_block: "FrozenBlock",
         frames: FrameLayout,
     ) -> InteractionOutput:
-        first = self.step(self.attend, visual, audio, visual_block, audio_block, frames)
-        second = self.step(self.feed_forward, first.visual, first.audio, visual_block, audio_block, frames)
+        if self.position.stage == 1:
+            return self._halves(self.step, visual, audio, visual_block, audio_block, frames)
+        # Recomputed as a whole, a pair stores half as much. The many tokens of the first stage would then be the peak.
+        return self.step(self._halves, _call, visual, audio, visual_block, audio_block, frames)
+
+    def _halves(
+        self,
+        step: Callable[..., InteractionOutput],
+        visual: Tensor,
+        audio: Tensor,
+        visual_block: "FrozenBlock",
+        audio_block: "FrozenBlock",
+        frames: FrameLayout,
+    ) -> InteractionOutput:
+        first = step(self.attend, visual, audio, visual_block, audio_block, frames)
+        second = step(self.feed_forward, first.visual, first.audio, visual_block, audio_block, frames)
         explained = {**first.explained, **second.explained}
         if self.has_adapters:
             probs = [half.explained["router_probs"] for half in (first, second)]
