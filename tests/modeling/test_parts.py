@@ -181,8 +181,8 @@ def test_training_stores_only_the_enrichment_of_selected_tokens() -> None:
     other, frames = torch.randn(4, 10, 32, dtype=torch.float64), FrameLayout(1, 4)
     with MemoryUse() as use:
         added, *_ = module(states, other, frames)
-        # All tokens after mixing and as added, and eight times the selected ones; with all enriched it was 7.4.
-        assert use.now() < 4.5 * states.nbytes
+        # The tokens added, and eight times the selected ones; with all enriched and mixed ones stored it was 7.4.
+        assert use.now() < 3.5 * states.nbytes
 
     weights, _ = module.agreement_gate(states, other)
     enriched = module.enrich(states, module.spatial.context(states), module.temporal.conv.mix(states, frames), weights)

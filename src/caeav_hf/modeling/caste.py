@@ -29,6 +29,13 @@ def top_tokens(states: Tensor, kept: int) -> Tensor:
     return states.detach().square().sum(-1).topk(kept, dim=-1).indices
 
 
+def tokens_at(states: Tensor, selected: Tensor) -> Tensor:
+    """Return the tokens (N, K, C) of (N, L, C) at `selected` (N, K)."""
+    rows = selected + states.shape[1] * torch.arange(states.shape[0], device=states.device)[:, None]
+    # Unlike `gather`, this does not store all tokens for the backward pass.
+    return states.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, selected.shape)
+
+
 def keep_only(states: Tensor, selected: Tensor) -> Tensor:
     """Set every token of (N, L, C) to 0 except those at `selected` (N, K)."""
     mask = states.new_zeros(states.shape[:2]).scatter(1, selected, 1.0)
@@ -209,10 +216,10 @@ class CASTE(nn.Module):
                 return self.gamma * keep_only(enriched, selected), weights, projections
             # Other tokens have no gradient: only the selected ones are enriched with what the backward pass needs.
             del enriched
-        selected = selected[..., None].expand(-1, -1, states.shape[2])
-        enriched = self.enrich(states.gather(1, selected), context, mixed.gather(1, selected), weights)
+        enriched = self.enrich(tokens_at(states, selected), context, tokens_at(mixed, selected), weights)
         enriched = self.gamma * enriched
-        added = enriched.new_zeros(states.shape).scatter(1, selected, enriched)
+        index = selected[..., None].expand(-1, -1, states.shape[2])
+        added = enriched.new_zeros(states.shape).scatter(1, index, enriched)
         return added, weights, projections
 
     def enrich(self, states: Tensor, context: Tensor, mixed: Tensor, weights: Tensor) -> Tensor:
