@@ -18,7 +18,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from throughput import Settings, bind_cases, describe_machine, make_inputs, seconds
+from throughput import Settings, bind_cases, describe_machine, make_inputs, multiply_accumulates, seconds
 from tqdm.auto import tqdm
 
 from caeav_hf.modeling.frames import FrameLayout
@@ -54,7 +54,8 @@ def build(settings: Settings, changes: dict[str, Any]) -> Any:
 
 def measure(settings: Settings, changes: dict[str, Any]) -> dict[str, Any]:
     """
-    Return seconds of a step, and before the first trained layer, the gain, and MB per clip if there is a cache.
+    Return the multiply-accumulates and seconds of a step, both also before the first trained layer, the gain, and MB
+    per clip if there is a cache.
 
     Args:
         settings: Model, sizes, device and number of turns.
@@ -71,12 +72,14 @@ def measure(settings: Settings, changes: dict[str, Any]) -> dict[str, Any]:
     def embed() -> None:
         encoder._start_walks(*map(frames.to_list, clips), frames)
 
-    turns, size = [], 0
+    turns = []
     with TemporaryDirectory() as folder:
         if encoder.has_frozen_part:
             encoder.use_tower_cache(folder)
         cache = encoder.tower_cache
-        step()  # Stores the clips, and makes the optimizer's state.
+        # This also stores the clips, and makes the optimizer's state.
+        work = multiply_accumulates(step)
+        before = multiply_accumulates(embed) if cache is None else work - multiply_accumulates(step)
         for _ in range(settings.repeats):
             encoder.tower_cache = None
             whole = seconds(step, device)
@@ -87,6 +90,8 @@ def measure(settings: Settings, changes: dict[str, Any]) -> dict[str, Any]:
         "seconds": statistics.median(whole for whole, _ in turns),
         "seconds_before": statistics.median(whole - rest for whole, rest in turns),
         "gain": statistics.median(whole / rest for whole, rest in turns),
+        "gmac": work / 1e9,
+        "gmac_before": before / 1e9,
         "mb_per_clip": size / settings.batch_size / 1e6 if size else None,
         "all_seconds": turns,
     }
@@ -94,11 +99,12 @@ def measure(settings: Settings, changes: dict[str, Any]) -> dict[str, Any]:
 
 def report(result: dict[str, Any]) -> str:
     """Format the result as a table."""
-    lines = [f"{'':36}{'step, s':>10}{'before, s':>11}{'gain':>8}{'MB per clip':>14}"]
+    lines = [f"{'':36}{'GMAC':>10}{'before':>10}{'seconds':>10}{'before':>10}{'gain':>8}{'MB per clip':>14}"]
     for name, values in result["configurations"].items():
         size = "no cache" if values["mb_per_clip"] is None else f"{values['mb_per_clip']:.1f}"
         lines.append(
-            f"{name:36}{values['seconds']:10.3f}{values['seconds_before']:11.3f}{values['gain']:8.2f}{size:>14}"
+            f"{name:36}{values['gmac']:10.1f}{values['gmac_before']:10.1f}{values['seconds']:10.3f}"
+            f"{values['seconds_before']:10.3f}{values['gain']:8.2f}{size:>14}"
         )
     return "\n".join(lines)
 
