@@ -14,7 +14,7 @@ def test_frozen_blocks_of_narrow_stages_store_no_hidden_states(tower: str) -> No
     tokens = torch.randn(2, 64, 16, requires_grad=True)
     with MemoryUse() as use:
         output = block.feed_forward(tokens)
-        # The result, its norm's input or the tokens after the norm, and statistics; with hidden states at least 5.
+        # The result, the input of its norm if that comes last, and statistics; with hidden states at least 5.
         assert use.now() < 3 * tokens.nbytes
     towards = torch.randn_like(output)
     (gradient,) = torch.autograd.grad(output, tokens, towards)

@@ -138,7 +138,7 @@ class HtsatTower(Tower, ClapAudioModel):
 
     @staticmethod
     def _feed_forward(block: ClapAudioLayer, tokens: Tensor) -> Tensor:
-        return block.output(hidden_states([block.intermediate], block.layernorm_after(tokens)))
+        return block.output(hidden_states([block.layernorm_after, block.intermediate], tokens))
 
     def _group_attention(self, block: ClapAudioLayer, groups: Tensor, bias: Tensor | None) -> Tensor:
         attention = block.attention.self
