@@ -55,7 +55,7 @@ class CrossModalMap(nn.Module):
         """Return `mean` from the sums (L') over the rows of A."""
         weight = self.channels.weight
         # A batched product: PyTorch's product of a vector and a batch copies the batch and keeps the copy.
-        means = (column_sums / self.tokens.out_features).expand(len(other), 1, -1)
+        means = (column_sums / self.tokens.out_features).expand(other.shape[0], 1, -1)
         pooled = (means @ other).squeeze(1)
         return linear(pooled, weight) + self.tokens.bias.mean() * weight.sum(1) + self.channels.bias
 
@@ -74,17 +74,17 @@ class CrossModalMap(nn.Module):
             return (queries @ mapped.transpose(1, 2)).softmax(-1) @ mapped, mapped.mean(1)
         row_sums = weight.sum(1)
         # The channel bias is constant over the tokens of Y, so it does not change the softmax and is left out.
-        keys = linear(other, queries @ weight).transpose(1, 2).reshape(-1, other.shape[1])
-        offsets = (queries @ row_sums).repeat(len(other))
+        keys, offsets = linear(other, queries @ weight).transpose(1, 2), queries @ row_sums
         if torch.compiler.is_compiling():
             probs = (linear(keys, self.tokens.weight) + offsets[:, None] * bias).softmax(-1)
             gathered, column_sums = linear(probs, self.tokens.weight.T), self.tokens.weight.sum(0)
             # The bias as a column: onnxruntime 1.31 computes wrong products of a transposed tensor and a vector.
-            moved = (probs @ bias[:, None]).squeeze(-1)
+            moved = probs @ bias[:, None]
         else:
-            gathered, moved, column_sums = _AttentionThroughMap.apply(keys, offsets, self.tokens.weight, bias)
-        gathered, moved = (rows.unflatten(0, (-1, len(queries))) for rows in (gathered, moved))
-        context = linear(gathered @ other, weight) + moved[..., None] * row_sums + self.channels.bias
+            rows, offsets = keys.flatten(0, 1), offsets.repeat(other.shape[0])
+            gathered, moved, column_sums = _AttentionThroughMap.apply(rows, offsets, self.tokens.weight, bias)
+            gathered, moved = gathered.view(keys.shape), moved.view(*keys.shape[:2], 1)
+        context = linear(gathered @ other, weight) + moved * row_sums + self.channels.bias
         return context, self._mean(column_sums, other)
 
 

@@ -51,7 +51,6 @@ def _takes(*tensors: Tensor) -> bool:
             type(tensor) in (Tensor, nn.Parameter) and tensor.dtype == torch.float32 and tensor.device.type == "cpu"
             for tensor in tensors
         )
-        and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()
         and not torch.is_autocast_enabled("cpu")
     )
@@ -63,7 +62,8 @@ def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
     In float32 on an x86 processor, larger products run in oneDNN, unless `torch.backends.mkldnn` is switched off.
     """
-    if states.numel() * weight.shape[0] < _WORTHWHILE or not _takes(states, weight):
+    # Within a graph, sizes may be symbols, which must not be compared.
+    if torch.compiler.is_compiling() or states.numel() * weight.shape[0] < _WORTHWHILE or not _takes(states, weight):
         return F.linear(states, weight, bias)
     tensors = (states, weight) if bias is None else (states, weight, bias)
     # As rows: of more dimensions, the result would be a view, which PyTorch does not allow to be changed in place.
