@@ -28,6 +28,7 @@ def has_scores_of(result, other):
     return result["scores"] == pytest.approx(other["scores"], abs=1e-3)
 
 
+@pytest.mark.slow
 def test_captions_as_one_argument(localize):
     first, second = toy_clips(2)
     expected = localize(first, **GIVEN)
@@ -71,6 +72,7 @@ def test_captions_made_now(localize):
     assert_same_result(results[1], localize(second, captions=made))
 
 
+@pytest.mark.slow
 def test_only_captions_that_the_task_reads_are_made():
     understand = pipeline("sound-source-understanding", model=str(understanding_model()), device="cpu", max_length=4)
     clip = mask_clips(1)[0]

@@ -212,6 +212,7 @@ def test_masks_are_drawn_and_laid_over_the_clip(tmp_path, capsys):
         assert lengths[0] == pytest.approx(lengths[1], abs=0.05)
 
 
+@pytest.mark.slow
 def test_errors_of_segmentation(tmp_path, capsys):
     clip = mask_clips(1)[0]
     model = ["--model", str(mask_model()), "--device", "cpu"]

@@ -18,6 +18,9 @@ from caeav_hf.tasks.video_parsing.visual_3d import extract_folder
 from tests.media_factory import write_clip
 
 
+pytestmark = pytest.mark.slow  # processors and loaders of real clips
+
+
 FILE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 

@@ -82,6 +82,7 @@ def test_other_weights_frames_and_sounds_are_computed_and_broken_files_written_a
     check(4)
 
 
+@pytest.mark.slow
 def test_segmentation_reads_the_maps_of_all_stages(monkeypatch, tmp_path: Path):
     model = toy_segmentation_model(**LATER)
     batch = toy_batch(model.config)
@@ -94,6 +95,7 @@ def test_segmentation_reads_the_maps_of_all_stages(monkeypatch, tmp_path: Path):
         assert_close(model(**batch).logits, expected, rtol=1e-6, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_ssuformer_stores_maps_and_sounds_until_its_tower_is_trained(monkeypatch, tmp_path: Path):
     model = small_model(**NO_DROPOUT, unfreeze_vision_epoch=1)
     batch = small_batch(model.config)

@@ -318,6 +318,7 @@ def test_a_model_on_a_swin_of_version_1(folders: dict[str, Path], tmp_path: Path
         torch.testing.assert_close(again.double()(**batch).loss, expected, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "message"),
     [

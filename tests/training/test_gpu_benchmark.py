@@ -59,6 +59,7 @@ def test_every_preset_precision_and_variant_is_planned(command, options) -> None
     assert groups[-1].variant == "compiled"
 
 
+@pytest.mark.slow
 def test_a_pass_that_fails_is_an_error_and_the_rest_is_measured(command, options, results, monkeypatch) -> None:
     measurements = command.gpu_measurements
     bind_cases = measurements.bind_cases
@@ -90,6 +91,7 @@ def test_a_pass_that_fails_is_an_error_and_the_rest_is_measured(command, options
     assert "OutOfMemoryError: CUDA out of memory" in command.gpu.report(results)
 
 
+@pytest.mark.slow
 def test_loss_curves_are_compared_with_the_first(command, options, results, tmp_path) -> None:
     for name, losses in (("fp32", [3.0, 2.0]), ("bf16", [3.25, 1.0])):
         value = {"losses": losses, "skipped_steps": 0}
@@ -137,6 +139,7 @@ def fails(sender, group, options) -> None:
     sender.send({"error": "CaeAvError: no such preset"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("child", "rest"),
     [
