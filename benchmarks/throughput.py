@@ -58,6 +58,7 @@ class Settings:
     frames: int
     repeats: int
     seed: int
+    fast_floor: bool = False
 
 
 def make_config(settings: Settings) -> Any:
@@ -81,16 +82,27 @@ def bare_tower(vision: Any, image_size: int | tuple[int, ...]) -> SwinTransforme
     )
 
 
-def make_floor(config: Any, inputs: dict[str, torch.Tensor], device: str) -> Callable[[], Any]:
-    """Return the forward pass of the two towers without this package's layers."""
+def make_floor(
+    config: Any, inputs: dict[str, torch.Tensor], device: str, fast_products: bool = False
+) -> Callable[[], Any]:
+    """Return the forward pass of the two towers without this package's layers, or with its products only."""
+
+    def prepared(tower: torch.nn.Module) -> Any:
+        if fast_products:
+            # Older revisions do not have it.
+            from caeav_hf.towers.linear import speed_up_linear_layers
+
+            speed_up_linear_layers(tower)
+        return tower.eval().to(device)
+
     vision, audio = config.vision_config, config.audio_config
-    swin = bare_tower(vision, vision.image_size).eval().to(device)
+    swin = prepared(bare_tower(vision, vision.image_size))
     pixels, mels = (inputs[name].flatten(0, 1) for name in ("pixel_values_videos", "input_features"))
     if config.shared_tower:
         images = mels.expand(-1, vision.num_channels, -1, -1)
-        listener = bare_tower(vision, tuple(images.shape[-2:])).eval().to(device)
+        listener = prepared(bare_tower(vision, tuple(images.shape[-2:])))
         return lambda: (swin.forward_features(pixels), listener.forward_features(images))
-    htsat = ClapAudioModel(audio).eval().to(device)
+    htsat = prepared(ClapAudioModel(audio))
     return lambda: (swin.forward_features(pixels), htsat(input_features=mels))
 
 
@@ -127,7 +139,7 @@ def make_cases(settings: Settings, names: tuple[str, ...], precision: str) -> di
     inputs = make_inputs(config, settings)
     if "visual_caption_embeds" in inputs:
         config.use_text_tower = False  # training does not keep it in memory either
-    towers = make_floor(config, inputs, settings.device) if "floor forward" in names else None
+    towers = make_floor(config, inputs, settings.device, settings.fast_floor) if "floor forward" in names else None
     model = None
     if {"model forward", "model training step"} & set(names):
         model = get_task(settings.task, settings.method).model_class(config).eval().to(settings.device)
@@ -309,6 +321,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5, help="turns; each times floor and model once")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=list(PRECISIONS))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fast-floor", action="store_true", help="the bare towers use this package's products too")
     parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = vars(parser.parse_args())
     precisions, out = arguments.pop("precisions"), arguments.pop("out")
