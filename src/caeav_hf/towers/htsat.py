@@ -136,10 +136,6 @@ class HtsatTower(Tower, ClapAudioModel):
         )
         return block.attention.output.dense(attended)
 
-    @staticmethod
-    def _feed_forward(block: ClapAudioLayer, tokens: Tensor) -> Tensor:
-        return block.output(hidden_states([block.layernorm_after, block.intermediate], tokens))
-
     def _group_attention(self, block: ClapAudioLayer, groups: Tensor, bias: Tensor | None) -> Tensor:
         attention = block.attention.self
         attended = group_attention(

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from timm.layers import Mlp
 from torch import Tensor, nn
 
 from ..errors import CaeAvError
@@ -83,6 +84,8 @@ class ShiftedWindowTower(Tower):
     def mlp(block: Any, tokens: Tensor) -> Tensor:
         """Return the feed-forward branch without its norm."""
         mlp = block.mlp
+        if type(mlp) is not Mlp:  # divided among processes, which its parts do not gather
+            return mlp(tokens)
         return mlp.fc2(hidden_states([mlp.fc1, mlp.act], tokens))
 
     def forget(self) -> None:

@@ -26,7 +26,7 @@ from .order import epoch_batches
 from .recipe import Recipe
 from .run_folder import RunFolder
 from .schedule import build_optimizer, entropy_weight, learning_rate, set_learning_rate, step_in_backward
-from .sharding import bare, full_tensor, plan_sharding, share_gradients
+from .sharding import bare, full_tensor, is_sharded, plan_sharding, share_gradients
 from .state import LoopState
 
 
@@ -70,7 +70,8 @@ class Trainer:
             # Older versions of Transformers only have the second name.
             getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
         plan_sharding(accelerator, model, shard_towers=recipe.shard_towers)
-        self.model, self.optimizer = accelerator.prepare(model, build_optimizer(model, recipe))
+        optimizer = build_optimizer(model, recipe, fused=not is_sharded(accelerator))
+        self.model, self.optimizer = accelerator.prepare(model, optimizer)
         if recipe.optimizer_in_backward:
             if accelerator.distributed_type != DistributedType.NO:
                 raise CaeAvError(

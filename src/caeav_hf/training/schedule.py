@@ -11,13 +11,14 @@ from ..errors import CaeAvError
 from .recipe import Recipe
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> Adam:
+def build_optimizer(model: nn.Module, recipe: Recipe, fused: bool = True) -> Adam:
     """
     Return Adam over the trained parameters; frozen towers get no optimizer state. With `head_learning_rate`, those of
     the task head are a second group.
 
-    The step is fused, one pass over each parameter without temporary copies, except with fp16: a fused step looks for
-    infinite gradients itself, so that Accelerate could not tell skipped steps. States of either kind can be loaded.
+    With `fused`, the step is one pass over each parameter without temporary copies, except with fp16: a fused step
+    looks for infinite gradients itself, so that Accelerate could not tell skipped steps. It cannot be used with FSDP,
+    which shards some of the parameters. States of either kind can be loaded.
 
     Raises:
         CaeAvError: `head_learning_rate` is given, but the model has no module `head`.
@@ -34,7 +35,7 @@ def build_optimizer(model: nn.Module, recipe: Recipe) -> Adam:
         lr=recipe.learning_rate,
         betas=(recipe.adam_beta1, recipe.adam_beta2),
         weight_decay=recipe.weight_decay,
-        fused=True if recipe.mixed_precision != "fp16" else None,
+        fused=True if fused and recipe.mixed_precision != "fp16" else None,
     )
     optimizer.register_load_state_dict_pre_hook(_keep_fused)
     return optimizer
