@@ -97,7 +97,7 @@ def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | N
     """
     if query.dtype != torch.bfloat16 or query.device.type != "cpu" or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
-    # PyTorch's fused kernel for bfloat16 on a CPU takes twice as long, and with its backward pass five times.
+    # PyTorch's fused kernel for bfloat16 is slow on a CPU, above all its backward pass.
     scores = (query * scale) @ key.transpose(-1, -2)
     return (scores if bias is None else scores + bias).softmax(-1) @ value
 
