@@ -12,12 +12,11 @@ inductor's caches; the difference to a later call is the compile time. The outpu
 import argparse
 import json
 import statistics
-from pathlib import Path
 from typing import Any
 
 import torch
 from scaling import FORWARD, STEP, Case, Runner
-from throughput import Settings, describe_machine, seconds
+from throughput import Settings, add_model_options, describe_machine, seconds
 from torch._inductor import config as inductor
 from tqdm.auto import tqdm
 
@@ -84,18 +83,12 @@ def report(result: dict[str, Any]) -> str:
 def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", default="full", choices=("full", "toy"))
-    parser.add_argument("--method", help="interaction method (default: CAE-AV)")
-    parser.add_argument("--formulation", choices=("paper", "official"), help="default: the one of the method's preset")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add_model_options(parser)
     parser.add_argument("--batch-size", type=int, default=1, help="clips")
     parser.add_argument("--frames", type=int, default=10, help="frames per clip")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=("fp32", "bf16"))
     parser.add_argument("--cases", nargs="+", choices=(FORWARD, STEP), default=[FORWARD, STEP])
     parser.add_argument("--repeats", type=int, default=3, help="turns; each times both once")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = vars(parser.parse_args())
     precisions, names, out = (arguments.pop(name) for name in ("precisions", "cases", "out"))
     settings = Settings(task="ave", **arguments)

@@ -25,7 +25,15 @@ from typing import Any
 import numpy as np
 import torch
 from machine import peak_memory, reset_peak_memory
-from throughput import Settings, describe_machine, make_config, make_inputs, multiply_accumulates, seconds
+from throughput import (
+    Settings,
+    add_model_options,
+    describe_machine,
+    make_config,
+    make_inputs,
+    multiply_accumulates,
+    seconds,
+)
 from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm.auto import tqdm
 
@@ -290,11 +298,7 @@ def main() -> None:
     """Run the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="ave")
-    parser.add_argument("--size", default="full", choices=("full", "toy"))
-    parser.add_argument("--method", help="interaction method (default: CAE-AV)")
-    parser.add_argument("--formulation", choices=("paper", "official"), help="default: the one of the method's preset")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    add_model_options(parser)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
     parser.add_argument("--clips", type=int, nargs="+", default=[1, 2, 4, 8], help="batches of a forward pass")
     parser.add_argument("--train-clips", type=int, nargs="+", default=[1, 2, 4], help="batches of a training step")
@@ -302,8 +306,6 @@ def main() -> None:
     parser.add_argument("--frames", type=int, nargs="+", default=[5, 10, 20, 60], help="frames of one clip")
     parser.add_argument("--memory-limit", type=float, default=16.0, metavar="GB", help="leave out larger cases")
     parser.add_argument("--repeats", type=int, default=2, help="turns; each times every case once")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--plot", type=Path, help="picture to write")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)

@@ -307,22 +307,27 @@ def report(result: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", default="ave")
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of model, device, seed and output that the benchmarks of speed share."""
     parser.add_argument("--size", default="full", choices=("full", "toy"))
     parser.add_argument("--method", help="interaction method (default: CAE-AV)")
     parser.add_argument("--formulation", choices=("paper", "official"), help="default: the one of the method's preset")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON file to write")
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", default="ave")
+    add_model_options(parser)
     parser.add_argument("--batch-size", type=int, default=1, help="clips")
     parser.add_argument("--frames", type=int, default=10, help="frames per clip")
     parser.add_argument("--repeats", type=int, default=5, help="turns; each times floor and model once")
     parser.add_argument("--precisions", nargs="+", default=["fp32", "bf16"], choices=list(PRECISIONS))
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--fast-floor", action="store_true", help="the bare towers use this package's products too")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
     arguments = vars(parser.parse_args())
     precisions, out = arguments.pop("precisions"), arguments.pop("out")
     settings = Settings(**arguments)
