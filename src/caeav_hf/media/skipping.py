@@ -140,7 +140,7 @@ class FrameSkipper:
     def _released(
         self, packets: list[tuple[Any, Any, float | None]], last_is_wanted: bool
     ) -> Iterator[tuple[Any, Any]]:
-        """Yield packets, of whose frames at most that of the last one is wanted."""
+        """Yield packets that hold no wanted frame, except perhaps the last one."""
         for number, (stream, packet, time) in enumerate(packets, 1):
             if time is not None:
                 is_wanted = last_is_wanted and number == len(packets)

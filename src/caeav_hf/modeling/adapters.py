@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..errors import CaeAvError
-from ..towers.linear import linear
+from ..towers.linear import linear, product_dtype
 from .collectives import SharedBatchNorm, at_least_float32
 
 
@@ -100,10 +100,9 @@ class _AttentionThroughMap(torch.autograd.Function):
     def forward(
         ctx: Any, keys: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        device = keys.device.type
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else keys.dtype
+        dtype = product_dtype(keys)
         ctx.dtypes = keys.dtype, weight.dtype
-        with torch.autocast(device, enabled=False):
+        with torch.autocast(keys.device.type, enabled=False):
             keys, weight = keys.to(dtype), weight.to(dtype)
             scores = at_least_float32(linear(keys, weight)) + offsets[:, None] * bias
             # The ones sum the columns.

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..configuration_cae_av import CaeAvConfig
+from ..towers.linear import product_dtype
 from ..towers.recompute import recomputed
 from .adapters import CrossModalMap, GroupedLinear, LatentAttention
 from .collectives import SharedBatchNorm, batch_mean
@@ -191,9 +192,8 @@ class AVMoE(nn.Module):
         Returns:
             The term to add to the stream (N, L, C), and the routing weights (N, experts), cross-modal experts first.
         """
-        if torch.is_autocast_enabled(states.device.type):
-            # All experts read them in this dtype: cast once, not by each product.
-            states = states.to(torch.get_autocast_dtype(states.device.type))
+        # All experts read them in this dtype: cast once, not by each product.
+        states = states.to(product_dtype(states))
         mixed: Tensor | None = None
         gathered: tuple[Tensor, ...] = ()
         if self.cross_modal_experts:

@@ -470,7 +470,7 @@ class LazyClips(IterableDataset):
 
 
 def _read_ahead(batches: Iterable[Any]) -> Iterator[Any]:
-    """Yield items, of which a thread reads the next one while the caller processes the last one."""
+    """Yield items; a thread reads the next one while the caller processes the last one."""
     # Decoders and the operations of tensors release the interpreter's lock, so a process is not needed.
     iterator, end = iter(batches), object()
     with ThreadPoolExecutor(1, thread_name_prefix="decoding") as thread:

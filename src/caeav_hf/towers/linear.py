@@ -56,6 +56,12 @@ def _takes(*tensors: Tensor) -> bool:
     )
 
 
+def product_dtype(states: Tensor) -> torch.dtype:
+    """Return the dtype in which products of `states` are computed: autocast's, or their own without autocast."""
+    device = states.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
+
+
 def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     Return `F.linear(states, weight, bias)` up to rounding: (..., C), (D, C), (D,) -> (..., D).
