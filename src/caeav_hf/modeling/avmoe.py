@@ -192,8 +192,6 @@ class AVMoE(nn.Module):
         Returns:
             The term to add to the stream (N, L, C), and the routing weights (N, experts), cross-modal experts first.
         """
-        # All experts read them in this dtype: cast once, not by each product.
-        states = states.to(product_dtype(states))
         mixed: Tensor | None = None
         gathered: tuple[Tensor, ...] = ()
         if self.cross_modal_experts:
@@ -342,6 +340,8 @@ class AVMoEInteraction(InteractionLayer):
         if self.has_adapters:
             if enrichment is not None:
                 visual, audio = visual + enrichment[0], audio + enrichment[1]
+            # Cast once, not by each product that reads them.
+            visual, audio = (states.to(product_dtype(states)) for states in (visual, audio))
             visual_adapter, audio_adapter = (getattr(self, f"{name}_{branch}_adapter") for name in ("visual", "audio"))
             visual_added, visual_probs = visual_adapter(visual, audio, frames)
             audio_added, audio_probs = audio_adapter(audio, visual, frames)

@@ -3,7 +3,6 @@
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
 
@@ -12,6 +11,12 @@ from .base import register_tower
 from .frozen import is_adapted
 from .linear import Linear, linear
 from .shifted_windows import ShiftedWindowTower, sizes_of
+
+
+def _norms(vectors: Tensor) -> Tensor:
+    """Return the norms (..., 1) of vectors (..., d) in at least float32, no smaller than what `F.normalize` divides by."""
+    dtype = torch.promote_types(vectors.dtype, torch.float32)
+    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=dtype).clamp_min(1e-12)
 
 
 @register_tower(CaeAvVisionConfig)
@@ -66,10 +71,10 @@ class SwinV2Tower(ShiftedWindowTower, SwinTransformerV2):
         return projected + qkv_bias.to(projected.dtype)
 
     def prepare(self, attention: Any, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        # Cosine attention: the scale is on the normalised queries.
+        # Cosine attention. The scale goes with the norms of the queries, so that each token is multiplied once.
         scale = attention.logit_scale.clamp(max=4.605170185988092).exp()  # log(100), as timm clamps it
-        scale = scale.repeat(query.shape[1] // attention.num_heads, 1, 1).to(query.dtype)
-        return F.normalize(query, dim=-1) * scale, F.normalize(key, dim=-1)
+        scale = scale.repeat(query.shape[1] // attention.num_heads, 1, 1)
+        return query * (scale / _norms(query)).to(query.dtype), key * _norms(key).reciprocal().to(key.dtype)
 
     def attend(self, block: Any, attention: Any, tokens: Tensor) -> Tensor:
         return block.norm1(attention(tokens))

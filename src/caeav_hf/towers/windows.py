@@ -91,15 +91,30 @@ def window_bias(
     return bias.flatten(0, 1)
 
 
+def _takes_products(tensor: Tensor) -> bool:
+    """Return whether attention is computed by products of batches instead of PyTorch's fused kernel."""
+    # The fused kernel is slow in bfloat16 on a CPU, above all its backward pass.
+    return tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """
     Return scaled dot-product attention, (..., M, d), with a bias on the scores that is broadcastable to (..., M, M).
     """
-    if query.dtype != torch.bfloat16 or query.device.type != "cpu" or torch.compiler.is_compiling():
+    if not _takes_products(query):
         return F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
-    # PyTorch's fused kernel for bfloat16 is slow on a CPU, above all its backward pass.
-    scores = (query * scale) @ key.transpose(-1, -2)
-    return (scores if bias is None else scores + bias).softmax(-1) @ value
+    scores = (query if scale == 1 else query * scale) @ key.transpose(-1, -2)
+    if bias is not None:
+        scores += bias
+    return scores.softmax(-1) @ value
+
+
+def _stored_or_recomputed(attend: Callable[[Tensor], Tensor], qkv: Tensor) -> Tensor:
+    """
+    Return `attend(qkv)`. The backward pass through frozen attention recomputes it from `qkv`, which halves the memory,
+    except where that memory is small and the recomputation slow.
+    """
+    return attend(qkv) if _takes_products(qkv) else recomputed(attend, qkv)
 
 
 def windowed_attention(
@@ -153,9 +168,7 @@ def windowed_attention(
         query, key = prepare(query, key)
         return biased_attention(query, key, value.to(query.dtype), bias(query.dtype)[None], scale)
 
-    # Storing only the input halves the memory that the backward pass through a frozen attention needs.
-    attended = recomputed(attend, qkv)
-    attended = attended.view(num_frames, rows, columns, num_heads, window[0], window[1], -1)
+    attended = _stored_or_recomputed(attend, qkv).view(num_frames, rows, columns, num_heads, window[0], window[1], -1)
     image = attended.permute(0, 1, 4, 2, 5, 3, 6).reshape(num_frames, rows * window[0], columns * window[1], channels)
     if any(shift) and not roll_first:
         image = image.roll(shift, dims=(1, 2))
@@ -197,7 +210,7 @@ def group_attention(
         mask = None if bias is None else bias.to(query.dtype)
         return biased_attention(query, key, value.to(query.dtype), mask, scale)
 
-    attended = recomputed(attend, qkv)
+    attended = _stored_or_recomputed(attend, qkv)
     if torch.compiler.is_compiling():
         # How an attention's result lies in memory depends on its kernel, of which a graph may have another.
         attended = attended.contiguous()
