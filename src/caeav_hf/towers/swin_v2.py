@@ -13,10 +13,12 @@ from .linear import Linear, linear
 from .shifted_windows import ShiftedWindowTower, sizes_of
 
 
-def _norms(vectors: Tensor) -> Tensor:
-    """Return the norms (..., 1) of vectors (..., d) in at least float32, no smaller than what `F.normalize` divides by."""
-    dtype = torch.promote_types(vectors.dtype, torch.float32)
-    return torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=dtype).clamp_min(1e-12)
+def _rescaled(vectors: Tensor, length: Tensor | float) -> Tensor:
+    """Return vectors (..., d) with a new length, broadcastable to (..., 1), by one product each; zeros stay zeros."""
+    wide = torch.promote_types(vectors.dtype, torch.float32)
+    norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=wide).clamp_min(1e-12)
+    # Finite in float16 too, where the factor of a zero would not be.
+    return vectors * (length / norms).clamp_max(torch.finfo(vectors.dtype).max).to(vectors.dtype)
 
 
 @register_tower(CaeAvVisionConfig)
@@ -71,10 +73,10 @@ class SwinV2Tower(ShiftedWindowTower, SwinTransformerV2):
         return projected + qkv_bias.to(projected.dtype)
 
     def prepare(self, attention: Any, query: Tensor, key: Tensor) -> tuple[Tensor, Tensor]:
-        # Cosine attention. The scale goes with the norms of the queries, so that each token is multiplied once.
+        # Cosine attention: the scale is on the normalised queries.
         scale = attention.logit_scale.clamp(max=4.605170185988092).exp()  # log(100), as timm clamps it
         scale = scale.repeat(query.shape[1] // attention.num_heads, 1, 1)
-        return query * (scale / _norms(query)).to(query.dtype), key * _norms(key).reciprocal().to(key.dtype)
+        return _rescaled(query, scale), _rescaled(key, 1.0)
 
     def attend(self, block: Any, attention: Any, tokens: Tensor) -> Tensor:
         return block.norm1(attention(tokens))
