@@ -18,6 +18,7 @@ from .errors import CaeAvError, printable
 
 DEBUG_VARIABLE = "CAEAV_DEBUG"
 INTERRUPTED = 130  # exit code of interrupted commands in shells
+HUGE_PAGES_VARIABLE = "THP_MEM_ALLOC_ENABLE"  # PyTorch's
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # Messages of libraries that hide the operating system's error: safetensors, NumPy's `tofile`, PyTorch's zip writer.
 _FULL_TEXTS = re.compile(
@@ -58,10 +59,21 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: unknown {kind} {given}; {advice}\n")
 
 
+def use_huge_pages() -> None:
+    """
+    Let PyTorch store tensors of 2 MB and more on a CPU in huge pages, aligned to pages, unless the environment
+    variable `THP_MEM_ALLOC_ENABLE` is set. PyTorch reads it when it makes the first tensor.
+
+    Where Linux offers huge pages, they are quicker to get. The alignment saves memory even without them: glibc often
+    finds no use for the gaps that tensors aligned to 64 bytes leave.
+    """
+    os.environ.setdefault(HUGE_PAGES_VARIABLE, "1")
+
+
 def run_command(program: str, command: Callable[[], int], *, next_step: Callable[[], str], place: str | None) -> int:
     """
     Run a command; if it fails, print the reason in one line on standard error. What it prints, logs and raises is
-    escaped so that names and texts cannot act on the terminal.
+    escaped so that names and texts cannot act on the terminal. Large tensors get huge pages, see [`use_huge_pages`].
 
     With the environment variable `CAEAV_DEBUG` set, exceptions of the command are raised instead.
 
@@ -74,6 +86,7 @@ def run_command(program: str, command: Callable[[], int], *, next_step: Callable
     Returns:
         The command's exit code; 1 for a full disk, 2 for another error of the package, 130 for Ctrl-C.
     """
+    use_huge_pages()
     with _safe_terminal():
         return _run(program, command, next_step, place)
 

@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import os
 import subprocess
 import sys
 
@@ -199,3 +200,29 @@ def test_tracebacks_do_not_act_on_the_terminal(tmp_path):
     assert ended.returncode == 1
     assert b"E: a\\x1b]0;t\\x07" in ended.stderr
     assert b"\x1b" not in ended.stderr
+
+
+@pytest.mark.parametrize(("chosen", "seen"), [(None, "1"), ("0", "0")])
+def test_commands_let_pytorch_use_huge_pages(chosen, seen, monkeypatch):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", chosen or "")
+    if chosen is None:
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    found = []
+    command = lambda: found.append(os.environ["THP_MEM_ALLOC_ENABLE"]) or 0  # noqa: E731
+    assert command_line.run_command("caeav", command, next_step=str, place=None) == 0
+    assert found == [seen]
+
+
+@pytest.mark.slow
+def test_huge_pages_can_be_chosen_after_the_imports():
+    """PyTorch reads the variable with the first tensor, which no import may make."""
+    script = """
+import caeav_hf.cli, caeav_hf.training, torch, transformers
+from caeav_hf.command_line import use_huge_pages
+from caeav_hf.modeling import CaeAvModel
+use_huge_pages()
+tensors = [torch.empty(2**20 + 1) for _ in range(8)]
+assert not any(tensor.data_ptr() % 4096 for tensor in tensors)
+"""
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    subprocess.run([sys.executable, "-c", script], env=environment, check=True)

@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+from caeav_hf.towers.recompute import hidden_states
 from tests.memory_use import MemoryUse
 from tests.modeling.helpers import toy_model
 from tests.same import assert_close
@@ -23,3 +25,20 @@ def test_frozen_blocks_of_narrow_stages_store_no_hidden_states(tower: str) -> No
         dual = block.feed_forward(torch.autograd.forward_ad.make_dual(tokens.detach(), direction))
         slope = torch.autograd.forward_ad.unpack_dual(dual).tangent
     assert_close((gradient * direction).sum(), (slope * towards).sum())
+
+
+@pytest.mark.parametrize(("channels", "is_stored"), [(384, False), (768, True)])
+def test_hidden_states_of_narrow_layers_are_not_stored(channels: int, is_stored: bool) -> None:
+    """Narrow are the first two stages of Swin-V2-L, and the first three of HTS-AT."""
+    layers = [nn.Linear(channels, 4 * channels).requires_grad_(False), nn.GELU()]
+    tokens = torch.randn(2, 3, channels, requires_grad=True)
+    stored = 0
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        nonlocal stored
+        stored += tensor.nbytes if tensor.shape == (2, 3, 4 * channels) else 0
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        hidden = hidden_states(layers, tokens)
+    assert stored == (hidden.nbytes if is_stored else 0)

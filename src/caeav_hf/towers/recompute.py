@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 
 
 # Channels up to which hidden states are recomputed. A multiply-accumulate saves the more memory, the fewer there are.
-NARROW = 192
+NARROW = 384
 
 
 def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
