@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.activations import GELUActivation
 
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
 from caeav_hf.towers import linear as linear_maps
-from caeav_hf.towers.linear import Linear, linear, speed_up_linear_layers
+from caeav_hf.towers.linear import Linear, hidden_layer, linear, speed_up_linear_layers
 
 
 class Operators(TorchDispatchMode):
@@ -41,6 +42,7 @@ def small_products_are_worthwhile(monkeypatch):
 
 
 needs_onednn = pytest.mark.skipif(not linear_maps._HAS_ONEDNN, reason="PyTorch has no products of oneDNN here")
+needs_bfloat16 = pytest.mark.skipif(not linear_maps._HAS_BFLOAT16, reason="oneDNN has no products in bfloat16 here")
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -98,22 +100,66 @@ def test_empty_batches():
 
 
 @needs_onednn
-def test_onednn_computes_large_products_in_float32_and_nothing_else(monkeypatch):
+def test_onednn_computes_large_products_in_float32(monkeypatch):
     layer, states = Linear(4, 4), torch.randn(2, 4)
     assert uses_onednn(lambda: layer(states))
     assert uses_onednn(lambda: layer(states).sum().backward())
     with torch.inference_mode():
         assert uses_onednn(lambda: layer(states))
-    # bfloat16 is oneDNN's in PyTorch already.
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert not uses_onednn(lambda: layer(states))
-        assert layer(states).dtype == torch.bfloat16
     assert not uses_onednn(lambda: layer.double()(states.double()))
     layer.float()
     with torch.backends.mkldnn.flags(enabled=False):
         assert not uses_onednn(lambda: layer(states))
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert not uses_onednn(lambda: layer(states))
     monkeypatch.setattr(linear_maps, "_WORTHWHILE", 33)
     assert not uses_onednn(lambda: layer(states))
+
+
+@needs_bfloat16
+def test_onednn_computes_products_in_bfloat16_with_a_bias():
+    layer, without_bias, states = Linear(4, 4), Linear(4, 4, bias=False), torch.randn(2, 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert uses_onednn(lambda: layer(states))
+        assert uses_onednn(lambda: layer(states.bfloat16()))
+        # These are oneDNN's in PyTorch already.
+        assert not uses_onednn(lambda: without_bias(states))
+        # Autocast leaves doubles to PyTorch, which refuses them.
+        with pytest.raises(RuntimeError, match="same dtype"):
+            layer(states.double())
+    assert uses_onednn(lambda: layer.bfloat16()(states.bfloat16()))
+    with pytest.raises(RuntimeError, match="same dtype"):
+        layer(states)
+
+
+def test_bfloat16_is_that_of_pytorch():
+    torch.manual_seed(0)
+    layer, states = Linear(24, 16), torch.randn(3, 5, 24, requires_grad=True)
+    cotangent, found = torch.randn(3, 5, 16), []
+    for module in (layer, copy.deepcopy(layer)):
+        module.__class__ = Linear if module is layer else nn.Linear
+        states.grad = None
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            result = module(states)
+        assert result.dtype == torch.bfloat16
+        result.backward(cotangent.bfloat16())
+        found.append([result.float(), states.grad, module.weight.grad, module.bias.grad])
+        assert all(gradient.dtype == torch.float32 for gradient in found[-1][1:])
+    torch.testing.assert_close(*found, rtol=2.0**-7, atol=2.0**-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("activation", [nn.GELU(), nn.GELU("tanh"), GELUActivation(), nn.ReLU()])
+def test_activations_within_a_product_are_the_same(dtype, activation):
+    torch.manual_seed(0)
+    layer, states = Linear(24, 16).to(dtype).requires_grad_(False), torch.randn(3, 5, 24).to(dtype)
+    expected = activation(F.linear(states.double(), layer.weight.double(), layer.bias.double()))
+    tolerance = {"rtol": 0, "atol": 1e-5 if dtype == torch.float32 else 2.0**-6}
+    for tokens in (states, states.clone().requires_grad_()):
+        hidden = hidden_layer(layer, activation, tokens)
+        assert hidden.dtype == dtype
+        assert hidden.requires_grad == tokens.requires_grad
+        torch.testing.assert_close(hidden.double(), expected, **tolerance)
 
 
 def test_layers_of_other_libraries_are_sped_up_and_otherwise_the_same():

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from transformers import ClapAudioModel, ClapModel
-from transformers.models.clap.modeling_clap import ClapAudioLayer, ClapProjectionLayer
+from transformers.models.clap.modeling_clap import ClapAudioIntermediate, ClapAudioLayer, ClapProjectionLayer
 
 from ..configuration_cae_av import CaeAvAudioConfig
 from ..errors import CaeAvError
@@ -69,14 +69,19 @@ class HtsatTower(Tower, ClapAudioModel):
         def make(index: int, block: ClapAudioLayer) -> FrozenBlock:
             return FrozenBlock(
                 attention=lambda tokens: self._attention(stage, index, block, tokens),
-                feed_forward=lambda tokens: block.output(
-                    hidden_states([block.intermediate], block.layernorm_after(tokens))
-                ),
+                feed_forward=lambda tokens: self._feed_forward(block, tokens),
                 group_attention=lambda groups, bias=None: self._group_attention(block, groups, bias),
                 position_bias=lambda positions: self._position_bias(block, positions),
             )
 
         return [make(index, block) for index, block in enumerate(self.audio_encoder.layers[stage].blocks)]
+
+    @staticmethod
+    def _feed_forward(block: ClapAudioLayer, tokens: Tensor) -> Tensor:
+        tokens, hidden = block.layernorm_after(tokens), block.intermediate
+        if type(hidden) is not ClapAudioIntermediate:  # divided among processes, which its parts do not gather
+            return block.output(hidden(tokens))
+        return block.output(hidden_states(hidden.dense, hidden.intermediate_act_fn, tokens))
 
     def final_norm(self, tokens: Tensor) -> Tensor:
         return self.audio_encoder.norm(tokens)

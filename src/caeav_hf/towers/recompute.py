@@ -1,10 +1,13 @@
 """Recomputation in the backward pass, which saves memory for little work."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+
+from .linear import hidden_layer
 
 
 # Channels up to which hidden states are recomputed. A multiply-accumulate saves the more memory, the fewer there are.
@@ -25,19 +28,14 @@ def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     return function(*tensors)
 
 
-def hidden_states(layers: Sequence[nn.Module], tokens: Tensor) -> Tensor:
+def hidden_states(layer: nn.Module, activation: nn.Module, tokens: Tensor) -> Tensor:
     """
-    Return the hidden states (..., D) of a feed-forward branch that its first layers compute from tokens (..., C).
+    Return the hidden states (..., D) of a feed-forward branch, `activation(layer(tokens))`, from tokens (..., C).
 
-    If the layers are frozen and the tokens narrow, the backward pass recomputes them.
+    If the layer is frozen and the tokens narrow, the backward pass recomputes them.
     """
-
-    def run(tokens: Tensor) -> Tensor:
-        for layer in layers:
-            tokens = layer(tokens)
-        return tokens
-
-    is_frozen = not any(parameter.requires_grad for layer in layers for parameter in layer.parameters())
+    run = partial(hidden_layer, layer, activation)
+    is_frozen = not any(parameter.requires_grad for parameter in layer.parameters())
     return recomputed(run, tokens) if is_frozen and tokens.shape[-1] <= NARROW else run(tokens)
 
 

@@ -86,7 +86,7 @@ class ShiftedWindowTower(Tower):
         mlp = block.mlp
         if type(mlp) is not Mlp:  # divided among processes, which its parts do not gather
             return mlp(tokens)
-        return mlp.fc2(hidden_states([mlp.fc1, mlp.act], tokens))
+        return mlp.fc2(hidden_states(mlp.fc1, mlp.act, tokens))
 
     def forget(self) -> None:
         """Drop cached values computed from the weights."""
