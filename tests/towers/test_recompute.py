@@ -27,6 +27,22 @@ def test_frozen_blocks_of_narrow_stages_store_no_hidden_states(tower: str) -> No
     assert_close((gradient * direction).sum(), (slope * towards).sum())
 
 
+def test_merged_patches_of_the_audio_tower_are_not_stored() -> None:
+    tower = toy_model().model.audio_tower
+    tokens = torch.randn(2, 256, 16, requires_grad=True)
+    with MemoryUse() as use:
+        merged = tower.enter_stage(1, tokens)
+        assert use.now() == merged.nbytes
+
+
+def test_windows_without_a_shift_share_a_bias() -> None:
+    tower = toy_model().model.vision_tower
+    tower.keep_constants(torch.float32)
+    shapes = {key[:2]: tuple(constant.value.shape) for key, constant in tower._biases.items()}
+    (stage, heads), tokens = (0, tower.layers[0].blocks[0].attn.num_heads), 16
+    assert shapes[stage, 0] == (heads, tokens, tokens)
+
+
 @pytest.mark.parametrize(("channels", "is_stored"), [(384, False), (768, True)])
 def test_hidden_states_of_narrow_layers_are_not_stored(channels: int, is_stored: bool) -> None:
     """Narrow are the first two stages of Swin-V2-L, and the first three of HTS-AT."""

@@ -13,7 +13,7 @@ from ..configuration_cae_av import CaeAvAudioConfig
 from ..errors import CaeAvError
 from .base import FrozenBlock, Grid, Tower, register_tower
 from .frozen import FrozenConstant
-from .recompute import hidden_states
+from .recompute import hidden_states, recomputed
 from .windows import group_attention, relative_entries, window_bias, windowed_attention
 
 
@@ -63,7 +63,9 @@ class HtsatTower(Tower, ClapAudioModel):
         if stage == 0:
             return tokens
         encoder = self.audio_encoder
-        return encoder.layers[stage - 1].downsample(tokens, encoder.input_resolutions[stage - 1])
+        merge, grid = encoder.layers[stage - 1].downsample, encoder.input_resolutions[stage - 1]
+        # The backward pass through its norm would store a rearranged copy of the tokens.
+        return recomputed(lambda tokens: merge(tokens, grid), tokens)
 
     def blocks(self, stage: int, grid: Grid | None = None) -> list[FrozenBlock]:
         def make(index: int, block: ClapAudioLayer) -> FrozenBlock:

@@ -80,14 +80,13 @@ def window_bias(
 ) -> Tensor:
     """
     Return the bias on the attention scores of each window and head, (windows * heads, M, M), from a table (entries,
-    heads) of relative positions and the entry (M, M) of each pair of tokens.
+    heads) of relative positions and the entry (M, M) of each pair of tokens; without a shift, in which windows do not
+    differ, that of one window.
     """
     bias = table[index.view(-1)].view(*index.shape, -1).permute(2, 0, 1)[None]
     height, width = (length + -length % size for length, size in zip(grid, window, strict=True))
     if any(shift):
         bias = bias + _shift_mask(height, width, window, shift, like=bias)[:, None]
-    else:
-        bias = bias.expand((height // window[0]) * (width // window[1]), -1, -1, -1)
     return bias.flatten(0, 1)
 
 
@@ -132,7 +131,8 @@ def windowed_attention(
     """
     Compute attention within (shifted) windows, before the output projection.
 
-    Windows and heads share one axis, so that the bias of each window and head is broadcast over frames without a copy.
+    Windows and heads share one axis, so that the bias of each window and head is broadcast over frames without a copy,
+    or that of each head over frames and windows.
 
     Args:
         tokens: (N, L, C).
@@ -140,7 +140,7 @@ def windowed_attention(
         window, shift: Height and width of a window and of the cyclic shift.
         project: (N, H, W, C) -> (N, H, W, 3 C), queries, keys and values.
         num_heads: Number of heads.
-        bias: Maps a dtype to the bias on the scores, (windows * heads, M, M).
+        bias: Maps a dtype to the bias on the scores, (windows * heads, M, M) or (heads, M, M).
         prepare: Changes queries and keys before their product.
         scale: Factor on the product.
         roll_first: Whether the cyclic shift comes before the padding, which differs between the towers.
@@ -159,9 +159,11 @@ def windowed_attention(
     if any(shift) and not roll_first:
         image = image.roll((-shift[0], -shift[1]), dims=(1, 2))
     rows, columns = image.shape[1] // window[0], image.shape[2] // window[1]
-    # (N, rows, M_h, columns, M_w, 3, heads, d) -> three of (N, rows * columns * heads, M_h * M_w, d)
+    # (N, rows, M_h, columns, M_w, 3, heads, d) -> three of (N, rows * columns * heads, M_h * M_w, d), without a shift
+    # of (N * rows * columns, heads, M_h * M_w, d)
+    biases = rows * columns * num_heads if any(shift) else num_heads
     qkv = project(image).view(num_frames, rows, window[0], columns, window[1], 3, num_heads, -1)
-    qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, num_frames, rows * columns * num_heads, -1, qkv.shape[-1])
+    qkv = qkv.permute(5, 0, 1, 3, 6, 2, 4, 7).reshape(3, -1, biases, window[0] * window[1], qkv.shape[-1])
 
     def attend(qkv: Tensor) -> Tensor:
         query, key, value = qkv.unbind(0)
