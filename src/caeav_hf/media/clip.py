@@ -526,7 +526,7 @@ def _sound_of(track: AudioTrack, request: _Request, count: int) -> np.ndarray:
 class _FramePicker:
     """
     Collects the frames on show at the `targets` (ascending, seconds) from decoded frames. It holds one decoded frame
-    at a time and converts only those that it keeps.
+    at a time and converts only those that it keeps, while the decoder's threads continue.
     """
 
     def __init__(self, targets: list[float], frame_rate: float):
@@ -536,6 +536,7 @@ class _FramePicker:
         self._shown: Any = None
         self._shown_time = -math.inf
         self._images: list[np.ndarray] = []
+        self._room: np.ndarray | None = None
         self._times: list[float] = []
         self._scaler = FrameScaler()
 
@@ -563,8 +564,8 @@ class _FramePicker:
             self._take()
         images = self._images[:count]
         self._images = []
-        if count * images[0].nbytes < _MUCH:
-            return np.stack(images), np.array(self._times[:count])
+        if self._room is not None:
+            return self._room[:count], np.array(self._times[:count])
         frames = np.empty((count, *images[0].shape), np.uint8)
         images.reverse()
         for frame in frames:
@@ -603,6 +604,12 @@ class _FramePicker:
         else:
             image = upright(self._to_rgb(self._shown), self._shown)
         keep(image.nbytes)
+        if not self._images and len(self.targets) * image.nbytes < _MUCH:
+            # Memory of the result, so that no copies are left for the end, when the decoder's threads have stopped.
+            self._room = np.empty((len(self.targets), *image.shape), np.uint8)
+        if self._room is not None:
+            self._room[len(self._images)] = image
+            image = self._room[len(self._images)]
         self._images.append(image)
         self._times.append(self._shown_time)
 

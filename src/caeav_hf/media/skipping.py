@@ -3,10 +3,13 @@ Skip the frames of a video that neither are wanted nor are needed to decode want
 
 The frame on show at an instant is the one with the latest timestamp that is not later. Timestamps of frames are those
 of their packets, and packets are stored at most a few places away from the order of their timestamps: looking a few
-packets ahead tells which frames are wanted before any of them is decoded. Of the others, the decoder skips those that
-no frame refers to, about half of what an H.264 encoder writes with its usual settings. Nothing refers across an IDR
-picture, so the packets before it, back to the last wanted frame, are not decoded at all. The decoded frames stay the
+packets ahead tells which frames are wanted before any of them is decoded. Of the others, the decoder does not get those
+that no frame refers to, about half of what an H.264 encoder writes with its usual settings. Nothing refers across an
+IDR picture, so neither does it get the packets before it, back to the last wanted frame. The decoded frames stay the
 same bit for bit. At the first sign of damage everything is decoded instead.
+
+The decoder could leave out such frames by itself (`skip_frame`), but each would occupy one of its threads until the
+threads of the frames before are done.
 """
 
 import math
@@ -30,9 +33,11 @@ _EPSILON = 1e-5
 _MOST_WAITING, _MOST_WAITING_BYTES = 4000, 32e6
 # Types of H.264's NAL units: those of a picture's slices, and of them that of an IDR picture.
 _SLICES, _IDR_SLICE = range(1, 6), 5
+# Bits of a NAL unit's first byte: those of its type, and those that are set in what other pictures may refer to.
+_TYPE_BITS, _REFERENCE_BITS = 0b00011111, 0b01100000
 # What a NAL unit begins with, where its length is not given.
 _START_CODE = b"\0\0\1"
-# Decoders that reliably know which frames no other refers to.
+# Codecs whose packets say which frames no other refers to.
 _CODECS = ("h264",)
 
 
@@ -42,8 +47,7 @@ class UnevenTimestampsError(Exception):
 
 class FrameSkipper:
     """
-    Passes on the packets of a container and sets the decoder of its video stream, before each packet, to decode or
-    skip its frame.
+    Passes on the packets of a container, of its video stream only those that must be decoded.
 
     Args:
         stream: The video stream.
@@ -142,29 +146,35 @@ class FrameSkipper:
     ) -> Iterator[tuple[Any, Any]]:
         """Yield packets that hold no wanted frame, except perhaps the last one."""
         for number, (stream, packet, time) in enumerate(packets, 1):
-            if time is not None:
-                is_wanted = last_is_wanted and number == len(packets)
-                self.stream.codec_context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
-            yield stream, packet
+            is_wanted = last_is_wanted and number == len(packets)
+            if time is None or is_wanted or self._is_reference(packet):
+                yield stream, packet
 
     def _is_idr(self, packet: Any) -> bool:
         """Return whether a packet holds an IDR picture, which and after which no frame refers to an earlier one."""
-        return packet.is_keyframe and next(filter(_SLICES.__contains__, self._unit_types(packet)), None) == _IDR_SLICE
+        types = (unit & _TYPE_BITS for unit in self._units(packet) or ())
+        return packet.is_keyframe and next(filter(_SLICES.__contains__, types), None) == _IDR_SLICE
 
-    def _unit_types(self, packet: Any) -> Iterator[int]:
-        """Yield the types of a packet's NAL units."""
-        data, header = bytes(packet), self.stream.codec_context.extradata or b""
+    def _is_reference(self, packet: Any) -> bool:
+        """Return whether other frames may refer to that of a packet, or its units cannot be told apart."""
+        units = self._units(packet)
+        return not units or any(unit & _REFERENCE_BITS for unit in units)
+
+    def _units(self, packet: Any) -> list[int] | None:
+        """Return the first bytes of a packet's NAL units, or None if their lengths are not those of the packet."""
+        data, header, units = bytes(packet), self.stream.codec_context.extradata or b"", []
         if len(header) > 4 and header[0] == 1:
             # As in mp4, each unit follows its length, of as many bytes as the header says.
             length_bytes, place = (header[4] & 3) + 1, 0
             while place + length_bytes < len(data):
-                yield data[place + length_bytes] & 31
+                units.append(data[place + length_bytes])
                 place += length_bytes + int.from_bytes(data[place : place + length_bytes], "big")
-            return
+            return units if place == len(data) else None
         place = data.find(_START_CODE)
         while 0 <= place < len(data) - len(_START_CODE):
-            yield data[place + len(_START_CODE)] & 31
+            units.append(data[place + len(_START_CODE)])
             place = data.find(_START_CODE, place + len(_START_CODE))
+        return units
 
     def _is_wanted(self, time: float) -> bool:
         """Return whether the frame of a packet is, or may be, on show at a target, by the packets known so far."""
