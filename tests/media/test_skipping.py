@@ -70,6 +70,38 @@ def test_frames_that_nothing_refers_to_are_left_out(clip, monkeypatch):
     assert len(counted) > 130
 
 
+@pytest.mark.parametrize("suffix", ["mp4", "ts"])
+def test_the_decoder_does_not_get_frames_that_nothing_refers_to(tmp_path, monkeypatch, suffix):
+    """A frame that it skips would keep one of its threads waiting; transport streams have start codes."""
+    path, given, decode = write_clip(tmp_path / f"clip.{suffix}", seconds=6, fps=25), [], media.try_packet
+
+    def counting(stream, packet):
+        given.extend([packet] if stream.type == "video" and packet is not None and packet.size else [])
+        return decode(stream, packet)
+
+    monkeypatch.setattr(media, "try_packet", counting)
+    skipping = load(path, num_threads=3)
+    assert len(given) < 110
+    assert_same(skipping, load_whole(path))
+
+
+def test_a_packet_whose_lengths_are_damaged_is_decoded(clip):
+    """Its frame may be a reference, and the decoder tells of damage."""
+    with av.open(str(clip)) as container:
+        stream = container.streams.video[0]
+        packets = [packet for packet in container.demux(stream) if packet.size]
+        skipper = FrameSkipper(stream, [0.0])
+        damaged = next(packet for packet in packets if not skipper._is_reference(packet))
+        assert skipper._is_reference(av.Packet(bytes(damaged)[:-1]))
+
+
+@pytest.mark.parametrize("num_segments", [6, 9])
+def test_any_number_of_threads_gives_the_same_clip(clip, num_segments):
+    expected = load_whole(clip, num_segments=num_segments)
+    for num_threads in (0, 2, 4):
+        assert_same(load(clip, num_segments=num_segments, num_threads=num_threads), expected)
+
+
 def test_groups_without_a_wanted_frame_are_left_out(clip, monkeypatch):
     """Of thirteen groups of twelve frames, the two wanted frames, at 1.5 s and 4.5 s, are in two."""
     counted = count_frames(monkeypatch)

@@ -155,6 +155,19 @@ def test_workers_decode_ahead(localize, expected):
         assert_same_result(result, one)
 
 
+@pytest.mark.parametrize(("worker", "num_threads"), [(None, 0), ("a worker", 1)])
+def test_a_loaders_worker_decodes_with_one_thread(localize, monkeypatch, worker, num_threads):
+    asked = []
+
+    def limit_video(stream, name, number):
+        asked.append(number)
+
+    monkeypatch.setattr("caeav_hf.pipelines.base.get_worker_info", lambda: worker)
+    monkeypatch.setattr("caeav_hf.media.containers.limit_video", limit_video)
+    localize.load_clip(toy_clips(1)[0])
+    assert set(asked) == {num_threads}
+
+
 def test_every_kind_of_source(localize, expected):
     path = Path(toy_clips(1)[0])
     content = path.read_bytes()

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.pipelines.base import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import logging
@@ -263,6 +263,9 @@ class CaeAvPipeline(Pipeline):
                 raise MediaError(f"{source.name}: no sound track; expected one, or `on_missing_audio='silence'`")
             return self._cut(source, 0, self.processor.num_frames) if windows == "first" else source
         reading = {**reading, "on_missing_audio": on_missing_audio, "name": reading.get("name") or source_name(source)}
+        if get_worker_info() is not None:
+            # Worker processes of a data loader decode side by side.
+            reading.setdefault("num_threads", 1)
         if windows == "first" or self._is_spread:
             return self.processor.load_clip(source, **reading)
         source = reusable(source)  # It is opened more than once below.
