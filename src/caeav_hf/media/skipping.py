@@ -3,10 +3,10 @@ Skip the frames of a video that neither are wanted nor are needed to decode want
 
 The frame on show at an instant is the one with the latest timestamp that is not later. Timestamps of frames are those
 of their packets, and packets are stored at most a few places away from the order of their timestamps: looking a few
-packets ahead tells which frames are wanted before any of them is decoded. Of the others, the decoder does not get those
-that no frame refers to, about half of what an H.264 encoder writes with its usual settings. Nothing refers across an
-IDR picture, so neither does it get the packets before it, back to the last wanted frame. The decoded frames stay the
-same bit for bit. At the first sign of damage everything is decoded instead.
+packets ahead tells which frames are wanted before any of them is decoded. Of the others, the decoder does not get
+those that no frame refers to, about half of what an H.264 encoder writes with its usual settings. Nothing refers
+across an IDR picture, so neither does it get the packets before it, back to the last wanted frame. The decoded frames
+stay the same bit for bit. At the first sign of damage everything is decoded instead.
 
 The decoder could leave out such frames by itself (`skip_frame`), but each would occupy one of its threads until the
 threads of the frames before are done.
