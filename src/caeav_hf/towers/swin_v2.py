@@ -5,6 +5,7 @@ from typing import Any, cast
 import torch
 from timm.models.swin_transformer_v2 import SwinTransformerV2
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from ..configuration_cae_av import CaeAvVisionConfig
 from .base import register_tower
@@ -13,12 +14,30 @@ from .linear import Linear, linear
 from .shifted_windows import ShiftedWindowTower, sizes_of
 
 
-def _rescaled(vectors: Tensor, length: Tensor | float) -> Tensor:
-    """Return vectors (..., d) with a new length, broadcastable to (..., 1), by one product each; zeros stay zeros."""
-    wide = torch.promote_types(vectors.dtype, torch.float32)
-    norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=wide).clamp_min(1e-12)
-    # Finite in float16 too, where the factor of a zero would not be.
-    return vectors * (length / norms).clamp_max(torch.finfo(vectors.dtype).max).to(vectors.dtype)
+class _Rescaled(torch.autograd.Function):
+    """
+    Vectors (..., d) with a new length, broadcastable to (..., 1); zeros stay zeros. Both passes read the vectors as
+    seldom as they can: derivatives of a norm, a quotient and a product would take twice the time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, vectors: Tensor, length: Tensor) -> Tensor:
+        wide = torch.promote_types(vectors.dtype, torch.float32)
+        norms = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True, dtype=wide).clamp_min(1e-12)
+        # Finite in float16 too, where the factor of a zero would not be.
+        factor = (length / norms).clamp_max(torch.finfo(vectors.dtype).max).to(vectors.dtype)
+        result = vectors * factor
+        ctx.save_for_backward(result, factor, length)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor | None]:
+        result, factor, length = ctx.saved_tensors
+        wide = torch.promote_types(result.dtype, length.dtype)
+        along = (gradient * result).sum(-1, keepdim=True, dtype=wide) / length
+        of_vectors = torch.addcmul(gradient, result, (along / length).to(result.dtype), value=-1) * factor
+        return of_vectors, along.sum_to_size(length.shape).to(length.dtype) if ctx.needs_input_grad[1] else None
 
 
 @register_tower(CaeAvVisionConfig)
@@ -76,7 +95,7 @@ class SwinV2Tower(ShiftedWindowTower, SwinTransformerV2):
         # Cosine attention: the scale is on the normalised queries.
         scale = attention.logit_scale.clamp(max=4.605170185988092).exp()  # log(100), as timm clamps it
         scale = scale.repeat(query.shape[1] // attention.num_heads, 1, 1)
-        return _rescaled(query, scale), _rescaled(key, 1.0)
+        return _Rescaled.apply(query, scale), _Rescaled.apply(key, torch.ones_like(scale))
 
     def attend(self, block: Any, attention: Any, tokens: Tensor) -> Tensor:
         return block.norm1(attention(tokens))
