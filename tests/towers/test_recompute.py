@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from caeav_hf.towers.recompute import hidden_states
+from caeav_hf.towers.recompute import checkpointed_unit, hidden_states
 from tests.memory_use import MemoryUse
 from tests.modeling.helpers import toy_model
 from tests.same import assert_close
@@ -43,9 +43,9 @@ def test_windows_without_a_shift_share_a_bias() -> None:
     assert shapes[stage, 0] == (heads, tokens, tokens)
 
 
-@pytest.mark.parametrize(("channels", "is_stored"), [(384, False), (768, True)])
+@pytest.mark.parametrize(("channels", "is_stored"), [(192, False), (384, True)])
 def test_hidden_states_of_narrow_layers_are_not_stored(channels: int, is_stored: bool) -> None:
-    """Narrow are the first two stages of Swin-V2-L, and the first three of HTS-AT."""
+    """Narrow are the first stage of Swin-V2-L, and the first two of HTS-AT."""
     layer = nn.Linear(channels, 4 * channels).requires_grad_(False)
     tokens = torch.randn(2, 3, channels, requires_grad=True)
     stored = 0
@@ -58,3 +58,20 @@ def test_hidden_states_of_narrow_layers_are_not_stored(channels: int, is_stored:
     with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
         hidden = hidden_states(layer, nn.GELU(), tokens)
     assert stored == (hidden.nbytes if is_stored else 0)
+
+
+def test_attention_in_bfloat16_is_stored_except_in_checkpointed_units() -> None:
+    tower = toy_model().model.vision_tower.bfloat16()
+    tokens = torch.randn(2, 256, 16, dtype=torch.bfloat16, requires_grad=True)
+    tower.keep_constants(torch.bfloat16)
+
+    def stored() -> int:
+        with MemoryUse() as use:
+            attended = tower.blocks(0)[0].attention(tokens)
+            return use.now() - attended.nbytes
+
+    probabilities = 2 * 2 * 256 * 16 * tower.layers[0].blocks[0].attn.num_heads  # windows have 16 tokens
+    outside = stored()
+    with checkpointed_unit():
+        assert stored() + probabilities <= outside
+    assert stored() == outside

@@ -17,6 +17,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from ..configuration_cae_av import CaeAvConfig, TowerStage
 from ..errors import CaeAvError
 from ..towers.base import Tower, TowerReader, pair_blocks
+from ..towers.recompute import checkpointed_unit
 from .frames import FrameLayout
 
 
@@ -95,7 +96,10 @@ class Step(GradientCheckpointingLayer):
     """A unit that gradient checkpointing recomputes as a whole: a frozen block that runs alone, or half a pair."""
 
     def forward(self, function: Callable[..., Any], *inputs: Any) -> Any:
-        return function(*inputs)
+        if not (self.gradient_checkpointing and self.training):
+            return function(*inputs)
+        with checkpointed_unit():
+            return function(*inputs)
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 """Recomputation in the backward pass, which saves memory for little work."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import partial
 
 import torch
@@ -11,7 +13,9 @@ from .linear import hidden_layer
 
 
 # Channels up to which hidden states are recomputed. A multiply-accumulate saves the more memory, the fewer there are.
-NARROW = 384
+NARROW = 192
+
+_IS_CHECKPOINTED = ContextVar("_IS_CHECKPOINTED", default=False)
 
 
 def recomputed(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -37,6 +41,21 @@ def hidden_states(layer: nn.Module, activation: nn.Module, tokens: Tensor) -> Te
     run = partial(hidden_layer, layer, activation)
     is_frozen = not any(parameter.requires_grad for parameter in layer.parameters())
     return recomputed(run, tokens) if is_frozen and tokens.shape[-1] <= NARROW else run(tokens)
+
+
+@contextmanager
+def checkpointed_unit() -> Iterator[None]:
+    """Context of a unit that gradient checkpointing recomputes, in both passes: there memory comes before time."""
+    token = _IS_CHECKPOINTED.set(True)
+    try:
+        yield
+    finally:
+        _IS_CHECKPOINTED.reset(token)
+
+
+def is_checkpointed() -> bool:
+    """Return whether this is called in a [`checkpointed_unit`]."""
+    return _IS_CHECKPOINTED.get()
 
 
 def is_recomputing() -> bool:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import CaeAvError
-from .recompute import recomputed
+from .recompute import is_checkpointed, recomputed
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,8 @@ def _stored_or_recomputed(attend: Callable[[Tensor], Tensor], qkv: Tensor) -> Te
     Return `attend(qkv)`. The backward pass through frozen attention recomputes it from `qkv`, which halves the memory,
     except where that memory is small and the recomputation slow.
     """
-    return attend(qkv) if _takes_products(qkv) else recomputed(attend, qkv)
+    is_stored = _takes_products(qkv) and not is_checkpointed()
+    return attend(qkv) if is_stored else recomputed(attend, qkv)
 
 
 def windowed_attention(
