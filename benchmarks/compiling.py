@@ -20,7 +20,7 @@ from throughput import Settings, add_model_options, describe_machine, seconds
 from torch._inductor import config as inductor
 from tqdm.auto import tqdm
 
-from caeav_hf.command_line import use_huge_pages
+from caeav_hf.command_line import tune_memory
 
 
 COMPILED, FROZEN = "compiled", "compiled, frozen"
@@ -84,7 +84,7 @@ def report(result: dict[str, Any]) -> str:
 
 def main() -> None:
     """Run the command line."""
-    use_huge_pages()  # as the commands do
+    tune_memory()  # as the commands do
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_model_options(parser)
     parser.add_argument("--batch-size", type=int, default=1, help="clips")

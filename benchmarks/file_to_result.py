@@ -31,7 +31,7 @@ from machine import processor_name
 from tqdm import tqdm
 
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
-from caeav_hf.command_line import use_huge_pages
+from caeav_hf.command_line import tune_memory
 from caeav_hf.media.sound import load_audio
 from caeav_hf.pipelines import AudioVisualEventLocalizationPipeline
 
@@ -154,7 +154,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of PyTorch (default: all)")
     parser.add_argument("--out", type=Path, help="JSON file for the result")
     options = parser.parse_args()
-    use_huge_pages()  # as the commands do
+    tune_memory()  # as the commands do
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     model = CaeAvForEventLocalization(CaeAvConfig.from_preset("ave", options.size))

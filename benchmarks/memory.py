@@ -23,7 +23,7 @@ from throughput import Settings, describe_machine, make_config, make_inputs, sec
 from tqdm.auto import tqdm
 
 from caeav_hf import CaeAvConfig
-from caeav_hf.command_line import use_huge_pages
+from caeav_hf.command_line import tune_memory
 from caeav_hf.task import get_task, tasks
 from caeav_hf.training.checkpointing import CheckpointStore
 from caeav_hf.training.frozen_weights import compact_frozen_towers
@@ -62,7 +62,7 @@ def compute(task: str, size: str) -> dict[str, float]:
 def measure(arguments: tuple[Settings, str]) -> tuple[float, float, float]:
     """Return GB before the first step, peak GB, and seconds of the fastest step except the first."""
     settings, switches = arguments
-    use_huge_pages()  # as the commands do
+    tune_memory()  # as the commands do
     torch.set_num_threads(settings.threads)
     config = make_config(settings)
     inputs = make_inputs(config, settings)

@@ -37,7 +37,7 @@ from throughput import (
 from torch._subclasses.fake_tensor import FakeTensorMode
 from tqdm.auto import tqdm
 
-from caeav_hf.command_line import use_huge_pages
+from caeav_hf.command_line import tune_memory
 from caeav_hf.task import get_task
 from caeav_hf.visualization.drawing import SERIES, new_figure, save_figure
 
@@ -297,7 +297,7 @@ def draw(result: dict[str, Any], path: Path) -> None:
 
 def main() -> None:
     """Run the command line."""
-    use_huge_pages()  # as the commands do
+    tune_memory()  # as the commands do
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", default="ave")
     add_model_options(parser)

@@ -10,14 +10,13 @@ attention alone would take at the rate of large products, measured in the same r
 process, so that drifts of the machine's speed affect both, and the ratio is the median of the ratios per turn. Caption
 features are inputs, as in training, where each caption is encoded once; with autocast, frozen linear layers are kept
 in its precision, as in training too. Peak memory is measured in a process per case: resident memory on a CPU,
-including libraries, allocated memory on a GPU. On a CPU, floor and model have huge pages for their tensors, as this
-package's commands have, unless `THP_MEM_ALLOC_ENABLE=0`.
+including libraries, allocated memory on a GPU. On a CPU, memory is
+tuned for floor and model as this package's commands tune it, see `caeav_hf.command_line.tune_memory`.
 """
 
 import argparse
 import contextlib
 import json
-import os
 import statistics
 import time
 from collections.abc import Callable, Iterable
@@ -35,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm.auto import tqdm
 from transformers import ClapAudioModel
 
+from caeav_hf import command_line
 from caeav_hf.task import get_task
 from caeav_hf.training.frozen_weights import cast_linear_layers
 from caeav_hf.training.recipe import Recipe
@@ -136,6 +136,8 @@ def make_inputs(config: Any, settings: Settings) -> dict[str, torch.Tensor]:
 
 def make_cases(settings: Settings, names: tuple[str, ...], precision: str) -> dict[str, Callable[[], Any]]:
     """Build a function to time for each of `names`."""
+    # Revisions that commits.py compares may lack it.
+    getattr(command_line, "tune_memory", lambda: None)()
     torch.set_num_threads(settings.threads)
     config = make_config(settings)
     inputs = make_inputs(config, settings)
@@ -333,8 +335,6 @@ def main() -> None:
     arguments = vars(parser.parse_args())
     precisions, out = arguments.pop("precisions"), arguments.pop("out")
     settings = Settings(**arguments)
-    # As this package's commands do; earlier revisions, which commits.py compares, have no function for it.
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     result: dict[str, Any] = {"settings": vars(settings), "machine": describe_machine(settings), "precisions": {}}
     for precision in precisions:
         cases = measure_time(settings, precision)

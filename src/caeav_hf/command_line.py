@@ -4,6 +4,7 @@ print nothing that a terminal acts on.
 """
 
 import argparse
+import ctypes
 import difflib
 import errno
 import os
@@ -19,6 +20,7 @@ from .errors import CaeAvError, printable
 DEBUG_VARIABLE = "CAEAV_DEBUG"
 INTERRUPTED = 130  # exit code of interrupted commands in shells
 HUGE_PAGES_VARIABLE = "THP_MEM_ALLOC_ENABLE"  # PyTorch's
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # Messages of libraries that hide the operating system's error: safetensors, NumPy's `tofile`, PyTorch's zip writer.
 _FULL_TEXTS = re.compile(
@@ -59,21 +61,33 @@ class ArgumentParser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: unknown {kind} {given}; {advice}\n")
 
 
-def use_huge_pages() -> None:
+def tune_memory() -> None:
     """
-    Let PyTorch store tensors of 2 MB and more on a CPU in huge pages, aligned to pages, unless the environment
-    variable `THP_MEM_ALLOC_ENABLE` is set. PyTorch reads it when it makes the first tensor.
+    Make memory for tensors on a CPU quicker to get, as suits a process that does nothing else.
 
-    Where Linux offers huge pages, they are quicker to get. The alignment saves memory even without them: glibc often
-    finds no use for the gaps that tensors aligned to 64 bytes leave.
+    PyTorch stores tensors of 2 MB and more in huge pages, aligned to pages, unless the environment variable
+    `THP_MEM_ALLOC_ENABLE` is set; it reads it when it makes the first tensor. The alignment saves memory even where
+    Linux offers no huge pages: glibc often finds no use for the gaps that tensors aligned to 64 bytes leave.
+
+    glibc keeps what is freed, pieces of up to 32 MB, for what comes next, unless one of its own variables
+    `MALLOC_..._` is set. Otherwise it gives memory back after each training step, and each page costs a fault in the
+    next one.
     """
     os.environ.setdefault(HUGE_PAGES_VARIABLE, "1")
+    if any(name.startswith("MALLOC_") for name in os.environ):
+        return
+    # Other C libraries have no such function, or one that does nothing.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        # The largest threshold that glibc would choose itself; setting the other one stops it from choosing.
+        mallopt(_MMAP_THRESHOLD, 32 * 2**20)
+        mallopt(_TRIM_THRESHOLD, -1)
 
 
 def run_command(program: str, command: Callable[[], int], *, next_step: Callable[[], str], place: str | None) -> int:
     """
     Run a command; if it fails, print the reason in one line on standard error. What it prints, logs and raises is
-    escaped so that names and texts cannot act on the terminal. Large tensors get huge pages, see [`use_huge_pages`].
+    escaped so that names and texts cannot act on the terminal. Memory is tuned by [`tune_memory`].
 
     With the environment variable `CAEAV_DEBUG` set, exceptions of the command are raised instead.
 
@@ -86,7 +100,7 @@ def run_command(program: str, command: Callable[[], int], *, next_step: Callable
     Returns:
         The command's exit code; 1 for a full disk, 2 for another error of the package, 130 for Ctrl-C.
     """
-    use_huge_pages()
+    tune_memory()
     with _safe_terminal():
         return _run(program, command, next_step, place)
 

@@ -3,6 +3,7 @@
 import errno
 import importlib.util
 import os
+import platform
 import subprocess
 import sys
 
@@ -203,7 +204,7 @@ def test_tracebacks_do_not_act_on_the_terminal(tmp_path):
 
 
 @pytest.mark.parametrize(("chosen", "seen"), [(None, "1"), ("0", "0")])
-def test_commands_let_pytorch_use_huge_pages(chosen, seen, monkeypatch):
+def test_commands_let_pytorch_tune_memory(chosen, seen, monkeypatch):
     monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", chosen or "")
     if chosen is None:
         monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
@@ -213,14 +214,38 @@ def test_commands_let_pytorch_use_huge_pages(chosen, seen, monkeypatch):
     assert found == [seen]
 
 
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is tuned")
+@pytest.mark.parametrize(("threshold", "keeps"), [(None, True), ("131072", False)])
+def test_commands_keep_freed_memory(threshold, keeps):
+    script = """
+import resource
+import numpy as np
+from caeav_hf.command_line import tune_memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    arrays = [np.ones(300_000) for _ in range(100)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+tune_memory()
+print(faults(), faults())
+"""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MALLOC_")}
+    if threshold is not None:
+        environment["MALLOC_MMAP_THRESHOLD_"] = threshold
+    ended = subprocess.run([sys.executable, "-c", script], env=environment, check=True, capture_output=True, text=True)
+    first, second = map(int, ended.stdout.split())
+    assert (second < first / 10) == keeps
+
+
 @pytest.mark.slow
 def test_huge_pages_can_be_chosen_after_the_imports():
     """PyTorch reads the variable with the first tensor, which no import may make."""
     script = """
 import caeav_hf.cli, caeav_hf.training, torch, transformers
-from caeav_hf.command_line import use_huge_pages
+from caeav_hf.command_line import tune_memory
 from caeav_hf.modeling import CaeAvModel
-use_huge_pages()
+tune_memory()
 tensors = [torch.empty(2**20 + 1) for _ in range(8)]
 assert not any(tensor.data_ptr() % 4096 for tensor in tensors)
 """
