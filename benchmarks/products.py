@@ -1,11 +1,13 @@
 """
-Compare linear maps in float32, by the package (oneDNN) and by PyTorch (MKL), and attention within windows in bfloat16,
-by the package (batched products) and by PyTorch (fused), in the sizes of the full `ave` model.
+Compare the package's products with PyTorch's in the sizes of the full `ave` model: linear maps in float32 (oneDNN
+against MKL), linear maps with a bias and with GELU in bfloat16, and attention within windows in bfloat16 (batched
+products against the fused kernel).
 
     python benchmarks/products.py
 
-Forward pass, and with the backward pass, in turns: billions of floating-point operations of linear maps a second of
-processor time, or milliseconds of attention, and the median of the ratios per turn.
+Forward pass, and with the backward pass, in turns: billions of floating-point operations of linear maps in float32 a
+second of processor time, or milliseconds of the others, and the median of the ratios per turn. Memory is tuned as the
+commands tune it.
 """
 
 import argparse
@@ -16,9 +18,10 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from machine import processor_name
-from torch import Tensor
+from torch import Tensor, nn
 
-from caeav_hf.towers.linear import linear
+from caeav_hf.command_line import tune_memory
+from caeav_hf.towers.linear import Linear, hidden_layer, linear
 from caeav_hf.towers.windows import biased_attention
 
 
@@ -53,6 +56,16 @@ def compare(
     return [statistics.median(times) for times in zip(*turns, strict=True)], statistics.median(a / b for a, b in turns)
 
 
+def hidden_states(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.gelu(F.linear(states, weight, bias))
+
+
+def package_hidden_states(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    layer = Linear(*weight.shape[::-1], device="meta").requires_grad_(False)
+    layer.weight, layer.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
+    return hidden_layer(layer, nn.GELU(), states)
+
+
 def fused_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
     return F.scaled_dot_product_attention(query, key, value, bias, scale=1.0)
 
@@ -67,6 +80,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9, help="turns")
     parser.add_argument("--threads", type=int, default=1)
     arguments = parser.parse_args()
+    tune_memory()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
     print(processor_name(), "torch", torch.__version__)
@@ -80,6 +94,12 @@ def main() -> None:
             name = "and backward" if backward else "forward"
             rates = "".join(f"{operations / value:10.0f}" for value in times)
             print(f"{rows:8}{inputs:6}{outputs:6}{name:>13}{rates}{ratio:8.2f}")
+    for rows, inputs, outputs in SIZES[:-1]:
+        tensors = [torch.randn(size).bfloat16() for size in ((rows, inputs), (outputs, inputs), (outputs,))]
+        for name, functions in (("bias", [F.linear, linear]), ("GELU", [hidden_states, package_hidden_states])):
+            times, ratio = compare(functions, tensors, [], arguments.repeats)
+            seconds = "".join(f"{1e3 * value:10.1f}" for value in times)
+            print(f"{rows:8}{inputs:6}{outputs:6}{'bf16, ' + name:>13}{seconds}{ratio:8.2f}")
     print(f"{'windows':>20}{'':>13}{'PyTorch':>10}{'package':>10}{'ratio':>8}")
     for shape in WINDOWS:
         tensors = [torch.randn(shape).bfloat16() for _ in range(3)]
