@@ -61,7 +61,7 @@ def hidden_states(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def package_hidden_states(states: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    layer = Linear(*weight.shape[::-1], device="meta").requires_grad_(False)
+    layer = Linear(weight.shape[1], weight.shape[0], device="meta").requires_grad_(False)
     layer.weight, layer.bias = (nn.Parameter(tensor, requires_grad=False) for tensor in (weight, bias))
     return hidden_layer(layer, nn.GELU(), states)
 
