@@ -152,8 +152,10 @@ class FrameSkipper:
 
     def _is_idr(self, packet: Any) -> bool:
         """Return whether a packet holds an IDR picture, which and after which no frame refers to an earlier one."""
+        if not packet.is_keyframe:
+            return False
         types = (unit & _TYPE_BITS for unit in self._units(packet) or ())
-        return packet.is_keyframe and next(filter(_SLICES.__contains__, types), None) == _IDR_SLICE
+        return next(filter(_SLICES.__contains__, types), None) == _IDR_SLICE
 
     def _is_reference(self, packet: Any) -> bool:
         """Return whether other frames may refer to that of a packet, or its units cannot be told apart."""
