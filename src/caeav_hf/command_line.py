@@ -19,7 +19,6 @@ from .errors import CaeAvError, printable
 
 DEBUG_VARIABLE = "CAEAV_DEBUG"
 INTERRUPTED = 130  # exit code of interrupted commands in shells
-HUGE_PAGES_VARIABLE = "THP_MEM_ALLOC_ENABLE"  # PyTorch's
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # options of glibc's mallopt
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # Messages of libraries that hide the operating system's error: safetensors, NumPy's `tofile`, PyTorch's zip writer.
@@ -73,7 +72,7 @@ def tune_memory() -> None:
     `MALLOC_..._` is set. Otherwise it gives memory back after each training step, and each page costs a fault in the
     next one.
     """
-    os.environ.setdefault(HUGE_PAGES_VARIABLE, "1")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     if any(name.startswith("MALLOC_") for name in os.environ):
         return
     # Other C libraries have no such function, or one that does nothing.

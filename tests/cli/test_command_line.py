@@ -209,7 +209,11 @@ def test_commands_let_pytorch_tune_memory(chosen, seen, monkeypatch):
     if chosen is None:
         monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
     found = []
-    command = lambda: found.append(os.environ["THP_MEM_ALLOC_ENABLE"]) or 0  # noqa: E731
+
+    def command():
+        found.append(os.environ["THP_MEM_ALLOC_ENABLE"])
+        return 0
+
     assert command_line.run_command("caeav", command, next_step=str, place=None) == 0
     assert found == [seen]
 

@@ -110,12 +110,15 @@ class Linear(nn.Linear):
 
 def hidden_layer(layer: nn.Module, activation: nn.Module, states: Tensor) -> Tensor:
     """Return `activation(layer(states))`, (..., C) -> (..., D); without a gradient, GELU is part of the product."""
-    if type(layer) is Linear and type(activation) in (nn.GELU, GELUActivation):
-        weight, bias = layer.weight, layer.bias
-        dtype = _onednn_dtype(states, weight, bias)
-        if dtype is not None and not _has_gradient(states, weight, bias):
+    if (
+        type(layer) is Linear
+        and type(activation) in (nn.GELU, GELUActivation)
+        and not _has_gradient(states, layer.weight, layer.bias)
+    ):
+        dtype = _onednn_dtype(states, layer.weight, layer.bias)
+        if dtype is not None:
             product = partial(_product, gelu=getattr(activation, "approximate", "none"))
-            return _as_rows(product, states, weight, bias, dtype)
+            return _as_rows(product, states, layer.weight, layer.bias, dtype)
     return activation(layer(states))
 
 
