@@ -10,8 +10,8 @@ attention alone would take at the rate of large products, measured in the same r
 process, so that drifts of the machine's speed affect both, and the ratio is the median of the ratios per turn. Caption
 features are inputs, as in training, where each caption is encoded once; with autocast, frozen linear layers are kept
 in its precision, as in training too. Peak memory is measured in a process per case: resident memory on a CPU,
-including libraries, allocated memory on a GPU. On a CPU, memory is
-tuned for floor and model as this package's commands tune it, see `caeav_hf.command_line.tune_memory`.
+including libraries, allocated memory on a GPU. On a CPU, memory is tuned for floor and model as this package's
+commands tune it, see `caeav_hf.command_line.tune_memory`.
 """
 
 import argparse
