@@ -16,6 +16,7 @@ from transformers.activations import GELUActivation
 from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
 from caeav_hf.towers import linear as linear_maps
 from caeav_hf.towers.linear import Linear, hidden_layer, linear, speed_up_linear_layers
+from caeav_hf.towers.windows import biased_attention
 
 
 class Operators(TorchDispatchMode):
@@ -39,6 +40,7 @@ def uses_onednn(function: Any) -> bool:
 @pytest.fixture(autouse=True)
 def small_products_are_worthwhile(monkeypatch):
     monkeypatch.setattr(linear_maps, "_WORTHWHILE", 0)
+    monkeypatch.setattr(linear_maps, "_WORTHWHILE_IN_FLOAT32", 0)
 
 
 needs_onednn = pytest.mark.skipif(not linear_maps._HAS_ONEDNN, reason="PyTorch has no products of oneDNN here")
@@ -132,7 +134,43 @@ def test_onednn_computes_products_in_bfloat16_with_a_bias():
         layer(states)
 
 
-def test_bfloat16_is_that_of_pytorch():
+def product_dtypes(function: Any) -> set[torch.dtype]:
+    """Return the dtypes of the matrix products and fused attention that `function` runs."""
+    found = set()
+
+    class Products(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if any(name in str(func) for name in ("mm", "mv", "_linear_pointwise", "attention")):
+                found.update(value.dtype for value in args if isinstance(value, torch.Tensor))
+            return func(*args, **(kwargs or {}))
+
+    with Products():
+        function()
+    return found
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_precisions_that_the_processor_lacks_are_computed_in_float32(monkeypatch, dtype):
+    monkeypatch.setattr(linear_maps, "_EMULATED", {dtype})
+    layer, states = Linear(4, 4), torch.randn(2, 4, requires_grad=True)
+    with torch.autocast("cpu", dtype=dtype):
+        assert product_dtypes(lambda: layer(states)) == {torch.float32}
+        assert layer(states).dtype == dtype
+    layer, states = layer.to(dtype), states.detach().to(dtype).requires_grad_()
+    assert product_dtypes(lambda: layer(states).sum().backward()) == {torch.float32}
+    windows = torch.randn(3, 2, 4, 8).to(dtype)
+    assert product_dtypes(lambda: biased_attention(*windows, None, 1.0)) == {torch.float32}
+    assert biased_attention(*windows, None, 1.0).dtype == dtype
+    with torch.backends.mkldnn.flags(enabled=False):
+        assert product_dtypes(lambda: layer(states)) == {dtype}
+    monkeypatch.setattr(linear_maps, "_EMULATED", set())
+    assert product_dtypes(lambda: layer(states)) == {dtype}
+    assert product_dtypes(lambda: biased_attention(*windows, None, 1.0)) == {dtype}
+
+
+@pytest.mark.parametrize("emulated", [(), (torch.bfloat16,)])
+def test_bfloat16_is_that_of_pytorch(monkeypatch, emulated):
+    monkeypatch.setattr(linear_maps, "_EMULATED", set(emulated))
     torch.manual_seed(0)
     layer, states = Linear(24, 16), torch.randn(3, 5, 24, requires_grad=True)
     cotangent, found = torch.randn(3, 5, 16), []
@@ -149,8 +187,10 @@ def test_bfloat16_is_that_of_pytorch():
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("emulated", [(), (torch.bfloat16,)])
 @pytest.mark.parametrize("activation", [nn.GELU(), nn.GELU("tanh"), GELUActivation(), nn.ReLU()])
-def test_activations_within_a_product_are_the_same(dtype, activation):
+def test_activations_within_a_product_are_the_same(monkeypatch, dtype, emulated, activation):
+    monkeypatch.setattr(linear_maps, "_EMULATED", set(emulated))
     torch.manual_seed(0)
     layer, states = Linear(24, 16).to(dtype).requires_grad_(False), torch.randn(3, 5, 24).to(dtype)
     expected = activation(F.linear(states.double(), layer.weight.double(), layer.bias.double()))

@@ -1,4 +1,4 @@
-"""Linear maps whose products run in oneDNN on x86 processors."""
+"""Linear maps whose products are those that suit the processor."""
 
 import platform
 from collections.abc import Callable
@@ -11,20 +11,28 @@ from torch import Tensor, nn
 from transformers.activations import GELUActivation
 
 
-# PyTorch computes float32 products with MKL, which leaves half of the speed of AMD's processors unused. It builds
-# oneDNN's products in as well, for its compiler.
+_IS_X86 = platform.machine().lower() in ("x86_64", "amd64") and torch.backends.mkldnn.is_available()
+# PyTorch computes float32 products with MKL, which does without AVX-512 on AMD's processors and so leaves half of
+# their speed unused. It has oneDNN's products as well, for its compiler. Without AVX-512, they are slower than MKL's.
 _HAS_ONEDNN = (
-    platform.machine().lower() in ("x86_64", "amd64")
-    and torch.backends.mkldnn.is_available()
+    _IS_X86
+    and torch.backends.cpu.get_cpu_capability().startswith("AVX512")
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
+# Precisions of 16 bits in which an x86 processor does not compute. PyTorch's products in them take about ten times as
+# long as those in float32.
+_EMULATED: set[torch.dtype] = set()
+if _IS_X86 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    _EMULATED.add(torch.bfloat16)
+if _IS_X86 and not torch.ops.mkldnn._is_mkldnn_fp16_supported():
+    _EMULATED.add(torch.float16)
 # PyTorch's bfloat16 products are oneDNN's too, but they write the bias first and then add to it, a pass more.
-_HAS_BFLOAT16 = _HAS_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-# Multiply-accumulates of a product below which starting oneDNN takes as long as it saves.
-_WORTHWHILE = 2**22
+_HAS_BFLOAT16 = _HAS_ONEDNN and torch.bfloat16 not in _EMULATED
+# Multiply-accumulates of a product below which starting oneDNN, or changing the dtype, takes as long as it saves.
+_WORTHWHILE, _WORTHWHILE_IN_FLOAT32 = 2**22, 2**16
 
 
-class _OneDnnLinear(torch.autograd.Function):
+class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         of_rows, of_weight, _ = ctx.needs_input_grad
@@ -45,6 +53,10 @@ class _OneDnnLinear(torch.autograd.Function):
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, gelu: str | None = None) -> Tensor:
     """Return a product, or its GELU: exact (`"none"`) or approximated (`"tanh"`)."""
+    if rows.dtype in _EMULATED:
+        with torch.autocast("cpu", enabled=False):
+            product = F.linear(rows.float(), weight.float(), None if bias is None else bias.float()).to(rows.dtype)
+        return F.gelu(product, approximate=gelu) if gelu else product
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "gelu" if gelu else "none", [], gelu or "")
 
 
@@ -54,10 +66,21 @@ def product_dtype(states: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else states.dtype
 
 
-def _onednn_dtype(states: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype | None:
-    """Return the dtype of a product if oneDNN's are faster for it than PyTorch's, else `None`."""
+def is_emulated(states: Tensor) -> bool:
+    """
+    Return whether the processor lacks products in the dtype of `states`, so that float32 is faster. Within graphs and
+    after `torch.backends.mkldnn.flags(enabled=False)`, products are PyTorch's own all the same.
+    """
+    is_eager = not torch.compiler.is_compiling() and not torch.jit.is_tracing()
+    return (
+        states.device.type == "cpu" and states.dtype in _EMULATED and is_eager and bool(torch.backends.mkldnn.enabled)
+    )
+
+
+def _faster_dtype(states: Tensor, weight: Tensor, bias: Tensor | None) -> torch.dtype | None:
+    """Return the dtype of a product if `_product` is faster than PyTorch, else `None`."""
     # Within a graph, sizes may be symbols, which must not be compared.
-    if torch.compiler.is_compiling() or states.numel() * weight.shape[0] < _WORTHWHILE:
+    if torch.compiler.is_compiling() or states.numel() * weight.shape[0] < _WORTHWHILE_IN_FLOAT32:
         return None
     tensors = [states, weight] if bias is None else [states, weight, bias]
     # Subclasses, such as quantized weights, have their own products.
@@ -67,7 +90,8 @@ def _onednn_dtype(states: Tensor, weight: Tensor, bias: Tensor | None) -> torch.
         return None
     dtype = product_dtype(states)
     is_faster = {torch.float32: _HAS_ONEDNN, torch.bfloat16: _HAS_BFLOAT16 and bias is not None}
-    if not is_faster.get(dtype, False) or not torch.backends.mkldnn.enabled:
+    is_large = states.numel() * weight.shape[0] >= _WORTHWHILE
+    if not (dtype in _EMULATED or (is_large and is_faster.get(dtype, False))) or not torch.backends.mkldnn.enabled:
         return None
     # Autocast casts float32, and no other dtype.
     takes = (dtype, torch.float32) if torch.is_autocast_enabled("cpu") else (dtype,)
@@ -82,13 +106,14 @@ def linear(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
     """
     Return `F.linear(states, weight, bias)` up to rounding: (..., C), (D, C), (D,) -> (..., D).
 
-    On an x86 processor, larger products in float32, and in bfloat16 with a bias, run in oneDNN, unless
+    On an x86 processor with AVX-512, larger products in float32, and in bfloat16 with a bias, run in oneDNN. Those in
+    a precision of 16 bits in which the processor does not compute run in float32. Neither happens while
     `torch.backends.mkldnn` is switched off.
     """
-    dtype = _onednn_dtype(states, weight, bias)
+    dtype = _faster_dtype(states, weight, bias)
     if dtype is None:
         return F.linear(states, weight, bias)
-    product = _OneDnnLinear.apply if _has_gradient(states, weight, bias) else _product
+    product = _Linear.apply if _has_gradient(states, weight, bias) else _product
     return _as_rows(product, states, weight, bias, dtype)
 
 
@@ -115,7 +140,7 @@ def hidden_layer(layer: nn.Module, activation: nn.Module, states: Tensor) -> Ten
         and type(activation) in (nn.GELU, GELUActivation)
         and not _has_gradient(states, layer.weight, layer.bias)
     ):
-        dtype = _onednn_dtype(states, layer.weight, layer.bias)
+        dtype = _faster_dtype(states, layer.weight, layer.bias)
         if dtype is not None:
             product = partial(_product, gelu=getattr(activation, "approximate", "none"))
             return _as_rows(product, states, layer.weight, layer.bias, dtype)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import CaeAvError
+from .linear import is_emulated
 from .recompute import is_checkpointed, recomputed
 
 
@@ -93,13 +94,19 @@ def window_bias(
 def _takes_products(tensor: Tensor) -> bool:
     """Return whether attention is computed by products of batches instead of PyTorch's fused kernel."""
     # The fused kernel is slow in bfloat16 on a CPU, above all its backward pass.
-    return tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    is_slow = tensor.dtype == torch.bfloat16 and tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    return is_slow and not is_emulated(tensor)
 
 
 def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, scale: float) -> Tensor:
     """
     Return scaled dot-product attention, (..., M, d), with a bias on the scores that is broadcastable to (..., M, M).
     """
+    if is_emulated(query):
+        with torch.autocast("cpu", enabled=False):
+            mask = None if bias is None else bias.float()
+            attended = F.scaled_dot_product_attention(query.float(), key.float(), value.float(), mask, scale=scale)
+        return attended.to(query.dtype)
     if not _takes_products(query):
         return F.scaled_dot_product_attention(query, key, value, bias, scale=scale)
     scores = (query if scale == 1 else query * scale) @ key.transpose(-1, -2)
