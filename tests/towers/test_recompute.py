@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from caeav_hf.towers import linear
 from caeav_hf.towers.recompute import checkpointed_unit, hidden_states
 from tests.memory_use import MemoryUse
 from tests.modeling.helpers import toy_model
@@ -60,7 +61,8 @@ def test_hidden_states_of_narrow_layers_are_not_stored(channels: int, is_stored:
     assert stored == (hidden.nbytes if is_stored else 0)
 
 
-def test_attention_in_bfloat16_is_stored_except_in_checkpointed_units() -> None:
+def test_attention_in_bfloat16_is_stored_except_in_checkpointed_units(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linear, "_EMULATED", set())
     tower = toy_model().model.vision_tower.bfloat16()
     tokens = torch.randn(2, 256, 16, dtype=torch.bfloat16, requires_grad=True)
     tower.keep_constants(torch.bfloat16)
