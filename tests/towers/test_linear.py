@@ -17,6 +17,7 @@ from caeav_hf import CaeAvConfig, CaeAvForEventLocalization
 from caeav_hf.towers import linear as linear_maps
 from caeav_hf.towers.linear import Linear, hidden_layer, linear, speed_up_linear_layers
 from caeav_hf.towers.windows import biased_attention
+from tests.memory_use import MemoryUse
 
 
 class Operators(TorchDispatchMode):
@@ -184,6 +185,15 @@ def test_bfloat16_is_that_of_pytorch(monkeypatch, emulated):
         found.append([result.float(), states.grad, module.weight.grad, module.bias.grad])
         assert all(gradient.dtype == torch.float32 for gradient in found[-1][1:])
     torch.testing.assert_close(*found, rtol=2.0**-7, atol=2.0**-6)
+
+
+def test_no_cast_weights_are_stored(monkeypatch):
+    monkeypatch.setattr(linear_maps, "_EMULATED", {torch.bfloat16})
+    layer, states = Linear(64, 64), torch.randn(2, 64, requires_grad=True)
+    with MemoryUse() as use, torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+        result = layer(states)
+        assert use.now() < layer.weight.numel()
+    assert result.requires_grad
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -101,7 +101,7 @@ class _AttentionThroughMap(torch.autograd.Function):
         ctx: Any, keys: Tensor, offsets: Tensor, weight: Tensor, bias: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype = product_dtype(keys)
-        ctx.dtypes = keys.dtype, weight.dtype
+        ctx.keys_dtype, stored = keys.dtype, weight
         with torch.autocast(keys.device.type, enabled=False):
             keys, weight = keys.to(dtype), weight.to(dtype)
             scores = at_least_float32(linear(keys, weight)) + offsets[:, None] * bias
@@ -109,15 +109,16 @@ class _AttentionThroughMap(torch.autograd.Function):
             readers = torch.cat([scores.softmax(-1).to(dtype), keys.new_ones(1, len(bias))])
             read = linear(readers, weight.T)
             moved = readers[:-1] @ bias.to(dtype)
-        ctx.save_for_backward(keys, offsets, weight, bias, readers)
+        # Not the weight's copy in `dtype`, which is made again in the backward pass.
+        ctx.save_for_backward(keys, offsets, stored, bias, readers)
         return read[:-1], moved, read[-1]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_gathered: Tensor, of_moved: Tensor, of_sums: Tensor) -> tuple[Tensor, ...]:
-        keys, offsets, weight, bias, readers = ctx.saved_tensors
-        keys_dtype, weight_dtype = ctx.dtypes
+        keys, offsets, stored, bias, readers = ctx.saved_tensors
         with torch.autocast(keys.device.type, enabled=False):
+            weight = stored.to(keys.dtype)
             of_read = torch.cat([of_gathered, of_sums[None]]).to(keys.dtype)
             probs = at_least_float32(readers[:-1])
             of_probs = at_least_float32(linear(of_read[:-1], weight)) + of_moved[:, None] * bias
@@ -127,7 +128,7 @@ class _AttentionThroughMap(torch.autograd.Function):
             of_scores = of_scores.to(keys.dtype)
             of_keys = linear(of_scores, weight.T)
             of_weight = linear(torch.cat([of_scores, readers]).T, torch.cat([keys, of_read]).T)
-        return of_keys.to(keys_dtype), of_offsets, of_weight.to(weight_dtype), of_bias
+        return of_keys.to(ctx.keys_dtype), of_offsets, of_weight.to(stored.dtype), of_bias
 
 
 class GroupedLinear(nn.Module):

@@ -93,7 +93,7 @@ class InteractionOutput:
 
 
 class Step(GradientCheckpointingLayer):
-    """A unit that gradient checkpointing recomputes as a whole: a frozen block that runs alone, or half a pair."""
+    """A unit that gradient checkpointing recomputes as a whole: frozen blocks between two pairs, or half a pair."""
 
     def forward(self, function: Callable[..., Any], *inputs: Any) -> Any:
         if not (self.gradient_checkpointing and self.training):

@@ -209,7 +209,7 @@ class TowerReader:
 
         Args:
             inputs: N inputs.
-            run: Runs a block, see [`TowerWalk`].
+            run: Runs blocks, see [`TowerWalk`].
         """
         walk = self.walk(self.embed(inputs), run)
         walk.finish()
@@ -231,6 +231,16 @@ class TowerReader:
         return TowerWalk(self, tokens, run, start, ends)
 
 
+def _in_sequence(tokens: Tensor, *blocks: FrozenBlock) -> Tensor:
+    for block in blocks:
+        tokens = block(tokens)
+    return tokens
+
+
+def _call(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
+    return function(*inputs)
+
+
 class TowerWalk:
     """
     The state of tokens that pass through the blocks of a tower. Blocks are numbered from 0 over all stages.
@@ -238,7 +248,7 @@ class TowerWalk:
     Args:
         reader: Reader of the tower.
         tokens: (N, L, C) embedded tokens.
-        run: Runs a block that does not interact, `run(block, tokens)`.
+        run: Runs blocks that do not interact, `run(function, tokens, *blocks)`.
         start: Number of the next block. Unless it is 0, `tokens` are those that `run_to(start)` left, of a walk with
             these `ends`.
         ends: See above.
@@ -259,7 +269,7 @@ class TowerWalk:
         self.tokens = tokens
         self.ends: list[Tensor] = [*ends]
         self._reader = reader
-        self._run = run or FrozenBlock.__call__
+        self._run = run or _call
         self._schedule = [(stage, index) for stage, size in enumerate(reader.stages) for index in range(size.depth)]
         self._blocks: list[FrozenBlock] = []
         self._stage = -1  # of these blocks
@@ -273,14 +283,17 @@ class TowerWalk:
         Run all blocks before block `number` and return that block. The caller runs it on `tokens` and assigns the
         result to `tokens`.
         """
-        self.run_to(number)
+        # Recomputing two blocks needs less memory than recomputing one that interacts, and stores a state less.
+        self.run_to(number, at_once=2)
         return self._next()
 
-    def run_to(self, number: int) -> None:
-        """Run all blocks before block `number`."""
+    def run_to(self, number: int, at_once: int = 1) -> None:
+        """Run all blocks before block `number`, up to `at_once` of a stage in a call of `run`."""
         while self._count < number:
-            block = self._next()
-            self.tokens = self._run(block, self.tokens)
+            blocks = [self._next()]
+            while len(blocks) < at_once and self._count < number and self._schedule[self._count][0] == self._stage:
+                blocks.append(self._next())
+            self.tokens = self._run(_in_sequence, self.tokens, *blocks)
 
     def finish(self) -> Tensor:
         """Run the remaining blocks and return the tokens, before the final norm."""

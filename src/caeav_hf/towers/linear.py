@@ -33,26 +33,31 @@ _WORTHWHILE, _WORTHWHILE_IN_FLOAT32 = 2**22, 2**16
 
 
 class _Linear(torch.autograd.Function):
+    """A product in the dtype of the rows. The weight is stored as it is and cast again in the backward pass."""
+
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         of_rows, of_weight, _ = ctx.needs_input_grad
         ctx.save_for_backward(rows if of_weight else None, weight if of_rows else None)
+        ctx.dtypes = weight.dtype, None if bias is None else bias.dtype
         return _product(rows, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         rows, weight = ctx.saved_tensors
         of_rows, of_weight, of_bias = ctx.needs_input_grad
+        weight_dtype, bias_dtype = ctx.dtypes
         # By `linear` again, so that the results are differentiable too.
         return (
-            linear(gradient, weight.T) if of_rows else None,
-            linear(gradient.T, rows.T) if of_weight else None,
-            gradient.sum(0) if of_bias else None,
+            linear(gradient, weight.T.to(gradient.dtype)) if of_rows else None,
+            linear(gradient.T, rows.T).to(weight_dtype) if of_weight else None,
+            gradient.sum(0, dtype=bias_dtype) if of_bias else None,
         )
 
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, gelu: str | None = None) -> Tensor:
-    """Return a product, or its GELU: exact (`"none"`) or approximated (`"tanh"`)."""
+    """Return a product in the dtype of `rows`, or its GELU: exact (`"none"`) or approximated (`"tanh"`)."""
+    weight, bias = weight.to(rows.dtype), None if bias is None else bias.to(rows.dtype)
     if rows.dtype in _EMULATED:
         with torch.autocast("cpu", enabled=False):
             product = F.linear(rows.float(), weight.float(), None if bias is None else bias.float()).to(rows.dtype)
@@ -122,8 +127,7 @@ def _as_rows(
 ) -> Tensor:
     # As rows: of more dimensions, the result would be a view, which PyTorch does not allow to be changed in place.
     rows = states.reshape(-1, states.shape[-1]).to(dtype)
-    result = product(rows, weight.to(dtype), None if bias is None else bias.to(dtype))
-    return result.view(*states.shape[:-1], weight.shape[0])
+    return product(rows, weight, bias).view(*states.shape[:-1], weight.shape[0])
 
 
 class Linear(nn.Linear):
