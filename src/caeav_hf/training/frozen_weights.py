@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import nn
 
 from ..towers.frozen import is_adapted
@@ -61,6 +61,9 @@ def cast_linear_layers(dtype: torch.dtype, tower: nn.Module) -> None:
 def _load(model: nn.Module, tower: nn.Module, file: Path) -> None:
     """Load the weights of a tower from a memory-mapped file, which is read only when they are used."""
     prefix = next(name for name, module in model.named_modules() if module is tower) + "."
-    weights = {name.removeprefix(prefix): w for name, w in load_file(file).items() if name.startswith(prefix)}
+    # One by one, since each tensor that is mapped takes some pages.
+    with safe_open(file, framework="pt") as stored:
+        names = stored.keys()
+        weights = {name.removeprefix(prefix): stored.get_tensor(name) for name in names if name.startswith(prefix)}
     tower.load_state_dict(weights, strict=False, assign=True)
     tower.forget()  # type: ignore[operator]
