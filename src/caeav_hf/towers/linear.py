@@ -57,11 +57,14 @@ class _Linear(torch.autograd.Function):
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor | None, gelu: str | None = None) -> Tensor:
     """Return a product in the dtype of `rows`, or its GELU: exact (`"none"`) or approximated (`"tanh"`)."""
-    weight, bias = weight.to(rows.dtype), None if bias is None else bias.to(rows.dtype)
-    if rows.dtype in _EMULATED:
+    dtype = rows.dtype
+    if dtype in _EMULATED:
+        # Rounded as where the processor computes in `dtype`.
+        wide_weight, wide_bias = weight.to(dtype).float(), None if bias is None else bias.to(dtype).float()
         with torch.autocast("cpu", enabled=False):
-            product = F.linear(rows.float(), weight.float(), None if bias is None else bias.float()).to(rows.dtype)
+            product = F.linear(rows.float(), wide_weight, wide_bias).to(dtype)
         return F.gelu(product, approximate=gelu) if gelu else product
+    weight, bias = weight.to(dtype), None if bias is None else bias.to(dtype)
     return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, "gelu" if gelu else "none", [], gelu or "")
 
 
