@@ -202,6 +202,15 @@ def test_the_mean_of_a_cross_modal_map_copies_no_tokens() -> None:
     assert_close(mean, module(other).mean(1))
 
 
+def test_attention_through_a_map_stores_no_copy_of_its_weight() -> None:
+    module, other = CrossModalMap(512, 512, 16, 16), torch.randn(1, 512, 16, requires_grad=True)
+    with MemoryUse() as use, torch.autocast("cpu", dtype=torch.bfloat16, cache_enabled=False):
+        gathered, _ = module.attend_and_mean(torch.randn(2, 16), other)
+        assert use.now() < module.tokens.weight.nbytes / 4
+    (gradient,) = torch.autograd.grad(gathered.sum(), module.tokens.weight)
+    assert gradient.dtype == torch.float32
+
+
 @pytest.mark.parametrize("formulation", ["paper", "official"])
 def test_checkpointing_recomputes_one_layer_of_case_at_a_time(formulation: str) -> None:
     model = toy_model(formulation=formulation).train()

@@ -66,6 +66,23 @@ def shake(module: nn.Module) -> nn.Module:
     return module.eval()
 
 
+@torch.no_grad()
+def test_blocks_between_two_that_interact_run_in_twos_within_a_stage() -> None:
+    sizes = {"depths": [1, 5], "num_heads": [1, 2], "pretrained_window_sizes": [0, 0]}
+    config = CaeAvVisionConfig(image_size=32, embed_dim=16, window_size=4, **sizes)
+    reader, images = TowerReader(shake(SwinV2Tower(config))), torch.randn(2, 3, 32, 32)
+    calls = []
+
+    def count(function: Any, tokens: torch.Tensor, *blocks: Any) -> torch.Tensor:
+        calls.append(len(blocks))
+        return function(tokens, *blocks)
+
+    walk = reader.walk(reader.embed(images), count)
+    walk.tokens = walk.reach(4)(walk.tokens)
+    assert calls == [1, 2, 1]
+    torch.testing.assert_close(walk.finish(), reader.walk(reader.embed(images)).finish())
+
+
 @settings(max_examples=8, deadline=None)
 @given(
     grid=st.sampled_from([8, 12, 16, 20]),
