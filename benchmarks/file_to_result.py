@@ -93,7 +93,9 @@ def measure_parts(
     tokens, times = timed(lambda: processor(**{f"{name}s": [value] for name, value in text.items()}))
     yield "  caption tokens", times
     with torch.no_grad():
-        encoded = timed(lambda: [encoder.get_caption_features(tokens[f"{name}_ids"]) for name in text])
+        encoded = timed(
+            lambda: [encoder.get_caption_features(tokens[f"{name}_ids"], tokens[f"{name}_mask"]) for name in text]
+        )
     yield PARTS[2], encoded[1]
     outputs, times = timed(lambda: pipe.forward([decoded]))  # its captions are cached by now
     yield PARTS[3], times

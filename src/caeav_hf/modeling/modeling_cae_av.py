@@ -437,6 +437,10 @@ class CaeAvModel(FrozenTowersMixin, CaeAvPreTrainedModel):
     def has_frozen_part(self) -> bool:
         return self.num_frozen_pairs() > 0
 
+    @property
+    def reads_padding(self) -> bool:
+        return self.config.is_official
+
     def _layers(self) -> list[InteractionLayer]:
         """Return the layers of the method in order."""
         return [cast(InteractionLayer, layer) for stage in self.interactions for layer in cast(nn.ModuleList, stage)]
@@ -686,7 +690,7 @@ class CaeAvModel(FrozenTowersMixin, CaeAvPreTrainedModel):
             return None
         given = []
         for ids, mask, embeds in sources:
-            features = embeds if embeds is not None else self.get_caption_features(cast(Tensor, ids))
+            features = embeds if embeds is not None else self.get_caption_features(cast(Tensor, ids), mask)
             given.append((features.to(self.dtype), None if mask is None else mask.bool()))
         if device is not None and anywhere(bool(given), device) and not given:
             nothing = torch.zeros(batch_size, 1, self.config.text_config.hidden_size, dtype=self.dtype, device=device)

@@ -358,6 +358,11 @@ class FrozenTowersMixin:
         """Whether the towers compute something from a clip that no step of training changes."""
         raise NotImplementedError
 
+    @property
+    def reads_padding(self) -> bool:
+        """Whether features of the padding behind captions change the model's outputs."""
+        return False
+
     def use_tower_cache(self, folder: str | os.PathLike) -> None:
         """
         Store what the towers compute before the first trained layer in a folder, and read it for clips that come
@@ -416,11 +421,10 @@ class FrozenTowersMixin:
 
         Args:
             ids: (B, N) token ids of captions.
-            mask: Unused, since attention in CLIP's text tower is causal; accepted so that a tokenizer's output can be
-                passed.
+            mask: (B, N), true for real tokens. Padding is then not encoded, unless the model reads it.
 
         Returns:
-            (B, N, D) features of the text tower.
+            (B, N, D) features of the text tower, zero where padding is not encoded.
 
         Raises:
             CaeAvError: The model has no text tower.
@@ -432,4 +436,6 @@ class FrozenTowersMixin:
                 "and `audio_caption_embeds`"
             )
         # In training on precomputed caption features, the text tower may stay on the CPU.
-        return text_tower(ids.to(text_tower.ln_final.weight.device)).to(ids.device)
+        if self.reads_padding:
+            mask = None
+        return text_tower(ids.to(text_tower.ln_final.weight.device), mask).to(ids.device)

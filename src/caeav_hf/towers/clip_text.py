@@ -4,6 +4,7 @@ import math
 from collections import OrderedDict
 
 import torch
+import torch.nn.functional as F
 from open_clip.transformer import LayerNorm, QuickGELU, TextTransformer
 from torch import Tensor, nn
 
@@ -107,33 +108,45 @@ class ClipTextTower(TextTransformer):
         """Clear the cache."""
         self._cache.clear()
 
-    def forward(self, ids: Tensor) -> Tensor:
+    def forward(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
         """
         Encode token ids (B, N) to token features (B, N, D) through the cache; equal rows are encoded once.
+
+        Attention is causal, so padding behind a text changes nothing in it. With `mask` (B, N), true for real tokens,
+        it is not encoded, and its features are zero.
 
         Each row is encoded separately. In a batch its last bits would differ, which can change CASE's choice between
         similar tokens, and training on precomputed features would differ from training without them.
 
         A tower that is trained, fully or by LoRA, does not use the cache. Nor does a compiled graph, which encodes all
-        rows at once.
+        rows at once, with padding.
         """
         if torch.compiler.is_compiling():
             return self.encode(ids)
+        size = ids.shape[1]
+        if mask is None:
+            ends = [size] * len(ids)
+        else:
+            positions = mask.bool() * torch.arange(1, size + 1, device=mask.device)
+            # One token of a row without text, since operations on no token at all are not defined everywhere.
+            ends = positions.amax(1).clamp(min=1).tolist()
         if is_adapted(self) or any(parameter.requires_grad for parameter in self.parameters()):
             self.forget()
-            return torch.cat([self.encode(row) for row in ids.split(1)])
-        return self._encode_once(ids)
+            features = [self.encode(row[None, :end])[0] for row, end in zip(ids, ends, strict=True)]
+        else:
+            features = self._encode_once(ids, ends)
+        return torch.stack([F.pad(row, (0, 0, 0, size - len(row))) for row in features])
 
     @torch.no_grad()
-    def _encode_once(self, ids: Tensor) -> Tensor:
+    def _encode_once(self, ids: Tensor, ends: list[int]) -> list[Tensor]:
         weights = fingerprint(self.parameters())
         if weights != self._cached_weights:
             self._cache.clear()
             self._cached_weights = weights
-        rows = [row.tobytes() for row in ids.cpu().numpy()]
+        rows = [row[:end].tobytes() for row, end in zip(ids.cpu().numpy(), ends, strict=True)]
         missing = {row: index for index, row in enumerate(rows) if row not in self._cache}
-        fresh = {row: self.encode(ids[index : index + 1])[0] for row, index in missing.items()}
-        features = torch.stack([fresh[row] if row in fresh else self._cache[row] for row in rows])
+        fresh = {row: self.encode(ids[index, : ends[index]][None])[0] for row, index in missing.items()}
+        features = [fresh[row] if row in fresh else self._cache[row] for row in rows]
         for row in rows:
             self._cache[row] = fresh[row] if row in fresh else self._cache[row]
             self._cache.move_to_end(row)

@@ -224,7 +224,7 @@ class SsuFormerForSoundSourceUnderstanding(SsuFormerPreTrainedModel):
                 f"`visual_caption_*` must have one row per clip ({frames.batch_size}) and a mask of the same length, "
                 f"got {tuple(given.shape)} and mask {None if mask is None else tuple(mask.shape)}"
             )
-        features = embeds if embeds is not None else self.model.get_caption_features(cast(Tensor, ids))
+        features = embeds if embeds is not None else self.model.get_caption_features(cast(Tensor, ids), mask)
         real = torch.ones(given.shape[:2], dtype=torch.bool, device=given.device) if mask is None else mask.bool()
         present = real.any(1)
         clip = frames.clip_of_frame(given.device)
