@@ -98,12 +98,15 @@ def main() -> None:
     torch.set_num_threads(settings.threads)
     result: dict[str, Any] = {"settings": vars(settings), "machine": describe_machine(settings), "precisions": {}}
     for precision in precisions:
-        result["precisions"][precision] = {
-            f"{name}, {way}": measure(settings, precision, name, way) for name, way in CASES if name in names
-        }
+        cases = result["precisions"][precision] = {}
+        for name, way in CASES:
+            if name not in names:
+                continue
+            cases[f"{name}, {way}"] = measure(settings, precision, name, way)
+            # A case takes many minutes, so a run that is stopped keeps those before.
+            if out is not None:
+                out.write_text(json.dumps(result, indent=2) + "\n")
     print(report(result))
-    if out is not None:
-        out.write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":
