@@ -53,15 +53,14 @@ def test_features_with_and_without_padding_are_kept_apart(tower: ClipTextTower) 
         assert_close(tower(ids, mask), whole * mask[..., None], rtol=1e-4, atol=1e-5)
 
 
-def test_a_text_ends_with_its_last_real_token(tower: ClipTextTower) -> None:
+def test_a_text_ends_with_its_last_real_token_if_it_has_one(tower: ClipTextTower) -> None:
     ids, mask = texts(tower)
     mask[1, 2] = 0
     mask[3] = 0
     features = tower(ids, mask)
     # Attention is causal: real tokens attend to those before them, be they real or not.
     assert_close(features[1], tower(ids[1:2])[0] * (torch.arange(9) < 7)[:, None], rtol=1e-4, atol=1e-5)
-    assert features.isfinite().all()
-    assert not features[3, 1:].any()
+    assert_close(features[3], tower(ids[3:])[0], rtol=1e-4, atol=1e-5)
 
 
 def test_only_the_official_formulation_reads_padding() -> None:

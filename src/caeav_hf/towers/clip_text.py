@@ -128,8 +128,8 @@ class ClipTextTower(TextTransformer):
             ends = [size] * len(ids)
         else:
             positions = mask.bool() * torch.arange(1, size + 1, device=mask.device)
-            # One token of a row without text, since operations on no token at all are not defined everywhere.
-            ends = positions.amax(1).clamp(min=1).tolist()
+            # A row without any real token is encoded whole, as in a graph.
+            ends = [end or size for end in positions.amax(1).tolist()]
         if is_adapted(self) or any(parameter.requires_grad for parameter in self.parameters()):
             self.forget()
             features = [self.encode(row[None, :end])[0] for row, end in zip(ids, ends, strict=True)]
