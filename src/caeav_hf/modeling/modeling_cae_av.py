@@ -437,10 +437,6 @@ class CaeAvModel(FrozenTowersMixin, CaeAvPreTrainedModel):
     def has_frozen_part(self) -> bool:
         return self.num_frozen_pairs() > 0
 
-    @property
-    def reads_padding(self) -> bool:
-        return self.config.is_official
-
     def _layers(self) -> list[InteractionLayer]:
         """Return the layers of the method in order."""
         return [cast(InteractionLayer, layer) for stage in self.interactions for layer in cast(nn.ModuleList, stage)]

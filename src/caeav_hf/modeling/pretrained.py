@@ -358,11 +358,6 @@ class FrozenTowersMixin:
         """Whether the towers compute something from a clip that no step of training changes."""
         raise NotImplementedError
 
-    @property
-    def reads_padding(self) -> bool:
-        """Whether features of the padding behind captions change the model's outputs."""
-        return False
-
     def use_tower_cache(self, folder: str | os.PathLike) -> None:
         """
         Store what the towers compute before the first trained layer in a folder, and read it for clips that come
@@ -421,7 +416,7 @@ class FrozenTowersMixin:
 
         Args:
             ids: (B, N) token ids of captions.
-            mask: (B, N), true for real tokens. Padding is then not encoded, unless the model reads it.
+            mask: (B, N), true for real tokens. Padding is then not encoded, except in the official formulation.
 
         Returns:
             (B, N, D) features of the text tower, zero where padding is not encoded.
@@ -435,7 +430,8 @@ class FrozenTowersMixin:
                 "the model has no text tower (`use_text_tower=False`): pass caption features, `visual_caption_embeds` "
                 "and `audio_caption_embeds`"
             )
-        # In training on precomputed caption features, the text tower may stay on the CPU.
-        if self.reads_padding:
+        if self.config.is_official:
+            # The authors' code attends to all positions, padding included.
             mask = None
+        # In training on precomputed caption features, the text tower may stay on the CPU.
         return text_tower(ids.to(text_tower.ln_final.weight.device), mask).to(ids.device)

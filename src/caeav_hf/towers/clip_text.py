@@ -145,7 +145,7 @@ class ClipTextTower(TextTransformer):
             self._cached_weights = weights
         rows = [row[:end].tobytes() for row, end in zip(ids.cpu().numpy(), ends, strict=True)]
         missing = {row: index for index, row in enumerate(rows) if row not in self._cache}
-        fresh = {row: self.encode(ids[index, : ends[index]][None])[0] for row, index in missing.items()}
+        fresh = {row: self.encode(ids[index : index + 1, : ends[index]])[0] for row, index in missing.items()}
         features = [fresh[row] if row in fresh else self._cache[row] for row in rows]
         for row in rows:
             self._cache[row] = fresh[row] if row in fresh else self._cache[row]
