@@ -99,6 +99,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--measure", action="store_true", help="measure event localization instead of computing")
     parser.add_argument("--size", default="full", choices=("full", "toy"))
+    parser.add_argument("--formulation", choices=("paper", "official"), help="to measure; default: the preset's")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=2, help="timed steps")
@@ -114,7 +115,7 @@ def main() -> None:
         task="ave",
         size=arguments.size,
         method=None,
-        formulation=None,
+        formulation=arguments.formulation,
         device=arguments.device,
         threads=arguments.threads,
         batch_size=1,

@@ -214,7 +214,7 @@ def test_attention_through_a_map_stores_no_copy_of_its_weight() -> None:
 @pytest.mark.parametrize("formulation", ["paper", "official"])
 def test_checkpointing_recomputes_one_layer_of_case_at_a_time(formulation: str) -> None:
     model = toy_model(formulation=formulation).train()
-    model.activation_checkpointing_enable()
+    model.gradient_checkpointing_enable()
     case, layout = model.model.case, FrameLayout(2, 4)
     visual, audio = (torch.randn(8, 40, 128, requires_grad=True) for _ in range(2))
     captions = Captions(torch.randn(2, 8, 128), torch.randn(2, 8, 128))

@@ -5,7 +5,6 @@ An answer has limits, whatever the server says and however slowly: of time as a 
 followed, since frames, sound and key are for the given server alone, and answers are read uncompressed.
 """
 
-import asyncio
 import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -117,7 +116,7 @@ class ServerCaptioner(Captioner):
             response = fsspec.asyn.sync(fsspec.asyn.get_loop(), self._post, json.dumps(content).encode())
         except CaptioningError as error:
             return error
-        except (TimeoutError, asyncio.TimeoutError):
+        except TimeoutError:
             return CaptioningError("timeout", f"{self.url} has not answered after {self.timeout:g} s")
         except (aiohttp.ClientError, OSError, ValueError) as error:
             # The messages of aiohttp may name the address.

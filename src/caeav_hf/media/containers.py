@@ -42,6 +42,9 @@ AUDIO_JITTER = 0.02
 # Seconds by which seeking aims earlier than wanted: decoders of sound need some packets before they are exact.
 SEEK_MARGIN = 0.5
 
+# Metadata need not be UTF-8, and none of it is read here. PyAV 19 no longer has the option, and takes any bytes.
+_METADATA = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+
 # Demuxers that read one self-contained file. Playlists and scripts (hls, concat, dash, sdp, ...) are left out because
 # they make FFmpeg open files and addresses other than the given one.
 _FORMATS = (
@@ -167,13 +170,12 @@ class MediaFile:
                 if not isinstance(self.target, str) and not self.is_pipe:
                     self.target.seek(0)
                 try:
-                    # Metadata need not be UTF-8, and none of it is read here.
                     container = av.open(
                         self.target,
                         mode="r",
                         options=probing.decoder_options,
                         container_options={**options, **probing.options},
-                        metadata_errors="replace",
+                        **_METADATA,
                         **how,
                     )
                 except av.FFmpegError as error:

@@ -9,7 +9,6 @@ whatever size the server announces: `CAEAV_DOWNLOAD_MAX_MB`, megabytes (1024 by 
 `CAEAV_DOWNLOAD_TIMEOUT`, seconds for a whole file (120 by default).
 """
 
-import asyncio
 import io
 import re
 import tempfile
@@ -111,7 +110,7 @@ def fetch(address: str) -> FetchedFile:
     except MediaError:
         target.close()
         raise
-    except (TimeoutError, asyncio.TimeoutError) as error:
+    except TimeoutError as error:
         target.close()
         raise _too_slow(name, seconds) from error
     except Exception as error:

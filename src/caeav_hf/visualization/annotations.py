@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,7 @@ def write_eaf(
         "ANNOTATION_DOCUMENT",
         {
             "AUTHOR": "caeav-hf",
-            "DATE": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "DATE": datetime.now(UTC).isoformat(timespec="seconds"),
             "FORMAT": "3.0",
             "VERSION": "3.0",
             "xmlns:xsi": "http://www.w3.org/2001/XMLSchema-instance",

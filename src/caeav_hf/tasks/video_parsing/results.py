@@ -86,7 +86,7 @@ class ParsedSegments:
         def track(active: np.ndarray, scores: np.ndarray) -> list[dict[str, Any]]:
             found = [
                 interval
-                for label_id in active.any(0).nonzero()[0].tolist()
+                for label_id in np.flatnonzero(active.any(0)).tolist()
                 for interval in intervals_of(
                     active[:, label_id].nonzero()[0].tolist(),
                     scores[:, label_id],
