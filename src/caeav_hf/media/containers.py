@@ -363,7 +363,7 @@ def try_packet(stream: Any, packet: Any) -> list[Any] | None:
     """Do as [`decode_packet`], but return None if the packet is damaged."""
     try:
         return stream.decode(packet)
-    except av.FFmpegError as error:
+    except (av.FFmpegError, ValueError) as error:  # the second in PyAV 19, once its decoder could not be opened
         if isinstance(error, MemoryError):
             raise
         if is_short(8 * getattr(stream, "width", 0) * getattr(stream, "height", 0)):
