@@ -69,7 +69,7 @@ def measure(arguments: tuple[Settings, str]) -> tuple[float, float, float]:
     model = get_task(settings.task).model_class(config).to(settings.device).train()
     checkpointing = "gradient-checkpointing" in switches
     if checkpointing:
-        model.activation_checkpointing_enable()
+        model.gradient_checkpointing_enable()  # the name that all supported versions have
     dtype = torch.bfloat16 if "bf16" in switches else None
     optimizer = build_optimizer(model, Recipe())
     if "optimizer-in-backward" in switches:
