@@ -448,6 +448,26 @@ def test_a_forked_process_does_not_wait_for_the_threads_of_what_its_parent_decod
         child.kill()
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_ffmpegs_log_does_not_keep_decoding_from_ending(tmp_path):
+    """A decoder's threads that find errors wait for Python's lock to log them."""
+    path = corrupt(write_clip(tmp_path / "noise.mp4", seconds=6, size=(240, 320)), 0.2, 0.9)
+
+    def decode() -> None:
+        av.logging.set_level(av.logging.ERROR)
+        logging.getLogger("libav").setLevel(logging.CRITICAL)
+        for _ in range(15):
+            load(path, 2, num_threads=4)
+
+    child = multiprocessing.get_context("fork").Process(target=decode)
+    child.start()
+    child.join(timeout=60)
+    try:
+        assert child.exitcode == 0
+    finally:
+        child.kill()
+
+
 # Segments spread over the clip
 
 

@@ -187,7 +187,7 @@ class MediaFile:
                             f"{self.name}: takes more memory than there is, or {probing.too_many}; {_EXPECTED}"
                         ) from error
                     continue
-                with container:
+                with container, _idle_at_the_end(container):
                     if len(container.streams) <= probing.streams:
                         yield container
                         return
@@ -207,6 +207,22 @@ class MediaFile:
         elif not self.is_address and not self.is_pipe:
             with open(self.target.removeprefix("file:"), "rb", buffering=0) as file:
                 check_headers(file, self.name)
+
+
+@contextmanager
+def _idle_at_the_end(container: Any) -> Iterator[None]:
+    """
+    Wait for the threads of a container's decoders before it is closed.
+
+    PyAV keeps Python's lock while it frees a decoder, which waits for its threads. Where somebody has turned FFmpeg's
+    log on (`av.logging.set_level`), a thread that finds an error waits for that lock in turn.
+    """
+    try:
+        yield
+    finally:
+        for stream in container.streams:
+            if stream.codec_context is not None:
+                stream.codec_context.flush_buffers()
 
 
 def _mode_of(path: str) -> int:
