@@ -31,9 +31,11 @@ SMALL = {
     "cross_modal_grouping_depth": 1,
 }
 
-# For graphs of heads: the graph of event localization holds the rest.
+# For graphs of heads, on the towers alone: the graph of event localization holds the rest.
 SMALLEST = {
     **SMALL,
+    "interaction": "avmoe",
+    "adapter_stages": (),
     "vision_config": {**SMALL["vision_config"], "depths": (1, 1)},
     "audio_config": {**SMALL["audio_config"], "depths": (1, 1)},
     "use_case": False,
