@@ -100,13 +100,17 @@ def assert_all_same(given, expected):
 
 
 def test_results_and_warnings_are_the_same(kinds, caplog):
+    def own_messages():
+        # Old versions of torchvision have FFmpeg log its errors too.
+        return [record.getMessage() for record in caplog.records if record.name.startswith("caeav_hf")]
+
     for path in kinds.values():
         with caplog.at_level(logging.WARNING):
-            expected, warnings = everything_of(path), [record.getMessage() for record in caplog.records]
+            expected, warnings = everything_of(path), own_messages()
             caplog.clear()
             with guarded_decoding():
                 given = everything_of(path)
-            assert [record.getMessage() for record in caplog.records] == warnings
+            assert own_messages() == warnings
             assert bool(warnings) == (path.stem == "truncated")
             caplog.clear()
         assert_all_same(given, expected)
