@@ -82,6 +82,28 @@ def test_endless_answers_end(head):
         (response(b"a\x1b[2J" * 10**5, "429 Slow", Retry_After="1e400"), "rate_limited"),
         (response(b"no", "418 Teapot"), "rejected"),
     ],
+    ids=[
+        "a page",
+        "deep JSON",
+        "half a character",
+        "parts without text",
+        "choices that are no list",
+        "null",
+        "no UTF-8",
+        "empty",
+        "no content",
+        "unpacks to 10 MB",
+        "cut off",
+        "negative length",
+        "no chunks",
+        "name with control characters",
+        "long header",
+        "closed at once",
+        "no HTTP",
+        "wait that is no number",
+        "long control characters",
+        "status 418",
+    ],
 )
 def test_answers_that_are_none(content, reason):
     with raw_server(content) as server:
